@@ -74,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--install-service", action="store_true", help="start it at boot and when it dies: a systemd user unit, or cron"
     )
     mode.add_argument("--remove-service", action="store_true", help="undo --install-service")
-    mode.add_argument("--demo", action="store_true", help="manager, this machine as a host, three example workers")
+    mode.add_argument(
+        "--demo", action="store_true", help="run a demo: a manager, this machine as a host, three workers"
+    )
     made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
     return made
 

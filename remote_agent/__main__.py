@@ -36,7 +36,7 @@ def _command_line(words: list[str]) -> int:
     status = commands.add_parser("status", help="show the agents and workers of this host")
     status.add_argument("--dir", help="one agent's directory (default: all below PROCGUARD_HOME or ~/.procguard)")
     tail = commands.add_parser("tail", help="print the end of a worker's log, e.g. `tail worker1 -f`")
-    tail.add_argument("worker", help="the worker's id")
+    tail.add_argument("worker", help="worker id")
     tail.add_argument("--dir", help="as for status")
     tail.add_argument("-n", "--lines", type=int, default=50, help="how many lines (default 50)")
     tail.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C, across restarts")

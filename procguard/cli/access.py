@@ -1,4 +1,4 @@
-"""The operator's tasks about who may do what: tokens, agents and their secrets, launchers that wait, the audit.
+"""Commands for access control: tokens, agents and their secrets, pending launchers, the audit log.
 
 Registered by app.py, which says what all tasks have in common.
 """
@@ -18,8 +18,8 @@ from procguard.errors import UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
-_AGENT_HELP = {"agent": "its id, as `invoke agents` shows it; of a launcher its worker's id does"}
-_FINGERPRINT = {"fingerprint": "which of several that wait under one id, as both sides show it"}
+_AGENT_HELP = {"agent": "agent id, as shown by `invoke agents`; for a launcher, its worker id"}
+_FINGERPRINT = {"fingerprint": "fingerprint, if several launchers are pending under one id"}
 
 # ---------------------------------------------------------------------------------------------------- agents
 
@@ -27,10 +27,10 @@ _FINGERPRINT = {"fingerprint": "which of several that wait under one id, as both
 @operator_task(
     name="list",
     default=True,
-    help={"skew": "only those of another release than the manager's"},
+    help={"skew": "only agents whose release differs from the manager's"},
 )
 def agents_list(skew: bool = False, output: OutputOptions = OUTPUT) -> None:
-    """All agents with their releases, and launchers that wait for approval. Example: invoke agents --skew
+    """List agents with their releases, and pending launchers. Example: invoke agents --skew
 
     An agent of another release than the manager's works on; `invoke upgrade` brings it the manager's. Who waits is let
     in by invoke approve worker1.
@@ -50,28 +50,28 @@ def agents_list(skew: bool = False, output: OutputOptions = OUTPUT) -> None:
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
 def approve(agent: str, fingerprint: str = "") -> None:
-    """Let a hand-started launcher in; compare its fingerprint first. Example: invoke approve launcher:worker1"""
+    """Approve a pending launcher. Compare its fingerprint first. Example: invoke approve launcher:worker1"""
     connect().decide(_launcher_id(agent), "approve", fingerprint)
     say(f"{_launcher_id(agent)}: approved")
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
 def deny(agent: str, fingerprint: str = "") -> None:
-    """Send a hand-started launcher away. Example: invoke deny launcher:worker1"""
+    """Deny a pending launcher. Example: invoke deny launcher:worker1"""
     connect().decide(_launcher_id(agent), "deny", fingerprint)
     say(f"{_launcher_id(agent)}: denied")
 
 
-@operator_task(("agent",), name="revoke", help={"agent": "its id, as `invoke agents` shows it"})
+@operator_task(("agent",), name="revoke", help={"agent": "agent id, as shown by `invoke agents`"})
 def agents_revoke(agent: str) -> None:
-    """End an agent's secret, for one that was stolen; its workers run on. Example: invoke agents.revoke gpu01
+    """Revoke an agent's secret, for example after theft. Its workers keep running. Example: invoke agents.revoke gpu01
 
     A deployment (invoke deploy --limit gpu01) gives it another one; a launcher makes its own and waits for approval.
     """
     connect().revoke_agent(agent)
     launcher = agent.startswith("launcher:")
     then = f"invoke approve {agent}" if launcher else f"invoke deploy --hosts … --limit {agent}"
-    say(hints.commands(f"{agent}: its secret is no longer valid; its workers run on. A new one: {then}"))
+    say(hints.commands(f"{agent}: secret revoked; its workers keep running. To issue a new one: {then}"))
 
 
 @operator_task(
@@ -79,13 +79,13 @@ def agents_revoke(agent: str) -> None:
     name="rotate",
     help={
         "target": "an agent's id or host, a glob like 'gpu*' ('*': all), or conditions: host=gpu01,team=vision",
-        "limit": "only these of them, in the same form: gpu*,!gpu03",
-        "timeout": "how many seconds to wait for agents that are connected (60)",
-        "no_wait": "ask, and return at once",
+        "limit": "narrow the target, in the same form: gpu*,!gpu03",
+        "timeout": "timeout for connected agents, in seconds (default: 60)",
+        "no_wait": "send the request and return at once",
     },
 )
 def agents_rotate(target: str, limit: str = "", timeout: float = 60.0, answer: AnswerOptions = ANSWER) -> None:
-    """Replace agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
+    """Rotate agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
 
     Each agent makes itself a new secret; the old one is valid until the new one was used. Workers run on. Agents that
     are away do it when they return. A secret that was stolen: invoke agents.revoke.
@@ -108,7 +108,7 @@ AGENTS = (agents_list, approve, deny, agents_revoke, agents_rotate)
 
 @operator_task(name="list", default=True)
 def token_list(output: OutputOptions = OUTPUT) -> None:
-    """Tokens by id, scope, name, end and last use; never the tokens themselves. Example: invoke token"""
+    """List tokens: id, scope, name, expiry, last use. Secrets are not shown. Example: invoke token"""
     from procguard.cli.output.listing import listed
     from procguard.console import tables
 
@@ -118,14 +118,14 @@ def token_list(output: OutputOptions = OUTPUT) -> None:
 @operator_task(
     name="create",
     help={
-        "name": "what it is for, e.g. laptop",
-        "scope": "operator (may do all), viewer (may look), enroll (start_worker.sh --token), metrics, agent:ID",
-        "expires": "when it ends: 30d, 12h (default: never)",
-        "uses": "how many launchers an enroll token lets in (default: any number)",
+        "name": "description, e.g. laptop",
+        "scope": "operator (full access), viewer (read-only), enroll (start_worker.sh --token), metrics, agent:ID",
+        "expires": "lifetime: 30d, 12h (default: no expiry)",
+        "uses": "number of launchers that an enroll token admits (default: unlimited)",
     },
 )
 def token_create(name: str = "", scope: str = "operator", expires: str = "", uses: int = 0) -> None:
-    """Make a token; it is shown once. Example: invoke token.create --scope viewer --name wall-screen --expires 30d"""
+    """Create a token. It is shown once. Example: invoke token.create --scope viewer --name wall-screen --expires 30d"""
     if scope not in SCOPES and not scope.startswith(AGENT_SCOPE):
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
     life_s = seconds_of(expires) if expires else None
@@ -135,9 +135,9 @@ def token_create(name: str = "", scope: str = "operator", expires: str = "", use
     say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)
 
 
-@operator_task(("token_id",), name="revoke", help={"token_id": "as `invoke token` shows it"})
+@operator_task(("token_id",), name="revoke", help={"token_id": "token id, as shown by `invoke token`"})
 def token_revoke(token_id: str) -> None:
-    """End a token. Example: invoke token.revoke t-3f2a"""
+    """Revoke a token. Example: invoke token.revoke t-3f2a"""
     connect().revoke_token(token_id)
     say(f"{token_id}: revoked")
 
@@ -158,14 +158,14 @@ def seconds_of(text: str) -> float:
 
 @operator_task(
     help={
-        "actor": "only what this one did, e.g. 'token laptop'",
-        "worker": "only of this worker",
-        "kind": "only of this kind: change, refused, login, logout",
-        "since": "only since then: 10m, 2h, or an ISO time",
-        "until": "only until then",
-        "text": "only with these words in it",
-        "limit": "how many of the newest",
-        "json_": "one JSON object a line",
+        "actor": "filter by actor, e.g. 'token laptop'",
+        "worker": "filter by worker",
+        "kind": "filter by kind: change, refused, login, logout",
+        "since": "start of the range: 10m, 2h, or an ISO 8601 time",
+        "until": "end of the range",
+        "text": "filter by text",
+        "limit": "number of entries, newest first",
+        "json_": "one JSON object per line",
     }
 )
 def audit(
@@ -178,7 +178,7 @@ def audit(
     limit: int = 50,
     json_: bool = False,
 ) -> None:
-    """Who changed what, and from where, newest last; also log-ins and refusals. Example: invoke audit --since 2h"""
+    """Show the audit log: changes, logins and refusals, newest last. Example: invoke audit --since 2h"""
     query = {"actor": actor, "worker": worker, "kind": kind, "since": since, "until": until, "q": text}
     for one in connect().audit(**query, limit=limit):
         if json_:

@@ -1,4 +1,4 @@
-"""The operator's program: `procguard X`, and `invoke X` in a checkout.
+"""The operator's command line: `procguard X`, or `invoke X` in a checkout.
 
 Finds the command, reads its words and runs it; each command's module is imported when it is asked for. Exit codes: 0
 all well, 1 the call was wrong, 2 some hosts or workers failed, 3 the manager can't be reached.
@@ -20,7 +20,7 @@ from procguard.errors import UsageError
 
 # Topic -> module of procguard.cli -> its commands, in the order of the overview.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Begin": {
+    "Getting started": {
         "here": ("demo", "manager", "worker"),
         "setup": ("init", "validate"),
     },
@@ -36,22 +36,22 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         "scheduling": ("move",),
         "forget": ("forget",),
     },
-    "What happened": {
+    "Logs and events": {
         "logs": ("logs",),
         "history": ("search", "events", "explain"),
         "access": ("audit",),
     },
     "Launchers": {"access": ("approve", "deny")},
-    "This program": {"completion": ("completion",), "here": ("version",)},
+    "Command line": {"completion": ("completion",), "here": ("version",)},
 }
 # Group -> (module, its tuple of commands, what the group is about).
 GROUPS = {
     "agents": ("access", "AGENTS", "agents and launchers, their releases and secrets"),
-    "context": ("contexts", "CONTEXT", "which manager the commands talk to"),
-    "managers": ("managers", "MANAGERS", "several managers on one database: who leads; promote"),
-    "notify": ("history", "NOTIFY", "where alerts go"),
-    "operations": ("operations", "OPERATIONS", "commands for many workers: list, show, cancel, retry"),
-    "state": ("state", "STATE", "the manager's own state: show, backup, export, import, migrate, rebuild"),
+    "context": ("contexts", "CONTEXT", "the manager that commands use"),
+    "managers": ("managers", "MANAGERS", "several managers on one database: list, promote"),
+    "notify": ("history", "NOTIFY", "notification targets"),
+    "operations": ("operations", "OPERATIONS", "batch operations: list, show, cancel, retry"),
+    "state": ("state", "STATE", "the manager's state: show, backup, export, import, migrate, rebuild"),
     "token": ("access", "TOKENS", "tokens: create, list, revoke"),
 }
 ALIASES = {"status": "ps"}
@@ -152,14 +152,14 @@ def run(words: Sequence[str]) -> None:
 
 def print_overview() -> None:
     """Every command by topic, with its first sentence."""
-    say(f"usage: {hints.form()} COMMAND [options]        {hints.form()} COMMAND -h: its help")
+    say(f"usage: {hints.form()} COMMAND [options]        {hints.form()} COMMAND -h: help for a command")
     say("From a list of SSH hosts to a supervised, self-healing fleet of long-running jobs.")
     wide = parser.width()
     for topic, modules in TOPICS.items():
         say()
         say(topic)
         for name in (name for names in modules.values() for name in names):
-            about = "Run one worker by hand, here" if name == LAUNCHER else command(name).summary
+            about = "Run one worker on this machine" if name == LAUNCHER else command(name).summary
             _row(name, about, wide)
     say()
     say("Groups of commands")

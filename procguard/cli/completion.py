@@ -41,7 +41,7 @@ complete -c procguard -f -a '(procguard __complete (commandline -opc)[2..] (comm
 
 @operator_task(("shell",), help={"shell": "bash, zsh or fish"})
 def completion(shell: str) -> None:
-    """A shell's completion, to be read by it. Example: source <(invoke completion bash)
+    """Print the completion script of a shell. Example: source <(invoke completion bash)
 
     zsh: source <(procguard completion zsh), after compinit. fish: procguard completion fish | source
     """

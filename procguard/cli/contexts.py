@@ -21,7 +21,7 @@ def connect() -> Client:
 
 @operator_task(name="list", default=True)
 def context_list(output: OutputOptions = OUTPUT) -> None:
-    """Managers by name; * is the current one. Example: invoke context
+    """List contexts; * marks the current one. Example: invoke context
 
     PROCGUARD_MANAGER_URL in the environment wins over the current context, --context NAME over both.
     """
@@ -48,42 +48,42 @@ def context_list(output: OutputOptions = OUTPUT) -> None:
     ("name",),
     name="add",
     help={
-        "name": "what you will call it",
-        "url": "the manager's address, e.g. https://gpu-head:5000; several managers': with commas between them",
-        "ca": "a file of certificates to trust, for https",
-        "token_file": "a file that holds the token and is yours alone (chmod 600)",
+        "name": "name of the context",
+        "url": "the manager's address, e.g. https://gpu-head:5000; several managers separated by commas",
+        "ca": "CA certificate file, for https",
+        "token_file": "file with the token, readable by you only (chmod 600)",
     },
 )
 def context_add(name: str, url: str = "", ca: str = "", token_file: str = "") -> None:
-    """Remember a manager, and make it the current one. Example: invoke context.add lab --url https://gpu-head:5000"""
+    """Add a context and make it the current one. Example: invoke context.add lab --url https://gpu-head:5000"""
     from procguard.client import api, contexts
     from procguard.errors import UsageError
 
     if not url:
-        raise UsageError("no address was given", "procguard context add lab --url https://gpu-head:5000")
+        raise UsageError("no address given", "procguard context add lab --url https://gpu-head:5000")
     files = {"ca": ca, "token_file": token_file}
     absolute = {key: os.path.abspath(os.path.expanduser(value)) if value else "" for key, value in files.items()}
     made = contexts.ManagerContext(url, **absolute)
     api.ManagerClient(made.url, made.token(), made.ca)  # a wrong address or an open token file is said now
     known = contexts.load()
     contexts.save(contexts.Contexts(name, {**known.by_name, contexts.checked_name(name): made}))
-    say(f"{name}: {url}; the commands now talk to it")
+    say(f"{name}: {url}; current context")
 
 
 @operator_task(("name",), name="use", help={"name": "as `invoke context` shows it; - for the manager on this machine"})
 def context_use(name: str) -> None:
-    """Make another context the current one. Example: invoke context.use lab"""
+    """Set the current context. Example: invoke context.use lab"""
     from procguard.client import contexts
 
     known = contexts.load()
     found = None if name == "-" else known.chosen(name)
     contexts.save(contexts.Contexts("" if found is None else name, known.by_name))
-    say(f"{name}: {found.url}" if found else "the commands now talk to the manager on this machine")
+    say(f"{name}: {found.url}" if found else "current context: the manager on this machine")
 
 
 @operator_task(("name",), name="remove", help={"name": "as `invoke context` shows it"})
 def context_remove(name: str) -> None:
-    """Forget a context. Example: invoke context.remove lab"""
+    """Remove a context. Example: invoke context.remove lab"""
     from procguard.client import contexts
 
     known = contexts.load()

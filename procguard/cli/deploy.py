@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host, Inventory
     from procguard.deploy.ssh.credentials import LoginCredentials
 
-JSON_RESULT = "machine-readable result on stdout"
+JSON_RESULT = "print the result as JSON"
 WAIT_HELP = {
-    "wait": "wait so many seconds for started workers (else until their start_secs are over, at most 15 s)",
+    "wait": "seconds to wait for started workers (default: their start_secs, at most 15 s)",
     "no_wait": "do not wait for started workers",
 }
-HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml; several: the later ones count more"
-VAULT_TEXT = (
-    "a private file with the password of Ansible Vault, or a program that prints it (else ANSIBLE_VAULT_PASSWORD_FILE)"
-)
-FORKS, FORKS_TEXT = 32, "how many hosts at once"
+HOSTS_TEXT = "inventory in Ansible's format, e.g. inventory/prod.yaml; of several, later ones take precedence"
+VAULT_TEXT = "file with the Ansible Vault password, or a program that prints it (default: ANSIBLE_VAULT_PASSWORD_FILE)"
+FORKS, FORKS_TEXT = 32, "number of hosts in parallel"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class InventoryOptions(OptionGroup):
 
         if not self.hosts:
             raise UsageError(
-                "no inventory was named", f"invoke {action} --hosts inventory.yaml; invoke init HOST writes one"
+                "no inventory given", f"invoke {action} --hosts inventory.yaml; invoke init HOST writes one"
             )
         return model.load(self.hosts, self.vault_password_file)
 
@@ -52,7 +50,7 @@ class InventoryOptions(OptionGroup):
 class HostsOptions(InventoryOptions):
     """Which hosts."""
 
-    limit: str = option("", "only these hosts or groups, as in Ansible: gpu*,!gpu03")
+    limit: str = option("", "limit to these hosts or groups, as in Ansible: gpu*,!gpu03")
 
     def chosen(self, action: str) -> list[Host]:
         """Raises as `loaded` does."""
@@ -64,11 +62,9 @@ class LoginOptions(OptionGroup):
     """Passwords that are asked for now, before anything begins."""
 
     ask_pass: bool = option(
-        False, "ask for the SSH password of the hosts (else keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)"
+        False, "prompt for the SSH password (default: keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)"
     )
-    ask_become_pass: bool = option(
-        False, "ask for the password that sudo on the hosts wants (else PROCGUARD_BECOME_PASSWORD_FILE)"
-    )
+    ask_become_pass: bool = option(False, "prompt for the sudo password (default: PROCGUARD_BECOME_PASSWORD_FILE)")
 
     def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> LoginCredentials:
         """`ask`: for passphrases, when a key turns out to need one."""
@@ -87,10 +83,10 @@ class RolloutOptions(OptionGroup):
     """How many hosts at once, whether they are changed, and what is shown of it."""
 
     forks: int = option(FORKS, FORKS_TEXT)
-    serial: str = option("", "in waves of so many hosts, as in Ansible: 4, 10%, or 1,10%,50%")
-    max_fail: str = option("", "end after a wave when more hosts than this failed: 3 or 10%")
-    check: bool = option(False, "say what would change, change nothing")
-    diff: bool = option(False, "show what changed in each worker (of env only the names) and in each folder of code")
+    serial: str = option("", "wave size, as in Ansible: 4, 10%, or 1,10%,50%")
+    max_fail: str = option("", "stop after a wave in which more hosts failed: 3 or 10%")
+    check: bool = option(False, "show what would change; change nothing")
+    diff: bool = option(False, "show the differences of workers (names only for env) and of code folders")
     json_: bool = option(False, JSON_RESULT)
 
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
@@ -124,12 +120,12 @@ INVENTORY, HOSTS, ROLLOUT, LOGIN = InventoryOptions(), HostsOptions(), RolloutOp
 
 @operator_task(
     help={
-        "prune": "stop workers that are gone from the inventory",
-        "restart_changed": "restart workers whose command, directory or environment changed; ends where one stays down",
-        "sync_running": "bring code (procguard_sync) also into folders in which workers run",
+        "prune": "stop workers that are no longer in the inventory",
+        "restart_changed": "restart changed workers, one host first; stop at the first that does not come up",
+        "sync_running": "sync code (procguard_sync) into folders of running workers too",
         **WAIT_HELP,
-        "another_fleet": "start a second copy of what another fleet (another state) runs on a host",
-        "rotate_secrets": "give each agent another secret; its workers run on, the old secret is good for nothing",
+        "another_fleet": "allow a second copy of workers that another fleet runs on the host",
+        "rotate_secrets": "issue a new secret to each agent and revoke the old one; workers keep running",
     }
 )
 def deploy(
@@ -144,7 +140,7 @@ def deploy(
     no_wait: bool = False,
     login: LoginOptions = LOGIN,
 ) -> None:
-    """Put the agent and its workers onto every host of an inventory. Example: invoke deploy --hosts inventory/prod.yaml
+    """Deploy agents and workers to the hosts of an inventory. Example: invoke deploy --hosts inventory/prod.yaml
 
     Brings the project's code first (procguard_sync): what changed, and not where workers run (--sync-running).
     Does nothing where all is as it should be. Running workers are never touched: a changed one is shown as "restart
@@ -183,14 +179,14 @@ def deploy(
     )
 
 
-@operator_task(help={"canary": "the host that goes first; default: the first of the inventory"})
+@operator_task(help={"canary": "host to upgrade first (default: the first of the inventory)"})
 def upgrade(
     among: HostsOptions = HOSTS,
     canary: str = "",
     rollout: RolloutOptions = RolloutOptions(serial="1,100%", max_fail="0"),
     login: LoginOptions = LOGIN,
 ) -> None:
-    """Bring this release's agent to the hosts, one first. Example: invoke upgrade --hosts inventory/prod.yaml
+    """Upgrade the agents to this release, one host first. Example: invoke upgrade --hosts inventory/prod.yaml
 
     A deploy that begins with one host, ends at the first failure and leaves the others as they are. An agent that does
     not start or is not heard goes back to its release before. No worker's process changes.
@@ -207,19 +203,19 @@ def upgrade(
 
 @operator_task()
 def rollback(among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN) -> None:
-    """Have agents go back to their release before; workers run on. Example: invoke rollback --hosts F --limit gpu01"""
+    """Restore the previous agent release; workers keep running. Example: invoke rollback --hosts F --limit gpu01"""
     rollout.over("rollback", among.chosen("rollback"), login)
 
 
 @operator_task()
 def undeploy(among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN) -> None:
-    """Stop the workers of these hosts, remove the agent and leave nothing there. Example: invoke undeploy --hosts F"""
+    """Stop the workers of these hosts and remove the agent completely. Example: invoke undeploy --hosts F"""
     rollout.over("undeploy", among.chosen("undeploy"), login)
 
 
-@operator_task(help={"yes": "add them without asking; compare the fingerprints with those of the hosts first"})
+@operator_task(help={"yes": "add keys without a prompt; compare the fingerprints first"})
 def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = LOGIN) -> None:
-    """Show the hosts' SSH keys and add the new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
+    """Show the hosts' SSH keys and add new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
 
     Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
     that has changed is never added.
@@ -237,17 +233,17 @@ def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = 
         if not new:
             break
         if not yes and not _agreed(f"Add {len(new)} key(s) to known_hosts? [y/N] "):
-            raise UsageError("nothing was added", "compare the fingerprints, then: invoke trust … --yes")
+            raise UsageError("no key was added", "compare the fingerprints, then: invoke trust … --yes")
         named = {host.name: host.target for host in chosen}
         for key in new:
             say(f"added to {trust.add([key], named.get(key.host))}: {key.host} {key.fingerprint}")
     if bad:
-        raise PartlyFailed(f"{bad} of {len(chosen)} hosts showed no key that can be trusted", "the lines above say why")
+        raise PartlyFailed(f"{bad} of {len(chosen)} hosts have no key that can be trusted", "see the messages above")
 
 
 @operator_task(("host",), help={"host": "its name in the inventory"})
 def doctor(host: str, inventory: InventoryOptions = INVENTORY, login: LoginOptions = LOGIN) -> None:
-    """Find out why a host does not do as it should. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
+    """Diagnose a host. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
     """
@@ -266,17 +262,17 @@ def doctor(host: str, inventory: InventoryOptions = INVENTORY, login: LoginOptio
         deployment.step(out, step)
         bad += step.status == "bad"
     if bad:
-        raise PartlyFailed(f"{host}: {bad} step(s) failed", "the lines above say what to do")
+        raise PartlyFailed(f"{host}: {bad} check(s) failed", "see the messages above")
 
 
 @operator_task(
     ("pattern", "path"),
     help={
-        "pattern": "which hosts, as in --limit: gpu*,!gpu03; or an inventory, for all of it",
-        "path": "a file, folder or pattern there: ~/project/out/*.csv, in quotes",
-        "to": "the folder here; each host has its own in it",
-        "max_size": "at most so much from each host: 500M, 2G",
-        "max_files": "at most so many files from each host",
+        "pattern": "hosts, as in --limit: gpu*,!gpu03; or an inventory, for all hosts",
+        "path": "file, folder or quoted pattern on the host: '~/project/out/*.csv'",
+        "to": "local folder, with a subfolder for each host",
+        "max_size": "maximum size per host: 500M, 2G",
+        "max_files": "maximum number of files per host",
         "forks": FORKS_TEXT,
         "json_": JSON_RESULT,
     },
@@ -292,7 +288,7 @@ def fetch(
     json_: bool = False,
     login: LoginOptions = LOGIN,
 ) -> None:
-    """Collect files of many hosts. Example: invoke fetch 'gpu*' '~/project/out/*.csv' --hosts inventory/prod.yaml
+    """Fetch files from many hosts. Example: invoke fetch 'gpu*' '~/project/out/*.csv' --hosts inventory/prod.yaml
 
     Each file lands in ./fetched/HOST at the path that it has there. A path that is not absolute begins in the user's
     home. Folders come with all below them, without links. Needs no manager.

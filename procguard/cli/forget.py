@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 @operator_task(
     ("name",),
     help={
-        "name": "a worker's id, or the id of an agent (a host, a launcher) as `invoke agents` shows it",
-        "agent": "the agent of that name, where a worker has the same",
-        "yes": "also where a job may still be running: it runs on, and nobody looks after it",
+        "name": "a worker id, or an agent id (a host or a launcher), as shown by `invoke agents`",
+        "agent": "the name is an agent's, if a worker has the same name",
+        "yes": "forget it even if a job may still be running, unsupervised",
     },
 )
 def forget(name: str, agent: bool = False, yes: bool = False) -> None:
-    """Take a worker or an agent that is gone for good out of the fleet; ends nothing. Example: invoke forget gpu07
+    """Remove a lost worker or agent from the fleet. Stops nothing. Example: invoke forget gpu07
 
     A worker must have ended or be out of reach, an agent must not be connected (invoke undeploy removes that one). What
     a host still has of a forgotten worker is removed there when it returns.
@@ -62,6 +62,6 @@ def _refuse_alive(name: str, views: list[dict[str, Any]], yes: bool) -> None:
         named = ", ".join(f"{view['worker_id']} on {view['host']}" for view in maybe[:5])
         raise UsageError(
             f"{name}: may still be running: {named}",
-            f"wait until the host is back; if it is gone for good: invoke forget {name} --yes",
+            f"wait for the host to return; if it is permanently lost: invoke forget {name} --yes",
             code="not_confirmed",
         )

@@ -22,13 +22,13 @@ from procguard.errors import UsageError
         "config": "configuration file",
         "host": "address to listen on",
         "port": "port to listen on",
-        "set_": "one configuration value, e.g. web.port=5055; may be given again",
+        "set_": "set a configuration value, e.g. web.port=5055; repeatable",
         "daemon": "run in the background",
-        "status": "say whether one runs",
-        "stop": "end it; its workers run on",
-        "install_service": "start it at boot and when it dies (systemd user unit, or cron)",
+        "status": "show whether a manager is running",
+        "stop": "stop the manager; workers keep running",
+        "install_service": "start at boot and restart on failure (systemd user unit, or cron)",
         "remove_service": "undo --install-service",
-        "demo": "manager, this machine as a host, three example workers",
+        "demo": "run a demo: a manager, this machine as a host, three workers",
     },
 )
 def manager(
@@ -68,7 +68,7 @@ def demo(host: str = "", port: str = "") -> None:
 
 
 def worker(words: list[str]) -> None:
-    """Run one worker by hand, as start_worker.sh does; its words are the launcher's own."""
+    """Run one worker, as start_worker.sh does. Takes the launcher's options."""
     _become("-I", "procguard.worker_launcher", *words)
 
 
@@ -78,7 +78,7 @@ def _become(isolation: str, module: str, *words: str) -> None:
     os.execv(sys.executable, [sys.executable, isolation, "-m", module, *words])  # noqa: S606
 
 
-@operator_task(("folder",), help={"folder": "a new folder, or one that has none of these files"})
+@operator_task(("folder",), help={"folder": "a new folder, or one without these files"})
 def playbooks(folder: str) -> None:
     """Write the Ansible playbooks into a folder. Example: invoke playbooks ./playbooks
 
@@ -89,7 +89,7 @@ def playbooks(folder: str) -> None:
     target = os.path.abspath(folder)
     for name in sorted(os.listdir(source)):
         if os.path.exists(os.path.join(target, name)):
-            raise UsageError(f"{os.path.join(target, name)} is there already", "name a new folder, or remove it")
+            raise UsageError(f"{os.path.join(target, name)} already exists", "choose a new folder, or remove it")
     try:
         shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
         path = os.path.join(target, "vars.yaml")
@@ -98,7 +98,7 @@ def playbooks(folder: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(_with_values(text))
     except OSError as exc:
-        raise UsageError(f"{exc.filename or target}: {exc.strerror}", "name a folder that you may write") from exc
+        raise UsageError(f"{exc.filename or target}: {exc.strerror}", "choose a writable folder") from exc
     say(f"{folder}: written; ansible-playbook -i inventory/prod.yaml {os.path.join(folder, 'deploy.yaml')}")
 
 
@@ -114,7 +114,7 @@ def _with_values(text: str) -> str:
 
 @operator_task()
 def version() -> None:
-    """The release, the Python and where both are. Example: invoke version"""
+    """Show the release, the Python version and their paths. Example: invoke version"""
     say(f"ProcGuard {__version__}")
     say(f"  Python {sys.version.split()[0]} ({sys.executable})")
     say(f"  {'installed in' if resources.is_installed() else 'checkout'} {resources.import_root()}")

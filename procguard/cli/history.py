@@ -24,18 +24,18 @@ MOST_EVENTS_SHOWN = 10_000
 
 @operator_task(
     help={
-        "worker": "only of this worker; several: a,b",
-        "host": "only of this host",
-        "kind": "only of this kind, e.g. worker_state,worker_failed",
-        "cause": "only with this cause, e.g. oom",
-        "actor": "only what this one did or asked for",
-        "operation": "only of this batch operation",
-        "since": "only since then: 10m, 2h, or an ISO time",
-        "until": "only until then",
-        "text": "only with these words in it",
-        "limit": "how many of the newest (0: 50, or all within --since)",
-        "follow": "go on as they come, until Ctrl-C",
-        "json_": "one JSON object a line; all that is kept on disk, unless --limit says how many",
+        "worker": "filter by worker; several: a,b",
+        "host": "filter by host",
+        "kind": "filter by kind, e.g. worker_state,worker_failed",
+        "cause": "filter by cause, e.g. oom",
+        "actor": "filter by actor",
+        "operation": "filter by batch operation",
+        "since": "start of the range: 10m, 2h, or an ISO 8601 time",
+        "until": "end of the range",
+        "text": "filter by text",
+        "limit": "number of newest events (0: 50, or all within --since)",
+        "follow": "keep printing new events until Ctrl-C",
+        "json_": "one JSON object per line; everything on disk unless --limit is given",
         "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)",
     }
 )
@@ -54,7 +54,7 @@ def events(
     json_: bool = False,
     lang: str = "",
 ) -> None:
-    """What happened, newest last, each with its reason. Example: invoke events --since 2h --kind worker_failed"""
+    """List events with their reasons, newest last. Example: invoke events --since 2h --kind worker_failed"""
     from procguard.cli.output.listing import is_coloured, say_painted
     from procguard.console import grid, tables
 
@@ -84,16 +84,16 @@ def events(
 @operator_task(
     ("pattern",),
     help={
-        "pattern": "a regular expression, as RE2 reads it (docs/protocol.md)",
-        "select": "only these workers: id, glob, or group=trainers,state=running",
-        "text": "the pattern is a text, as it stands",
-        "ignore_case": "upper and lower case are the same",
-        "since": "only lines since then: 10m, 2h, or an ISO time",
-        "until": "only lines until then",
-        "stream": "out or err (where stderr is kept apart)",
-        "limit": "how many of the newest lines",
-        "timeout": "how many seconds each host may look",
-        "json_": "one JSON object a line",
+        "pattern": "regular expression in RE2 syntax (docs/protocol.md)",
+        "select": "selector of workers: id, glob, or group=trainers,state=running",
+        "text": "treat the pattern as literal text",
+        "ignore_case": "ignore case",
+        "since": "start of the range: 10m, 2h, or an ISO 8601 time",
+        "until": "end of the range",
+        "stream": "out or err, if stderr is separate",
+        "limit": "number of newest lines",
+        "timeout": "timeout per host, in seconds",
+        "json_": "one JSON object per line",
     },
 )
 def search(
@@ -108,7 +108,7 @@ def search(
     timeout: int = 10,
     json_: bool = False,
 ) -> None:
-    """Search the logs on all hosts at once, newest last. Example: invoke search 'CUDA error' --select group=trainers
+    """Search the logs of all hosts, newest last. Example: invoke search 'CUDA error' --select group=trainers
 
     Each agent searches the logs on its host; the manager searches what no host holds any longer (a worker that moved,
     a host that is away). Exit code 2 where something was not searched; it is named.
@@ -132,7 +132,7 @@ def search(
             moment = datetime.fromtimestamp(line["at"]).astimezone().strftime("%m-%d %H:%M:%S") if line["at"] else "?"
             say(f"{moment} {line['worker_id']}: {line['text']}")
     if not totals:
-        raise PartlyFailed("the manager ended the search before all hosts had answered", "ask again")
+        raise PartlyFailed("the search ended before all hosts had answered", "try again")
     say(
         f"{len(newest)} of {totals['found']} matching lines, {totals['hosts_answered']} of {totals['hosts_asked']} "
         f"hosts, {totals['workers']} workers, {totals['bytes'] / 1e6:,.0f} MB in {totals['elapsed_s']:.1f} s",
@@ -146,10 +146,10 @@ def search(
 
 @operator_task(
     ("worker",),
-    help={"worker": "the worker's id", "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)", "json_": "as JSON"},
+    help={"worker": "worker id", "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)", "json_": "as JSON"},
 )
 def explain(worker: str, lang: str = "", json_: bool = False) -> None:
-    """Why a worker is in its state and what happened to it, in sentences. Example: invoke explain worker1 --lang zh"""
+    """Explain a worker's state and its history. Example: invoke explain worker1 --lang zh"""
     text = chosen(lang)
     said = connect().explain(worker, text.language)
     if json_:
@@ -168,7 +168,7 @@ def explain(worker: str, lang: str = "", json_: bool = False) -> None:
 
 @operator_task(name="list", default=True)
 def notify_list(output: OutputOptions = OUTPUT) -> None:
-    """Where alerts go and how that fares. Example: invoke notify"""
+    """List notification targets and their status. Example: invoke notify"""
     from procguard.cli.output.listing import listed
     from procguard.console.grid import Column
 
@@ -185,9 +185,9 @@ def notify_list(output: OutputOptions = OUTPUT) -> None:
     listed(connect().notifications(), columns, output, "name", empty=empty)
 
 
-@operator_task(name="test", help={"name": "one target's name, or all"})
+@operator_task(name="test", help={"name": "name of a target, or all"})
 def notify_test(name: str = "all") -> None:
-    """Send a test message through the running manager and say what each target answered. Example: invoke notify.test
+    """Send a test message from the manager and show each response. Example: invoke notify.test
 
     One target only: invoke notify.test --name oncall
     """
@@ -196,7 +196,7 @@ def notify_test(name: str = "all") -> None:
         say(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
     failed = [one for one in results if not one["ok"]]
     if failed:
-        raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not take the test message", "see above")
+        raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not accept the test message", "see above")
 
 
 def _local_time(moment: str) -> str:

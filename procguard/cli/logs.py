@@ -24,14 +24,14 @@ QUEUED_LINES = 10_000
 @operator_task(
     ("workers+",),
     help={
-        "workers": "ids, globs like 'train-*', or conditions: group=trainers",
-        "follow": "go on as the logs grow, until Ctrl-C",
-        "tail": "how many lines back, of each",
-        "attempt": "only this start of the worker",
-        "stream": "out or err (where stderr is kept apart)",
-        "since": "only lines since then: 10m, 2h, or an ISO time",
-        "regex": "only lines that match (RE2's dialect: docs/protocol.md)",
-        "raw": "also to a terminal as the worker wrote it; else only its colours reach one",
+        "workers": "worker ids, globs such as 'train-*', or conditions: group=trainers",
+        "follow": "follow the log until Ctrl-C",
+        "tail": "number of last lines of each worker",
+        "attempt": "filter by attempt",
+        "stream": "out or err, if stderr is separate",
+        "since": "start of the range: 10m, 2h, or an ISO 8601 time",
+        "regex": "filter by regular expression in RE2 syntax (docs/protocol.md)",
+        "raw": "print escape sequences unchanged; by default only colours are kept",
     },
 )
 def logs(
@@ -44,10 +44,10 @@ def logs(
     regex: str = "",
     raw: bool = False,
 ) -> None:
-    """The log of a worker over all its attempts, or of several, merged. Example: invoke logs 'train-*' -f
+    """Show the log of a worker over all attempts, or of several workers, merged. Example: invoke logs 'train-*' -f
 
-    A terminal is shown the text and its colours, nothing else that steers it; a file or a pipe gets what was written.
-    The lines of several are in the order of their times, each after its worker's name.
+    A terminal gets the text and its colours only; a file or a pipe gets the log unchanged.
+    Lines of several workers are ordered by time and prefixed with the worker's name.
     """
     query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
     manager = connect()

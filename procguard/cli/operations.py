@@ -39,27 +39,23 @@ LIVE = ("running", "cancelling", "halting")
 POLL_INTERVAL_S = 0.3
 MAX_ITEMS_SHOWN = 40
 
-TARGET_HELP = {
-    "target": "a worker's id, a glob like 'train-*', or conditions: group=trainers,state=running,host!=gpu03"
-}
-WAIT_HELP = {"wait": "of one worker: so many seconds (else until its start_secs are over, at most 15 s)"}
+TARGET_HELP = {"target": "worker id, glob such as 'train-*', or conditions: group=trainers,state=running,host!=gpu03"}
+WAIT_HELP = {"wait": "seconds to wait for a single worker (default: its start_secs, at most 15 s)"}
 
 
 @dataclass(frozen=True)
 class BatchOptions(OptionGroup):
     """How a command is given to many workers."""
 
-    concurrency: int = option(0, "how many at once (0: as the manager thinks fit)")
-    max_failures: str = option("", "halt when more failed than this: 5, or 10%")
-    reason: str = option("", "why; kept with each command")
-    yes: bool = option(False, "ask nothing")
+    concurrency: int = option(0, "number of workers in parallel (0: the manager's default)")
+    max_failures: str = option("", "halt after more failures than this: 5, or 10%")
+    reason: str = option("", "reason, recorded with each command")
+    yes: bool = option(False, "do not ask for confirmation")
 
     def request(self) -> dict[str, Any]:
         """As the manager takes them. Raises UsageError."""
         if self.concurrency < 0:
-            raise UsageError(
-                f"--concurrency {self.concurrency}: at least one at once", "leave it out for the manager's choice"
-            )
+            raise UsageError(f"--concurrency {self.concurrency}: at least 1", "leave it out for the manager's default")
         given = {"concurrency": self.concurrency, "max_failures": str(self.max_failures), "reason": self.reason}
         return {name: value for name, value in given.items() if value}
 
@@ -79,13 +75,13 @@ def start(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: Answ
 
 @operator_task(("target",), help=TARGET_HELP)
 def stop(target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
-    """Stop workers; they stay stopped. Example: invoke stop group=trainers,state=running"""
+    """Stop workers. They stay stopped. Example: invoke stop group=trainers,state=running"""
     _act("stop", target, batch, answer)
 
 
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
 def restart(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER) -> None:
-    """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4
+    """Restart running workers with their newest specification. Example: invoke restart 'train-*' --concurrency 4
 
     One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
     line of error. Of many, each is followed as an operation.
@@ -95,7 +91,7 @@ def restart(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: An
 
 @operator_task(("target",), help=TARGET_HELP)
 def kill(target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
-    """SIGKILL now; they stay stopped. Example: invoke kill worker1"""
+    """Kill workers with SIGKILL. They stay stopped. Example: invoke kill worker1"""
     _act("kill", target, batch, answer)
 
 
@@ -148,13 +144,13 @@ def _confirm(verb: str, target: str, number: int) -> None:
     """The number of workers, typed. Nobody to type it: nothing is done."""
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{verb} of {number} workers is asked for first, and there is nobody to ask",
-            f"if it is meant: invoke {verb} {shlex.quote(target)} --yes",
+            f"{verb} of {number} workers needs confirmation, and there is no terminal",
+            f"to confirm: invoke {verb} {shlex.quote(target)} --yes",
             code="not_confirmed",
         )
-    given = input(f"{verb} {number} workers? Type {number} to go on: ").strip().replace(",", "").replace(" ", "")
+    given = input(f"{verb} {number} workers? Type {number} to continue: ").strip().replace(",", "").replace(" ", "")
     if given != str(number):
-        raise UsageError("not confirmed; nothing was done", f"type {number} to go on", code="not_confirmed")
+        raise UsageError("not confirmed; nothing was done", f"type {number} to continue", code="not_confirmed")
 
 
 def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:

@@ -77,23 +77,26 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
             for agent in sorted(waiting):
                 view = views.get(agent)
                 if view is None:
-                    found[agent] = ("unknown", "it left the fleet meanwhile")
+                    found[agent] = ("unknown", "no longer part of the fleet")
                 elif not view.get("rotation"):
                     found[agent] = ("rotated", "")
                 else:
                     away = view.get("agent_state") != "connected"
-                    found[agent] = ("asked", "away; done when it returns" if away else "no new secret in time")
+                    found[agent] = (
+                        "asked",
+                        "unreachable; rotated when it returns" if away else "no new secret in time",
+                    )
             waiting = {agent for agent in waiting if found[agent][0] == "asked"}
             if status:
                 status.update(
                     f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}"
                 )
-            here = any(found[agent][1] != "away; done when it returns" for agent in waiting)
+            here = any(found[agent][1] != "unreachable; rotated when it returns" for agent in waiting)
             if not here or time.monotonic() > deadline:
                 break
             time.sleep(POLL_INTERVAL_S)
     except KeyboardInterrupt:
-        say(hints.commands("the rotation goes on; see invoke agents"), err=True)
+        say(hints.commands("the rotation continues; see invoke agents"), err=True)
         raise
     finally:
         if status:

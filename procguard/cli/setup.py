@@ -65,8 +65,8 @@ recovery:
 @operator_task(
     ("hosts+",),
     help={
-        "hosts": "[user@]host[:port] of each; localhost for this machine, without SSH",
-        "folder": "where the two files go",
+        "hosts": "[user@]host[:port] of each host; localhost for this machine, without SSH",
+        "folder": "folder for the two files",
     },
 )
 def init(hosts: list[str], folder: str = ".") -> None:
@@ -93,14 +93,14 @@ def init(hosts: list[str], folder: str = ".") -> None:
     paths = {name: os.path.join(folder, name) for name in texts}
     there = [path for path in paths.values() if os.path.lexists(path)]
     if there:
-        raise UsageError(f"{there[0]} is there already", "name another --folder, or remove it")
+        raise UsageError(f"{there[0]} already exists", "choose another --folder, or remove it")
     for name, text in texts.items():
         try:
             os.makedirs(folder, exist_ok=True)
             with open(paths[name], "x", encoding="utf-8") as file:
                 file.write(text)
         except OSError as exc:
-            raise UsageError(f"{paths[name]}: {exc.strerror}", "name a --folder that you may write") from exc
+            raise UsageError(f"{paths[name]}: {exc.strerror}", "choose a writable --folder") from exc
         say(f"{paths[name]}: written")
     say("next:")
     say(f"  {hints.program('manager')} --config {paths[CONFIG_NAME]} --daemon")
@@ -108,14 +108,14 @@ def init(hosts: list[str], folder: str = ".") -> None:
     say(f"  {hints.program('deploy')} --hosts {paths[INVENTORY_NAME]}")
 
 
-@operator_task(help={"config": "a configuration of the manager"})
+@operator_task(help={"config": "a configuration file of the manager"})
 def validate(inventory: InventoryOptions = INVENTORY, config: str = "") -> None:
-    """Read an inventory, a configuration or both; say every mistake. Example: invoke validate --hosts inventory.yaml
+    """Check an inventory, a configuration or both. Example: invoke validate --hosts inventory.yaml
 
     Asks no host and no manager, changes nothing. Exit code 1 where something is wrong.
     """
     if not inventory.hosts and not config:
-        raise UsageError("nothing to read was named", "invoke validate --hosts inventory.yaml --config procguard.yaml")
+        raise UsageError("no file given", "invoke validate --hosts inventory.yaml --config procguard.yaml")
     wrong: list[ProcGuardError] = []
     named = " and ".join(inventory.hosts)
     readings: list[tuple[str, Callable[[], str]]] = [
@@ -132,7 +132,7 @@ def validate(inventory: InventoryOptions = INVENTORY, config: str = "") -> None:
         except ProcGuardError as exc:
             wrong.append(exc)
     if len(wrong) > 1:
-        raise UsageError("\n".join(str(exc) for exc in wrong), "nothing else was read")
+        raise UsageError("\n".join(str(exc) for exc in wrong), "no other file was read")
     if wrong:
         raise wrong[0]
 
@@ -143,14 +143,14 @@ def _read_inventory(inventory: InventoryOptions) -> str:
     warnings = dict.fromkeys(text for host in found.hosts.values() for text in host.warnings)
     for warning in warnings:
         say(f"note: {warning}", err=True)
-    return f"{len(found.hosts)} hosts, {workers} workers: well"
+    return f"{len(found.hosts)} hosts, {workers} workers: valid"
 
 
 def _read_config(path: str) -> str:
     from procguard.config import schema
 
     schema.load(path, [])
-    return "the configuration is well"
+    return "the configuration is valid"
 
 
 def _host(word: str) -> tuple[str, str, str]:

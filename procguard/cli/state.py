@@ -31,7 +31,7 @@ WHERE = {"state": "the state file", "config": "the manager's configuration file"
 
 @operator_task(name="show", default=True, help={**WHERE, "json_": "as JSON"})
 def show(state: str = "", config: str = "", json_: bool = False) -> None:
-    """Where the state lies, its kind, its size, how old its snapshot is. Example: invoke state"""
+    """Show the path, format, size and snapshot age of the state. Example: invoke state"""
     from procguard.fleet.store import database_of, exchange
     from procguard.manager import daemon
 
@@ -66,14 +66,14 @@ def show(state: str = "", config: str = "", json_: bool = False) -> None:
     if exchange.is_yaml(path):
         age = facts["snapshot_age_s"]
         say("  snapshot  " + (f"{age} s old" if age is not None else "none yet"))
-    say("  manager   " + (f"running, pid {running.pid}" if running else "none is running on it"))
+    say("  manager   " + (f"running, pid {running.pid}" if running else "not running"))
 
 
 @operator_task(("file",), name="backup", help={**WHERE, "file": "a new file"})
 def backup(file: str, state: str = "", config: str = "") -> None:
-    """A copy of the whole state, with its history, also while the manager runs. Example: invoke state.backup b.db
+    """Back up the state and its history, also while the manager runs. Example: invoke state.backup b.db
 
-    It holds the fleet's key: the file is made for its owner's eyes alone. invoke state.import makes a state of it.
+    It holds the fleet's key: only the owner can read the file. invoke state.import makes a state of it.
     """
     from procguard.fleet.store import database, database_of
 
@@ -93,9 +93,9 @@ def backup(file: str, state: str = "", config: str = "") -> None:
 
 @operator_task(("file",), name="export", help={**WHERE, "file": "a new file, or - for standard output"})
 def export(file: str, state: str = "", config: str = "") -> None:
-    """The whole state as JSON lines, to keep or to carry elsewhere. Example: invoke state.export backup.jsonl
+    """Export the state as JSON lines. Example: invoke state.export backup.jsonl
 
-    It holds the fleet's key: the file is made for its owner's eyes alone.
+    It holds the fleet's key: only the owner can read the file.
     """
     from procguard.fleet.store import exchange
 
@@ -122,14 +122,14 @@ def export(file: str, state: str = "", config: str = "") -> None:
     ("file",), name="import", help={"file": "an export, a backup or a snapshot; -: an export", "state": "the new state"}
 )
 def import_(file: str, state: str = "") -> None:
-    """Make a new state of an export, a backup or a snapshot, also one that was edited.
+    """Create a state from an export, a backup or a snapshot, which may have been edited.
 
     Example: invoke state.import backup.jsonl --state data/restored.yaml
     """
     from procguard.fleet.store import exchange
 
     if not state:
-        raise UsageError("no new state was named", "invoke state import FILE --state data/new.yaml (or .db)")
+        raise UsageError("no target state given", "invoke state import FILE --state data/new.yaml (or .db)")
     settings = _settings(state, "")
     history: Iterable[Line] = ()
     try:
@@ -152,13 +152,13 @@ def import_(file: str, state: str = "") -> None:
     ("source", "target"),
     name="migrate",
     help={
-        "source": "the state as it is: a state file, or postgresql://…",
-        "target": "the new one, of either kind",
-        "password_file": "a file with the database's password; else PGPASSFILE, ~/.pgpass or PGPASSWORD",
+        "source": "the current state: a state file, or postgresql://…",
+        "target": "the new state, of either kind",
+        "password_file": "file with the database password; default: PGPASSFILE, ~/.pgpass or PGPASSWORD",
     },
 )
 def migrate(source: str, target: str, password_file: str = "") -> None:
-    """A state, with its history, in another place or of the other kind; the old one stays.
+    """Copy a state with its history to another path or format. The old state is kept.
 
     Example: invoke state.migrate data/fleet.yaml postgresql://pg@db1/fleet
 
@@ -265,7 +265,7 @@ def _checked_url(text: str) -> str:
 
 @operator_task(("fleet",), name="rebuild", help={"fleet": "its id, f-…: the folder's name on every host", **WHERE})
 def rebuild(fleet: str, state: str = "", config: str = "") -> None:
-    """An empty state for a fleet whose state is lost for good; then deploy. Example: invoke state.rebuild f-0a1b2c3d4e
+    """Create an empty state for a fleet whose state is lost. Deploy next. Example: invoke state.rebuild f-0a1b2c3d4e
 
     Its hosts know their fleet by this id: a deployment with it takes over the agents and workers that run, where one
     with a new id would start everything a second time. The id is the name of the folder in ~/.procguard on each host.
@@ -275,7 +275,9 @@ def rebuild(fleet: str, state: str = "", config: str = "") -> None:
     from procguard.fleet.store import exchange
 
     if not re.fullmatch(r"f-[0-9a-f]{4,32}", fleet):
-        raise UsageError(f"{fleet!r} is no fleet's id", "look on a host: ls ~/.procguard shows it, like f-0a1b2c3d4e")
+        raise UsageError(
+            f"{fleet!r} is not a fleet id", "find it on a host: ls ~/.procguard shows a folder such as f-0a1b2c3d4e"
+        )
     settings = _settings(state, config)
     record = {"fleet_id": fleet, "fleet_key": secrets.token_hex(32), "term": 0, "n": 0, "rebuilt": True}
     with _stopped(settings):

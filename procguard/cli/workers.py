@@ -17,14 +17,14 @@ from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
 
 View = dict[str, Any]
-SELECT_TEXT = "only these workers: id, glob, or group=trainers,state=running"
+SELECT_TEXT = "selector of workers: id, glob, or group=trainers,state=running"
 SORTS = ("cpu", "memory", "restarts", "state", "name")
 POLL_INTERVAL_S = 0.5
 
 
 @operator_task(help={"select": SELECT_TEXT})
 def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
-    """Workers and agents at a glance. Example: invoke ps --select state=failed
+    """List workers and agents. Example: invoke ps --select state=failed
 
     `status` is the same command.
     """
@@ -43,7 +43,7 @@ def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
 
 @operator_task()
 def hosts(output: OutputOptions = OUTPUT) -> None:
-    """Hosts: agent, load, last heartbeat, whether recovery over SSH works. Example: invoke hosts"""
+    """List hosts: agent, load, last heartbeat, recovery over SSH. Example: invoke hosts"""
     from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import listed
     from procguard.console import tables
@@ -55,7 +55,7 @@ def hosts(output: OutputOptions = OUTPUT) -> None:
 
 @operator_task()
 def groups(output: OutputOptions = OUTPUT) -> None:
-    """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
+    """List groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
     from procguard.cli.output import groups as shown
     from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import listed
@@ -71,12 +71,12 @@ def groups(output: OutputOptions = OUTPUT) -> None:
     help={
         "select": SELECT_TEXT,
         "sort": f"by {', '.join(SORTS)}",
-        "every": "seconds between two looks",
-        "count": "end after so many looks (0: with Ctrl-C)",
+        "every": "refresh interval, in seconds",
+        "count": "number of refreshes (0: until Ctrl-C)",
     }
 )
 def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0) -> None:
-    """Workers by what they use, live, until Ctrl-C. Example: invoke top --sort memory"""
+    """Show resource usage of workers, live, until Ctrl-C. Example: invoke top --sort memory"""
     from rich.live import Live
     from rich.text import Text
 
@@ -129,9 +129,9 @@ def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> lis
     return [head, "", *grid.render(tables.workers(now, WORKER), sorted(views, key=key), width, colour=colour)]
 
 
-@operator_task(("worker",), help={"worker": "the worker's id"})
+@operator_task(("worker",), help={"worker": "worker id"})
 def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
-    """All that is known of one worker, with its reasons and events. Example: invoke describe worker1"""
+    """Show the details and events of a worker. Example: invoke describe worker1"""
     from procguard.cli.output import description
     from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import say_yaml
@@ -155,13 +155,13 @@ def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
     ("selector",),
     name="wait",
     help={
-        "selector": "which workers: id, glob, or group=trainers",
+        "selector": "selector of workers: id, glob, or group=trainers",
         "for_": "running, exited, stopped or failed",
-        "timeout": "give up after so many seconds",
+        "timeout": "timeout, in seconds",
     },
 )
 def wait(selector: str, for_: str = "running", timeout: float = 300.0) -> None:
-    """Wait until all of these workers are in a state. Example: invoke wait 'train-*' --for exited --timeout 86400
+    """Wait until workers reach a state. Example: invoke wait 'train-*' --for exited --timeout 86400
 
     Exit code 2 where the time is over, or where one has failed and can't get there by itself.
     """

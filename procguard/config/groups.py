@@ -26,15 +26,15 @@ class GroupPolicy(BaseModel):
     restart: Literal["alone", "gang"] = Field(
         default="alone",
         description=(
-            "`alone`: each member restarts by its own policy. `gang`: they are one job: when one fails all are "
-            "stopped, and all are started again together."
+            "`alone`: each member restarts by its own policy. `gang`: the members are one job: when one fails, "
+            "all are stopped and restarted together."
         ),
     )
     rendezvous: Literal["none", "torch"] = Field(
         default="none",
         description=(
-            "`torch`: each member's environment has its rank, the world's size and where rank 0 listens, as "
-            "torch.distributed and torchrun read them. Needs `restart: gang`."
+            "`torch`: each member's environment contains its rank, the world size and the address of rank 0, as "
+            "torch.distributed and torchrun read them. Requires `restart: gang`."
         ),
     )
     max_attempts: int | None = Field(
@@ -48,15 +48,15 @@ class GroupPolicy(BaseModel):
         min_length=1,
         max_length=100,
         description=(
-            "Pauses before the gang's restarts, in seconds, each ±25 %; the last one repeats. Unset: the members' "
-            "`restart.backoff_s`, where all say the same."
+            "Delays before the gang's restarts, in seconds, each ±25 %; the last one repeats. Unset: the members'"
+            " `restart.backoff_s`, if they are equal."
         ),
     )
     nproc_per_node: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="Processes that each member starts by itself (torchrun): WORLD_SIZE counts them.",
+        description="Number of processes that each member starts (torchrun); WORLD_SIZE includes them.",
     )
     master_addr: Annotated[str, AfterValidator(_address)] = Field(
         default="", description="MASTER_ADDR; empty: the address of the host on which rank 0 runs."
@@ -65,7 +65,7 @@ class GroupPolicy(BaseModel):
         default=0,
         ge=0,
         le=65535,
-        description="MASTER_PORT; 0: a free port of the host on which rank 0 runs, found anew for each start.",
+        description="MASTER_PORT; 0: a free port of the host of rank 0, chosen for each start.",
     )
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ class WebLimits(BaseModel):
     headers_size: Size = Field(
         default=64 * 2**10, ge=4 * 2**10, le=2**20, description="Bytes of a request's headers together; then 431."
     )
-    body_timeout: Timeout = Field(default=60.0, description="Seconds for a request's body to arrive; then 408.")
+    body_timeout: Timeout = Field(default=60.0, description="Seconds for the body of a request to arrive; then 408.")
     body_size: Size = Field(
         default=2**20,
         ge=64 * 2**10,
@@ -85,7 +85,9 @@ class WebLimits(BaseModel):
     unproven_bodies_in_memory: Size = Field(
         default=8 * 2**20, ge=2**20, le=2**40, description="The same for all strangers together."
     )
-    websocket_clients: int = Field(default=1_000, ge=1, le=100_000, description="Open portals; then close code 4429.")
+    websocket_clients: int = Field(
+        default=1_000, ge=1, le=100_000, description="Number of open portals; then close code 4429."
+    )
     websocket_queue: Size = Field(
         default=8 * 2**20,
         ge=64 * 2**10,
@@ -98,7 +100,7 @@ class WebLimits(BaseModel):
         le=2**40,
         description="Bytes that wait for all portals together; the one with the most is closed with 4408.",
     )
-    log_followers: int = Field(default=500, ge=1, le=100_000, description="Logs that are followed at once; then 429.")
+    log_followers: int = Field(default=500, ge=1, le=100_000, description="Number of logs followed at once; then 429.")
     follow_memory: Size = Field(
         default=64 * 2**20,
         ge=2**20,

@@ -81,14 +81,14 @@ class EventSettings(_NotificationSection):
         default=5_000,
         ge=100,
         le=1_000_000,
-        description="How many of the newest events are held in memory, for the portal.",
+        description="Number of newest events kept in memory for the portal.",
     )
     keep_on_disk: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=32 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of events in the state's database; the oldest are dropped when it is reached. What is there "
-            "is exported by `invoke events --json`. Also as text: `32 MiB`."
+            "Size of the event history in the state's database, in bytes. The oldest events are dropped. `invoke "
+            "events --json` exports it. Also as text: `32 MiB`."
         ),
     )
 
@@ -99,58 +99,60 @@ class MetricSettings(_NotificationSection):
     per_worker: bool = Field(
         default=True,
         description=(
-            "Series of each worker (about 15). `false` where there are too many for your Prometheus: counts by state, "
-            "hosts and GPUs stay."
+            "Export series for each worker (about 15). `false` reduces the number of series; counts by state, "
+            "hosts and GPUs remain."
         ),
     )
     cache: Annotated[float, Field(ge=0, le=300)] = Field(
-        default=1.0, description="Seconds for which an answer is given again, so that several scrapers cost one pass."
+        default=1.0, description="Seconds for which a response is cached, so that several scrapers cost one pass."
     )
 
 
 class AlertTarget(_NotificationSection):
     """One entry of `notifications:`."""
 
-    name: Annotated[str, AfterValidator(_target_name)] = Field(description="How it is called; each name once.")
-    type: TargetType = Field(description="What is spoken there.")
+    name: Annotated[str, AfterValidator(_target_name)] = Field(description="Unique name of the target.")
+    type: TargetType = Field(description="Protocol of the target.")
     url: Secret = Field(
         default=SecretStr(""),
-        description="Where to: the incoming webhook's address. Whoever has it can post, so it is treated as a secret.",
+        description="Address of the incoming webhook. Whoever has it can post, so it is treated as a secret.",
     )
     secret: Secret = Field(
         default=SecretStr(""),
         description=(
-            "Signs each message: DingTalk and Feishu as their robots ask, `webhook` by the header "
-            "`X-ProcGuard-Signature: sha256=HMAC(body)`."
+            "Key that signs each message: in the form of DingTalk's and Feishu's robots, or for `webhook` in the "
+            "header `X-ProcGuard-Signature: sha256=HMAC(body)`."
         ),
     )
     events: Annotated[list[str], AfterValidator(_event_names)] = Field(
         default_factory=lambda: ["alerts"],
-        description="`alerts`: all classes; or some of them; or kinds of events; `all`: every event.",
+        description="`alerts`: all alert classes; or a list of classes or event kinds; `all`: every event.",
     )
-    language: Literal["en", "zh"] = Field(default="en", description="The language of its messages.")
-    group_wait: Wait = Field(default=2.0, description="Seconds that a first alert waits for others to go with it.")
+    language: Literal["en", "zh"] = Field(default="en", description="Language of the messages.")
+    group_wait: Wait = Field(
+        default=2.0, description="Seconds to wait after a first alert for others, to send them together."
+    )
     min_interval: Wait = Field(
-        default=30.0, description="Seconds between two messages; what happens meanwhile comes as one."
+        default=30.0, description="Minimum interval between messages, in seconds; alerts in between are grouped."
     )
     dedup: Wait = Field(
-        default=300.0, description="Seconds in which the same alert of the same worker or host is not told again."
+        default=300.0, description="Seconds within which the same alert of the same worker or host is not repeated."
     )
     unreachable_after: Wait = Field(
-        default=60.0, description="Seconds for which a host must be out of reach before that is told."
+        default=60.0, description="Seconds that a host must be unreachable before an alert."
     )
     timeout: Annotated[float, Field(gt=0, le=120)] = Field(
-        default=10.0, description="Seconds for one try, from the connection to the answer."
+        default=10.0, description="Timeout of one attempt, in seconds."
     )
-    smtp_host: str = Field(default="", description="`email`: the mail server.")
-    smtp_port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=587, description="`email`: its port.")
+    smtp_host: str = Field(default="", description="`email`: SMTP server.")
+    smtp_port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=587, description="`email`: SMTP port.")
     smtp_tls: Literal["starttls", "tls", "none"] = Field(
         default="starttls", description="`email`: how the connection is protected; `tls` is usual on port 465."
     )
-    smtp_user: str = Field(default="", description="`email`: who logs in; empty: nobody.")
-    smtp_password: Secret = Field(default=SecretStr(""), description="`email`: with which password.")
-    sender: str = Field(default="", description="`email`: the From address.")
-    to: list[str] = Field(default_factory=list, description="`email`: the receivers.")
+    smtp_user: str = Field(default="", description="`email`: SMTP user; empty: no login.")
+    smtp_password: Secret = Field(default=SecretStr(""), description="`email`: SMTP password.")
+    sender: str = Field(default="", description="`email`: From address.")
+    to: list[str] = Field(default_factory=list, description="`email`: recipients.")
 
     @model_validator(mode="after")
     def _whole(self) -> AlertTarget:

@@ -122,16 +122,14 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 class Logging(_Section):
     """The manager's own log."""
 
-    level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
-        default="INFO", description="How much the manager logs."
-    )
+    level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(default="INFO", description="Log level of the manager.")
     file: Annotated[str, AfterValidator(_absolute_path)] = Field(
         default="logs/procguard.log",
-        description="The manager's log file. Relative to the working directory; its directory is created.",
+        description="Log file of the manager, relative to the working directory; its directory is created.",
     )
     format: Annotated[str, AfterValidator(_log_format)] = Field(
         default="%(asctime)s - %(name)s - %(levelname)s - %(message)s",
-        description="The shape of a log line, in the notation of Python's logging.",
+        description="Format of a log line, as in Python's logging.",
     )
 
 
@@ -141,11 +139,10 @@ class State(_Section):
     state_file: Annotated[str, AfterValidator(_state_path), AfterValidator(_absolute_path)] = Field(
         default="data/procguard_state.yaml",
         description=(
-            "Where the fleet's state is kept: a SQLite database, `*.db` (or `.sqlite`); with `*.yaml` (or `.yml`) the "
-            "database `*.db` beside it and this readable snapshot of it; docs/operations.md says more. The workers' "
-            "logs and the lock of a running manager lie beside it. Relative to the working directory; its directory "
-            "is created. A "
-            "manager that is started without a configuration file keeps its state in ~/.local/share/procguard."
+            "Path of the state: a SQLite database `*.db` (or `.sqlite`), or `*.yaml` (or `.yml`) for the database"
+            " `*.db` beside it and a readable snapshot (see docs/operations.md). The workers' logs and the lock "
+            "of the running manager are stored beside it. Relative to the working directory; its directory is "
+            "created. A manager without a configuration file uses ~/.local/share/procguard."
         ),
     )
     database: Annotated[str, AfterValidator(_database_url)] = Field(
@@ -180,8 +177,8 @@ class State(_Section):
     auto_save: bool = Field(
         default=True,
         description=(
-            "Write the readable snapshot within seconds of a change and at the end. `false` stops these only: every "
-            "change is still made durable in the database before it is acknowledged."
+            "Write the readable snapshot within seconds of a change and at exit. `false` disables only the "
+            "snapshot; every change is still committed to the database before it is acknowledged."
         ),
     )
 
@@ -194,27 +191,27 @@ class AdapterConfig(_Section):
         ge=0,
         le=100_000,
         description=(
-            "`mock`: this many simulated workers, to try portal and API without hosts. They are states only; no "
-            "process is started."
+            "`mock`: number of simulated workers, to try the portal and the API without hosts. They have states "
+            "only; no process is started."
         ),
     )
     host: Annotated[str, AfterValidator(_address)] = Field(
         default="0.0.0.0",
-        description="`zmq`: where it listens. On loopback it is offered to this machine's own agents only.",
+        description="`zmq`: listen address. A loopback address is offered to agents on this machine only.",
     )
     port_base: int = Field(
         default=5550,
         ge=1,
         le=65534,
-        description="`zmq`: its port, for heartbeats and commands. The next one takes the workers' log bytes.",
+        description="`zmq`: port for heartbeats and commands. The next port carries log bytes.",
     )
     timeout: int = Field(
         default=1000,
         ge=1,
         le=600_000,
         description=(
-            "`zmq`: how long an agent waits for a connection, its handshake included, in milliseconds; then it goes on "
-            "over HTTP and tries again later."
+            "`zmq`: timeout of a connection and its handshake, in milliseconds. After it the agent uses HTTP and "
+            "retries later."
         ),
     )
 
@@ -225,48 +222,50 @@ class Communication(_Section):
     adapter_type: Literal["mock", "zmq"] = Field(
         default="mock",
         description=(
-            "A further channel beside HTTP, which agents and launchers always find at `web.port`. `mock`: simulated "
-            "workers, as many as `mock_workers` says. `zmq`: ZeroMQ with CURVE on two ports more, for the agents and "
-            "launchers whose Python has pyzmq; the others stay on HTTP."
+            "An additional channel beside HTTP, which is always available on `web.port`. `mock`: simulated "
+            "workers, see `mock_workers`. `zmq`: ZeroMQ with CURVE on two more ports, for agents and launchers "
+            "whose Python has pyzmq; others use HTTP."
         ),
     )
-    adapter_config: AdapterConfig = Field(default_factory=AdapterConfig, description="Settings of that channel.")
+    adapter_config: AdapterConfig = Field(default_factory=AdapterConfig, description="Settings of the channel.")
 
 
 class Monitoring(_Section):
     """When something counts as silent or suspicious."""
 
-    interval: Seconds = Field(default=1.0, description="Seconds between two looks of the monitor at the whole fleet.")
+    interval: Seconds = Field(default=1.0, description="Monitor interval, in seconds.")
     heartbeat_timeout: Seconds = Field(
         default=10.0,
         description=(
-            "A host not heard for this many seconds is out of reach: its workers show `unknown`. Agents send their "
-            "heartbeats several times within it."
+            "Seconds without a heartbeat after which a host is unreachable and its workers show `unknown`. Agents"
+            " send several heartbeats within this time."
         ),
     )
     zombie_detection: bool = Field(
         default=True,
         description=(
-            "Report running workers that look hung: below both thresholds, zombie or stopped processes, output that "
-            "pauses far longer than it used to, a GPU that only spins. Nothing is stopped or restarted for it."
+            "Report running workers that appear to hang: both usage thresholds undercut, zombie or stopped "
+            "processes, output that pauses far longer than before, a GPU that is busy at idle power. Nothing is "
+            "stopped or restarted."
         ),
     )
     cpu_threshold: Percent = Field(
         default=0.1,
         description=(
-            "Percent of one core. CPU and memory both below their thresholds for 60 s: reported as suspect, unless the "
-            "worker printed in the last minute, passes its health checks, or is a server without a connection."
+            "Percent of one core. A worker whose CPU and memory are below their thresholds for 60 s is reported "
+            "as suspect, unless it printed in the last minute, passes its health checks, or is a server without "
+            "connections."
         ),
     )
     memory_threshold: Percent = Field(default=0.1, description="Percent of the host's memory; see `cpu_threshold`.")
     dead_man_url: Annotated[str, AfterValidator(_web_address)] = Field(
         default="",
         description=(
-            "An address that the manager asks (GET) as long as it looks after the fleet, so that whoever watches that "
-            "address tells you when the manager itself is gone. Empty: none."
+            "URL of a dead man's switch that the manager requests (GET) while it monitors the fleet. The service "
+            "behind it alerts when the requests stop. Empty: none."
         ),
     )
-    dead_man_interval: Seconds = Field(default=60.0, description="Seconds between two askings of `dead_man_url`.")
+    dead_man_interval: Seconds = Field(default=60.0, description="Interval of requests to `dead_man_url`, in seconds.")
 
 
 class Recovery(_Section):
@@ -274,32 +273,34 @@ class Recovery(_Section):
 
     enable_auto_recovery: bool = Field(
         default=True,
-        description="`false` restarts nothing by itself: neither children on their hosts nor agents over SSH.",
+        description="`false` disables automatic restarts, of processes on their hosts and of agents over SSH.",
     )
     stop_all_on_failure: bool = Field(
         default=False,
-        description="When a worker reaches `failed`, stop all workers of the fleet and leave them stopped.",
+        description="When a worker becomes `failed`, stop all workers of the fleet. They stay stopped.",
     )
     task_reassignment: bool = Field(
         default=False,
         description=(
-            "Let spares (`procguard_spare` of the inventory) take over tasks: of workers with `on_partition: fence` "
-            "whose host is lost, once their lease has surely ended, and of workers that reached `failed`."
+            "Let spares (`procguard_spare` in the inventory) run workers of other hosts: workers with "
+            "`on_partition: fence` whose host is lost, after their lease has expired, and workers that are "
+            "`failed`."
         ),
     )
     recovery_timeout: Seconds = Field(
         default=30.0,
-        description="A worker or agent that is not running this many seconds after its restart has failed again.",
+        description=(
+            "Seconds within which a restarted worker or agent must be running; otherwise the restart has failed."
+        ),
     )
     max_recovery_attempts: int = Field(
         default=3,
         ge=0,
         le=1_000_000,
         description=(
-            "Restarts of a worker before it is `failed`; given back after 10 minutes of healthy running. "
-            "Per worker: `restart.max_attempts`. 0: never restarted. Also how often a silent agent is started "
-            "over SSH before the manager gives up on it, and how often a task goes to another host without having "
-            "been healthy since."
+            "Restart budget of a worker before it is `failed`; reset after 10 healthy minutes. Per worker: "
+            "`restart.max_attempts`. 0: no restarts. Also the number of starts of a silent agent over SSH before "
+            "the manager gives up, and the number of moves of a worker to other hosts without being healthy."
         ),
     )
 
@@ -312,22 +313,22 @@ class Tls(_Section):
     mode: Literal["off", "auto", "files"] = Field(
         default="off",
         description=(
-            "`auto`, which may also be written `tls: auto`: https with a CA of the manager's own, made beside the "
-            "state; agents get it over SSH when they are deployed. `files`: with `cert` and `key`, which say so by "
-            "themselves. `off`: plain http. The port speaks one of both. See docs/security.md."
+            "`auto`, also written `tls: auto`: https with the manager's own CA, created beside the state; agents "
+            "receive it over SSH at deployment. `files`: https with `cert` and `key`; implied by them. `off`: "
+            "http. The port serves either http or https. See docs/security.md."
         ),
     )
     cert: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
-        default="", description="The certificate chain in PEM. Read again when it is replaced."
+        default="", description="Certificate chain (PEM). Reloaded when the file is replaced."
     )
     key: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
-        default="", description="Its private key in PEM, not encrypted."
+        default="", description="Private key (PEM), not encrypted."
     )
     ca: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
         default="",
         description=(
-            "Certificates in PEM that agents are to trust for `cert`, or for an https proxy in front of the manager; "
-            "they get them when they are deployed. Empty: those that their machines know."
+            "CA certificates (PEM) that agents trust for `cert` or for an https proxy in front of the manager; "
+            "installed at deployment. Empty: the hosts' own trust store."
         ),
     )
 
@@ -350,19 +351,21 @@ def _tls(value: Any) -> Any:
 class Web(_Section):
     """HTTP: the API for agents, launchers and operators, and the portal."""
 
-    enabled: bool = Field(default=True, description="`false` drops the portal and keeps the API, which agents need.")
+    enabled: bool = Field(
+        default=True, description="`false` disables the portal. The API stays, because agents need it."
+    )
     host: Annotated[str, AfterValidator(_address)] = Field(
         default="0.0.0.0",
-        description="Where the manager listens. Agents on other hosts must reach it; access is denied by default.",
+        description="Listen address. Agents on other hosts must reach it. Access is denied by default.",
     )
     port: int = Field(
-        default=5000, ge=0, le=65535, description="The port of API and portal. 0: any free one, printed at the start."
+        default=5000, ge=0, le=65535, description="Port of the API and the portal. 0: any free port, printed at start."
     )
     trust_local: bool = Field(
         default=True,
         description=(
-            "Let the manager's own user (and root) act as operator from this machine without a token. `false`: a "
-            "token is always required; the first one is put into `operator.token` beside the state."
+            "The manager's own user (and root) is an operator on this machine without a token. `false`: a token "
+            "is always required; the first one is written to `operator.token` beside the state."
         ),
     )
     tls: Annotated[Tls, BeforeValidator(_tls)] = Field(default_factory=Tls, description="https for API and portal.")
@@ -370,27 +373,27 @@ class Web(_Section):
         default_factory=list,
         description=(
             "Addresses or networks of reverse proxies, e.g. `[10.0.0.2, 10.1.0.0/24]`, whose X-Forwarded-For and "
-            "X-Forwarded-Proto are believed. Nobody behind one acts without a token; on this machine let the proxy "
-            "connect from 127.0.0.2 and name that, so that local requests stay apart."
+            "X-Forwarded-Proto are trusted. Requests through a proxy always need a token. Let a proxy on this "
+            "machine connect from 127.0.0.2 and list that address, to distinguish it from local requests."
         ),
     )
     keep_audit: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=32 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of the audit in the state's database: half for changes, a quarter each for log-ins and refusals. "
-            "The oldest records of a share are dropped when it is reached. Also as text: `32 MiB`."
+            "Size of the audit log in the state's database, in bytes: half for changes, a quarter each for logins"
+            " and refusals. The oldest records of each share are dropped. Also as text: `32 MiB`."
         ),
     )
     advertise: list[Annotated[str, AfterValidator(_manager_url)]] = Field(
         default_factory=list,
         description=(
-            "Further addresses of this manager for agents to try, e.g. `http://10.0.0.5:5000`: a NAT or proxy in "
-            "front of it. Its own addresses need not be listed, but for one of a bridge without a way out of the "
-            "machine (docker0) that agents are to use."
+            "Additional manager addresses for agents, e.g. `http://10.0.0.5:5000`: a NAT or proxy in front of the"
+            " manager. The manager's own addresses are included, except those of a bridge without a route off the"
+            " machine (docker0)."
         ),
     )
-    limits: WebLimits = Field(default_factory=WebLimits, description="What one caller, and all together, may take.")
+    limits: WebLimits = Field(default_factory=WebLimits, description="Limits per caller and in total.")
 
 
 class Logs(_Section):
@@ -401,33 +404,33 @@ class Logs(_Section):
         ge=1,
         le=1_000_000,
         description=(
-            "Attempts per worker whose logs are kept, by the manager and (all finished ones together within "
-            "`keep_local`) on the worker's host; older ones are deleted."
+            "Number of attempts per worker whose logs are kept, by the manager and, within `keep_local`, on the "
+            "worker's host. Older logs are deleted."
         ),
     )
     keep_per_worker: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=4 * 2**30,
         ge=2**20,
         description=(
-            "Bytes of one worker's logs on the manager's disk. Beyond it its oldest attempts go, then the head of the "
-            "newest, and the log says how much. Also as text: `4 GiB`."
+            "Maximum size of one worker's logs on the manager, in bytes. The oldest attempts are deleted first, "
+            "then the beginning of the newest; the log shows how much. Also as text: `4 GiB`."
         ),
     )
     keep_in_all: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=64 * 2**30,
         ge=16 * 2**20,
         description=(
-            "Bytes of all workers' logs on the manager's disk, and at most half of that disk. Beyond it those that "
-            "have more than an equal share give theirs first. Also as text: `64 GiB`."
+            "Maximum size of all logs on the manager, in bytes, and at most half of the disk. Workers with more "
+            "than an equal share are trimmed first. Also as text: `64 GiB`."
         ),
     )
     keep_local: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=256 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of each log that stay on its host, shipped or waiting for the manager; what waits beyond is "
-            "dropped and its size shown in the log. Where the file system cannot give back parts of a file, this "
-            "holds once the attempt has ended. Also as text: `256 MiB`."
+            "Maximum size of each log on its host, in bytes, shipped or not. Bytes beyond it are dropped, and the"
+            " log shows how many. If the file system cannot free parts of a file, the limit applies after the "
+            "attempt has ended. Also as text: `256 MiB`."
         ),
     )
 
@@ -436,30 +439,30 @@ class Config(_Section):
     """The whole configuration. `source` is the file it came from, "" for the built-in values."""
 
     logging: Logging = Field(default_factory=Logging, description="The manager's own log.")
-    state: State = Field(default_factory=State, description="What the manager remembers across restarts.")
-    communication: Communication = Field(default_factory=Communication, description="A further channel beside HTTP.")
-    monitoring: Monitoring = Field(
-        default_factory=Monitoring, description="When something counts as silent or suspect."
+    state: State = Field(default_factory=State, description="The manager's state.")
+    communication: Communication = Field(
+        default_factory=Communication, description="An additional channel beside HTTP."
     )
-    recovery: Recovery = Field(default_factory=Recovery, description="What is done about failures.")
+    monitoring: Monitoring = Field(
+        default_factory=Monitoring, description="Detection of unreachable hosts and suspect workers."
+    )
+    recovery: Recovery = Field(default_factory=Recovery, description="Automatic recovery.")
     web: Web = Field(default_factory=Web, description="The API for agents and operators, and the portal.")
-    logs: Logs = Field(default_factory=Logs, description="The workers' logs.")
-    events: EventSettings = Field(default_factory=EventSettings, description="The history of the fleet.")
+    logs: Logs = Field(default_factory=Logs, description="Logs of the workers.")
+    events: EventSettings = Field(default_factory=EventSettings, description="Event history.")
     groups: Annotated[dict[str, GroupPolicy], BeforeValidator(_nothing_said)] = Field(
         default_factory=dict,
         description=(
-            "Groups whose members belong together, by name; a worker names its group (`group: trainers`). Also as "
-            "`procguard_groups` in an inventory; what is said of a group here is stronger. See [groups](groups.md)."
+            "Policies of groups, by name; a worker names its group (`group: trainers`). Also as "
+            "`procguard_groups` in an inventory; this configuration takes precedence. See [groups](groups.md)."
         ),
     )
-    metrics: MetricSettings = Field(
-        default_factory=MetricSettings, description="What Prometheus is told at `/metrics`."
-    )
+    metrics: MetricSettings = Field(default_factory=MetricSettings, description="Prometheus metrics at `/metrics`.")
     notifications: Targets = Field(
         default_factory=list,
         description=(
-            "Whom to tell about failures, and how: a list of `{name, type, url, …}` for webhooks, Slack, Feishu, "
-            "DingTalk, WeCom and e-mail. Every key: docs/notifications.md."
+            "Notification targets: a list of `{name, type, url, …}` for webhooks, Slack, Feishu, DingTalk, WeCom "
+            "and e-mail. All keys: docs/notifications.md."
         ),
     )
     source: str = Field(default="", exclude=True)

@@ -1,6 +1,6 @@
 """Asks a server whether it is there: http and tcp health checks, bounded in time.
 
-`check` is a HealthCheck or whatever has its fields: a check that is made with another user's rights (errand.py) loads
+`check` is a HealthCheck or has its fields. A check made with the rights of another user (user_process.py) loads
 nothing that it does not need.
 """
 

@@ -62,7 +62,7 @@ class LogWatch:
 
 @record
 class Elsewhere:
-    """Has things done for the worker by a process of its own, with the rights of the worker's user (errand.py).
+    """Has things done for the worker by a process of its own, with the rights of the worker's user (user_process.py).
 
     `cwd`, `home`: what paths of its checks are relative to. `other_user`: we are not that user; then every check that
     touches something of the host's is made there, else only a command."""

@@ -1,4 +1,4 @@
-"""One errand for one worker with the rights of that worker's user, in a process of its own that ends with it.
+"""One task for a worker with the rights of that worker's user, in a process of its own that ends with it.
 
 The agent runs this file as a script (`run`): it starts with the agent's rights, reads what the agent wrote for the
 worker, becomes the worker's user, and only then touches anything that a job can change. What is started here ends with

@@ -57,8 +57,8 @@ def test_a_viewer_sees_all_and_is_offered_nothing_to_change(rig: ManagerRig, vis
         assert page.evaluate("document.documentElement.dataset.role") == "viewer"
         expect(page.get_by_role("button", name=ACTING)).to_have_count(0)
         expect(page.get_by_role("checkbox")).to_have_count(0)
-    expect(page.get_by_text("You may look, not act")).to_be_visible()
-    page.get_by_text("You may look, not act").click()
+    expect(page.get_by_text("Your token is read-only")).to_be_visible()
+    page.get_by_text("Your token is read-only").click()
     expect(page.get_by_text("invoke token.create")).to_be_visible()
     assert violations(page) == ""
     page.set_viewport_size({"width": 360, "height": 740})

@@ -24,7 +24,7 @@ def test_every_route_is_there_with_who_may_what_it_takes_and_answers(rig: Manage
         expect(route).to_contain_text(text)
     expect(page).to_have_url(re.compile(r"q=restart"))
     page.get_by_role("searchbox").fill("nothing like it")
-    expect(page.get_by_text("No route matches.")).to_be_visible()
+    expect(page.get_by_text("No routes match.")).to_be_visible()
     page.get_by_role("searchbox").fill("register")
     page.get_by_role("combobox", name="Language").select_option("zh-CN")
     expect(page.get_by_text("登记一个手动启动的 worker")).to_be_visible()

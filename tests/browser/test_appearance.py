@@ -126,8 +126,8 @@ def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: 
     page.route("**/api/measurements/workers/worker1?span=1h", answer)
     page.get_by_role("tab", name="Charts").click()
     page.get_by_role("button", name="1 h", exact=True).click()
-    page.get_by_role("button", name="As a table").click()
-    values = page.get_by_role("region", name="The numbers of the charts").locator("tbody tr td:first-of-type")
+    page.get_by_role("button", name="Show as table").click()
+    values = page.get_by_role("region", name="Chart data").locator("tbody tr td:first-of-type")
     expect(values).to_have_text(["10 %"])
     expect(values).to_have_text(["20 %", "10 %"])  # that step was over already: asked for without a reload
 
@@ -139,8 +139,8 @@ def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor
     page.get_by_role("button", name="1 h", exact=True).click()
     expect(page.get_by_role("button", name="1 h", exact=True)).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="15 min").click()
-    page.get_by_role("button", name="As a table").click()
-    table = page.get_by_role("region", name="The numbers of the charts")
+    page.get_by_role("button", name="Show as table").click()
+    table = page.get_by_role("region", name="Chart data")
     expect(table.get_by_role("columnheader", name="Memory")).to_be_visible()
     expect(table.locator("tbody tr td").nth(1)).to_contain_text("iB")
     expect(cpu).to_be_hidden()

@@ -193,7 +193,7 @@ def test_what_is_acted_on_is_what_the_filters_show(fleet: tuple[ManagerRig, Swar
     page = workers_page(fleet, visitor, "?host=!gpu-00003&label=part%3D1,part%3D2&group=!group1")
     shown = int(re.findall(r"\d+", page.locator(".page-head .count").inner_text())[0])
     assert 0 < shown < ALL
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     page.locator(".batch-bar [data-verb=restart]").click()
     expect(page.get_by_role("dialog")).to_contain_text(f"Restart {shown} workers?")
 
@@ -242,7 +242,7 @@ def test_an_agent_never_seen_is_not_gone_so_soon(fleet: tuple[ManagerRig, Swarm]
     settled(page)
     expect(page.locator(".page-head .count")).to_contain_text(f"3 of {ALL + 3}")
     page.get_by_role("button", name=re.compile("3 gone")).click()
-    dialog = page.get_by_role("dialog", name="Take out what is gone")
+    dialog = page.get_by_role("dialog", name="Remove workers that no longer exist")
     expect(dialog).to_contain_text("since its own start")
     expect(dialog.get_by_role("button", name="Take out 0")).to_be_disabled()
     dialog.get_by_role("button", name="Cancel").click()

@@ -56,18 +56,18 @@ def pids(demo: ManagerRig) -> dict[str, int]:
 def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: ManagerRig, visitor: Visitor) -> None:
     page, _ = host_page(demo, visitor)
     before, agent = pids(demo), demo.ask("GET", "/api/hosts")["hosts"][0]["agent_pid"]
-    panel = page.get_by_role("region", name="Its agent", exact=True)
+    panel = page.get_by_role("region", name="Agent", exact=True)
     expect(panel).to_contain_text("the same as the manager's")
-    expect(panel.get_by_role("button", name="Upgrade it")).to_be_hidden()
+    expect(panel.get_by_role("button", name="Upgrade the agent")).to_be_hidden()
     panel.get_by_role("button", name="Restart the agent").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
     dialog.get_by_role("button", name="Restart the agent").click()
     expect(page.locator(".notice")).to_contain_text("the agent was started (pid", timeout=40_000)
-    expect(page.get_by_role("region", name="What happened")).to_contain_text("agent restarted")
+    expect(page.get_by_role("region", name="Events")).to_contain_text("agent restarted")
     assert demo.ask("GET", "/api/hosts")["hosts"][0]["agent_pid"] != agent and pids(demo) == before
-    log = page.get_by_role("region", name="Its agent's log")
-    log.get_by_text("Read its end over SSH").click()
+    log = page.get_by_role("region", name="Agent log")
+    log.get_by_text("Read the end of it over SSH").click()
     expect(log.locator("pre")).to_contain_text("runner adopted", timeout=40_000)
     expect(log).to_contain_text("agent.log")
 

@@ -105,7 +105,7 @@ def test_workers_are_added_by_a_glob_and_removed_and_the_address_says_which(rig:
     """By the keyboard alone; a link to the page shows the same workers, filters and all."""
     page = visitor.open(f"{rig.url}/#/logs")
     settled(page)
-    expect(page.get_by_text("Choose workers to read their logs together")).to_be_visible()
+    expect(page.get_by_text("Select workers to read their logs together")).to_be_visible()
     field = page.get_by_role("combobox", name="Add workers")
     field.focus()
     expect(page.locator(".picker-option").first).to_be_visible()
@@ -118,7 +118,7 @@ def test_workers_are_added_by_a_glob_and_removed_and_the_address_says_which(rig:
     expect(page.locator(".chosen-worker")).to_have_count(2)
     assert page.url.endswith("#/logs?w=worker1%2Cworker2")
     page.get_by_label("Find in these lines").fill("line .*7$")
-    page.get_by_role("button", name="Only matching").click()
+    page.get_by_role("button", name="Matching lines only").click()
     wait_until(lambda: "only=1" in page.url, 5, "the filter is in the address")
     page.get_by_role("button", name="Remove worker1").press("Enter")
     expect(page.get_by_role("button", name="Remove worker2")).to_be_focused()
@@ -132,7 +132,7 @@ def test_the_logs_of_picked_workers_are_one_click_away(rig: ManagerRig, visitor:
     page = visitor.open(f"{rig.url}/#/workers?q=worker")
     for worker in ("worker1", "worker2"):
         page.get_by_role("checkbox", name=worker).check()
-    page.get_by_role("group", name="What to do with the selected workers").get_by_role("button", name="Logs").click()
+    page.get_by_role("group", name="Actions for the selected workers").get_by_role("button", name="Logs").click()
     expect(page.locator(".chosen-worker")).to_have_text([re.compile("worker1"), re.compile("worker2")])
 
 
@@ -152,9 +152,9 @@ def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to
     first = int(current.inner_text().split()[1])
     find.press("Enter")
     expect(current).to_have_text(f"complaint {first - 10}")
-    page.get_by_role("button", name="Only matching").click()
+    page.get_by_role("button", name="Matching lines only").click()
     wait_until(lambda: all(row[2].startswith("complaint") for row in rows(page)), 10, "nothing else is shown")
-    for wrong, why in (("(a", "not a regular expression"), ("(a+)+", "could take for ever")):
+    for wrong, why in (("(a", "invalid regular expression"), ("(a+)+", "could take for ever")):
         find.fill(wrong)
         expect(page.locator(".log-problem")).to_have_text(re.compile(why))
     find.press("Escape")
@@ -214,7 +214,7 @@ def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(rig: Ma
     """Typed, answered as the hosts answer, each line with its time and whose it is; one click further is the log."""
     page = visitor.open(f"{rig.url}/#/search")
     settled(page)
-    field = page.get_by_label("What to look for")
+    field = page.get_by_label("Search for")
     expect(field).to_be_focused()
     field.fill("connectionreset")
     page.keyboard.press("Enter")
@@ -227,9 +227,9 @@ def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(rig: Ma
     page.get_by_role("button", name="Search").click()
     expect(page.locator(".search-progress")).to_contain_text("0 matching lines")
     page.get_by_label("Match case").uncheck()
-    page.get_by_label("How to read it").select_option("regex")
+    page.get_by_label("Search mode").select_option("regex")
     field.fill("connection(reset)error|page 5[89]")
-    page.get_by_label("Which workers").fill("crawl*")
+    page.get_by_label("Workers to search").fill("crawl*")
     page.keyboard.press("Enter")
     expect(page.locator(".search-progress")).to_contain_text("1 of 1 hosts")
     expect(page.locator(".found mark").first).to_be_visible()
@@ -296,7 +296,7 @@ def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(rig: ManagerRi
     page.get_by_role("button", name="Follow").click()
     expect(page.locator(".log-text").first).to_be_visible()
     moment = page.evaluate(LOCAL_TIME)
-    page.get_by_label("Go to a time").fill(moment)
+    page.get_by_label("Go to time").fill(moment)
     expect(page.locator(".log-line.is-current")).to_be_visible()
 
 
@@ -319,8 +319,8 @@ def test_an_automatic_restart_shows_its_reason_and_last_lines(rig: ManagerRig, v
     page.goto(f"{rig.url}/#/recovery/worker1")
     expect(page.get_by_text(re.compile("No restarts since"))).to_be_visible()
     expect(page.locator(".why-headline")).to_contain_text("worker1")
-    page.get_by_role("button", name="Look at the last 7 days").click()
-    expect(page.get_by_label("Range of time")).to_have_value("7d")
+    page.get_by_role("button", name="Show the last 7 days").click()
+    expect(page.get_by_label("Time range")).to_have_value("7d")
     assert page.url.endswith("#/recovery/worker1?range=7d")
 
 
@@ -333,9 +333,9 @@ def test_events_of_a_range_are_exported_as_they_are_filtered(rig: ManagerRig, vi
     reported = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event["worker_id"]) for event in reported] == [("worker_failed", "crawler")]
     page.get_by_role("searchbox").fill("nothing-like-it")
-    page.get_by_label("Range of time").select_option("1h")
-    page.get_by_role("button", name="Look at the last 24 hours").click()
-    expect(page.get_by_label("Range of time")).to_have_value("24h")
+    page.get_by_label("Time range").select_option("1h")
+    page.get_by_role("button", name="Show the last 24 hours").click()
+    expect(page.get_by_label("Time range")).to_have_value("24h")
 
 
 # Not the link of each of thousands of lines: with the keys, a line is found and its link copied by the button for it.

@@ -60,7 +60,7 @@ def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: Man
     page.get_by_label("Filter workers").fill("host!=gpu-00001")
     expect(bar).to_be_hidden()  # "all that match" were others
     expect(page.locator(".page-head .count")).to_contain_text(f"{ALL - EACH} of {ALL}")
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     expect(bar).to_contain_text(f"all {ALL - EACH} matching selected")
     bar.get_by_role("button", name="Restart").click()
     expect(page.get_by_role("dialog")).to_contain_text(f"Restart {ALL - EACH} workers?")
@@ -70,7 +70,7 @@ def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: Man
 
 def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     page.locator(".batch-bar").get_by_role("button", name="Stop").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text(re.compile(rf"All {ALL} matching, \d+ visible"))
@@ -88,10 +88,10 @@ def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: Mana
 
 def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     page.locator(".batch-bar").get_by_role("button", name="Restart").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_label("At once").fill("10")
+    dialog.get_by_label("Concurrency").fill("10")
     dialog.get_by_label("Reason").fill("new data set")
     dialog.get_by_role("button", name=f"Restart {ALL}").click()
     expect(page.locator("h1")).to_have_text(f"Restart: {ALL} workers")
@@ -137,13 +137,13 @@ def test_a_filter_chosen_while_results_load_is_applied(fleet: ManagerRig, visito
 
 def test_what_has_not_begun_is_cancelled_by_a_click(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     page.locator(".batch-bar").get_by_role("button", name="Restart").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_label("At once").fill("1")
+    dialog.get_by_label("Concurrency").fill("1")
     dialog.get_by_role("button", name=f"Restart {ALL}").click()
-    page.get_by_role("button", name="Cancel the rest").click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel the rest").click()
+    page.get_by_role("button", name="Cancel remaining").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel remaining").click()
     expect(page.locator(".page-head .chip")).to_have_text(re.compile("cancelled"), timeout=60_000)
     expect(page.get_by_role("button", name="Retry with the rest")).to_be_visible()
 
@@ -167,7 +167,7 @@ def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: ManagerRig, visit
         route.continue_()
 
     page.route("**/api/operations", slowly)
-    page.get_by_label("Select all that match").click()
+    page.get_by_label("Select all matches").click()
     page.locator(".batch-bar").get_by_role("button", name="Restart").click()
     page.get_by_role("dialog").get_by_role("button", name=f"Restart {ALL}").click()
     expect(page.locator(".page-head .chip")).to_have_text(re.compile("done|partly failed"), timeout=60_000)
@@ -175,7 +175,7 @@ def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: ManagerRig, visit
 
 
 def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """Nobody declares them any more, and they have ended: 24 workers, so that the number is asked for."""
+    """Nobody declares them any more, and they finished: 24 workers, so that the number is asked for."""
     empty_rig.start_manager()
     with Swarm(empty_rig.url, 1, 24, seed=3, prefix="old", keep=True) as swarm:
         swarm.wait_running(60)
@@ -194,7 +194,7 @@ def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRi
         page.on("request", lambda request: asked.append(request.method + " " + request.url))
         dialog.get_by_label("Type 24 to confirm").fill("24")
         go.click()
-        expect(page.locator(".notice")).to_contain_text("24 workers taken out")
+        expect(page.locator(".notice")).to_contain_text("24 workers removed")
         assert [one for one in asked if "/api/" in one] == [f"POST {empty_rig.url}/api/purge"]
         assert empty_rig.ask("GET", "/api/remote-workers")["total"] == 0
 

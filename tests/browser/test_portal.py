@@ -382,7 +382,7 @@ def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig:
         check(locale)
     wait_until(try_wrong, 30, "it is locked")
     expect(page.get_by_role("alert")).to_contain_text("Too many")
-    expect(waiting).to_have_text(re.compile(r"Wrong tokens are not looked at for \d+ s"))
+    expect(waiting).to_have_text(re.compile(r"Too many wrong tokens. Wrong tokens are refused for \d+ s"))
     check("locked")
     before = waiting.inner_text()
     wait_until(lambda: waiting.inner_text() != before, 10, "the time runs")

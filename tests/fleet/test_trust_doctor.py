@@ -78,7 +78,7 @@ def world(running: World) -> World:
 def test_an_unknown_key_is_shown_and_only_added_when_asked_to(world: World) -> None:
     fingerprint = "SHA256:"
     code, text = world.trust()
-    assert code == 1 and fingerprint in text and "nothing was added" in text
+    assert code == 1 and fingerprint in text and "no key was added" in text
     assert not world.known_hosts.exists()
 
     code, text = world.trust("--yes")

@@ -40,7 +40,7 @@ class AnswerOptions(OptionGroup):
     """What is said of something that goes on for a while, and when."""
 
     no_wait: bool = option(False, "begin and return")
-    json_: bool = option(False, "machine-readable result on stdout")
+    json_: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Rotations:
         if agent.rotation is None:
             tx.edit(agent).rotation = PendingRotation("r-" + secrets.token_hex(6), tx.now.wall, tx.actor)
         away = self._state.agent_status[agent_id].state != "connected"
-        return {"status": "asked", "message": "away; done when it returns" if away else ""}
+        return {"status": "asked", "message": "unreachable; rotated when it returns" if away else ""}
 
     def _unsupported(self, agent: AgentRecord) -> str:
         if not agent.secret_sha256:

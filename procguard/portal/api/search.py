@@ -43,7 +43,7 @@ JsonLine = dict[str, Any]  # a FoundLine
 class SearchQuery:
     text: str = declaration.text("as it stands; or", expression.MAX_CHARS)
     regex: str = declaration.text(DIALECT, expression.MAX_CHARS)
-    ignore_case: bool = flag("upper and lower case are the same")
+    ignore_case: bool = flag("ignore case")
     select: str = declaration.text("a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS)
     q: str = declaration.text("words that appear in the worker")
     stream: str = choice("out", "err", says="which of both; left out: both")

@@ -159,7 +159,7 @@ def test_the_number_is_typed_at_a_terminal(fleet: Fleet, typed: str, code: int, 
         os.close(own)
         os.close(terminal)
     assert done.returncode == code and len(fleet.begun()) == begun
-    assert "Type 1300 to go on" in done.stdout
+    assert "Type 1300 to continue" in done.stdout
 
 
 @pytest.mark.slow
@@ -182,4 +182,4 @@ def test_operations_are_listed_shown_cancelled_and_retried(fleet: Fleet) -> None
 
 def test_a_wrong_pace_is_reported_before_anything_is_asked(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", "w*", "--concurrency=-1")
-    assert done.returncode == 1 and "at least one at once" in done.stderr and fleet.manager.requests == []
+    assert done.returncode == 1 and "at least 1;" in done.stderr and fleet.manager.requests == []

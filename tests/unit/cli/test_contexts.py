@@ -74,7 +74,7 @@ def test_mistakes_are_one_line_each(manager: FakeManager, tmp_path: Path, capsys
     token.write_text("s3cret")
     token.chmod(0o644)
     for words, reported in (
-        (("context", "add", "lab"), "no address was given"),
+        (("context", "add", "lab"), "no address given"),
         (("context", "add", "../x", "--url", manager.url), "expected letters"),
         (("context", "add", "lab", "--url", "gpu-head"), "not a manager's address"),
         (("context", "add", "lab", "--url", manager.url, "--token-file", str(token)), "others may read this token"),

@@ -40,7 +40,7 @@ def test_init_writes_what_deploy_and_the_manager_read(
     for line in said.splitlines()[3:]:  # the commands that it names next
         words = shlex.split(line)
         assert words[0] in ("invoke", "./start_manager.sh"), line
-    assert run("init", "gpu01") == 1 and "is there already" in capsys.readouterr().err
+    assert run("init", "gpu01") == 1 and "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["gpu 01", "a@b@c", "gpu01:0", "gpu01:99999", "-oProxyCommand=x", "gpu01;id", "{{x}}"])
@@ -75,7 +75,7 @@ def test_playbooks_name_the_python_that_wrote_them(tmp_path: Path, capsys: pytes
     assert {path.name for path in target.iterdir()} == {
         path.name for path in Path(resources.path("playbooks")).iterdir()
     }
-    assert run("playbooks", str(target)) == 1 and "is there already" in capsys.readouterr().err
+    assert run("playbooks", str(target)) == 1 and "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -196,7 +196,7 @@ def test_every_kind_of_event_has_its_words() -> None:
     root = Path(__file__).parents[4]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))
     code += (root / "procguard" / "manager" / "app.py").read_text(encoding="utf-8")
-    kinds = set(re.findall(r'(?:tx\.event|self\._tell|_event)\(\s*(?:tx, )?"([a-z_]+)"', code))
+    kinds = set(re.findall(r'(?:tx\.event|self\._emit_event|_event)\(\s*(?:tx, )?"([a-z_]+)"', code))
     assert len(kinds) > 25
     of_the_audit = {"credentials", "deploy", "token"}  # whose English reason is all there is
     reported_otherwise = {"command", "worker_failed", "worker_state"}

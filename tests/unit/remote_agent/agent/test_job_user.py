@@ -292,7 +292,7 @@ def test_a_check_whose_process_the_job_ends_is_no_result(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """It may kill what runs as its user; that says nothing about it, and other workers' checks go on."""
-    script = "while :; do pkill -9 -U games -f [r]emote_agent/errand.py; sleep 0.01; done"
+    script = "while :; do pkill -9 -U games -f [r]emote_agent/health/user_process.py; sleep 0.01; done"
     assign_as(manager, job_user, script, health=[exec_check("/bin/true", action="restart")])
     manager.assign("w2", "sleep 1000", health=[exec_check("/bin/true")])
     host.start()

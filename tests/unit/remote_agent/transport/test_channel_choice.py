@@ -233,7 +233,7 @@ def test_packages_of_a_virtual_environment_are_scanned_first(tmp_path: Path, pyt
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text(f"home = {os.path.dirname(python)}\n")
     (venv / "bin" / "python").symlink_to(python)
-    code = "from remote_agent.transport import zmq as zmq_wire; print(zmq_wire._places()[0])"
+    code = "from remote_agent.transport import zmq as zmq_wire; print(zmq_wire._package_paths()[0])"
     command = [str(venv / "bin" / "python"), "-s", "-E", "-S", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"{venv}/lib/python3.") and done.stdout.strip().endswith("/site-packages"), (
