@@ -28,7 +28,7 @@ def _nothing() -> None:
 
 
 # After a restart of the manager a thousand agents of one NAT may stand at the door at once: nobody is sent away who had
-# no time to speak, unless there are so many times more strangers than the limit.
+# no time to speak, unless there are many times more strangers than the limit.
 TIME_TO_SPEAK_S = 1.0
 HARD = 4
 UNSHARED_WORK = 40  # a new connection's: the request by which an agent proves itself waits for no stranger

@@ -154,7 +154,7 @@ class ShippedQuery:
     attempt: int = whole(1, 0, MAX_ATTEMPT)
     stream: str = choice("out", "err", default="out", says="which of both")
     offset: int = whole(0, 0, MAX_OFFSET, "where the body begins")
-    gap: bool = flag("the bytes before `offset` are gone for ever")
+    gap: bool = flag("the bytes before `offset` are lost")
     at: float | None = seconds(None, 0.0, 4e9, "when the first byte was written, Unix seconds")
     times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
     fill: str = text("the `LogRange` that this answers", 64)

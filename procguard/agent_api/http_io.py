@@ -172,7 +172,7 @@ def may_overflow(body: bytes) -> bool:
 
 
 def has_long_number(body: bytes) -> bool:
-    """Whether there are so many digits in a row that it is beyond all bounds as an integer, too."""
+    """Whether a run of digits is too long even for an integer."""
     return len(body) >= len(_LONG) and _LONG in body.translate(_ALIKE)
 
 

@@ -124,6 +124,6 @@ class LogGap(Conflict):
     def __init__(self, stored: int, offset: int) -> None:
         super().__init__(
             f"offset {offset} lies beyond the {stored} bytes stored",
-            f"send again from offset {stored}, or add gap=1 when the bytes between are gone for ever",
+            f"send again from offset {stored}, or add gap=1 if the bytes in between are lost",
         )
         self.extra = {"acked": stored}

@@ -70,7 +70,7 @@ class LongPoll:
             closed = True
         if closed:
             self.end("peer_closed")
-        self.release()  # level-triggered: it would fire for ever
+        self.release()  # level-triggered: it would fire continuously
         if not closed:
             self._watcher = gevent.get_hub().loop.timer(FIRST_POLL_S, POLL_INTERVAL_S)
             self._watcher.start(self._check_for_close)

@@ -110,7 +110,7 @@ class EventInfo(TypedDict):
 
 
 class LogLineInfo(TypedDict):
-    """(attempt, stream, offset) identifies it for ever. `at`: Unix time of its host; 0.0 where nobody knows."""
+    """(attempt, stream, offset) identifies it permanently. `at`: Unix time of its host; 0.0 where nobody knows."""
 
     attempt: int
     stream: Literal["out", "err"]

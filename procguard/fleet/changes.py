@@ -1,7 +1,7 @@
 """Who is told of changes: the one bus from the fleet's state to whoever follows it.
 
 Owns the list of what can be heard. What is told has happened: of a transaction's changes nobody hears before they are
-durable, or the disk has refused them (they hold in memory all the same). Knows nobody who listens.
+durable, or the disk has refused them (they stay in memory). Knows no subscriber.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _longest_s(spec: messages.WorkerSpec) -> float:
 
 def replace_spec(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
     """Give the worker another specification. Its host may go by the one before until it has heard of it: a longer lease
-    or grace goes on counting, and an instance that was fenced a moment ago is proven so anew."""
+    or grace goes on counting, and an instance that was just fenced must be confirmed again."""
     if fenced(worker) and (worker.gang or spec.on_partition == "fence"):
         worker.lease_bound_s = max(worker.lease_bound_s, _longest_s(worker.spec))
     else:

@@ -134,7 +134,7 @@ class FleetState:
     @property
     def stopped_by(self) -> str:
         """Why the whole fleet is held stopped (recovery.stop_all_on_failure); "" = it is not. Until an operator starts
-        something, what is declared anew is declared stopped."""
+        something, new declarations are stopped."""
         return self._fleet.stopped_by
 
     def hold_stopped(self, tx: Transaction, reason: Reason) -> None:
@@ -143,7 +143,7 @@ class FleetState:
 
     @property
     def rebuilt(self) -> bool:
-        """Whether this state was made anew for a fleet that runs (invoke state.rebuild), and not every host has been
+        """Whether this state was rebuilt for a running fleet (invoke state.rebuild), and not every host has been
         read since: what it does not know may run somewhere."""
         return self._fleet.rebuilt
 

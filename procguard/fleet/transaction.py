@@ -5,7 +5,7 @@
         worker.desired = "stopped"
         tx.event("stop_all", reason="…")
 
-Leaving it makes the changes and their events durable in one commit; then the agents concerned are told anew, and the
+Leaving it makes the changes and their events durable in one commit; then the affected agents are notified, and the
 bus publishes what has changed. An exception inside takes everything back: records, tables and their indexes are as
 before, no event was added, nobody hears anything. What is only observed (`AgentObserved`, `WorkerObserved`) is no part
 of it. Nothing inside may wait: others would see what is half done.

@@ -371,6 +371,6 @@ def _tail(path: str, at_most_bytes: int = 8000) -> str:
 
 
 def _say(text: str, to: TextIO | None = None) -> None:
-    """To the person at the terminal; where that is gone, ending everything must go on all the same."""
+    """Print to the terminal; a closed terminal must not stop the shutdown."""
     with contextlib.suppress(OSError):
         print(text, file=to or sys.stdout, flush=True)

@@ -76,7 +76,7 @@ class Tunnels:
             self._keep(agent, may_move=True)  # the one who asks tells the agent its new address
         elif status is not None and status.state == "down":
             self._fleet.agents.tunnel_dropped(host)
-            self._process.kick(host)  # told anew, also where the answer is the same
+            self._process.kick(host)  # reported again, even if the answer is the same
         deadline = clock.read().monotonic + timeout_s
         while (status := self._status(host)) is None or status.state != "up":
             left_s = deadline - clock.read().monotonic

@@ -201,7 +201,7 @@ class Agent:
         # Commands first: a kill comes with "desired: stopped", whose gentle stop must not get ahead of it.
         self._commands.receive(reply.commands, self.workers, boottime_ns() / 1e9, asked_ns / 1e9)
         # An answer that came twice may lie in the place of a later one: its leases count from its own heartbeat. Leases
-        # before assignments: what an assignment has started anew finds the lease of its epoch there.
+        # before assignments: a worker that an assignment restarts finds the lease of its epoch there.
         asked_ns = min(asked_ns, reply.beat)
         self._assigned.take_leases(reply.leases, asked_ns)
         if reply.assignments is not None:

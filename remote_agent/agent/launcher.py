@@ -269,7 +269,7 @@ class Launcher:
         return own
 
     def _refuse_other_fleets(self, directory: str) -> None:
-        """The same worker may live on under a manager that was made anew: never start a second one beside it."""
+        """The same worker may still run under a rebuilt manager: never start a second instance."""
         name = os.path.basename(directory)
         try:
             fleets = os.listdir(self._home)

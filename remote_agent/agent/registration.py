@@ -38,7 +38,7 @@ HOW_TO_GET_ONE = (
 
 
 class LauncherRegistrar(Registrar):
-    """Announces the worker until the manager accepts; from then on `lost` alone makes it start anew."""
+    """Registers the worker until the manager accepts; after that only `lost` makes it register again."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class LauncherRegistrar(Registrar):
         )
 
     def _reported_state(self, worker: Optional[WorkerHandle]) -> str:
-        """ "exited" says: it had ended, and somebody started the launcher anew: it is to run again."""
+        """ "exited": it had ended, and its user started the launcher again: it runs again."""
         if worker is None or not worker.status:
             return states.STOPPED
         if worker.state not in states.SETTLED:

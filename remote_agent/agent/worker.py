@@ -238,7 +238,7 @@ class WorkerHandle:
 
     def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
         """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written;
-        that a worker is not to run reaches its runner all the same."""
+        a desired state of stopped still reaches its runner."""
         self.assignment = assignment
         if assignment.grant or assignment.epoch != self._grant[0]:
             self._grant = (assignment.epoch, assignment.grant)
@@ -251,7 +251,7 @@ class WorkerHandle:
             self.unwritten = refused.then(_NEXT_STEPS.get(exc.errno or 0, NONE))
 
     def assign_again(self, default_dir: str, base_env: dict[str, str]) -> None:
-        """Write the runner's files anew: they could not be written, or its GPUs are others."""
+        """Rewrite the runner's files: they could not be written, or its GPUs changed."""
         if self.assignment is not None:
             self.assign(self.assignment, default_dir, base_env)
 

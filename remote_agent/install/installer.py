@@ -86,7 +86,7 @@ class Installer:
         try:
             value = paths.read_json(paths.agent_file(self.dir))
         except ValueError:
-            return {}  # torn by a full disk of another tool: a redeploy writes it anew
+            return {}  # damaged by a full disk: a redeployment rewrites it
         return value if isinstance(value, dict) else {}
 
     def keeping(self) -> Json:
@@ -238,7 +238,7 @@ class Installer:
             raise InstallError(exc.code, f"{exc.message}; rolled back to release {earlier}", exc.next_step) from exc
 
     def _wanted_keeping(self, request: Json, keeper: KeepAlive) -> Json:
-        """Chosen once; asked anew only when the inventory wants something else."""
+        """Chosen once; asked again only when the inventory changes."""
         service, known = request.get("service") or "auto", self.keeping()
         if known.get("service") == service and known.get("keep_alive"):
             return known
@@ -276,7 +276,7 @@ class Installer:
         return config
 
     def _runtime_dir(self, before: Json) -> str:
-        """Once chosen it stays: the locks of live runners lie in it. It is made anew after a reboot emptied /tmp."""
+        """Once chosen it stays: the locks of live runners are in it. It is recreated after a reboot emptied /tmp."""
         known = str(before.get("runtime_dir") or "")
         try:
             return paths.keep_runtime_dir(known, self.home, self.fleet_id, self.host)

@@ -114,7 +114,7 @@ def _extract(bundle: bytes, target: str) -> "Set[str]":
     for count, (name, is_folder, mode, data) in enumerate(_members(unpacked)):
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or "" in parts:
-            raise InstallError("bad_bundle", f"the bundle holds an unsafe path: {name!r}", "build it anew")
+            raise InstallError("bad_bundle", f"the bundle holds an unsafe path: {name!r}", "rebuild it")
         if count >= MAX_MEMBERS:
             raise _too_large()
         folder = name if is_folder else "/".join(parts[:-1])
@@ -138,11 +138,11 @@ def _members(archive: memoryview) -> "Iterator[Tuple[str, bool, int, memoryview]
             name = b"/".join(filter(None, (_text(head[345:500]), _text(head[:100])))).decode()
             mode, size = int(_text(head[100:108]), 8), int(_text(head[124:136]), 8)
         except ValueError as exc:
-            raise InstallError("bad_bundle", "the bundle is no tar file", "build it anew") from exc
+            raise InstallError("bad_bundle", "the bundle is no tar file", "rebuild it") from exc
         if kind not in (b"0", b"\0", b"5") or head[257:262] != b"ustar":
-            raise InstallError("bad_bundle", f"the bundle holds something not a file: {name!r}", "build it anew")
+            raise InstallError("bad_bundle", f"the bundle holds something not a file: {name!r}", "rebuild it")
         if size > len(archive) - begin:
-            raise InstallError("bad_bundle", "the bundle ends too early", "build it anew")
+            raise InstallError("bad_bundle", "the bundle ends too early", "rebuild it")
         is_folder, data = kind == b"5", archive[begin : begin + size]
         yield name.rstrip("/") if is_folder else name, is_folder, 0o755 if mode & 0o100 else 0o644, data
         at = begin + -(-size // _TAR_BLOCK) * _TAR_BLOCK
@@ -160,16 +160,16 @@ def _inflate(bundle: bytes) -> bytes:
     try:
         unpacked = inflater.decompress(bundle, MAX_UNPACKED_BYTES)
     except zlib.error as exc:
-        raise InstallError("bad_bundle", f"the bundle is no gzip file: {exc}", "build it anew") from exc
+        raise InstallError("bad_bundle", f"the bundle is no gzip file: {exc}", "rebuild it") from exc
     if inflater.unconsumed_tail:
         raise _too_large()
     if not inflater.eof:
-        raise InstallError("bad_bundle", "the bundle ends too early", "build it anew")
+        raise InstallError("bad_bundle", "the bundle ends too early", "rebuild it")
     return unpacked
 
 
 def _too_large() -> InstallError:
-    return InstallError("bad_bundle", "the bundle is larger than any agent can be", "build it anew")
+    return InstallError("bad_bundle", "the bundle is larger than any agent can be", "rebuild it")
 
 
 def _write_new(path: str, data: "memoryview | bytes", mode: int) -> None:

@@ -302,7 +302,7 @@ def held_of(files: list[File]) -> dict[str, dict[str, int]]:
 
 
 def be_humble(timeout_s: float) -> None:
-    """After everybody else, and never for ever, whatever becomes of the agent."""
+    """With the lowest priority and a bounded lifetime, whatever happens to the agent."""
     import resource
     import signal
 

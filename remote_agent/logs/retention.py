@@ -1,6 +1,6 @@
 """What of a worker's logs stays on the host's disk (a pure decision), and the file operations that carry it out.
 
-Bytes are given back by punching holes: the file keeps its size, so that an offset names the same byte for ever. Where
+Bytes are given back by punching holes: the file keeps its size, so that an offset always names the same byte. Where
 the file system can't, a finished log is replaced by a sparse copy of its end. Knows neither threads nor the manager.
 """
 

@@ -17,7 +17,7 @@ POINT = struct.Struct("<Qd")
 MAX_OFFSET = 1 << 62  # no log is as large: what says so is no point
 MAX_POINTS = 8192  # beyond, those that lie close together become one: 8 hours of waiting are known to 8 s
 WRITE_WAITING_S = 1.0  # a point whose bytes wait for the manager is on disk within this time
-WRITE_SHIPPED_S = 10.0  # so often it is written down that somebody watched
+WRITE_SHIPPED_S = 10.0  # interval at which the watch is recorded
 UNWATCHED_PARTS = 32  # bytes that came while no agent watched are spread evenly over that time
 
 
@@ -145,7 +145,7 @@ class TimeIndex:
         self._unwritten = 0
 
     def _load(self) -> None:
-        """A torn or foreign end is left out, and the file written anew: later points must not stand behind it."""
+        """A torn or foreign end is dropped and the file rewritten: later points must not follow it."""
         try:
             with open(self._path, "rb") as file:
                 data = file.read(4 * MAX_POINTS * POINT.size)

@@ -95,7 +95,7 @@ HOST = {
     "start.env_file_missing": "env_file does not exist: {path}",
     "start.env_file_unreadable": "env_file {path} cannot be read: {error}",
     "start.env_file_line": "env_file {path}:{detail}",
-    "start.venv_python": "venv {path}: its python {python} is gone; make it anew: python3 -m venv --clear {path}",
+    "start.venv_python": "venv {path}: its python {python} is gone; recreate it: python3 -m venv --clear {path}",
     "start.venv_missing": "venv {path} does not exist; make it: python3 -m venv {path}",
     "start.venv_no_python": "venv {path} has no bin/python; make it: python3 -m venv {path}",
     "start.conda_missing": "conda environment not found: {name} (looked in {places}); create it there, or name it by its path",

@@ -280,7 +280,7 @@ class WorkerReport:
 
 @record
 class WorkerEvent:
-    """One state change. `seq` rises strictly per worker for ever (it starts at the wall clock in ms)."""
+    """One state change. `seq` increases strictly per worker (it starts at the wall clock in ms)."""
 
     worker_id: str
     seq: int

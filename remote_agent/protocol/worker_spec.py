@@ -100,7 +100,7 @@ class ContainerSpec:
     mounts: list[str] = key(
         [], "Directories of the host: /data:/data or /data:/data:ro; working_dir is mounted by itself, at its own path"
     )
-    gpus: int = key(0, "The same as gpus beside container: so many are handed out, and passed by CDI")
+    gpus: int = key(0, "The same as gpus beside container: number of GPUs, passed by CDI")
     network: str = key("host", "As podman's --network: host, none, or the name of a network")
     user: str = key("", "The user inside the container: a name, a uid or uid:gid; unset: the image's")
     shm_size: str = key("", "Size of /dev/shm, like 16g; unset: podman's 64m")

@@ -1,6 +1,6 @@
 """The environment a child is started in: the host's, then env_file, then env, then its conda or venv on top of them.
 
-Everything is read anew at each start, so that an edited file or a rebuilt environment is in force after a restart; that
+Everything is read at each start, so that an edited file or a rebuilt environment is used after a restart; that
 costs a few system calls and nothing for workers that use none of it. Raises child.NotStarted with a sentence naming
 file and line. Knows neither states nor processes; imported by the runner, so it stays small (no re, no shlex).
 """

@@ -91,7 +91,7 @@ class WorkerFiles:
     # --------------------------------------------------------------------------------------------- writing
 
     def next_seq(self) -> int:
-        """Strictly rising for ever: the wall clock in ms at first, then one more each time, whatever the clock does."""
+        """Strictly increasing: the wall clock in ms at first, then one more each time, whatever the clock does."""
         self._seq = self._seq + 1 if self._seq else int(time.time() * 1000)
         return self._seq
 

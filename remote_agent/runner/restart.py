@@ -118,7 +118,7 @@ def needs_runner(spec: dict[str, object], status: dict[str, object]) -> bool:
     """Is there something for a runner to do? `spec` an assignment, `status` the last state.json ({}: never ran).
 
     Yes while a child may exist or a restart is due: also where a settled worker was `in_hand` of a runner that died.
-    `spec["unleased"]`: a fenced worker without a lease starts nothing; what a dead runner left has to go all the same.
+    `spec["unleased"]`: a fenced worker without a lease starts nothing; leftovers of a dead runner are still stopped.
     """
     settled = (status.get("state") or "stopped") in ("stopped", "exited", "failed")
     return not settled or bool(status.get("in_hand")) or (may_start(spec, status) and not spec.get("unleased"))

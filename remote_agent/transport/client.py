@@ -385,7 +385,7 @@ class Connection:
             )
 
     def _send_zmq(self, wire: ZmqWire, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
-        """Only what a proven manager may hear comes this way. A connection that fails is opened anew, by HTTP first."""
+        """Only requests for a proven manager are sent here. A failed connection is reopened, by HTTP first."""
         from remote_agent.transport.zmq import ZmqTrouble
 
         asked_ns = boottime_ns()

@@ -15,7 +15,7 @@ from remote_agent.protocol.records import record
 from remote_agent.transport.tls import Trust
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_EXCHANGE_S = 600.0  # a peer that sends one byte now and then does not hold us for ever
+MAX_EXCHANGE_S = 600.0  # bounds a peer that sends one byte now and then
 HEAD_PIECE_BYTES = 4 * 1024  # most answers are whole in it; larger pieces for small answers would tear the heap
 PIECE_BYTES = 64 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -103,7 +103,7 @@ class ZmqWire:
         socket = self._socket = own.context.socket(self._zmq.DEALER)
         for name, value in (
             ("LINGER", 0),
-            ("RECONNECT_IVL", -1),  # a connection that has ended is opened anew by us: another manager may be there
+            ("RECONNECT_IVL", -1),  # we reopen a closed connection ourselves: another manager may be there
             ("CONNECT_TIMEOUT", offer.timeout_ms),
             ("HANDSHAKE_IVL", offer.timeout_ms),
             ("HEARTBEAT_IVL", PING_EVERY_MS),

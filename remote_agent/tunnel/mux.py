@@ -95,12 +95,12 @@ class StreamBuffer:
             self._streams += streams
 
     def add(self, size: int) -> None:
-        """So much more waits; negative: so much less."""
+        """This much more is buffered; negative: less."""
         with self._lock:
             self._waiting_bytes += size
 
     def allows(self, stream_bytes: int) -> bool:
-        """Whether one stream may have so much waiting now."""
+        """Whether one stream may buffer this much now."""
         with self._lock:
             full = self._waiting_bytes > self._total_bytes
             return not full or stream_bytes * self._streams <= self._total_bytes

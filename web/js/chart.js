@@ -14,7 +14,7 @@ const TOP = 8;
 const BOTTOM = 20;
 const COLOURS = ['--blue', '--amber', '--sky', '--orange', '--slate'];
 const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
-const GAP_STEPS = 2.5; // moments further apart than so many steps are not joined
+const GAP_STEPS = 2.5; // points further apart than this many steps are not joined
 
 export class Chart {
   /** `title`; `format(value)`; `ceiling`: the least that the axis reaches to; `bytes`: round steps are powers of two. */

@@ -24,7 +24,7 @@
       sessionStorage.setItem('procguard.reloaded', String(Date.now()));
       return Date.now() - before < AGAIN_AFTER_MS;
     } catch (error) {
-      return true; /* without a memory it might reload for ever */
+      return true; /* without this memory it might reload endlessly */
     }
   }
 

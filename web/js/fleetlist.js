@@ -1,5 +1,5 @@
 /**
- * The workers that a list shows, in its order: worked out anew only as far as something changed. Ten thousand are filtered in a
+ * The workers that a list shows, in its order: recomputed only as far as something changed. Ten thousand are filtered in a
  * few milliseconds and sorted in some ten; the order by name is kept between changes. Pure.
  */
 

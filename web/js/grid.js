@@ -1,5 +1,5 @@
 /**
- * A grid of thousands of rows of which only those in sight exist, moved and filled anew as they come into sight: no row is made
+ * A grid of thousands of rows of which only those in sight exist, moved and refilled as they come into sight: no row is made
  * or taken out while somebody scrolls, and their order in the document is put right once the scrolling pauses. One stop for Tab; inside, the keyboard moves from row to row and, with left and right, among the controls of one. The focus belongs to an
  * item: where its row goes when the order changes, the focus goes too. Knows nothing of what it shows.
  */
@@ -50,7 +50,7 @@ export class Grid {
     this.orderLater.cancel();
   }
 
-  /** Shows these columns; the rows are made anew. */
+  /** Shows these columns; the rows are recreated. */
   setColumns(columns) {
     this.columns = columns;
     this.headers = new Map();

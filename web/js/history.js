@@ -9,7 +9,7 @@ import { t } from './i18n.js';
 export const RANGES = ['1h', '24h', '7d', 'all'];
 const RANGE_MS = { '1h': 3600e3, '24h': 86400e3, '7d': 7 * 86400e3, all: Infinity };
 const FETCHED = 5000;
-const AGES_EVERY_MS = 5000; // so often what grew too old for the range leaves it
+const AGES_EVERY_MS = 5000; // interval at which entries too old for the range are removed
 
 /** When the range began, in ms; -Infinity for "all". */
 export function rangeStart(range) {

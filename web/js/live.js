@@ -161,7 +161,7 @@ export class Live {
       return;
     }
     if (frame.t !== 'snap' && frame.prev !== topic.seq) {
-      topic.seq = 0; // a gap: this topic alone starts anew
+      topic.seq = 0; // a gap: only this topic restarts
       this.ask(frame.topic);
       return;
     }

@@ -26,7 +26,7 @@ export class LogModel {
     this.maxLines = maxLines;
     this.maxBytes = maxBytes;
     this.merged = merged;
-    this.made = 0; // lines ever; each has its number for ever
+    this.made = 0; // lines ever; each keeps its number
     this.clear();
   }
 

@@ -120,7 +120,7 @@ export class LogSource {
       else this.take(frame);
       this.changed();
     } else if (frame.t === 'snap') {
-      // Subscribed, for the first time or anew: from here on pieces come. What was written before is in the store, and a
+      // Subscribed, for the first time or again: pieces follow. What was written before is in the store, and a
       // load that began earlier may have missed the last of it.
       this.taken = 0;
       this.grant(CREDIT_CHARS);
@@ -128,7 +128,7 @@ export class LogSource {
     }
   }
 
-  /** What the stored lines will tell as well need not be kept for ever. */
+  /** Pieces that the stored lines also contain need not be kept. */
   wait(piece) {
     this.waiting.push(piece);
     if (this.waiting.length > MAX_WAITING) this.waiting.splice(0, MAX_WAITING / 2);

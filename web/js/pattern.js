@@ -1,6 +1,6 @@
 /** A regular expression that a person types, for highlighting and filtering in the page. Pure. */
 
-// A repeat of something that repeats, or that offers a choice: matching could take for ever, and the page with it.
+// A repeat of something that repeats, or that offers a choice: matching could take exponential time and block the page.
 const RUNS_AWAY = /\((?:[^()\\]|\\.)*(?:[*+}|])(?:[^()\\]|\\.)*\)\s*(?:[*+]|\{\d+,\d*\})|\\[1-9]/;
 
 /** {pattern, error}: a global RegExp or null, and why there is none ('' where nothing was typed). */

@@ -25,7 +25,7 @@ export function go(page, id, query) {
   location.hash = link(page, id, query);
 }
 
-/** Changes filters in place: no history entry per key stroke, and the page is not mounted anew. */
+/** Changes filters in place: no history entry per key stroke, and the page is not remounted. */
 export function replaceQuery(query) {
   const { page, id } = readRoute();
   history.replaceState(null, '', link(page, id, query));

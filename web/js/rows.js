@@ -22,7 +22,7 @@ export class RowTable {
     this.measured = 0;
   }
 
-  /** The whole list anew. Rows that were there stay the same objects: what a page holds of them stays true. */
+  /** The whole list. Existing rows stay the same objects: what a page holds of them stays true. */
   snapshot({ slots, columns }) {
     const before = this.rows;
     this.rows = new Map();

@@ -67,7 +67,7 @@ export class Shell {
     show(this.role, session.role === 'viewer');
   }
 
-  /** How many rows are so; counted anew only when a row changed. */
+  /** How many rows are so; recounted only when a row changed. */
   counted(topic, isSo) {
     const table = this.store.tables[topic];
     const known = this.counts[topic];

@@ -1,6 +1,6 @@
 """Who may open a zmq connection: the CURVE keys of agents that have shown that they know the fleet's key.
 
-Owns the manager's own key pair, made anew in each run, and the admitted keys, in memory. An agent learns our key and
+Owns the manager's own key pair, generated for each run, and the admitted keys, in memory. An agent learns our key and
 tells us its own in the hello over HTTP, both under an HMAC with the key that it was given at deploy (or at its
 registration): who stands in between can put no key of his own in their place. Admission lets an agent speak; what it
 may say its secret decides, as over HTTP.

@@ -31,7 +31,7 @@ from procguard.errors import ProcGuardError
 log = logging.getLogger(__name__)
 
 MESSAGES_AT_ONCE = 200  # taken from the socket before other greenlets have their turn
-MESSAGES_PER_PEER = 8  # libzmq reads no further from a connection while so many of its messages wait
+MESSAGES_PER_PEER = 8  # libzmq stops reading from a connection while this many of its messages wait
 MANY = 8  # messages at once, of a manager with much to do
 ANSWERS_PER_PEER = 64  # that it has not read; further ones are dropped
 ENVELOPE_BYTES = 256  # what CURVE adds to a frame

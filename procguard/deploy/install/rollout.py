@@ -123,7 +123,7 @@ class Rollout:
         return [results[host.name] for host in hosts]
 
     def _skipped(self, host: Host, why: str) -> HostResult:
-        error = HostError(f"{host.name}: {why}", "mend the cause above, then run it again", code="skipped")
+        error = HostError(f"{host.name}: {why}", "fix the cause above and run it again", code="skipped")
         result = HostResult(host.name, "skipped", error=error)
         self._listener.done(result)
         return result

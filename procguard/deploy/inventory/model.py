@@ -59,7 +59,7 @@ class Host:
     home: str = ""  # procguard_home; "" = the host's default
     manager_url: str = ""  # procguard_manager_url; "" = candidates are probed
     service: str = "auto"
-    spare: bool | int = False  # procguard_spare: may take over tasks of other hosts; a number: at most so many
+    spare: bool | int = False  # procguard_spare: may run workers of other hosts; a number: at most this many
     labels: dict[str, str] = field(default_factory=dict)  # procguard_labels
     groups: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ def load(
     source: str | os.PathLike[str] | Sequence[str], vault_password_file: str = "", within_bounds: bool = True
 ) -> Inventory:
     """Read and check an inventory as a whole: a file (YAML, INI, executable), a folder of these, or `host1,host2`; of
-    several, the later ones count more. `within_bounds`: templates have so much time and memory.
+    several, the later ones count more. `within_bounds`: the time and memory limits of templates.
 
     Raises InventoryError with every mistake found, UsageError where the vault's password can't be read.
     """

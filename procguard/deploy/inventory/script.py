@@ -36,7 +36,7 @@ def _take_group(groups: Groups, name: str, body: Any, path: Path) -> None:
     if isinstance(body, list):
         body = {"hosts": body}
     if not isinstance(body, dict):
-        groups.report(str(path), f"group {name} is neither a mapping nor a list of hosts", "mend the script")
+        groups.report(str(path), f"group {name} is neither a mapping nor a list of hosts", "fix the script")
         return
     if not any(key in body for key in ("hosts", "vars", "children")):
         body = {"hosts": [name], "vars": body}  # a host that stands where a group should
@@ -49,14 +49,14 @@ def _take_group(groups: Groups, name: str, body: Any, path: Path) -> None:
         for variable, value in variables.items():
             groups.set_variable(name, variable, value, str(path))
     else:
-        groups.report(str(path), f"vars of {name} must be a mapping", "mend the script")
+        groups.report(str(path), f"vars of {name} must be a mapping", "fix the script")
 
 
 def _list(groups: Groups, body: dict[str, Any], key: str, name: str, path: Path) -> list[Any]:
     found = body.get(key) or []
     if isinstance(found, list):
         return found
-    groups.report(str(path), f"{key} of {name} must be a list", "mend the script")
+    groups.report(str(path), f"{key} of {name} must be a list", "fix the script")
     return []
 
 

@@ -69,7 +69,7 @@ class SpecReader:
         return [worker for entry in entries for worker in self._copies(*entry)]
 
     def _copies(self, raw_id: Any, raw: Any, where: str) -> list[DeclaredWorker]:
-        """One worker, or with `replicas: N` so many, each rendered with its `index` from 0 on."""
+        """One worker, or N workers with `replicas: N`, each rendered with its `index` from 0 on."""
         if isinstance(raw, Encrypted):
             raw = self._render(raw, where)
         if not isinstance(raw, dict) or "replicas" not in raw:

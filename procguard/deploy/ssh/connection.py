@@ -51,7 +51,7 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
 class StrictConnection(fabric.Connection):  # type: ignore[misc]
     """A Fabric connection that trusts only known_hosts, also on its way through jump hosts."""
 
-    # Fabric sets it and declares it nowhere: the write would go to the configuration, which would be built anew while
+    # Fabric sets it and declares it nowhere: the write would go to the configuration, which would be rebuilt while
     # the connections of other threads read from it.
     inline_ssh_env: bool | None = None
 
@@ -428,7 +428,7 @@ class SshWire(Wire):
 
     def read(self) -> bytes:
         while self._channel.recv_stderr_ready():
-            self._channel.recv_stderr(4096)  # nobody waits for it, and it would look like something to read for ever
+            self._channel.recv_stderr(4096)  # nobody waits for it, and it would always look readable
         try:
             data = bytes(self._channel.recv(64 * 1024))
         except TimeoutError:

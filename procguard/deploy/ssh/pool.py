@@ -1,4 +1,4 @@
-"""Whose turn it is: at most so many connections at once, and fewer through one jump host.
+"""Limits concurrent SSH connections, in total and through one jump host.
 
 sshd drops connections at random beyond 10 that have not logged in yet (MaxStartups), so a jump host that serves a
 hundred targets must not see them all at once. A turn ends with its work or at its deadline, whichever comes first: what
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 ALL = 32
 PER_JUMP_HOST = 8
-MAX_STUCK = 64  # threads beyond their deadline: then the process had better start anew
+MAX_STUCK = 64  # threads beyond their deadline: then the process is restarted
 
 
 class PoolExhausted(Exception):

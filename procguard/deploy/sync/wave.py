@@ -123,7 +123,7 @@ class SyncWave:
                 visit.session = None
                 visit.error = HostError(
                     f"{host.name}: not touched: {there}",
-                    "mend the cause there, then run it again",
+                    "fix the cause there and run it again",
                     code="gang_incomplete",
                 )
 

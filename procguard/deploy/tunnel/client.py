@@ -1,6 +1,6 @@
 """The manager's side of the process that keeps its tunnels: say what is wanted, hear what became of it.
 
-A process that dies is started again and told everything anew. Knows its messages, no SSH and no registry.
+A process that dies is restarted and receives all tunnels again. Knows its messages, no SSH and no registry.
 """
 
 from __future__ import annotations

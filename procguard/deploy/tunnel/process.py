@@ -35,7 +35,7 @@ from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer
 CONNECT_S = 30.0
 AT_ONCE = 16  # connections being opened; a log-in is work for this process too
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
-GOOD_AFTER_S = 10.0  # a tunnel that lived so long begins anew with the shortest pause
+GOOD_AFTER_S = 10.0  # after this time a tunnel is considered stable and its backoff is reset
 MAX_LINE_BYTES = 256 * 1024
 MAX_WAITING_BYTES = 256 * 1024 * 1024  # from all hosts, for the manager's listener
 
@@ -114,7 +114,7 @@ class Tunnel(threading.Thread):
             return up_at, why(exc, self.agent_id), exc.code
         except (MuxEnded, OSError) as exc:
             return up_at, because("tunnel.broke", host=self.agent_id, error=str(exc)), "connection_lost"
-        except Exception as exc:  # a bug in one tunnel must not end it for ever
+        except Exception as exc:  # a bug must not end a tunnel permanently
             return up_at, reason_of(f"{self.agent_id}: {type(exc).__name__}: {exc}"), "internal"
         finally:
             if waiting:

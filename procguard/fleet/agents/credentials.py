@@ -53,8 +53,8 @@ class Tokens:
         life_s: float | None = None,
         uses: int | None = None,
     ) -> TokenRecord:
-        """A new token, known by the hash of its text; durable. `life_s`: None = for ever. `uses`: how many launchers an
-        enrolment token lets in, None = any number."""
+        """A new token, known by the hash of its text; durable. `life_s`: None = no expiry. `uses`: how many launchers
+        an enrolment token lets in, None = any number."""
         self._check_scope(scope)
         if uses is not None and scope != "enroll":
             raise UsageError(f"uses: a token of scope {scope} has none", "only enrolment tokens (enroll) are used up")

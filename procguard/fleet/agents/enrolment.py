@@ -215,7 +215,7 @@ class Enrolment:
             self._take_over(tx, worker, agent_id, host)
         replace_spec(tx.edit(worker), spec)
         if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
-            worker.generation += 1  # it had ended, and its launcher was started anew by hand: it is to run again
+            worker.generation += 1  # it had ended, and its user started the launcher again: it runs again
         return worker
 
     def _take_over(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:

@@ -30,7 +30,7 @@ from remote_agent.protocol import messages, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
 EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; it sends worker events again, others are counted
-EVENTS_TOGETHER = 50  # taken at least, where there are so many
+EVENTS_TOGETHER = 50  # minimum that is taken together
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent: an allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
@@ -62,7 +62,7 @@ class HeartbeatProcessor:
             acked = self._take(tx, agent, observed, beat)
             if tx.size:
                 self._charge(observed, tx.size, now)
-            # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
+            # Heartbeats are answered even if the disk refuses writes: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
         self._state.bus.hosts(agent_id)
@@ -351,7 +351,7 @@ class HeartbeatProcessor:
         """Keep durably what is shown while the agent is away."""
         if (worker.last_state, worker.attempt) == (report.state, report.attempt):
             return
-        # Another attempt that failed has failed anew, also where nobody heard it start.
+        # A failure of another attempt is a new failure, even if its start was never reported.
         failed_now = report.state == states.FAILED and (
             worker.last_state != states.FAILED or report.attempt > worker.attempt
         )

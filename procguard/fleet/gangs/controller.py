@@ -52,7 +52,7 @@ class Gangs:
         self._leases = leases
         self.groups = FleetGroups(state)
         self.records: Mapping[str, GangRecord] = state.gang_records
-        self._restarting_since: dict[str, float] = {}  # monotonic; counts anew in a new manager
+        self._restarting_since: dict[str, float] = {}  # monotonic; starts again in a new manager
         self._healthy_since: dict[str, float] = {}
         self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
         self._restarted: dict[str, tuple[float, str]] = {}  # carried out: when (monotonic), their batch

@@ -110,7 +110,7 @@ class _Newest:
         self.by_seq: OrderedDict[int, Event] = OrderedDict()
         self._seqs: dict[str, deque[int]] = {}  # by source
         self._sources: OrderedDict[int, str] = OrderedDict()  # of all events but the manager's, oldest first
-        self._with_count: dict[int, dict[str, None]] = {}  # how many events -> the sources that have so many
+        self._with_count: dict[int, dict[str, None]] = {}  # number of events -> sources with that number
         self._most = 0
 
     def add(self, event: Event, source: str) -> None:

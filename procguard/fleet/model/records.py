@@ -139,7 +139,7 @@ class FleetRecord(Record):
     term: int = 0
     n: int = 0
     stopped_by: Reason = NONE
-    rebuilt: bool = False  # made anew for a fleet that runs, and not every host has been read since
+    rebuilt: bool = False  # rebuilt for a running fleet; not every host has been read since
 
     @property
     def name(self) -> str:
@@ -264,7 +264,7 @@ class AgentRecord(Record):
     revoked_sha256: str = ""  # of its last revoked secret: a launcher that still shows it makes itself another
     tunnel: bool = False  # procguard_tunnel: it may reach the manager through the manager's own SSH
     tunnel_port: int = 0  # of its own machine, where such a tunnel begins; 0 = none was opened yet
-    spare: bool | int = False  # procguard_spare: may carry tasks of other hosts; a number: at most so many
+    spare: bool | int = False  # procguard_spare: may run workers of other hosts; a number: at most this many
     # procguard_labels: what a worker's `requires` is compared with
     labels: Mapping[str, str] = field(default_factory=dict)
     inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known

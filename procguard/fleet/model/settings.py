@@ -45,7 +45,7 @@ class FleetSettings:
         return min(LOG_GATHER_MOST_S, wanted_s) if wanted_s > LOG_GATHER_FROM_S else 0.0
 
     def interval_for(self, agents: int) -> float:
-        """How often each of so many agents speaks: a large fleet less often, so that the manager hears no more than
-        HEARTBEATS_PER_S; but always three times within one timeout."""
+        """Heartbeat interval of each agent in a fleet of this size: longer in a large fleet, so that the manager
+        receives no more than HEARTBEATS_PER_S; but always three times within one timeout."""
         thrice_s = self.heartbeat_timeout_s / 3
         return max(self.heartbeat_interval_s, min(thrice_s, agents / HEARTBEATS_PER_S))

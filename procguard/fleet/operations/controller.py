@@ -423,7 +423,7 @@ class Operations:
 
     @staticmethod
     def _save(tx: Transaction, operation: Operation, most: int | None = None) -> None:
-        """Keep the changed chunks, at most so many, and the header."""
+        """Store the changed chunks, up to a limit, and the header."""
         operation.stamp(tx.now.wall)
         for number in sorted(operation.dirty_chunks)[:most]:
             operation.dirty_chunks.discard(number)

@@ -189,7 +189,7 @@ class Operation:
     saved_wall: float = 0.0
     note: Reason = NONE
     joined: int = 0  # matched when it was begun, but were not in the preview: not acted on
-    left: int = 0  # were in the preview and matched no longer: acted on all the same
+    left: int = 0  # were in the preview and no longer match: still processed
 
     # what follows is made from the items
     counts: Counter[str] = field(default_factory=Counter)

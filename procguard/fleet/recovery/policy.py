@@ -1,33 +1,33 @@
-"""What the manager does about each failure: the table of DESIGN §6, row by row. Pure; handler.py acts on it.
+"""Decides what the manager does about each failure. Pure; handler.py carries the decisions out.
 
-    failure                                     row                     what is done
+    failure                                     row                        action
     ------------------------------------------------------------------------------------------------------------------
-    a silent agent (`decide`): the first row that has something to say
-      a hand-started launcher is gone           started_by_hand         nobody can start it but its user: say so
-      recovery is switched off                  switched_off            nothing is started
-      the manager has just started              manager_just_started    wait: agents get heartbeat_timeout x 3
-      many hosts fell silent at once            circuit_breaker_is_open             wait until the monitor lets go
-      starts were spent in vain                 attempts_are_spent      give up, with an alert; heard again, it is over
-      the agent died, its host lives            not_probed_yet          look over SSH at once, start it if it is absent
-      the host is unreachable, or no SSH        host_out_of_reach       look again, for ever; its workers show unknown
-      the agent is frozen (SIGSTOP, debugger)   agent_is_frozen         replace it once silent for heartbeat_timeout
-      it was started, or runs (where none of    waiting_for_heartbeat         recovery_timeout to be heard
-        its addresses works, the look gave it
-        the manager's present ones)
-      and yet it is not heard                   no_heartbeat_after_start     look again, later each time
+    a silent agent (`decide`): the first row that applies
+      a launcher is gone                        started_by_hand            report it: only its user can start it
+      recovery is disabled                      switched_off               start nothing
+      the manager has just started              manager_just_started       wait: agents get heartbeat_timeout x 3
+      many hosts became silent at once          circuit_breaker_is_open    wait until the circuit breaker closes
+      all starts failed                         attempts_are_spent         give up, with an alert, until a heartbeat
+      the agent died, its host is up            not_probed_yet             probe over SSH at once, start it if absent
+      the host is unreachable, or SSH fails     host_out_of_reach          probe again; its workers show unknown
+      the agent is frozen (SIGSTOP, debugger)   agent_is_frozen            replace it after heartbeat_timeout
+      it was started, or runs (the probe gave   waiting_for_heartbeat      wait for recovery_timeout
+        it the manager's current addresses
+        if none of its own worked)
+      it sent no heartbeat                      no_heartbeat_after_start   probe again, with increasing delay
 
-    a task whose worker failed, or whose host is lost (`decide_task`), where recovery.task_reassignment is true
-      it is not wanted any more, or is well     nothing_to_do           forget it
-      it was started by hand                    hand_started_task       nobody can start it elsewhere
-      recovery is switched off, start, brake    held_back               wait
-      it may still be running (keep: for ever;  may_be_alive            wait: two copies are worse than none
-        fence: until its lease surely ended)
-      its agent was started a moment ago        agent_is_coming         wait for it: the cheapest way back
-      it was moved too often without health     moves_are_spent         give up, with an alert
-      it is surely gone                         is_confirmed_stopped             a spare takes it, with a new epoch
+    a worker that failed, or whose host is lost (`decide_task`), if recovery.task_reassignment is true
+      it should not run, or runs again          nothing_to_do              drop the case
+      it was started by hand                    hand_started_task          leave it: nobody can start it elsewhere
+      recovery is disabled or suspended         held_back                  wait
+      it may still be running (keep: no limit;  may_be_alive               wait: two copies are worse than none
+        fence: until its lease has expired)
+      its agent was just started                agent_is_coming            wait for the agent
+      it was moved too often without health     moves_are_spent            give up, with an alert
+      it is confirmed stopped                   is_confirmed_stopped       start it on a spare, with a new epoch
 
-Elsewhere: a child's exits are its runner's (runner/restart.py); zombies and hangs its agent's; a gang's members their
-gang's (fleet/gangs/decider.py); the brake and the allowance for a late manager the monitor's (monitor.py).
+Not decided here: exits of a process (runner/restart.py), zombies and hangs (the agent), members of a gang
+(fleet/gangs/decider.py), the circuit breaker and the allowance for a delayed manager (monitor.py).
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class TaskCase:
 
     cause: Literal["failed", "host_lost"]
     wanted: bool  # it is to run
-    well: bool  # it has been started anew, or its host is back
+    well: bool  # it was restarted, or its host is back
     by_hand: bool
     instance: InstanceStatus  # whether its instance is surely gone
     moves: int  # reassignments without health since

@@ -111,7 +111,7 @@ class Reassignment:
         return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
-        """Its host is back, or it was started anew: then its own host has it again."""
+        """Its host is back, or it was restarted: its own host runs it again."""
         if cause == "host_lost":
             return self._fleet.state.agent_status[worker.agent_id].state == "connected"
         report = self._fleet.state.worker_status[worker.worker_id].report

@@ -55,7 +55,7 @@ def metrics_of(fields: Iterable[ShownField[Any]]) -> tuple[tuple[str, str, Read]
 
 
 def three_digits(value: float | None) -> int | None:
-    """As much of a size as a list shows. Its zeros compress well, and what hardly moves is not told anew."""
+    """As much of a size as a list shows. Its zeros compress well, and small changes are not sent."""
     if value is None:
         return None
     whole = int(value)

@@ -114,7 +114,7 @@ class IsCorrupt(OSError):
 
 @dataclass
 class HeldRows:
-    """What a start finds. `rewrite`: the database is missing or damaged, and is to be written anew of this."""
+    """What a start finds. `rewrite`: the database is missing or damaged, and is rewritten from this."""
 
     bodies: dict[Key, str] = field(default_factory=dict)
     digests: dict[Key, int] = field(default_factory=dict)

@@ -64,10 +64,10 @@ def imported(lines: Iterable[str], name: str) -> Tables:
                 count += 1
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise UsageError(
-                f"{name}:{number}: not a line of an export ({exc})", "make it anew: invoke state export FILE"
+                f"{name}:{number}: not a line of an export ({exc})", "export it again: invoke state export FILE"
             ) from exc
         digest.update(text.encode())
-    raise UsageError(f"{name}: it ends before its end: the file was cut", "make it anew: invoke state export FILE")
+    raise UsageError(f"{name}: the file is truncated", "export it again: invoke state export FILE")
 
 
 def _check_header(line: Any, name: str) -> None:
@@ -159,7 +159,7 @@ def write_database(place: DatabasePlace, tables: Tables, history: Iterable[Line]
 def _fleet_of(tables: Tables) -> dict[str, Any]:
     fleet = tables.get("fleet", {}).get("fleet")
     if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
-        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it anew")
+        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it again")
     return fleet
 
 

@@ -121,7 +121,7 @@ def read(path: str) -> Loaded:
     if not best[2].tables:
         raise ProcGuardError(
             f"state.state_file: {path} is not a state of ProcGuard that can be read ({'; '.join(notes)})",
-            "restore it from a backup, move it away to begin anew, or choose another: --set state.state_file=PATH",
+            "restore a backup, move it away to start with a new state, or choose another: --set state.state_file=PATH",
             code="bad_state_file",
         )
     best[2].notes[:0] = notes

@@ -1,4 +1,4 @@
-"""What was measured of workers, hosts and GPUs, for 15 minutes, an hour and a day. Bounded: so many bytes for each.
+"""What was measured of workers, hosts and GPUs, for 15 minutes, an hour and a day. Bounded in bytes for each.
 
     15m: every 10 s, 90 points    1h: every 30 s, 120 points    24h: every 5 min, 288 points
 

@@ -112,7 +112,7 @@ class Deployment:
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"deployment: {where}: {first['msg']}", "mend the inventory and deploy again") from exc
+            raise UsageError(f"deployment: {where}: {first['msg']}", "fix the inventory and deploy again") from exc
         self._refuse_duplicates()
 
     @staticmethod

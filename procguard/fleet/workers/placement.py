@@ -1,6 +1,6 @@
 """Which spare takes a task over. Pure: facts about hosts in, a choice and every reason against the others out.
 
-A host that may not is never chosen for want of a better one: its reason is told instead (`Placement.rejected`), and
+An unsuitable host is never chosen; its reason is returned instead (`Placement.rejected`), and
 the task waits.
 """
 

@@ -150,7 +150,7 @@ class AccessApi(Resource):
         """Make a token; it is shown only once.
 
         `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
-        so many launchers an `enroll` token lets in.
+        the number of launchers that an `enroll` token admits.
         """
         http_io.note_change(f"scope {body.scope}, name {body.name}", final=False)
         token = new_token()

@@ -28,7 +28,7 @@ DIALECT = "RE2's dialect: docs/protocol.md#regular-expressions"
 
 @dataclass(frozen=True)
 class LogsQuery:
-    tail: int = whole(DEFAULT_LINES, 0, MAX_LINES, "so many lines")
+    tail: int = whole(DEFAULT_LINES, 0, MAX_LINES, "number of lines")
     attempt: int = whole(-1, -1, MAX_ATTEMPT, "-1: all")
     stream: str = choice("out", "err", says="which of both; left out: both")
     since: str = text("`10m`, ISO 8601 or Unix seconds")

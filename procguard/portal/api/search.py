@@ -49,7 +49,7 @@ class SearchQuery:
     stream: str = choice("out", "err", says="which of both; left out: both")
     since: str = declaration.text("`2h`, ISO 8601 or Unix seconds")
     until: str = declaration.text("the same")
-    limit: int = whole(DEFAULT_LINES, 1, MAX_LINES, "so many of the newest lines")
+    limit: int = whole(DEFAULT_LINES, 1, MAX_LINES, "number of newest lines")
     timeout: float = seconds(DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S, "seconds each host may look, at most 60")
     format: str = choice("json", "jsonl", default="json", says="`jsonl`: as the hosts answer")
 

@@ -2,8 +2,8 @@
 
 Owns three logs of the store's history (changes, log-ins, refusals), which are read as one. Each has a share of its own,
 in memory and on disk, so that neither log-ins nor refusals drive changes out. All changes are written; of one token's
-log-ins and one caller's refusals only so many, and the rest is counted. A change and its record are one commit, where
-it is known by then what it changes; a record of its own follows where the answer was another. Reads nothing but
+logins and one caller's refusals only up to a limit, and the rest is counted. A change and its record are one commit,
+where it is known by then what it changes; a record of its own follows where the answer was another. Reads nothing but
 requests.
 """
 

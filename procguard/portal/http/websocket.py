@@ -364,7 +364,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             key = b""
         if len(key) != 16:
             raise Refusal(
-                "400 Bad Request", "bad_handshake", "Sec-WebSocket-Key is not 16 bytes in base64", "mend the client"
+                "400 Bad Request", "bad_handshake", "Sec-WebSocket-Key is not 16 bytes in base64", "fix the client"
             )
 
     def _answer(self, refusal: Refusal) -> None:

@@ -14,7 +14,7 @@ from procguard.fleet.shapes import views as shapes
 from procguard.fleet.shapes.views import HOST_FEED, WORKER_FEED, Row
 from procguard.fleet.workers import views
 
-WAITING_SHOWN_WITHIN_S = 2.0  # a countdown told anew with every heartbeat is the same moment
+WAITING_SHOWN_WITHIN_S = 2.0  # a countdown that differs by less between heartbeats is the same moment
 _STARTS_AT = WORKER_FEED.columns.index("next_start_at")
 
 

@@ -280,7 +280,7 @@ class LiveHub:
         return ""
 
     def grant(self, client: LiveClient, name: str, chars: int) -> None:
-        """This client may be sent so much more of a log."""
+        """Grants this client more bytes of a log."""
         topic = self._log_topics.get(name.removeprefix("logs:"))
         if topic is not None and client in topic.clients:
             topic.grant(client, chars)

@@ -1,7 +1,7 @@
 """The live topic of one worker's log: its last lines, then what is written, as far as each client wants it.
 
 By credit: a client that says how much it can take is sent no more than that until it has read it; one that fell behind
-is told so, and begins anew from the store. Nothing waits in memory for a page that nobody looks at.
+is notified and restarts from the store. Nothing is buffered in memory for a hidden page.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class LogTopic:
             self._behind.add(client)
 
     def grant(self, client: LogClient, chars: int) -> None:
-        """It has read so much, and may be sent as much again. What it missed meanwhile lies in the store: it is told
-        that there is a gap, and begins anew."""
+        """It has read this much and may receive as much again. What it missed is in the store: it is notified
+        that there is a gap, and restarts."""
         self._credit[client] = min(MAX_CREDIT_CHARS, self._credit.get(client, 0) + chars)
         if client in self._behind and client not in self.starting and self._credit[client] > 0:
             self._behind.discard(client)

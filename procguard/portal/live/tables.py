@@ -133,7 +133,7 @@ class RowTopic:
             self._building = False
 
     def _take(self, item_ids: Iterable[str]) -> tuple[list[int], dict[int, Row | None]]:
-        """Read these anew: the slots that became free, and {slot: its row before} of those that differ now."""
+        """Read these again. Returns the freed slots, and {slot: previous row} of those that changed."""
         gone: list[int] = []
         changed: dict[int, Row | None] = {}
         wall = time.time()
@@ -277,7 +277,7 @@ class RowTopic:
         return b"".join([*parts, b"}}"])
 
     def _rebuild(self) -> None:
-        """Nobody looked for a while: everything is read anew, and whoever has an older state takes a snapshot."""
+        """Nobody watched for a while: everything is read again, and a client with an older state takes a snapshot."""
         self._building = True
         try:
             self._stale = False

@@ -1,8 +1,8 @@
 """LogStore: the workers' log bytes on the manager's disk. The length of a file is what has been acknowledged.
 
-Bytes are identified by (worker, attempt, stream, offset) for ever: what arrives twice is skipped, what is missing is
-asked for again, and what is gone for ever becomes a hole of the same length with a marker. One writer (the event loop);
-disk flushes run in a worker thread. Knows nothing of HTTP or workers' states.
+Bytes are permanently identified by (worker, attempt, stream, offset): duplicates are skipped, missing bytes are
+requested again, and lost bytes become a hole of the same length with a marker. One writer (the event loop); disk
+flushes run in a worker thread. Knows nothing of HTTP or workers' states.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class LogStore:
         """Store bytes that begin at `offset`; returns the stored length, durable.
 
         The first byte was written `at`; `times`: from which byte of `data` on another wall time holds. `gap`: what lies
-        between the stored length and `offset` is gone for ever. Raises LogGap when bytes before `offset` are missing,
+        between the stored length and `offset` is lost. Raises LogGap when bytes before `offset` are missing,
         OSError when the disk refuses.
         """
         base = self._base(worker_id, attempt, stream)

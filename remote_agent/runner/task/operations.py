@@ -125,7 +125,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
         elif state == states.STOPPING and task.asked != RESTART:
             task.request(START)
         elif assignment.epoch > epoch and (task.lease.lease_s is not None or task.policy.gang):
-            # What runs belongs to an epoch that is over: the manager started the worker anew.
+            # The running process belongs to an old epoch: the manager restarted the worker.
             task.request(NEW_EPOCH)
             task.enforce(now)
     elif state == states.BACKOFF and task.policy.gang:

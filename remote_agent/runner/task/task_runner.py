@@ -29,7 +29,7 @@ from remote_agent.system import processes
 
 HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
-# A start that the host's disk is in the way of is nobody's failure: it waits, and is tried so often.
+# A start that the host's disk prevents is not a failure: it waits and is retried at this interval.
 ROOM_AGAIN_S = 2.0
 NO_ROOM_NEXT = because("run.no_room")
 

@@ -1,4 +1,4 @@
-/** Why a worker is as it is: the manager's sentences in the page's language, asked for anew when something changed. */
+/** Why a worker is as it is: the manager's sentences in the page's language, reloaded when something changed. */
 
 import { get, workerPath } from '../api.js';
 import { errorBox } from '../dialogs.js';

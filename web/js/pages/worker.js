@@ -105,7 +105,7 @@ export function workerPage({ store, live, id, query }) {
       chip.update(worker);
       setText(marks, marksText(worker));
       buttons.update(worker);
-      // A worker that does not change is not told again; each heartbeat of its agent is a sign of it all the same.
+      // An unchanged worker is not sent again; each heartbeat of its agent still counts.
       const agent = store.hosts.get(worker.agent);
       summary.update({ ...worker, last_seen: (agent && agent.last_seen) || worker.last_seen });
       log.update([worker]);

@@ -1,4 +1,4 @@
-"""Work that may be given hostile templates, in a process of its own: it has so much memory, and so much time for each.
+"""Runs work on untrusted templates in a separate process with limits on memory and on the time of each template.
 
 A template is Python in the end: `'a' * 10**9`, nested loops or an expression of `**` take all there is, and one call
 that is written in C can't be interrupted. So the kernel holds the bounds, and a process that breaks them ends alone.
