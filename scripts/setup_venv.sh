@@ -117,7 +117,7 @@ procguard_update_venv() { # $1 runtime|dev
         [ -r "$stamp" ] && had_place=$(<"$stamp") && had_place=${had_place#* }
     done
     if [ -n "$had_place" ] && [ "$had_place" != "$procguard_root" ]; then
-        procguard_say "this checkout was at $had_place before; .venv has to be made anew"
+        procguard_say "this checkout was at $had_place before; .venv has to be recreated"
         procguard_make_venv
     elif ! procguard_can_install; then
         procguard_make_venv

@@ -24,7 +24,7 @@ def create(
     except ImportError as exc:
         raise ConfigError(
             f"communication.adapter_type: zmq needs pyzmq, which cannot be loaded here ({exc})",
-            "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then speak HTTP",
+            "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then use HTTP",
         ) from exc
     channel = ZmqChannel(agent_api, access, own, limits, bodies)
     fleet.state.bus.revoked.subscribe(channel.revoke)

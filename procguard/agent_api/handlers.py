@@ -276,7 +276,7 @@ class AgentApi:
             asked.mac.encode(),
             protocol.curve_key_proof(proof_key, agent_id, nonce, own).encode(),
         ):
-            raise Refused("mac does not fit the curve key", "compute it as docs/protocol.md says")
+            raise Refused("mac does not match the curve key", "compute it as described in docs/protocol.md")
         offer = self._offer(agent_id, own, call.peer)
         if offer is not None:
             offer.proof = protocol.zmq_offer_proof(proof_key, agent_id, nonce, offer)
@@ -411,7 +411,7 @@ class AgentApi:
         """A part of what this manager never had and has asked for. Raises Conflict where it has not."""
         ranges, attempt, stream = self._fleet.log_ranges, asked.attempt, asked.stream
         if not ranges.admits(agent_id, asked.fill, worker_id, attempt, stream):
-            raise Conflict("nobody waits for this part of a log", "nothing needs to be done", code="no_range")
+            raise Conflict("nobody waits for this part of a log", "nothing to do", code="no_range")
         try:
             if asked.gap:
                 self._logs.lose(worker_id, attempt, stream, asked.offset, asked.end, at)
@@ -517,7 +517,9 @@ class AgentApi:
         self._access.check_agent(call.identify(), agent_id)
         if not call.proven:
             raise Conflict(
-                "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
+                "a new secret is accepted only in a session",
+                "open one with GET /api/hello (docs/protocol.md)",
+                code="no_session",
             )
         renewal = decode.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
         self._fleet.agents.rotations.take(agent_id, renewal, clock.read())

@@ -93,7 +93,7 @@ def _read_in_time(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> 
         environ["wsgi.input"].abandoned = True  # the rest is not waited for either
         raise too_slow(timeout_s) from exc
     except OSError as exc:
-        raise UsageError(f"the body broke off ({exc})", "send it again", code="body_incomplete") from exc
+        raise UsageError(f"the body is incomplete ({exc})", "send it again", code="body_incomplete") from exc
 
 
 def _read_all(stream: Any, max_bytes: int) -> bytes:
@@ -115,7 +115,7 @@ def too_slow(timeout_s: float) -> LimitExceeded:
 
 def too_large(max_bytes: int) -> LimitExceeded:
     return LimitExceeded(
-        f"the body is larger than {max_bytes} bytes", "send less at a time", status=413, code="body_too_large"
+        f"the body is larger than {max_bytes} bytes", "send smaller requests", status=413, code="body_too_large"
     )
 
 
@@ -133,7 +133,7 @@ def parse_json(body: bytes, max_objects: int = MAX_OBJECTS) -> Any:
     except ValueError as exc:
         raise UsageError(f"the body is not JSON: {exc}", "send one JSON object in UTF-8", code="bad_json") from exc
     if may_overflow(body) and not _finite(value):
-        raise UsageError("the body holds a number beyond all bounds", "send finite numbers", code="bad_json")
+        raise UsageError("the body contains a number that is out of range", "send finite numbers", code="bad_json")
     return value
 
 
@@ -145,7 +145,7 @@ def check_objects(body: bytes, max_objects: int) -> None:
     if body.count(b"{") + body.count(b"[") > max_objects or body.count(b",") > max_values:
         raise LimitExceeded(
             f"the body holds more than {max_objects} objects, or {max_values} values",
-            "send less at a time",
+            "send smaller requests",
             status=413,
             code="body_too_large",
         )

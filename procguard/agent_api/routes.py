@@ -53,7 +53,7 @@ class RouteTable:
         shape, name = self._shape(tuple(path.strip("/").split("/")))
         methods = self._routes.get(shape)
         if methods is None:
-            raise NotFound("there is nothing at this address", "see the list of routes in docs/protocol.md")
+            raise NotFound("no such route", "see the list of routes in docs/protocol.md")
         route = methods.get(method)
         if route is None:
             raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")

@@ -163,4 +163,4 @@ class AgentSessions:
 
 
 def _unknown(why: str) -> Refused:
-    return Refused(why, "say hello again: GET /api/hello (docs/protocol.md)", code="session_unknown")
+    return Refused(why, "open a new session: GET /api/hello (docs/protocol.md)", code="session_unknown")

@@ -251,7 +251,7 @@ class ManagerClient:
             except (OSError, http.client.HTTPException) as exc:
                 raise self._unreachable(exc) from exc
             except ValueError as exc:
-                raise ManagerUnreachable(f"{self.url} does not answer like ProcGuard's manager", _NEXT_URL) from exc
+                raise ManagerUnreachable(f"{self.url} does not answer like a ProcGuard manager", _NEXT_URL) from exc
         return data if isinstance(data, dict) else {"value": data}
 
     def _open(

@@ -56,7 +56,7 @@ class Started:
 def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
     """From --wait S and --no-wait."""
     if no_wait and wait:
-        raise UsageError("--wait and --no-wait were both given", "leave one of them out")
+        raise UsageError("--wait and --no-wait exclude each other", "use only one of them")
     if no_wait:
         return NO_WAIT
     if not wait:

@@ -43,7 +43,7 @@ class ManagerContext:
             with open(path, encoding="utf-8") as file:
                 mode = os.fstat(file.fileno()).st_mode
                 if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                    raise ConfigError(f"{path}: others may read this token", f"chmod 600 {path}")
+                    raise ConfigError(f"{path}: other users can read this token", f"chmod 600 {path}")
                 return file.read(4096).strip()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: {getattr(exc, 'strerror', '') or 'not text'}", "its context names it") from exc
@@ -124,7 +124,7 @@ def save(contexts: Contexts) -> None:
             yaml.safe_dump(record, file, allow_unicode=True, sort_keys=False)
         os.replace(f"{target}.new", target)
     except OSError as exc:
-        raise UsageError(f"{target}: {exc.strerror}", "its folder must be yours to write") from exc
+        raise UsageError(f"{target}: {exc.strerror}", "make its folder writable") from exc
 
 
 def checked_name(name: str) -> str:

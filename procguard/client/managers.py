@@ -52,7 +52,7 @@ class ManagerUrl:
         try:
             context = ssl.create_default_context(cafile=path or None)
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: no certificates in PEM can be read there ({exc})", _NEXT_CA) from exc
+            raise UsageError(f"{path}: it contains no PEM certificates ({exc})", _NEXT_CA) from exc
         if known is not None and known.any_name:
             context.check_hostname = False
         return context

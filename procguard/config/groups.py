@@ -71,7 +71,9 @@ class GroupPolicy(BaseModel):
     @model_validator(mode="after")
     def _rendezvous_needs_a_gang(self) -> GroupPolicy:
         if self.rendezvous != "none" and self.restart != "gang":
-            raise ValueError(f"restart: gang beside rendezvous: {self.rendezvous}; ranks are those of one start of all")
+            raise ValueError(
+                f"restart: gang beside rendezvous: {self.rendezvous}; ranks need members that start together"
+            )
         return self
 
 

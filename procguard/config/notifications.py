@@ -195,7 +195,7 @@ def refuse_doubles(targets: list[AlertTarget]) -> list[AlertTarget]:
     names = [target.name for target in targets]
     double = next((name for name in names if names.count(name) > 1), None)
     if double:
-        raise ValueError(f"each name once; {double} is there twice")
+        raise ValueError(f"unique names; {double} is used twice")
     return targets
 
 

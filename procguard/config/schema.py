@@ -580,9 +580,9 @@ def _drop_empty_sections(values: dict[str, Any], model: type[BaseModel]) -> None
 def _error(path: str | None, lines: list[str]) -> ConfigError:
     what = f"configuration {path}" if path else "configuration"
     if len(lines) == 1:
-        return ConfigError(f"{what}: {lines[0]}", "docs/configuration.md has every key")
+        return ConfigError(f"{what}: {lines[0]}", "see docs/configuration.md for all keys")
     listed = "".join(f"\n  {line}" for line in lines)
-    return ConfigError(f"{what}: {len(lines)} mistakes:{listed}\ndocs/configuration.md has every key")
+    return ConfigError(f"{what}: {len(lines)} mistakes:{listed}\nsee docs/configuration.md for all keys")
 
 
 def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> None:

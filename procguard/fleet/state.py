@@ -202,7 +202,7 @@ class FleetState:
     def command_view(self, command_id: str) -> dict[str, Any]:
         record = self.command_queue.get(command_id)
         if record is None:
-            raise NotFound(f"no command {command_id!r}", "it may be too old; see GET /api/events")
+            raise NotFound(f"no command {command_id!r}", "it may have been deleted; see GET /api/events")
         return views.command_view(record, self.command_queue.status(record))
 
     def commands(self, worker_id: str = "", limit: int = 50) -> list[dict[str, Any]]:

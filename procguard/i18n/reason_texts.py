@@ -22,7 +22,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "agent.started": ("{agent}: agent process {pid} reports {n} worker, release {release}|{agent}: agent process {pid} reports {n} workers, release {release}", "{agent}：Agent 进程 {pid} 上报了 {n} 个 Worker，版本 {release}"),
     "agent.started_no_release": ("{agent}: agent process {pid} reports {n} worker, release unknown|{agent}: agent process {pid} reports {n} workers, release unknown", "{agent}：Agent 进程 {pid} 上报了 {n} 个 Worker，版本未知"),
     "agent.events_left_out": ("{agent}: {n} changes were left out, at more than {limit} events a second", "{agent}：每秒事件超过 {limit} 个，有 {n} 次变化未记录"),
-    "agent.strays": ("{agent} knows workers that this manager's state does not: {workers}; they run on untouched. Is this the right state file? Deploy the inventory again to declare them", "{agent} 上有管理端状态中不存在的 Worker：{workers}；它们继续运行，不受影响。请确认状态文件是否正确；重新部署清单即可声明它们"),
+    "agent.strays": ("{agent} knows workers that this manager's state does not: {workers}; they run on untouched. Check the state file. Deploy the inventory again to declare them", "{agent} 上有管理端状态中不存在的 Worker：{workers}；它们继续运行，不受影响。请确认状态文件是否正确；重新部署清单即可声明它们"),
     "agent.waits_for_approval": ("{agent} from {peer} waits for approval, fingerprint {fingerprint}", "来自 {peer} 的 {agent} 等待批准，指纹 {fingerprint}"),
     "agent.how_to_approve": ("waits for approval: invoke agents approve {agent}", "等待批准：invoke agents approve {agent}"),
     "agent.may_run": ("{agent} may run", "{agent} 获准运行"),

@@ -363,7 +363,9 @@ class Manager:
 
     def _print_summary(self) -> None:
         config = self._config
-        print(f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C ends it, the workers run on", flush=True)
+        print(
+            f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C stops it, workers keep running", flush=True
+        )
         what = "portal" if config.web.enabled else "API   "
         print(f"  {what}  {self.web.url}", flush=True)
         if config.communication.adapter_type == "zmq":

@@ -81,13 +81,13 @@ class StateLock:
             file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held for the manager's life
         except OSError as exc:
             raise ProcGuardError(
-                f"cannot write {path}: {exc.strerror}", "make its folder writable; the manager tries again by itself"
+                f"cannot write {path}: {exc.strerror}", "make its folder writable; the manager retries"
             ) from exc
         if not _take(file):
             file.close()
             raise Conflict(
                 f"another manager was started on {path}, after its files were deleted under this one",
-                "end one of the two; this one acknowledges no change until then",
+                "stop one of the two; this one acknowledges no change until then",
                 code="another_state",
             )
         self._file.close()

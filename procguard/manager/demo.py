@@ -158,7 +158,7 @@ class Demo:
     def _manager_ready(self) -> bool:
         if self._manager is not None and self._manager.poll() is not None:
             raise ProcGuardError(
-                f"the demo's manager ended with exit code {self._manager.returncode}: {self._manager_output()}"
+                f"the demo's manager exited with code {self._manager.returncode}: {self._manager_output()}"
             )
         return daemon.is_ready(self._url)
 
@@ -300,7 +300,7 @@ def choose_port(host: str, wanted: int | None) -> int:
         ) from exc
     if wanted is not None:
         if wanted and not _is_free(host, wanted):
-            raise Conflict(f"port {wanted} is taken on {host}", "choose another with --port, or leave it out")
+            raise Conflict(f"port {wanted} is in use on {host}", "choose another --port, or omit it")
         return wanted or free_port(host)
     for port in range(DEFAULT_PORT, DEFAULT_PORT + 50):
         if _is_free(host, port):
@@ -347,7 +347,7 @@ def _own_folder(folder: str) -> Any:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise Conflict(f"the demo is already running in {folder}", "end it with Ctrl-C in its terminal") from exc
+            raise Conflict(f"the demo is already running in {folder}", "stop it with Ctrl-C in its terminal") from exc
         yield folder
         with contextlib.suppress(OSError):
             os.rmdir(folder)

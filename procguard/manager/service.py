@@ -61,7 +61,10 @@ def install(config: Config, arguments: Sequence[str]) -> str:
     service = ManagerService(config, arguments, os.getcwd())
     kind, reason = service.choose("auto")
     if kind == "none":
-        raise Conflict(f"nothing here can start the manager at boot ({reason})", "install cron, or start it yourself")
+        raise Conflict(
+            f"no service manager can start the manager at boot ({reason})",
+            "install cron, or start the manager manually",
+        )
     service.install(kind)
     if kind == "systemd":
         service.systemctl("restart")

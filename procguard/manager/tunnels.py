@@ -69,7 +69,9 @@ class Tunnels:
         if agent is None or agent.kind != "deployed":
             raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
         if not _wanted(agent):
-            raise Conflict(f"{host} is to have no tunnel", "set procguard_tunnel: true in its inventory, then deploy")
+            raise Conflict(
+                f"{host} has no tunnel configured", "set procguard_tunnel: true in its inventory, then deploy"
+            )
         self._reconcile(host)
         status = self._status(host)
         if status is not None and status.code == "port_taken":

@@ -91,7 +91,7 @@ class Authority:
         except (OSError, ValueError, TypeError) as exc:
             raise ProcGuardError(
                 f"web.tls: the manager's CA in {self._directory} cannot be used ({exc})",
-                f"bring {self._ca_key_file} and ca.pem back from a backup, or remove both and deploy again",
+                f"restore {self._ca_key_file} and ca.pem from a backup, or remove both and deploy again",
                 code="bad_certificate",
             ) from exc
 

@@ -32,7 +32,7 @@ def _read(path: str) -> str:
             pem = file.read()
         ssl.create_default_context(cadata=pem)
     except (OSError, UnicodeDecodeError, ValueError) as exc:
-        raise UsageError(f"--ca {path}: no certificates in PEM can be read there ({exc})", HOW) from exc
+        raise UsageError(f"--ca {path}: it contains no PEM certificates ({exc})", HOW) from exc
     return pem
 
 

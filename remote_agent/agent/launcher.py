@@ -153,7 +153,7 @@ class Launcher:
         if holder is not None:
             raise LauncherError(
                 f"another launcher runs {self._options.worker_id} on this host ({holder})",
-                "end it first, or leave it be",
+                "stop it first, or leave it running",
             )
         try:
             return self._supervise(directory, own)
@@ -235,7 +235,7 @@ class Launcher:
                     raise LauncherError(str(exc), code=UNTRUSTED) from exc
                 if url in remembered:
                     return remembered[url]  # the agent goes on asking
-                self._output.say(f"manager {url} not reachable ({exc}); trying on")
+                self._output.say(f"manager {url} not reachable ({exc}); retrying")
             failures += 1
             self._wait(min(5.0, retry_delay_s(failures)))
         return ""
@@ -282,7 +282,7 @@ class Launcher:
             worker = load_workers(other, settings.load(other).runtime_dir).get(self._options.worker_id)
             if worker is not None and worker.runner_alive():
                 raise LauncherError(
-                    f"{self._options.worker_id} runs here already under another manager (fleet {fleet_id}, "
+                    f"{self._options.worker_id} already runs here under another manager (fleet {fleet_id}, "
                     f"pid {worker.status.get('pid')})",
                     "stop it there first",
                 )
@@ -370,7 +370,7 @@ def _stop(worker: WorkerHandle) -> None:
                 asked = True
         if time.monotonic() > deadline:
             raise LauncherError(
-                f"{worker.worker_id} does not stop (pid {worker.status.get('pid')})", "look at it with ps and kill it"
+                f"{worker.worker_id} does not stop (pid {worker.status.get('pid')})", "check it with ps and kill it"
             )
         time.sleep(0.02)
 

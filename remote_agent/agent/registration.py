@@ -92,7 +92,7 @@ class LauncherRegistrar(Registrar):
             self._failures += 1
             if self._first and self.agent is not None and self.may_start_offline:
                 self.agent.may_start = True
-            self._say(f"manager {self._url} not reachable ({outcome}); trying on")
+            self._say(f"manager {self._url} not reachable ({outcome}); retrying")
             return retry_delay_s(self._failures)
         self._failures = 0
         code = (
@@ -124,7 +124,7 @@ class LauncherRegistrar(Registrar):
                 self.agent.leave()
             return PENDING_AGAIN_S
         self._failures += 1
-        self._say(f"not registered: {outcome}; {HOW_TO_GET_ONE}; trying on")
+        self._say(f"not registered: {outcome}; {HOW_TO_GET_ONE}; retrying")
         return retry_delay_s(self._failures)
 
     def _worker_runs(self) -> bool:

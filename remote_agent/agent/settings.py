@@ -52,7 +52,7 @@ def load(agent_dir: str) -> AgentSettings:
     except (OSError, ValueError) as exc:
         raise SettingsError(f"{path} cannot be read: {exc}; deploy this host again") from exc
     if data is None:
-        raise SettingsError(f"no agent.json in {agent_dir}; is this an agent's directory? `invoke deploy` makes one")
+        raise SettingsError(f"no agent.json in {agent_dir}; is this an agent's directory? `invoke deploy` creates one")
     if not isinstance(data, dict):
         raise SettingsError(f"{path} is not an object; deploy this host again")
     known = names(AgentSettings)

@@ -162,7 +162,7 @@ class InstallerSession:
         """The answer to what we need."""
         line = self._input.readline(MAX_REQUEST_BYTES)
         if not line:
-            raise InstallError("cut_off", "the connection ended in the middle of the deployment", "deploy again")
+            raise InstallError("cut_off", "the connection closed during the deployment", "deploy again")
         return dict(json.loads(line))
 
     def _receive_code(self) -> bytes:
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--home", default="", help="procguard_home; default PROCGUARD_HOME or ~/.procguard")
     parser.add_argument("--fleet", default="", help="fleet id")
     parser.add_argument("--host", default="", help="the host's name in the inventory")
-    parser.add_argument("--bundle", help="install: the bundle's file; the request is read as JSON from stdin")
+    parser.add_argument("--bundle", help="install: the bundle file; the request is read as JSON from stdin")
     parser.add_argument("--dest", default="", help="code: the folder")
     parser.add_argument("--digest", default="", help="code: of what is to be in it")
     parser.add_argument("--archive", default="", help="code: what was brought; without it only a look")
@@ -260,7 +260,7 @@ def _run(arguments: argparse.Namespace) -> Json:
     if arguments.op != "install":
         return perform(installer, arguments.op, arguments.replace_frozen)
     if not arguments.bundle:
-        raise InstallError("bad_request", "install needs --bundle FILE", "name the bundle's file")
+        raise InstallError("bad_request", "install needs --bundle FILE", "name the bundle file")
     request = json.loads(sys.stdin.buffer.read(MAX_REQUEST_BYTES))
 
     def read_bundle() -> bytes:

@@ -67,7 +67,7 @@ def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str,
     path = _absolute(pattern)
     matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     if not matches:
-        raise InstallError("nothing_there", f"nothing matches {pattern}", "look there: ls, over ssh")
+        raise InstallError("nothing_there", f"nothing matches {pattern}", "check the path on the host: ls, over ssh")
     found: "Dict[str, int]" = {}
     left_out, total = 0, 0
     for name, size in (one for match in matches for one in _files(os.path.normpath(match))):
@@ -80,7 +80,7 @@ def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str,
             raise InstallError(
                 "too_much",
                 f"{pattern} is more than {max_files} files or {max_bytes >> 20} MiB",
-                "name less, or raise --max-size and --max-files",
+                "select less, or raise --max-size and --max-files",
             )
     return list(found.items()), left_out
 

@@ -45,7 +45,7 @@ HOST = {
     "run.ending": "{why}; ending it",
     "run.ending_left": "ending what it left behind first",
     "run.post_stop": "post_stop runs",
-    "run.stuck": "process {pids} does not die of SIGKILL: it waits in the kernel, often for a disk or a device",
+    "run.stuck": "process {pids} does not end after SIGKILL: it is blocked in the kernel, often on a disk or a device",
     "run.outlasted": "it did not end within {grace_s:duration}",
     "run.disk_again": "started: the host's disk takes its files again",
     "run.no_room": "free some space on the host: then it starts by itself, and no restart is spent",
@@ -105,7 +105,7 @@ HOST = {
     "start.container_env": "env {name}: a variable with a line end cannot be handed to a container",
     "start.spec": "{detail}",
     "start.no_user": "user {user} does not exist on this host",
-    "start.other_user": "cannot run as user {user}: the agent runs as {own}, and only root may become somebody else",
+    "start.other_user": "cannot run as user {user}: the agent runs as {own}, and only root can run as another user",
     "start.another_fleet": "it already runs here in another fleet: fleet {fleet}; stop it there, or deploy --another-fleet",
     "start.another_fleet_of": "it already runs here in another fleet: fleet {fleet} (manager {manager}); stop it there, or deploy "
     "--another-fleet",

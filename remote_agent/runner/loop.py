@@ -185,7 +185,7 @@ class Runner:
         self._socket_path = paths.runner_socket(directory, self._worker_dir)
         try:
             self._keep_in_place()
-            report(f"lock and socket lie in {directory} now")
+            report(f"lock and socket are now in {directory}")
         except (OSError, CannotStart, paths.UnsafeDirectory) as exc:
             self._lock_path, self._socket_path = before
             report(f"cannot move lock and socket: {exc}")

@@ -106,8 +106,8 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
                 raise
     raise RelayError(
         "port_taken",
-        f"{host}: port {port} is taken by another program there",
-        "deploy again: another one is taken then",
+        f"{host}: port {port} is in use by another program there",
+        "deploy again: another port is used then",
     )
 
 
@@ -120,7 +120,7 @@ def take_over(host: str, directory: str) -> int:
     path = os.path.join(directory, LOCK)
     held: "list[int]" = []
     if not _insist(lambda: _take_lock(path, held), lambda sig: _end_writer(path, sig)):
-        raise RelayError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
+        raise RelayError("busy", f"{host}: another relay is already running", "stop it, then try again")
     return held[0]
 
 

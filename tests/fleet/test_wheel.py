@@ -209,7 +209,7 @@ def test_demo_shows_every_page_and_leaves_nothing(account: Account) -> None:
     said = []
     for line in demo.stdout:
         said.append(line)
-        if line.startswith("Ctrl-C ends"):
+        if line.startswith("Ctrl-C stops"):
             break
     (url,) = re.findall(r"ProcGuard demo: (\S+)", "".join(said)) or ["".join(said)]
     wrong: list[str] = []

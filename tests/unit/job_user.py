@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 NAME = "games"
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run as another user")
 
 
 class JobUser:

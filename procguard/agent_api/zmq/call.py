@@ -50,7 +50,7 @@ class ZmqCall(Call):
     ) -> None:
         """`announced`: the size of a body that is yet to be sent; None: it is here."""
         if announced is not None and (not isinstance(announced, int) or announced < 0 or body):
-            raise UsageError("body_bytes: expected the size of a body that is yet to be sent", "see docs/protocol.md")
+            raise UsageError("body_bytes: expected the size of the body that follows", "see docs/protocol.md")
         # As Call's own, without calling it: one of these is made for each message.
         self.query, self.peer, self.direct, self.sock = query, peer.address, True, None
         self.declared_bytes = len(body) if announced is None else announced

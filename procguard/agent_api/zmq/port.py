@@ -286,13 +286,13 @@ def _cannot_listen(host: str, port: int, exc: Any) -> ProcGuardError:
     key = "communication.adapter_config"
     if exc.errno == errno.EADDRINUSE:
         return ProcGuardError(
-            f"{key}.port_base: port {port} on {host} is taken by another program",
+            f"{key}.port_base: port {port} on {host} is in use by another program",
             f"see which: ss -ltnp 'sport = :{port}'; or use others: --set {key}.port_base=N",
             code="port_taken",
         )
     if exc.errno == errno.EACCES:
         return ProcGuardError(
-            f"{key}.port_base: port {port} needs rights this user does not have", "use ports above 1023"
+            f"{key}.port_base: port {port} needs privileges that this user does not have", "use ports above 1023"
         )
     if exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return ProcGuardError(

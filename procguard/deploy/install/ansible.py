@@ -55,7 +55,8 @@ def begin(paths: list[str], directory: Path, action: str, check: bool, prune: bo
     found = model.load(paths)
     if options.prune and found.incomplete and action == "deploy":
         raise UsageError(
-            "parts of the inventory could not be read: prune would stop what is only missing", "correct it"
+            "parts of the inventory could not be read: prune could stop workers that are merely unreadable",
+            "correct it",
         )
     hosts = found.select("")
     if action == "undeploy":

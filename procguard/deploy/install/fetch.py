@@ -48,7 +48,7 @@ class Fetcher:
         """One result a host; `report` = {"files", "bytes", "folder"}."""
         for host in hosts:
             if not messages.valid_id(host.name):
-                raise UsageError(f"{host.name!r} can be no folder's name", "rename the host in the inventory")
+                raise UsageError(f"{host.name!r} is not a valid folder name", "rename the host in the inventory")
         return self._rollout.run(hosts, lambda _wave: {}, lambda host, _, result: self._one(host, wanted, result))
 
     def _one(self, host: Host, wanted: Wanted, result: HostResult) -> None:
@@ -61,7 +61,7 @@ class Fetcher:
             }  # fmt: skip
             found = session.ask(request, deadline)["found"]
             if int(found["files"]) > wanted.max_files:
-                raise HostError(f"{host.name}: sends more files than were asked for", "is it the host you think?")
+                raise HostError(f"{host.name}: sent more files than requested", "check that this is the expected host")
             into = self._folder / host.name
             result.report = {"files": 0, "bytes": 0, "folder": str(into), "left_out": int(found["left_out"])}
             unread = self._receive(session, int(found["files"]), wanted.max_bytes, into, result.report)
@@ -88,7 +88,7 @@ class Fetcher:
                         break
                     report["bytes"] += size
                     if size > PIECE_BYTES or report["bytes"] > max_bytes:
-                        raise HostError(f"{target.name}: more arrives than was announced", "fetch it again")
+                        raise HostError(f"{target.name}: received more bytes than announced", "fetch it again")
                     new.write(session.take(size, min(end, time.monotonic() + PAUSE_S)))
                 if size < 0:
                     unread.append(str(header["name"]))
@@ -102,7 +102,7 @@ def place(into: Path, name: str) -> Path:
     """Where a host's file goes: its absolute path, below `into`. Raises HostError for a name that leads elsewhere."""
     parts = name.split("/")
     if parts[0] != "" or any(part in ("", ".", "..") or "\0" in part for part in parts[1:]) or len(parts) < 2:
-        raise HostError(f"a host sends a file of an impossible name: {name!r}", "is it the host you think?")
+        raise HostError(f"a host sent a file with an invalid name:  {name!r}", "check that this is the expected host")
     return into.joinpath(*parts[1:])
 
 
@@ -142,4 +142,4 @@ def _new_file(target: Path) -> Any:
             new.close()
     except OSError as exc:
         what = f"cannot write {target} ({exc.strerror or exc})"
-        raise HostError(what, "is there room, and no file in the way?") from exc
+        raise HostError(what, "check the free space and existing files") from exc

@@ -51,8 +51,8 @@ class AgentVerifier:
             if time.monotonic() > deadline:
                 when = f"last heard {seen.isoformat()}" if seen else "never heard"
                 raise HostError(
-                    f"{agent_id}: the agent runs, but the manager has not heard it since SSH ended ({when})",
-                    "see agent.log in its directory there; does the host end a user's processes at log-out?",
+                    f"{agent_id}: the agent is running, but has sent no heartbeat since the SSH session ended ({when})",
+                    "see agent.log on the host; check whether the host ends a user's processes at logout",
                     code="no_heartbeat",
                 )
             time.sleep(self._pause_s)

@@ -50,5 +50,5 @@ def read(value: Any, base: str, where: str, report: ReportMistake) -> tuple[Sync
             continue
         found.append(Sync(src, dest, tuple(patterns)))
     for dest in {one.dest for one in found if sum(other.dest == one.dest for other in found) > 1}:
-        report(where, f"{VARIABLE}: two entries go to {dest}", "give each a dest of its own")
+        report(where, f"{VARIABLE}: two entries go to {dest}", "use a different dest for each")
     return tuple(found)

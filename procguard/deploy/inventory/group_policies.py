@@ -76,7 +76,7 @@ def merged(each: Iterable[tuple[str, Policies]], report: ReportMistake, where: s
         for name, policy in policies.items():
             if found.setdefault(name, policy) != policy:
                 what = f"{VARIABLE}: {host} says other things of group {name} than {first[name]}"
-                report(where, what, "say it once, in the vars of all")
+                report(where, what, "set it once, in the vars of all")
             first.setdefault(name, host)
     return found
 

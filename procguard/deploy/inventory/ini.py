@@ -80,7 +80,7 @@ class _IniReader:
             self._report(f"{line}: {exc}", "close the quotation")
             return
         if words[0].endswith(":") or words[0] == "---":
-            self._report(f"{words[0]} is no host", "is this YAML? Then let the file's name end in .yaml")
+            self._report(f"{words[0]} is no host", "if it is YAML, name the file *.yaml")
             return
         variables = positions.Map()
         variables.file, variables.line, variables.key_lines = str(self._path), self._line, {}

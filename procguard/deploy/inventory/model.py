@@ -294,9 +294,7 @@ class _InventoryReader:
     def _connection(self, value: Any, where: str) -> str:
         given = str(value or "ssh").removeprefix("ansible.builtin.").removeprefix("ansible.netcommon.")
         if given not in CONNECTIONS:
-            self._report(
-                where, f"ansible_connection: {value} leads to no agent", "ssh or local; others are not supported"
-            )
+            self._report(where, f"ansible_connection: {value} is not supported", "use ssh or local")
         return given
 
     def _become(self, values: dict[str, Any], where: str) -> str:
@@ -305,7 +303,7 @@ class _InventoryReader:
             return ""
         method = str(_first(values, "ansible_become_method") or "sudo").removeprefix("ansible.builtin.")
         if method != "sudo":
-            self._report(where, f"ansible_become_method: {method} is not supported", "sudo is; or log in as that user")
+            self._report(where, f"ansible_become_method: {method} is not supported", "use sudo, or log in as that user")
         user = str(_first(values, "ansible_become_user", "ansible_sudo_user") or "root")
         if not USER_NAME.fullmatch(user):
             self._report(where, f"ansible_become_user: {user!r} names no user", "e.g. root")

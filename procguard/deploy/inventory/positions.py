@@ -116,7 +116,7 @@ def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
         try:
             text, kind = vault.decrypt(text), _SecretLoader
         except VaultMistake as exc:
-            raise InventoryError(f"{path}: {exc}", "is it the right --vault-password-file?") from exc
+            raise InventoryError(f"{path}: {exc}", "check --vault-password-file") from exc
     try:
         check_depth(text)
         loader = kind(text.removeprefix("\ufeff"))
@@ -133,6 +133,6 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as exc:
-        raise InventoryError(f"there is no file {path}", "name an inventory: --hosts inventory/prod.yaml") from exc
+        raise InventoryError(f"there is no file {path}", "pass an inventory: --hosts inventory/prod.yaml") from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise InventoryError(f"{path} can't be read: {exc}", "is it an inventory, in UTF-8?") from exc
+        raise InventoryError(f"{path} can't be read: {exc}", "check that it is an inventory in UTF-8") from exc

@@ -70,7 +70,7 @@ def _run(path: Path, *arguments: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired as exc:
         raise InventoryError(f"{what} did not end within {TIMEOUT_S:g} s", "run it by hand") from exc
     except OSError as exc:
-        raise InventoryError(f"{what}: cannot be started ({exc.strerror})", "is its first line right?") from exc
+        raise InventoryError(f"{what}: cannot be started ({exc.strerror})", "check its first line") from exc
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise InventoryError(

@@ -97,9 +97,9 @@ def _beginning(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(64 * 1024)
     except FileNotFoundError as exc:
-        raise InventoryError(f"there is no file {path}", "name an inventory: --hosts inventory/prod.yaml") from exc
+        raise InventoryError(f"there is no file {path}", "pass an inventory: --hosts inventory/prod.yaml") from exc
     except OSError as exc:
-        raise InventoryError(f"{path} can't be read: {exc.strerror}", "is it an inventory?") from exc
+        raise InventoryError(f"{path} can't be read: {exc.strerror}", "check that it is an inventory") from exc
 
 
 def _is_yaml(path: Path, beginning: bytes) -> bool:

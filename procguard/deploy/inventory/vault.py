@@ -104,15 +104,15 @@ def _password(path: str) -> bytes:
         if stat.S_ISREG(found.st_mode) and os.access(path, os.X_OK):
             return _said(path)
         if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path} is no file", "name the file with the vault's password")
+            raise UsageError(f"{path} is no file", "pass a file with the vault password")
         if found.st_mode & 0o077:
-            raise UsageError(f"{path} holds the vault's password and others can read it", f"chmod 600 {path}")
+            raise UsageError(f"{path} contains the vault password and other users can read it", f"chmod 600 {path}")
         with open(path, "rb") as file:
             password = file.read(MAX_PASSWORD_BYTES).strip()
     except OSError as exc:
-        raise UsageError(f"{path} can't be read: {exc.strerror}", "name the file with the vault's password") from exc
+        raise UsageError(f"{path} can't be read: {exc.strerror}", "pass a file with the vault password") from exc
     if not password:
-        raise UsageError(f"{path} is empty", "it holds the vault's password")
+        raise UsageError(f"{path} is empty", "write the vault password into it")
     return password
 
 

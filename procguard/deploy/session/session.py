@@ -87,7 +87,7 @@ def remote_command(target: Target) -> str:
     if not target.become_user:
         return REMOTE_COMMAND
     if not USER_NAME.fullmatch(target.become_user):
-        raise HostError(f"{target.host}: {target.become_user[:40]!r} names no user", "mend ansible_become_user")
+        raise HostError(f"{target.host}: {target.become_user[:40]!r} names no user", "correct ansible_become_user")
     return _AS_ANOTHER_USER % target.become_user
 
 
@@ -207,7 +207,7 @@ class HostSession:
         try:
             return int(self._line(deadline))
         except ValueError as exc:
-            raise self._error("bad_answer", "sent something that is no number", "try again") from exc
+            raise self._error("bad_answer", "sent something that is not a number", "try again") from exc
 
     def answer(self, deadline: float) -> dict[str, Any]:
         """The next line that the host sends unasked."""
@@ -260,9 +260,7 @@ class HostSession:
             self._print(line + b"\n")
             self._noise += len(line)
             if self._noise > MAX_NOISE_BYTES:
-                raise self._error(
-                    "not_procguard", "prints without end when one logs in", "look at its shell start-up files"
-                )
+                raise self._error("not_procguard", "prints endless output at login", "check its shell start-up files")
 
     def _refuse_no_python(self, line: bytes) -> None:
         _, mark, seen = line.partition(NO_PYTHON.encode())
@@ -283,7 +281,7 @@ class HostSession:
         except ValueError as exc:
             raise self._error("bad_answer", "sent an answer that is not JSON", "deploy again") from exc
         if not isinstance(reply, dict):
-            raise self._error("bad_answer", "sent an answer that is no object", "deploy again")
+            raise self._error("bad_answer", "sent an answer that is not an object", "deploy again")
         error = reply.get("error")
         if isinstance(error, dict):
             text_of_error = str(error.get("message", "failed"))
@@ -305,7 +303,7 @@ class HostSession:
                 raise self._error(
                     "timeout",
                     f"logged in, but no answer from the installer in time; {self._quoted()}",
-                    f"what holds up a log-in there (start-up files, ForceCommand, load)? {self._try()}",
+                    f"check what delays a login there (start-up files, ForceCommand, load). {self._try()}",
                 ) from exc
             if not data:
                 if self._unread:
@@ -314,7 +312,7 @@ class HostSession:
                 raise self._ended()
             self._unread += data
             if len(self._unread) > MAX_LINE_BYTES:
-                raise self._error("bad_answer", "sent a line without end", "look at its shell start-up files")
+                raise self._error("bad_answer", "sent a line without end", "check its shell start-up files")
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
@@ -325,8 +323,8 @@ class HostSession:
             )
         return self._error(
             "session_ended",
-            f"logged in, but its shell ended before the installer began; {self._quoted()}",
-            f"look at the user's login shell, its start-up files and ForceCommand (sshd_config); {self._try()}",
+            f"logged in, but its shell exited before the installer started; {self._quoted()}",
+            f"check the user's login shell, its start-up files and ForceCommand (sshd_config); {self._try()}",
         )
 
     def _try(self) -> str:
@@ -340,8 +338,8 @@ class HostSession:
         if missing == "missing":
             return self._error(
                 "no_python",
-                f"ansible_python_interpreter: there is no program {wanted} on this host",
-                "correct it, or leave it out: a Python 3.9 or newer is looked for then",
+                f"ansible_python_interpreter: program {wanted} not found on this host",
+                "correct it, or omit it to search for Python 3.9 or newer",
             )
         found = ", ".join(skipped_in_words(seen)) or "none found"
         return self._error(

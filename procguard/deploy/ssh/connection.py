@@ -408,7 +408,9 @@ class SshPipe:
     def _broken(self, exc: BaseException, doing: str) -> HostError:
         if isinstance(exc, (socket.timeout, TimeoutError)):
             return HostError(
-                f"{self._host}: no answer in time while {doing}", "is the machine overloaded? try again", code="timeout"
+                f"{self._host}: no answer in time while {doing}",
+                "the machine may be overloaded; try again",
+                code="timeout",
             )
         said = self.errors() or str(exc) or type(exc).__name__
         return HostError(

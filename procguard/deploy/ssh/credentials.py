@@ -108,8 +108,8 @@ def ask_on_terminal(question: str) -> str:
 
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{question.strip(' :')}: there is no terminal to ask on",
-            f"put it into a file that only you can read and name it: {SSH_PASSWORD}_FILE, {BECOME_PASSWORD}_FILE",
+            f"{question.strip(' :')}: no terminal for a prompt",
+            f"write it to a file that only you can read, and set {SSH_PASSWORD}_FILE, {BECOME_PASSWORD}_FILE",
         )
     return getpass.getpass(terminal.line(question))
 
@@ -125,12 +125,12 @@ def _first_line(name: str, path: str) -> str:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
-                raise UsageError(f"{name}: others can read {path}", f"chmod 600 {path}")
+                raise UsageError(f"{name}: other users can read {path}", f"chmod 600 {path}")
             text = file.readline(MAX_FILE_BYTES).decode("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
         raise UsageError(
-            f"{name}: cannot read {path} ({reason})", "name a file with the secret in its first line"
+            f"{name}: cannot read {path} ({reason})", "use a file with the secret in its first line"
         ) from exc
     if not text:
         raise UsageError(f"{name}: {path} is empty", "write the secret into its first line")

@@ -12,6 +12,6 @@ def remaining_s(deadline: float, host: str, doing: str) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise HostError(
-            f"{host}: no answer in time while {doing}", "is the machine overloaded? try again", code="timeout"
+            f"{host}: no answer in time while {doing}", "the machine may be overloaded; try again", code="timeout"
         )
     return left

@@ -160,7 +160,7 @@ class Pack:
             self._file.flush()
         except OSError as exc:
             what = f"{VARIABLE}: cannot read {exc.filename or source.root} ({exc.strerror or exc})"
-            raise UsageError(what, "is there room in the temporary folder? deploy again") from exc
+            raise UsageError(what, "check the free space of the temporary folder, then deploy again") from exc
         self.size = self._file.tell()
 
     def blocks(self) -> Iterator[bytes]:

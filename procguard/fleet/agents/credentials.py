@@ -57,10 +57,14 @@ class Tokens:
         an enrolment token lets in, None = any number."""
         self._check_scope(scope)
         if uses is not None and scope != "enroll":
-            raise UsageError(f"uses: a token of scope {scope} has none", "only enrolment tokens (enroll) are used up")
+            raise UsageError(
+                f"uses: a token of scope {scope} has none", "only enrolment tokens (enroll) have a use count"
+            )
         self._drop_ended(actor, now)
         if len(self._table.rows) >= MAX_TOKENS:
-            raise Conflict(f"there are {MAX_TOKENS} tokens already", "revoke some: invoke token, invoke token.revoke")
+            raise Conflict(
+                f"the limit of {MAX_TOKENS} tokens is reached", "revoke some: invoke token, invoke token.revoke"
+            )
         token = TokenRecord("t-" + secrets.token_hex(4), name, scope, sha256, now.wall, created_by=actor)
         token.expires_wall = now.wall + life_s if life_s is not None else None
         token.uses_left = uses

@@ -154,8 +154,8 @@ class Enrolment:
         known = self._pending.get(registration.secret_sha256)
         if known is not None and known.peer != peer:
             raise Conflict(
-                f"the launcher {known.fingerprint} waits for approval from {known.peer} already",
-                f"if that is not yours, have it denied: invoke deny {agent_id}",
+                f"the launcher {known.fingerprint} from {known.peer} is already pending",
+                f"if it is not yours, deny it: invoke deny {agent_id}",
                 code="pending_elsewhere",
             )
         if known is None and len(self._pending) >= self._state.settings.pending_launchers:
@@ -321,7 +321,7 @@ class Enrolment:
         crowd, count = crowds.most_common(1)[0]
         if count <= crowds[address_group(peer)] + 1:
             raise Conflict(
-                f"{len(self._pending)} launchers wait for approval already",
+                f"{len(self._pending)} launchers are already pending",
                 "approve or deny some: invoke agents",
                 code="full",
             )

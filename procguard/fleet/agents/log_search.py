@@ -213,7 +213,7 @@ class LogSearches:
         search = self._searches.get(result.search_id)
         part = search.parts.get(agent_id) if search is not None else None
         if search is None or part is None:
-            raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing needs to be done")
+            raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing to do")
         if part.status not in OPEN:
             return  # told twice
         part.status, part.reason = result.status, reason_of(result.reason)

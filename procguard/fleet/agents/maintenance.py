@@ -70,7 +70,7 @@ class AgentMaintenance:
         """Has it done; what became of it is an event with a higher number than this one. Raises NotFound, Conflict."""
         agent = self._deployed(host)
         if host in self._busy:
-            raise Conflict(f"{host}: {self._busy[host]} of its agent is under way", "wait for its event", code="busy")
+            raise Conflict(f"{host}: {self._busy[host]} of its agent is in progress", "wait for its event", code="busy")
         self._busy[host] = action
         asked = because("care.restart") if action == "restart" else because("care.upgrade")
         try:

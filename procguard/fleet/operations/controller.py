@@ -100,7 +100,9 @@ class Operations:
         found = self.matching(selector, q)
         if len(found) > MAX_ITEMS:
             raise LimitExceeded(
-                f"{len(found)} workers match; one operation takes {MAX_ITEMS}", "select fewer, by host say", status=413
+                f"{len(found)} workers match; the limit of an operation is {MAX_ITEMS}",
+                "narrow the selector, for example by host",
+                status=413,
             )
         split = Split(command)
         for facts in found:
@@ -156,7 +158,7 @@ class Operations:
         wanted = (*rules.BAD, "cancelled") if rest else rules.BAD
         ids = [item.worker_id for item in former.items if item.state in wanted]
         if not ids:
-            raise Conflict(f"nothing of {operation_id} failed", "there is nothing to be retried", code="nothing_failed")
+            raise Conflict(f"no worker of {operation_id} failed", "there is nothing to retry", code="nothing_failed")
         self._check_room()
         options = OperationOptions(former.concurrency, former.max_failures, former.reason, former.timeout_s)
         limit = FailureLimit(former.max_failures)
@@ -168,7 +170,7 @@ class Operations:
         """What has not begun is not begun; what was accepted goes its way and is still watched. Durable."""
         operation = self._get(operation_id)
         if not operation.live:
-            raise Conflict(f"{operation_id} has ended already", "see its items", code="has_ended")
+            raise Conflict(f"{operation_id} has already finished", "see its items", code="has_ended")
         if operation.status == "running":
             operation.status = "cancelling"
             operation.note = because("operation.cancelled_by", actor=actor)
@@ -183,7 +185,11 @@ class Operations:
 
     def _check_room(self) -> None:
         if sum(1 for one in self._operations.values() if one.live) >= MAX_RUNNING:
-            raise Conflict(f"{MAX_RUNNING} operations run already", "wait for one, or cancel one", code="too_many")
+            raise Conflict(
+                f"the limit of {MAX_RUNNING} running operations is reached",
+                "wait for one to finish, or cancel one",
+                code="too_many",
+            )
 
     def _new(
         self,
@@ -240,7 +246,7 @@ class Operations:
         operation = self._operations.get(operation_id)
         if operation is None:
             raise NotFound(
-                f"no operation {operation_id[:40]!r}", "list them: invoke operations; old ones are forgotten"
+                f"no operation {operation_id[:40]!r}", "list them: invoke operations; old operations are deleted"
             )
         return operation
 

@@ -71,7 +71,7 @@ def begin_migration(path: str, database: str) -> Migration | None:
             if connection.execute("SELECT term FROM state").fetchone()[0]:
                 raise ProcGuardError(
                     f"state.state_file: files of an earlier format lie at {path} beside {database}, which is in use",
-                    "move away whichever of the two is not this manager's state",
+                    "move away the one that is not this manager's state",
                     code="bad_state_file",
                 )
     loaded = read(path)
@@ -120,7 +120,7 @@ def read(path: str) -> Loaded:
     assert best is not None  # the last candidate is an empty state
     if not best[2].tables:
         raise ProcGuardError(
-            f"state.state_file: {path} is not a state of ProcGuard that can be read ({'; '.join(notes)})",
+            f"state.state_file: {path} is not a readable ProcGuard state ({'; '.join(notes)})",
             "restore a backup, move it away to start with a new state, or choose another: --set state.state_file=PATH",
             code="bad_state_file",
         )

@@ -357,7 +357,7 @@ class SqliteStore:
             if fleet_id not in (None, own_fleet_id) or ahead:
                 raise ProcGuardError(
                     f"{self.path}: the state of another manager (fleet {fleet_id}) was put in place of this one's",
-                    "end one of the two managers; this one acknowledges no change until that state is moved away",
+                    "stop one of the two managers; this one acknowledges no change until that state is moved away",
                     code="another_state",
                 )
 
@@ -460,6 +460,6 @@ def _cannot_use(path: str, exc: Exception) -> ProcGuardError:
 def _foreign(path: str, problem: str) -> ProcGuardError:
     return ProcGuardError(
         f"state.state_file: {path} is not the snapshot that this state's manager wrote: {problem}",
-        f"to start from it: invoke state.import {path} --state NEW; to go on with the database: move it away",
+        f"to start from it: invoke state.import {path} --state NEW; to continue with the database: move it away",
         code="foreign_snapshot",
     )

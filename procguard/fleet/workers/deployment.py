@@ -125,7 +125,7 @@ class Deployment:
         hosts: set[str] = set()
         for host in self._request.hosts:
             if host.host in hosts:
-                raise UsageError(f"deployment: host {host.host} is named twice", "name it once")
+                raise UsageError(f"deployment: host {host.host} is listed twice", "list it once")
             hosts.add(host.host)
             for worker in host.workers:
                 other = first.get(worker.worker_id)
@@ -217,7 +217,7 @@ class Deployment:
         unknown = [worker_id for worker_id in self._specs if worker_id not in state.workers_by_id]
         if state.rebuilt and unknown and request.found is None and not request.check:
             raise Conflict(
-                f"this state was rebuilt: where {', '.join(unknown[:5])} may be running has to be read from the hosts",
+                f"this state was rebuilt: where {', '.join(unknown[:5])} may be running must be read from the hosts",
                 "deploy with this release's invoke deploy, which reads it over SSH",
                 code="records_needed",
             )

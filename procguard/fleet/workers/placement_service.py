@@ -113,7 +113,8 @@ class PlacementService:
             raise Conflict(f"{worker.worker_id}: its gang has not been stopped yet", "wait until it is")
         if worker.worker_id in target.withdrawn:
             raise Conflict(
-                f"{worker.worker_id}: {target.host} has not confirmed yet that its old copy is gone", "try again soon"
+                f"{worker.worker_id}: {target.host} has not confirmed yet that its old copy has stopped",
+                "try again in a moment",
             )
         old = self._state.agents_by_id.get(worker.agent_id)
         before = worker.host
@@ -160,7 +161,7 @@ class PlacementService:
     def _refuse_move(self, worker: WorkerRecord, target: AgentRecord, now: Now) -> None:
         who, where = worker.worker_id, target.host
         if worker.agent_id == target.agent_id:
-            raise Conflict(f"{who} is on {where} already", "nothing is to be done", code="already_there")
+            raise Conflict(f"{who} is already on {where}", "nothing to do", code="already_there")
         if worker.desired == "removed":
             raise Conflict(f"{who} is being removed", "deploy it again to use it", code="being_removed")
         if self._state.agent(worker.agent_id).kind == "launcher":

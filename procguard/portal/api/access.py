@@ -213,7 +213,7 @@ class AccessApi(Resource):
         """(who logs in, hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
-            raise Refused("the request comes from another site's page", "log in on the portal's own page")
+            raise Refused("the request comes from a page of another site", "log in on the portal's own page")
         asked: LoginRequest = read_body(LoginRequest)
         digest = secret_sha256(asked.token.strip())
         record = self.fleet.tokens.find(digest)
@@ -221,7 +221,9 @@ class AccessApi(Resource):
             wait_s = self._wrong_tokens.wrong(address, now.monotonic)
             if wait_s > 0:
                 raise too_many_wrong_tokens(address, wait_s)
-            raise Refused("this is no operator's or viewer's token", "make one: invoke token.create, on its machine")
+            raise Refused(
+                "this is not an operator or viewer token", "create one on the manager's machine: invoke token.create"
+            )
         ended = self.fleet.tokens.usable(record, now)
         if ended:
             raise Refused(f"this token {ended}", how_to_replace(record.scope))

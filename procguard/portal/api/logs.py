@@ -137,7 +137,7 @@ class LogsApi(Resource):
                 moment = parse_since(query.at, clock.read().wall, "at")
             except UsageError as exc:
                 example = "e.g. 3.out.73014 (attempt, stream, offset), 10m, 2026-11-23T22:00:00Z, or Unix seconds"
-                raise UsageError(f"at={query.at!r}: neither the address of a line nor a time", example) from exc
+                raise UsageError(f"at={query.at!r}: expected the address of a line or a time", example) from exc
             place = self.store.beside(around.address_at, self.store, worker_id, moment)
         found = (
             around.NOTHING

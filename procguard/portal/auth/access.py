@@ -233,7 +233,7 @@ class Auth:
     def _check_session_use(self, session: BrowserSession, environ: dict[str, Any]) -> None:
         if not same_origin(environ):
             raise Forbidden(
-                "the request comes from another site's page", "use the portal's own page", code="foreign_origin"
+                "the request comes from a page of another site", "use the portal's own page", code="foreign_origin"
             )
         if environ["REQUEST_METHOD"] not in SAFE_METHODS and not csrf_matches(session, environ.get(CSRF_HEADER, "")):
             raise Forbidden(
@@ -254,7 +254,7 @@ class Auth:
         if host_name(environ.get("HTTP_HOST", "")) not in LOCAL_HOSTS:
             return "Host is not localhost, 127.0.0.1 or [::1]"
         if not same_origin(environ):
-            return "the request comes from another site's page"
+            return "the request comes from a page of another site"
         return self._why_not_own_socket(environ)
 
     def _why_not_own_socket(self, environ: dict[str, Any]) -> str:
@@ -289,8 +289,8 @@ class Auth:
         if caller.kind == "anonymous":
             raise Refused(f"a token is needed: {caller.reason}", self._how_to(environ))
         if caller.kind == "viewer":
-            raise Forbidden(f"{caller.actor} is a viewer's: it may look, not act", self._operators_can(), code="viewer")
-        raise Forbidden(f"{caller.actor} may not do this", self._operators_can())
+            raise Forbidden(f"{caller.actor} is a viewer: it is read-only", self._operators_can(), code="viewer")
+        raise Forbidden(f"{caller.actor} has no permission for this", self._operators_can())
 
     def require_operator(self, environ: dict[str, Any]) -> Principal:
         return self.admit(environ, "operator")
@@ -327,7 +327,7 @@ class Auth:
             raise Refused(
                 f"only {who} may do this", "send its secret: Authorization: Bearer … (agent.json beside the agent)"
             )
-        raise Forbidden(f"{caller.actor} may not speak for {who}", "use that agent's own secret")
+        raise Forbidden(f"{caller.actor} may not act for {who}", "use that agent's own secret")
 
     def _how_to(self, environ: dict[str, Any]) -> str:
         """The lines to type: one that makes a token on the manager's machine, one that uses it."""

@@ -42,12 +42,14 @@ def listen(host: str, port: int) -> Any:
 def _cannot_listen(host: str, port: int, exc: OSError) -> ProcGuardError:
     if exc.errno == errno.EADDRINUSE:
         return ProcGuardError(
-            f"port {port} on {host} is taken by another program",
+            f"port {port} on {host} is in use by another program",
             f"see which: ss -ltnp 'sport = :{port}'; or start with --port N",
             code="port_taken",
         )
     if exc.errno == errno.EACCES:
-        return ProcGuardError(f"port {port} needs rights this user does not have", "use a port above 1023: --port N")
+        return ProcGuardError(
+            f"port {port} needs privileges that this user does not have", "use a port above 1023: --port N"
+        )
     if exc.errno == errno.EADDRNOTAVAIL:
         return ProcGuardError(f"{host} is not an address of this machine", "use 0.0.0.0, or one shown by: ip addr")
     return ProcGuardError(

@@ -32,7 +32,7 @@ class LiveEndpoint:
             raise websocket.Refusal(
                 "403 Forbidden",
                 "foreign_origin",
-                "the request comes from another site's page",
+                "the request comes from a page of another site",
                 "use the portal's own page",
             )
 

@@ -241,7 +241,7 @@ class _Translation:
         if found is None:
             if re.match(r"\(\?[-aLux]*[aLux]", text[at:]):
                 raise _NotInDialect("a flag other than i, m, s, U", at, "leave it out")
-            raise ValueError("what stands behind (? is not known")
+            raise ValueError("unknown syntax after (?")
         self._at = found.end()
         changed = {_NAMES[one]: True for one in found[1]} | {_NAMES[one]: False for one in found[2] or ""}
         flags = replace(self._flags, **changed)
@@ -257,7 +257,7 @@ class _Translation:
 
     def _close(self) -> None:
         if len(self._frames) == 1:
-            raise ValueError("a ) closes no group")
+            raise ValueError("unmatched )")
         inner = self._frames.pop()
         self._add(f"(?:{inner.text()})", True)
 
@@ -279,7 +279,7 @@ class _Translation:
         if self._text[self._at : self._at + 1] == "+":
             raise _NotInDialect("a possessive repeat", at, "leave the second + out")
         if not self._frame.pieces or self._frame.pieces[-1][0] == "|":
-            raise ValueError("a repeat has nothing to repeat")
+            raise ValueError("nothing to repeat")
         text, repeatable = self._frame.pieces.pop()
         greedy = lazy == self._flags.swap_greed
         self._add((text if repeatable else f"(?:{text})") + how + ("" if greedy else "?"))
@@ -365,7 +365,7 @@ class _Translation:
                     self._at += 1
                     high = self._class_code()
                 if high < low:
-                    raise ValueError("a range ends before it begins")
+                    raise ValueError("a range is reversed")
                 found += self._folded([(low, high)])
         self._at += 1
         return _complement(found) if negated else _merged(found)

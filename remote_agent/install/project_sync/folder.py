@@ -57,9 +57,9 @@ def checked(manifest: Any) -> Json:
             _parts(name)
         for mode, size, sha in files.values():
             if not 0 <= int(mode) <= 0o777 or int(size) < 0 or len(sha) != 64:
-                raise ValueError("an entry is not what it should be")
+                raise ValueError("an entry is invalid")
     except (KeyError, TypeError, ValueError) as exc:
-        raise InstallError("bad_manifest", f"the list of the code to bring is unusable: {exc}", "deploy again") from exc
+        raise InstallError("bad_manifest", f"the list of files to sync is invalid: {exc}", "deploy again") from exc
     return {"files": files, "links": links, "folders": folders}
 
 
@@ -109,7 +109,7 @@ class CodeFolder:
             raise InstallError(
                 "bad_dest",
                 f"procguard_sync: others than root can replace a folder on the way to {wanted}",
-                "take their right to write (chmod go-w), or give the folder to the user who works there (chown)",
+                "remove write permission (chmod go-w), or change the owner to the user who works there (chown)",
             )
         return found.actor
 
@@ -211,7 +211,7 @@ class CodeFolder:
         try:
             if not locks.lock_within(fd, LOCK_TIMEOUT_S):
                 raise InstallError(
-                    "busy", f"another deployment is bringing code to {self.path}", "wait for it, deploy again"
+                    "busy", f"another deployment is syncing code to {self.path}", "wait for it, deploy again"
                 )
             self.forget_incoming()
             try:
@@ -323,8 +323,8 @@ class CodeFolder:
     def _in_the_way(self, exc: OSError) -> InstallError:
         return InstallError(
             "in_the_way",
-            f"something else is where the code goes: {exc.filename or '?'} in {self.path} ({exc.strerror})",
-            "move it away, or leave the code's part out with exclude",
+            f"another file is in the way:  {exc.filename or '?'} in {self.path} ({exc.strerror})",
+            "move it away, or exclude that part of the code",
         )
 
     def _verified(self, manifest: Json, names: "List[str]") -> "Dict[str, str]":
@@ -339,7 +339,9 @@ class CodeFolder:
                 found[name] = ""
             if found[name] != manifest["files"][name][2]:
                 raise InstallError(
-                    "code_changed", f"{name} is not what was announced: it changed while it was brought", "deploy again"
+                    "code_changed",
+                    f"{name} differs from the announced file: it changed during the sync",
+                    "deploy again",
                 )
         return found
 

@@ -122,7 +122,9 @@ class CodeSession:
         at_work = [] if request.get("under_running") else self._users()
         if at_work:
             raise InstallError(
-                "in_use", f"{folder.path}: {', '.join(at_work)} started there meanwhile", "deploy again with it stopped"
+                "in_use",
+                f"{folder.path}: {', '.join(at_work)} started there in the meantime",
+                "stop it and deploy again",
             )
         folder.apply(self._manifest, self._plan)
         return {"applied": True}

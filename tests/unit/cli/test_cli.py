@@ -172,7 +172,7 @@ def test_the_audit_is_one_line_a_change(manager: FakeManager) -> None:
 
 
 def test_a_viewers_token_shows_as_read_only(manager: FakeManager) -> None:
-    refusal = {"code": "viewer", "message": "token x is a viewer's: it may look, not act", "next": "an operator's can"}
+    refusal = {"code": "viewer", "message": "token x is a viewer: it is read-only", "next": "an operator's can"}
     manager.routes["POST /api/workers/api/command"] = lambda body: (403, {"error": refusal})
     done = run(manager.url, "stop", "api")
     assert done.returncode == 1 and "it may look, not act; an operator's can" in done.stderr

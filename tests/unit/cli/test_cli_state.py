@@ -234,12 +234,12 @@ def test_an_export_that_is_not_whole_is_refused_and_nothing_is_made(
 ) -> None:
     lines = exported(state, capsys)
     harmed, said = {
-        "cut": (lines[:-1], "the file was cut"),
+        "cut": (lines[:-1], "the file is truncated"),
         "changed": ([one.replace("\\u8bad", "\\u8bae") for one in lines], "are not those that were exported"),
         "shortened": ([*lines[:2], *lines[3:]], "are not those that were exported"),
         "not one": (["all:\n"], "-:1: not a line of an export"),
         "newer": ([lines[0].replace('"procguard_state":1', '"procguard_state":2'), *lines[1:]], "reads up to 1"),
-        "empty": ([], "the file was cut"),
+        "empty": ([], "the file is truncated"),
     }[harm]
     assert harmed != lines
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(harmed)))

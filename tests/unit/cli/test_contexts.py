@@ -77,7 +77,10 @@ def test_mistakes_are_one_line_each(manager: FakeManager, tmp_path: Path, capsys
         (("context", "add", "lab"), "no address given"),
         (("context", "add", "../x", "--url", manager.url), "expected letters"),
         (("context", "add", "lab", "--url", "gpu-head"), "not a manager's address"),
-        (("context", "add", "lab", "--url", manager.url, "--token-file", str(token)), "others may read this token"),
+        (
+            ("context", "add", "lab", "--url", manager.url, "--token-file", str(token)),
+            "other users can read this token",
+        ),
         (("context", "add", "lab", "--url", manager.url, "--token-file", "/nonexistent"), "No such file"),
     ):
         assert run(*words) in (1, 3), words

@@ -72,7 +72,7 @@ def running(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("Ctrl-C ends"):
+        if line.startswith("Ctrl-C stops"):
             break
     url = next((line.split()[-1] for line in lines if line.startswith("ProcGuard demo: ")), "")
     assert url, "".join(lines)
@@ -134,7 +134,7 @@ def test_taken_default_port_moves_on_and_says_so(
         chosen = demo.choose_port("127.0.0.1", None)
         assert chosen != port
         assert f"port {port} is taken; using {chosen}" in capfd.readouterr().out
-        with pytest.raises(Conflict, match="is taken"):
+        with pytest.raises(Conflict, match="is in use"):
             demo.choose_port("127.0.0.1", port)
 
 

@@ -71,7 +71,7 @@ def test_a_systemd_unit_runs_it_in_the_foreground_from_here(
 
 
 def test_without_both_it_is_said(programs: Path) -> None:
-    with pytest.raises(Conflict, match="nothing here can start the manager"):
+    with pytest.raises(Conflict, match="no service manager can start the manager"):
         service.install(schema.load(None), [])
 
 

@@ -149,7 +149,7 @@ def test_moved_checkout_gets_a_new_environment(checkout: Path) -> None:
     calls(checkout)
     moved = checkout.rename(checkout.parent / "moved")
     done = run(moved)
-    assert "made anew" in done.stderr
+    assert "recreated" in done.stderr
     assert any("[venv]" in line for line in calls(moved))
 
 

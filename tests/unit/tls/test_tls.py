@@ -360,7 +360,7 @@ def test_the_tools_take_a_ca_and_say_what_is_wrong_with_another(server: RunningS
         with pytest.raises(ManagerUnreachable, match="certificate cannot be trusted") as caught:
             ManagerClient(url_of(server, "localhost"), ca_file=path).hosts()
         assert "PROCGUARD_CA" in caught.value.next_step
-    with pytest.raises(UsageError, match="no certificates"):
+    with pytest.raises(UsageError, match="no PEM certificates"):
         ManagerClient(url_of(server, "localhost"), ca_file=str(tmp_path / "missing")).hosts()
 
 

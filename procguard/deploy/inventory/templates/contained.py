@@ -83,7 +83,7 @@ def run(work: Callable[[Bounds], T]) -> T:
         where = bytes(note).rstrip(b"\0").decode("utf-8", "replace") or "the inventory's templates"
         most = f"{HARD_S:g} s of processor time, {STUCK_S:g} s by the clock and {MEMORY_BYTES >> 20} MiB of memory"
         raise InventoryError(
-            f"{where}: takes more than a template may ({most})",
+            f"{where}: exceeds the limits of a template ({most})",
             f"simplify it (ended with {os.waitstatus_to_exitcode(status)})",
         )
     good, result = pickle.loads(data)  # noqa: S301 - from our own child, through a pipe that nobody else has

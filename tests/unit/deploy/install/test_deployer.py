@@ -505,7 +505,7 @@ def test_a_heartbeat_before_the_close_is_not_enough() -> None:
     client = FakeClient(["a"])
     fixed = {"hosts": [{"agent": "a", "last_seen": "2026-01-01T00:00:00Z"}], "server_time": "2026-01-01T00:00:01Z"}
     client.hosts = lambda: fixed  # type: ignore[method-assign]
-    with pytest.raises(HostError, match="not heard it since"):
+    with pytest.raises(HostError, match="no heartbeat since"):
         AgentVerifier(client).wait_for("a", 0.0)  # type: ignore[arg-type]
 
 

@@ -58,7 +58,7 @@ def test_all_mistakes_of_an_ini_inventory_are_reported_with_their_lines(tmp_path
 
 def test_yaml_read_as_ini_says_how_to_name_it(tmp_path: Path) -> None:
     reported = mistake(written(tmp_path, "hosts.ini", "all:\n  hosts:\n"))
-    assert "hosts.ini:1: all: is no host" in reported and "end in .yaml" in reported
+    assert "hosts.ini:1: all: is no host" in reported and "name the file *.yaml" in reported
 
 
 def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:

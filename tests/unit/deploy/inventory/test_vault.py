@@ -151,7 +151,7 @@ def test_a_worker_has_the_value_that_it_needs_and_only_there(tmp_path: Path, pas
 
 @pytest.mark.parametrize(
     ("mode", "content", "words"),
-    [(0o644, "x", "others can read it"), (0o600, "", "is empty"), (0o700, "#!/bin/sh\nexit 1\n", "exit code 1")],
+    [(0o644, "x", "other users can read it"), (0o600, "", "is empty"), (0o700, "#!/bin/sh\nexit 1\n", "exit code 1")],
 )
 def test_a_password_file_that_is_no_secret_or_none_is_refused(
     tmp_path: Path, mode: int, content: str, words: str

@@ -198,7 +198,7 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 is 3.6.8, python3.9 is broken"),
         ({"bin/python3": BROKEN, "bin/python3.9": STRIPPED}, "", "python3 is broken, python3.9 is incomplete"),
         ({}, "", "none found"),
-        ({"bin/python3": REAL}, "own/python", "there is no program"),
+        ({"bin/python3": REAL}, "own/python", "not found on this host"),
         ({"home/own/python": REAL}, "~/own/python", "installed"),
         ({"own/python": OLD, "bin/python3": REAL}, "own/python", "installed"),
     ],

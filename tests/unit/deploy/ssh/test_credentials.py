@@ -33,7 +33,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
     file = tmp_path / "password"
     file.write_text("secret\n")
     file.chmod(mode)
-    with pytest.raises(UsageError, match="others can read") as caught:
+    with pytest.raises(UsageError, match="other users can read") as caught:
         LoginCredentials(environ={"PROCGUARD_SSH_PASSWORD_FILE": str(file)})
     assert "chmod 600" in str(caught.value) and "secret" not in str(caught.value)
 

@@ -326,7 +326,7 @@ def test_a_password_file_that_others_can_read_is_reported_of_each_host_until_it_
     try:
         for _ in range(2):
             result = helper.check("host1", to_dict(server.target), 10.0)
-            assert not result.ok and "others can read" in result.reason and "UsageError" not in result.reason
+            assert not result.ok and "other users can read" in result.reason and "UsageError" not in result.reason
         file.chmod(0o600)
         assert helper.check("host1", to_dict(server.target), 10.0).ok
     finally:

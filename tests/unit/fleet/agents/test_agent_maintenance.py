@@ -62,7 +62,7 @@ def room(tmp_path: Path) -> Room:
 def test_it_is_done_once_a_new_agent_process_reports(room: Room, action: Any, done: str) -> None:
     room.answers[action] = STARTED
     room.maintenance.begin(action, "h1", "olga")
-    with pytest.raises(Conflict, match="under way"):
+    with pytest.raises(Conflict, match="in progress"):
         room.maintenance.begin("restart", "h1", "olga")
     assert [kind for kind, _, _ in room.work()] == ["agent_maintenance", done]
     room.maintenance.begin(action, "h1", "olga")  # the next one may come

@@ -264,7 +264,7 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
     assert reply.status == "pending"
     waiting = {pending.agent_id for pending in world.fleet.agents.enrolment.waiting().values()}
     assert waiting == {"launcher:n1", "launcher:n2", "launcher:n3", "launcher:mine"}
-    with pytest.raises(Conflict, match="wait for approval already"):  # the crowd gets no more than it has
+    with pytest.raises(Conflict, match="launchers are already pending"):  # the crowd gets no more than it has
         world.register("n9", trusted=False, peer="10.0.0.9", secret_sha256="9" * 64)
 
 

@@ -377,7 +377,7 @@ def test_what_has_not_begun_is_not_begun_after_a_cancel(world: CommandedWorld) -
     world.advance()
     assert world.status(operation) == "cancelled" and world.counts(operation) == {"done": 2, "cancelled": 4}
     assert world.fleet.state.workers_by_id["w2-2"].desired == "running"
-    with pytest.raises(Conflict, match="has ended already"):
+    with pytest.raises(Conflict, match="has already finished"):
         world.operations.cancel(operation, "somebody", world.now)
 
 
@@ -397,14 +397,14 @@ def test_the_failed_are_retried_as_an_operation_of_their_own(world: CommandedWor
     world.obey("h1")
     world.advance()
     assert world.status(again["operation_id"]) == "done"
-    with pytest.raises(Conflict, match="nothing of"):
+    with pytest.raises(Conflict, match="no worker of"):
         world.operations.retry(again["operation_id"], "tester", world.now)
 
 
 def test_only_so_many_run_at_once(world: CommandedWorld) -> None:
     for _ in range(module.MAX_RUNNING):
         world.begin("stop", "w1-0")
-    with pytest.raises(Conflict, match="run already"):
+    with pytest.raises(Conflict, match="running operations is reached"):
         world.begin("stop", "w1-0")
 
 

@@ -31,7 +31,7 @@ def results(answer: dict[str, Any]) -> dict[str, str]:
 
 
 def test_nothing_is_declared_before_the_hosts_were_read(world: World) -> None:
-    with pytest.raises(Conflict, match="where w1 may be running has to be read from the hosts") as caught:
+    with pytest.raises(Conflict, match="where w1 may be running must be read from the hosts") as caught:
         world.deploy({"h1": {"w1": SPEC}})
     assert caught.value.code == "records_needed"
     assert not world.fleet.state.workers_by_id and not world.fleet.state.agents_by_id

@@ -82,7 +82,7 @@ def test_the_tasks_say_what_they_did_and_what_was_refused() -> None:
         manager.routes["POST /api/hosts/a/uncordon"] = lambda body: (200, {})
         manager.routes["POST /api/workers/w/move"] = lambda body: (
             409,
-            {"error": {"message": "w is on a already", "next": "nothing is to be done"}},
+            {"error": {"message": "w is on a already", "next": "nothing to do"}},
         )
         done = run(manager.url, "cordon", "a", "--reason", "fan is loud")
         assert (done.returncode, asked) == (0, [{"reason": "fan is loud"}])

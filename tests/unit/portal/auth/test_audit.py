@@ -88,7 +88,7 @@ def test_log_ins_refusals_and_log_outs_stand_there(server: RunningServer) -> Non
     acting = {**browser, "X-ProcGuard-CSRF": answer.json["csrf"]}
     refused = server.ask("POST", "/api/workers/worker1/command", {"command": "kill"}, acting)
     assert (refused.status, refused.error_code) == (403, "viewer")
-    assert "a viewer's: it may look, not act" in refused.json["error"]["message"]
+    assert "a viewer: it is read-only" in refused.json["error"]["message"]
     assert server.ask("POST", "/api/logout", {}, acting).status == 200
     kinds = [record["kind"] for record in trail(server)[-3:]]
     assert kinds == ["login", "refused", "logout"]
@@ -230,7 +230,7 @@ def test_strangers_refusals_hide_no_viewers(tmp_path: Path) -> None:
     audit = opened(tmp_path)
     for _ in range(5_000):
         audit.refused(environ(), Refused("no"))
-    audit.refused(refused_of("t-1"), Refused("it may look, not act"))
+    audit.refused(refused_of("t-1"), Refused("it is read-only"))
     newest = audit.find(EventQuery(), 1)[0]
     assert (newest["actor"], newest["evidence"]["token"]) == ("token screen", "t-1")
 

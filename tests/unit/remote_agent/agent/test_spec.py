@@ -77,7 +77,7 @@ def test_what_is_no_size_is_refused_by_name(text: Any, where: str) -> None:
 
 def test_user_is_resolved_with_groups_and_home_and_its_directory_is_the_default() -> None:
     if os.geteuid() != 0:
-        with pytest.raises(ValueError, match="only root may become somebody else"):
+        with pytest.raises(ValueError, match="only root can run as another user"):
             spec_file.user("root")
         assert spec_file.user(pwd.getpwuid(os.geteuid()).pw_name) is None
         return

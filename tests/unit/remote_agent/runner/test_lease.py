@@ -182,7 +182,7 @@ def test_killed_runner_takes_its_child_along(rig: Rig):
     wait_until(lambda: not alive(pid), 5.0, "the child's end")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run as another user")
 @pytest.mark.parametrize("how", ["another user", "setup lines", "limits"])
 def test_child_that_is_started_in_another_way_dies_with_its_runner_too(rig: Rig, how: str):
     """Becoming another user would undo it, were it asked for before; a shell in front hands it on."""

@@ -22,7 +22,7 @@ from tests.unit.runner_rig import Rig, alive, make_rig, remove
 from tests.waiting import wait_until
 
 QUICK = {"start_secs": 0.05, "backoff_s": [0.0, 0.1], "jitter": 0.0, "max_attempts": 1}
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run as another user")
 
 
 @pytest.fixture
