@@ -26,41 +26,41 @@ class RestartPolicy:
     """{"policy": "on-failure", "max_attempts": 3, "backoff_s": [0, 5, 30, 120, 300]}"""
 
     policy: Literal["always", "on-failure", "never"] = key(
-        "on-failure", "What is restarted: failures only, whatever ended, or nothing"
+        "on-failure", "What to restart: failures only, every exit, or nothing"
     )
     # None: the manager's recovery.max_recovery_attempts (filled in before it reaches an agent).
     max_attempts: Union[int, None] = key(
         None, "Automatic restarts before the worker is failed; 0 = none, unset = recovery.max_recovery_attempts"
     )
-    backoff_s: list[float] = key([0.0, 5.0, 30.0, 120.0, 300.0], "Pauses before the restarts; the last one repeats")
-    jitter: float = key(0.25, "Each pause is multiplied by 1 ± jitter")
-    start_secs: float = key(1.0, "Alive this long = running")
-    start_timeout_s: float = key(
-        30.0, "Not running by then = a failed attempt; where left at its default, recovery.recovery_timeout"
+    backoff_s: list[float] = key(
+        [0.0, 5.0, 30.0, 120.0, 300.0], "Delays before the restarts, in seconds; the last one repeats"
     )
-    healthy_after_s: float = key(600.0, "Running this long gives the restart budget back")
-    success_exit_codes: list[int] = key([0], "Exit codes that mean it finished well")
+    jitter: float = key(0.25, "Each delay is multiplied by 1 ± jitter")
+    start_secs: float = key(1.0, "Seconds after which a started process counts as running")
+    start_timeout_s: float = key(30.0, "Seconds within which a start must succeed; default: recovery.recovery_timeout")
+    healthy_after_s: float = key(600.0, "Seconds of running after which the restart budget is reset")
+    success_exit_codes: list[int] = key([0], "Exit codes that count as success")
 
 
 @record
 class HealthCheck:
     """{"type": "http", "url": "http://127.0.0.1:8000/", "interval_s": 10, "failures": 3, "action": "alert"}"""
 
-    type: Literal["http", "tcp", "exec", "log_silence", "heartbeat_file"] = key("http", "What is looked at")
-    url: str = key("", "http: the address that must answer")
-    port: int = key(0, "tcp: the port on 127.0.0.1 that must accept a connection")
+    type: Literal["http", "tcp", "exec", "log_silence", "heartbeat_file"] = key("http", "Type of the check")
+    url: str = key("", "http: URL that must answer")
+    port: int = key(0, "tcp: port on 127.0.0.1 that must accept a connection")
     command: str = key("", "exec: shell words, run as the worker's user in its directory; exit code 0 is healthy")
-    path: str = key("", "heartbeat_file: the file that the job touches or writes; relative to its working_dir")
+    path: str = key("", "heartbeat_file: file that the job touches or writes; relative to its working_dir")
     max_age_s: Union[float, None] = key(
         None,
-        "log_silence, heartbeat_file: unchanged for longer is unhealthy. Unset: heartbeat_file 60 s, log_silence what "
-        "the job's own rhythm says",
+        "log_silence, heartbeat_file: seconds without a change until unhealthy. Unset: 60 s for "
+        "heartbeat_file; for log_silence, derived from the job's own output pattern",
     )
-    interval_s: float = key(10.0, "Seconds between two looks")
-    timeout_s: float = key(3.0, "No answer within this time = a failure")
-    failures: int = key(3, "This many failures in a row = failing")
-    start_grace_s: float = key(10.0, "No look during the first seconds of an attempt")
-    action: Literal["alert", "restart"] = key("alert", "What failing leads to: it is shown, or the worker is restarted")
+    interval_s: float = key(10.0, "Seconds between checks")
+    timeout_s: float = key(3.0, "Timeout of a check, in seconds")
+    failures: int = key(3, "Consecutive failures after which the worker is failing")
+    start_grace_s: float = key(10.0, "Seconds after the start of an attempt without checks")
+    action: Literal["alert", "restart"] = key("alert", "Action on failing: report it, or restart the worker")
 
 
 @record
@@ -68,7 +68,7 @@ class Hook:
     """{"command": "rsync -a /data/ /scratch/", "timeout_s": 600}"""
 
     command: Union[str, list[str]] = key("", "A string is a line for /bin/sh, a list is executed as it is")
-    timeout_s: float = key(30.0, "Longer than this = failed; the hook's processes are ended")
+    timeout_s: float = key(30.0, "Timeout in seconds; then the hook fails and its processes are stopped")
 
 
 @record
@@ -79,16 +79,16 @@ class Limits:
     nproc: Union[int, str, None] = key(None, "Processes and threads of the user (ulimit -u)")
     core: Union[int, str, None] = key(None, "Size of core dumps (ulimit -c): bytes, 500M, unlimited; 0 = none")
     memory: Union[int, str, None] = key(None, "Address space of each process (ulimit -v): bytes or 64G")
-    memlock: Union[int, str, None] = key(None, "Memory that may be locked (ulimit -l); RDMA wants unlimited")
+    memlock: Union[int, str, None] = key(None, "Locked memory (ulimit -l); RDMA needs unlimited")
     stack: Union[int, str, None] = key(None, "Stack of each process (ulimit -s): bytes or 64M")
-    fsize: Union[int, str, None] = key(None, "Largest file that may be written (ulimit -f): bytes or 10G")
+    fsize: Union[int, str, None] = key(None, "Maximum file size (ulimit -f): bytes or 10G")
     cpu_s: Union[int, str, None] = key(None, "CPU seconds of each process (ulimit -t)")
     memory_max: Union[int, str, None] = key(
-        None, "Memory of the whole process tree, by cgroup v2: bytes or 32G; where it cannot be enforced, it is said"
+        None, "Memory of the whole process tree, by cgroup v2: bytes or 32G; reported where it cannot be enforced"
     )
     cpu_max: Union[float, None] = key(
         None,
-        "CPUs for the whole process tree, by cgroup v2: 2.5 = two and a half; where it cannot be enforced, it is said",
+        "CPUs of the whole process tree, by cgroup v2, e.g. 2.5; reported where it cannot be enforced",
     )
 
 
@@ -96,17 +96,17 @@ class Limits:
 class ContainerSpec:
     """{"image": "docker.io/pytorch/pytorch:2.4.0", "mounts": ["/data:/data:ro"], "shm_size": "16g"}"""
 
-    image: str = key("", "The image, as podman run takes it")
+    image: str = key("", "Image name, as for podman run")
     mounts: list[str] = key(
-        [], "Directories of the host: /data:/data or /data:/data:ro; working_dir is mounted by itself, at its own path"
+        [], "Directories of the host: /data:/data or /data:/data:ro; working_dir is mounted at its own path"
     )
     gpus: int = key(0, "The same as gpus beside container: number of GPUs, passed by CDI")
-    network: str = key("host", "As podman's --network: host, none, or the name of a network")
-    user: str = key("", "The user inside the container: a name, a uid or uid:gid; unset: the image's")
+    network: str = key("host", "Value of podman's --network: host, none, or the name of a network")
+    user: str = key("", "User inside the container: name, uid or uid:gid; unset: the user of the image")
     shm_size: str = key("", "Size of /dev/shm, like 16g; unset: podman's 64m")
-    options: list[str] = key([], "More options of podman run, each in one word: --ipc=host")
+    options: list[str] = key([], "Additional options of podman run, one word each: --ipc=host")
     pull: Literal["missing", "always", "never"] = key(
-        "missing", "When the image is fetched at a start; log-ins to registries are the host's (podman login)"
+        "missing", "When to pull the image; registry logins are those of the host (podman login)"
     )
 
 
@@ -119,55 +119,54 @@ class WorkerSpec:
 
     command: Union[str, list[str]] = key(
         "",
-        "What to run: a string is split into shell words, a list is taken as it is; ~ and $VARIABLES need shell: true",
+        "Command: a string is split into shell words, a list is used unchanged; ~ and $VARIABLES need shell: true",
     )
     working_dir: str = key(
-        "", "Where it runs; ~ is expanded on the host. Unset: the user's home (a launcher: its own directory)"
+        "", "Working directory; ~ is expanded on the host. Unset: the user's home (a launcher: its own directory)"
     )
-    env: dict[str, str] = key(dict, "Environment variables; they win over env_file and the host's")
-    shell: bool = key(False, "true: the command is a line for /bin/sh (pipes, &&, $VARIABLES)")
-    stderr: Literal["merge", "separate"] = key(
-        "merge", "One log in the order it was written, or stderr in one of its own"
-    )
-    restart: RestartPolicy = key(RestartPolicy, "What follows an end")
-    stop_signal: str = key("TERM", "The first signal of a stop, to the whole process tree")
+    env: dict[str, str] = key(dict, "Environment variables; they override env_file and the host environment")
+    shell: bool = key(False, "true: run the command by /bin/sh (pipes, &&, $VARIABLES)")
+    stderr: Literal["merge", "separate"] = key("merge", "One log in order of output, or a separate log for stderr")
+    restart: RestartPolicy = key(RestartPolicy, "Restart policy")
+    stop_signal: str = key("TERM", "First signal of a stop, sent to the whole process tree")
     stop_grace_s: float = key(10.0, "Seconds from the stop signal to SIGKILL")
     health: list[HealthCheck] = key([], "Health checks")
-    labels: dict[str, str] = key(dict, "Your own marks, for selectors: invoke stop team=vision")
-    group: str = key("", "The group it belongs to, for selectors: invoke stop group=trainers")
+    labels: dict[str, str] = key(dict, "Labels, for selectors: invoke stop team=vision")
+    group: str = key("", "Group of the worker, for selectors: invoke stop group=trainers")
     env_file: Union[str, list[str]] = key(
-        "", "File, or files, of NAME=VALUE lines, read at each start; relative to working_dir, a later one wins"
+        "",
+        "File or files of NAME=VALUE lines, read at each start; relative to working_dir, later files take precedence",
     )
-    venv: str = key("", "Python virtual environment to run in, as its activate does; relative to working_dir")
-    conda: str = key("", "Conda environment to run in: its name, wherever conda lives, or its path")
+    venv: str = key("", "Python virtual environment, activated for the command; relative to working_dir")
+    conda: str = key("", "Conda environment: a name, or a path")
     setup: list[str] = key(
-        [], "Shell lines before the command, in the same shell; the first that fails ends the attempt"
+        [], "Shell lines before the command, in the same shell; the first failing line ends the attempt"
     )
     user: str = key(
         "",
-        "Run as this user, with its groups, its home and an environment of its own; needs an agent that runs as root",
+        "Run as this user, with its groups, home and environment; needs an agent that runs as root",
     )
-    umask: str = key("", 'Permissions that new files do not get, octal and in quotes: "027"')
+    umask: str = key("", 'File mode creation mask, octal and in quotes: "027"')
     limits: Limits = key(Limits, "Resource limits")
-    pre_start: list[Hook] = key([], "Before each start: one after the other; one that fails fails the attempt")
+    pre_start: list[Hook] = key([], "Hooks before each start, run in order; a failing hook fails the attempt")
     post_stop: list[Hook] = key(
-        [], "After each end, whatever it was; PROCGUARD_EXIT_CODE or PROCGUARD_EXIT_SIGNAL says which"
+        [], "Hooks after each end; PROCGUARD_EXIT_CODE or PROCGUARD_EXIT_SIGNAL contains the result"
     )
-    gpus: int = key(0, "So many GPUs are handed out, by CUDA_VISIBLE_DEVICES; 0 = left as it is")
+    gpus: int = key(0, "Number of GPUs to allocate, set in CUDA_VISIBLE_DEVICES; 0: no allocation")
     evidence_signal: str = key(
-        "", "Sent before a health check ends the worker, so that it prints its stacks (faulthandler): USR1"
+        "", "Signal sent before a health check restarts the worker, so that it prints its stacks (faulthandler): USR1"
     )
-    oneshot: bool = key(False, "Run once to completion: a successful end is final, whatever restart.policy says")
+    oneshot: bool = key(False, "Run once to completion: a successful exit is final, independent of restart.policy")
     on_partition: Literal["keep", "fence"] = key(
         "keep",
-        "While its host is cut off from the manager: keep it running, whatever comes, or fence: it is stopped when its "
-        "lease ends, so that it may be started elsewhere",
+        "While the host cannot reach the manager: keep the worker running, or fence: stop it when its lease "
+        "expires, so that it may be started elsewhere",
     )
-    lease_s: float = key(60.0, "on_partition: fence: it runs on for so long without word from the manager")
+    lease_s: float = key(60.0, "on_partition: fence: seconds that it keeps running without the manager")
     container: Union[ContainerSpec, None] = key(
-        None, "Run the command in a container, by podman; without a command the image's own is run"
+        None, "Run the command in a podman container; without a command, the command of the image is run"
     )
-    requires: dict[str, str] = key(dict, "Labels a spare host must have to take this worker over (procguard_labels)")
+    requires: dict[str, str] = key(dict, "Labels that a spare must have to run this worker (procguard_labels)")
 
 
 # What a running child depends on: a change here needs a restart, a change elsewhere applies at once.
