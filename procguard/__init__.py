@@ -1,6 +1,6 @@
-"""The managing machine: deploys agents, supervises the fleet, serves the portal.
+"""The manager side: deploys agents, supervises the fleet and serves the portal.
 
-For programs: `procguard.Client` and the errors that it raises. They are imported when they are asked for.
+Programs use `procguard.Client` and the errors that it raises. Both are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m procguard`: the operator's commands, the same as `procguard` once installed."""
+"""`python -m procguard`: the operator's command line, the same as the installed `procguard`."""
 
 from procguard.cli.app import main
 

@@ -1,7 +1,7 @@
-"""What a field of a worker, host or event is: its name, type, unit and words, and where it is shown.
+"""Declares a field of a worker, host or event: its name, type, unit and labels, and where it is shown.
 
-The lists of fields are in `fleet/shapes`; the API, OpenAPI, the live feed, /metrics, the command line and the portal's
-columns are made of them. Knows no records and imports none: the command line reads these lists, too.
+The lists of fields are in `fleet/shapes`; the API, OpenAPI, the live feed, /metrics, the command line and the
+portal's columns are generated from them. Imports no records, because the command line reads these lists too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Who is connected, who has to go when there are too many, and how long a connection may wait for its peer.
+"""Limits connections: how many may be open, which one to close when there are too many, and how long one may be idle.
 
-Strangers go first, the longest silent one first. A connection is unproven until a request on it was identified as an
-agent's or a token's. Only unproven connections have limits per address and an order in which they are closed, so a
-thousand agents behind one address are no crowd, and whoever opens connections and says nothing closes his own. Owns the
-counts; how a connection is cut is handed in.
+A connection is unproven until a request on it was identified as an agent's or a token's. Only unproven connections
+have limits per address and can be evicted, the longest idle one first, so that a thousand agents behind one address
+are not limited and a client that opens many silent connections evicts its own. Owns the counts; how to cut a
+connection is passed in.
 """
 
 from __future__ import annotations

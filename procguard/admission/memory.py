@@ -1,6 +1,6 @@
-"""How many bytes may be in memory at once: of what is being received, and of what waits for slow readers.
+"""Limits the bytes held in memory: request bodies that are being received, and data that waits for slow readers.
 
-Who waits for room keeps its bytes in its own socket. Knows no HTTP; knows readers by what they do.
+A sender that waits for room keeps its bytes in its own socket. Knows no HTTP.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How often somebody may do something. In memory, for a bounded number of keys; `now` is passed in.
+"""Limits how often a key may do something. In memory, for a bounded number of keys; `now` is passed in.
 
-A key is an address, an agent or a token. Flooding with keys gains nothing: the one that was used least recently is
-forgotten, and begins again with what everybody begins with.
+A key is an address, an agent or a token. Flooding with keys has no effect: the least recently used key is dropped and
+starts again with the default allowance.
 """
 
 from __future__ import annotations

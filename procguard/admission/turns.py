@@ -1,9 +1,10 @@
-"""How much one caller may do in one turn of the event loop, however much it sends: then everybody else has a turn.
+"""Limits how much work one caller may do in one iteration of the event loop, independent of how much it sends.
 
-gevent's `recv` and `send` return at once while there is something to read or room to write, so a connection whose peer
-never pauses would never yield. Work is counted in units of about 10 µs (`spend`), and time is looked at too, because
-one request may cost more than it seems. All connections of a caller share one `Share`, and so do all strangers: a
-caller gains nothing by opening many. Within a share connections take turns, first come, first served. Event loop only.
+gevent's `recv` and `send` return immediately while there is data to read or room to write, so that a connection whose
+peer never pauses would never yield. Work is counted in units of about 10 µs (`spend`); time is measured too, because
+a request may cost more than estimated. All connections of a caller share one `Share`, and so do all unidentified
+callers: opening many connections gains nothing. Within a share, connections are served first come, first served.
+Event loop only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What agents are answered beside the messages of remote_agent.protocol: the types of small JSON objects."""
+"""Response types for agents beside the messages of remote_agent.protocol: small JSON objects."""
 
 from __future__ import annotations
 

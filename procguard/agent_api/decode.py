@@ -1,6 +1,6 @@
-"""From JSON to the wire's dataclasses, with types and bounds checked before anything else sees them; and back to JSON.
+"""Decodes JSON into the wire's dataclasses and encodes them. Checks types and bounds before anything else uses them.
 
-The shapes are remote_agent.protocol.messages's; this module adds only what an untrusted sender must not exceed.
+The shapes are those of remote_agent.protocol.messages; this module adds the limits for an untrusted sender.
 """
 
 from __future__ import annotations

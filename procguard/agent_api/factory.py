@@ -1,4 +1,4 @@
-"""Which further channel `communication.adapter_type` names."""
+"""Creates the additional channel that `communication.adapter_type` selects."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What agents and launchers ask and are answered, whichever channel carries it: one implementation for all of them.
+"""Request handlers for agents and launchers, shared by all channels.
 
-Owns the routes of the agents' part of the API, the order of their checks (who asks, then how much, then what) and the
-requests that are held until there is news. Knows the fleet's methods and who may ask (`Access`); of a channel only
-`Call`. The messages are remote_agent.protocol.messages's; docs/protocol.md shows each.
+Owns the agents' routes, the order of their checks (identity, size, content) and the long polls. Knows the fleet's
+methods, access control (`Access`) and, of a channel, only `Call`. The messages are in remote_agent.protocol.messages;
+docs/protocol.md shows each of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The HTTP channel: the agents' part of the API (handlers.py) as routes of the web application. Always there.
+"""The HTTP channel: the agents' routes (handlers.py) as routes of the web application. Always enabled.
 
-Owns how a request of HTTP becomes a `Call`; what is answered is the desk's.
+Owns how an HTTP request becomes a `Call`; the responses come from `AgentApi`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Reading requests and writing answers: size and time caps, JSON in and out, the one shape of errors.
+"""Reads requests and writes responses: limits on size and time, JSON, and the common error format.
 
-Knows WSGI and bottle, not what a message means. The caps are web.limits'.
+Knows WSGI and bottle, not the meaning of messages. The limits are those of `web.limits`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How agents reach the manager, behind one interface.
+"""The interface of a channel, by which agents reach the manager.
 
-A channel carries messages between agents and the fleet; it never changes fleet state by itself. HTTP (`http.py`) is
-always there; `communication.adapter_type` adds a second one. Knows the fleet's methods, not who may use them: access
-is handed in by the portal.
+A channel carries messages between agents and the fleet and never changes the fleet's state. HTTP (`http.py`) is
+always enabled; `communication.adapter_type` adds a second channel. Knows the fleet's methods; access control is
+passed in by the portal.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Held requests (long polls): each waits for its wake-up and for its own peer's close, whichever comes first.
+"""Long polls: each waits for a wake-up or for its peer to close, whichever comes first.
 
-Owns who holds a request open now; knows nothing of what the answer says. One event loop, no locks.
+Owns the set of open long polls; knows nothing of the responses. One event loop, no locks.
 """
 
 from __future__ import annotations

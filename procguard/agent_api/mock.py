@@ -1,8 +1,8 @@
-"""The `mock` channel: in-process, without a network, for trying the manager out.
+"""The `mock` channel: in-process, without a network, to try out the manager.
 
-A `MockConnection` carries what a network would: the same addresses, bodies of JSON, secrets and answers. With
-`communication.adapter_config.mock_workers: N` N simulated workers speak by such connections, as launchers would; with 0
-(the default) there are none. The workers exist only as states: no process is started.
+A `MockConnection` carries what a network would: the same addresses, JSON bodies, secrets and responses. With
+`communication.adapter_config.mock_workers: N`, N simulated workers use such connections like launchers; 0 (the
+default) disables them. The workers exist only as states; no process is started.
 """
 
 from __future__ import annotations

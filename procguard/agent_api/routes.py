@@ -1,7 +1,6 @@
-"""What a web application does for HTTP, for the channels that have none: which of the desk's routes is meant, by whom,
-and what a refusal looks like.
+"""Routing for channels without HTTP: selects the route of `AgentApi`, identifies the caller, and formats refusals.
 
-The same addresses and the same refusals as over HTTP. Knows nothing of what is answered.
+Uses the same addresses and error format as HTTP. Knows nothing of the responses.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The manager's side of the sessions in which agents speak (remote_agent/protocol/session.py): offered in hello, opened
-by the first request, checked with each.
+"""The manager's side of agent sessions (remote_agent/protocol/session.py): offered in hello, opened by the first
+request, checked with every request.
 
-Nothing is kept for who only asks hello: an id carries its own time and is signed with a key of this run. What is kept
-belongs to somebody who has shown a secret. Owns numbers and keys; whose secret it is, and what that may do, is the
-access's to say. Event loop only.
+A hello leaves no state behind: a session id contains its own time and is signed with a key of this process. State is
+kept only for callers that have proved a secret. Owns numbers and keys; access control decides whose secret it is and
+what it permits. Event loop only.
 """
 
 from __future__ import annotations

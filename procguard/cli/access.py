@@ -1,7 +1,4 @@
-"""Commands for access control: tokens, agents and their secrets, pending launchers, the audit log.
-
-Registered by app.py, which says what all tasks have in common.
-"""
+"""Commands for access control: tokens, agents and their secrets, pending launchers, the audit log."""
 
 from __future__ import annotations
 

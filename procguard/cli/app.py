@@ -1,7 +1,7 @@
 """The operator's command line: `procguard X`, or `invoke X` in a checkout.
 
-Finds the command, reads its words and runs it; each command's module is imported when it is asked for. Exit codes: 0
-all well, 1 the call was wrong, 2 some hosts or workers failed, 3 the manager can't be reached.
+Finds the command, parses its arguments and runs it. The module of a command is imported on use. Exit codes: 0
+success, 1 usage error, 2 some hosts or workers failed, 3 the manager is unreachable.
 """
 
 from __future__ import annotations

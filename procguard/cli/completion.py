@@ -1,6 +1,6 @@
 """Completion for bash, zsh and fish: commands, options, and ids of workers, hosts and groups from the manager.
 
-The shells' scripts ask `procguard __complete WORDS…` and know nothing themselves.
+The shell scripts call `procguard __complete WORDS…` and contain no knowledge of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which manager the commands talk to, and the commands that choose it."""
+"""Selects the manager that commands use, and the commands that manage contexts."""
 
 from __future__ import annotations
 

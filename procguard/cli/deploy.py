@@ -1,4 +1,4 @@
-"""The operator's tasks over the hosts of an inventory: deploy, upgrade, rollback, undeploy, trust, doctor, fetch."""
+"""Commands for the hosts of an inventory: deploy, upgrade, rollback, undeploy, trust, doctor, fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's task that takes a worker, a host or a launcher out of the fleet's state. Registered by app.py."""
+"""The command `forget`, which removes a worker, a host or a launcher from the fleet's state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The operator's commands about this machine: manager, demo, worker, playbooks, version.
+"""Commands for this machine: manager, demo, worker, playbooks, version.
 
-The first three become another program: gevent must patch before anything else is imported, and a launcher must not be
-changed by what the working directory holds.
+The first three replace this process with another program: gevent must patch before other imports, and a launcher must
+not depend on the contents of the working directory.
 """
 
 from __future__ import annotations

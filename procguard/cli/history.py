@@ -1,7 +1,4 @@
-"""The operator's tasks about what happened: events, explain, notify.
-
-Registered by app.py, which says what all tasks have in common.
-"""
+"""Commands for history: events, search, explain, notify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's command that shows logs: of one worker as it was written, of several line by line with their names."""
+"""The command `logs`: the log of one worker unchanged, or of several workers, line by line with their names."""
 
 from __future__ import annotations
 

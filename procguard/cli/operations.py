@@ -1,8 +1,8 @@
-"""The operator's tasks that act: start, stop, restart, kill of one worker or of many, and the operations they become.
+"""Commands for workers: start, stop, restart and kill of one worker or of many, and batch operations.
 
-Registered by app.py, which says what all tasks have in common. One id in full is one command, accepted or refused at
-once. Anything else is a batch operation: its preview is shown, stop and kill of many are confirmed, its progress is
-followed, and its failures are told by cause. The rules are the manager's (fleet/operations/controller.py).
+A full id is one command, accepted or refused at once. Anything else is a batch operation: its preview is shown, stop
+and kill of many workers need confirmation, its progress is followed, and failures are grouped by cause. The rules are
+in the manager (fleet/operations/controller.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`invoke agents.rotate`: which agents are meant, and following them until each has used its new secret.
+"""`invoke agents.rotate`: selects agents, and follows them until each has used its new secret.
 
-The steps are the manager's (fleet/agents/rotation.py); this asks for them and looks at `GET /api/agents`.
+The manager performs the steps (fleet/agents/rotation.py); this module requests them and polls `GET /api/agents`.
 """
 
 from __future__ import annotations

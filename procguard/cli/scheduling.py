@@ -1,4 +1,4 @@
-"""The operator's tasks about where work may run: cordon, uncordon, move."""
+"""Commands for placement: cordon, uncordon, move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's commands before the first deployment: init writes an inventory, validate reads what is written."""
+"""Commands before the first deployment: init writes an inventory, validate checks files."""
 
 from __future__ import annotations
 

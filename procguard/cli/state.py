@@ -1,6 +1,6 @@
-"""The operator's tasks about the manager's own state: where it lies, backup, export, import, migrate, rebuild.
+"""Commands for the manager's state: show, backup, export, import, migrate, rebuild.
 
-Registered by app.py. The first three work beside a running manager, the others refuse then; none overwrites anything.
+The first three work while the manager runs, the others require that it is stopped. No command overwrites a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operator's commands that look at the fleet: ps, top, hosts, groups, describe, wait."""
+"""Read-only commands for the fleet: ps, top, hosts, groups, describe, wait."""
 
 from __future__ import annotations
 

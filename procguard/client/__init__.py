@@ -1,5 +1,5 @@
-"""What the operator's tools and deployments ask a manager, over its HTTP interface.
+"""The client of a manager's HTTP API, for the operator's tools and deployments.
 
-Must not know the fleet's state or a terminal. Start with `api.py`; `discovery.py` finds the manager of this user on
-this machine, `coming_up.py` waits for workers that were started.
+Must not know the fleet's state or a terminal. Start with `api.py`; `discovery.py` finds this user's manager on this
+machine, `coming_up.py` waits for started workers.
 """

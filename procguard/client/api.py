@@ -1,6 +1,6 @@
-"""What the operator's tools say to the manager, over its HTTP interface. Standard library only, no state.
+"""Low-level client of the manager's HTTP API. Standard library only, stateless.
 
-Knows paths and errors of the interface; knows nothing of terminals. Safe to use from several threads.
+Knows the paths and errors of the API; knows no terminal. Thread-safe.
 """
 
 from __future__ import annotations

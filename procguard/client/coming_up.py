@@ -1,7 +1,7 @@
-"""Whether workers that were started or restarted have come up: waits for them, bounded, and says why one has not.
+"""Checks whether started or restarted workers have come up: waits for them within a limit, and reports failures.
 
-Reads the manager's views and logs, changes nothing. Owns the rules of what counts: a worker that is to run and is
-failed or in backoff has not come up; stopped, finished and held ones are no failure, nor is one that still starts.
+Reads the manager's views and logs; changes nothing. Owns the criteria: a worker whose desired state is running and
+that is failed or in backoff has not come up. Stopped, finished, held and still starting workers are not failures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""How a manager of this user on this machine is reached: its https address and CA, for the tools of the same user.
+"""Finds the manager of this user on this machine: its https address and CA, for tools of the same user.
 
-Owns /tmp/procguard-UID/manager-PORT.json, or the same in /var/tmp, in a directory that is nobody else's
-(system/paths.py of remote_agent checks owner and mode). Written only by a manager that speaks https: plain http needs
-no telling.
+Owns /tmp/procguard-UID/manager-PORT.json, or the same in /var/tmp, in a directory that only this user can write to
+(remote_agent's system/paths.py checks owner and mode). Written only by a manager that serves https.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waiting for workers to come into a state, by looking again and again; changes nothing."""
+"""Waits for workers to reach a state, by polling. Changes nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The words for what is wrong in a configuration: place, key, value, what was expected, and the near key.
+"""Formats configuration errors: location, key, value, what was expected, and the closest valid key.
 
-Works on any pydantic model of nested sections; must not know which keys ProcGuard has.
+Works on any pydantic model of nested sections; must not know ProcGuard's keys.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What may be said of a group: the keys of `groups` in the configuration and of `procguard_groups` in an inventory.
+"""Keys of a group policy: `groups` in the configuration and `procguard_groups` in an inventory.
 
-The one place of these words, their bounds and descriptions; docs/groups.md shows each. Knows neither where a policy
-comes from nor what it leads to (fleet/gangs/decider.py). A group that nobody says anything about is only a name for
-selectors.
+The one place for these keys, their bounds and descriptions; docs/groups.md documents them. Knows neither the source
+of a policy nor its effects (fleet/gangs/decider.py). A group without a policy is only a name for selectors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The keys of `web.limits:`: what the manager grants to those who ask, so that nobody can take it from the others.
+"""The keys of `web.limits:`: limits per caller and in total, so that no caller can exhaust the manager.
 
-A connection is *unproven* until a request on it has shown that it comes from an agent, an operator or another holder
-of a token. Real agents prove themselves with their first request, within milliseconds; so the limits can be tight for
-strangers and wide for a thousand agents behind one address. docs/security.md explains each.
+A connection is *unproven* until a request on it was identified as an agent's, an operator's or another token's.
+Agents prove themselves with their first request, within milliseconds; the limits can therefore be tight for
+unidentified callers and wide for a thousand agents behind one address. docs/security.md explains each limit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a configuration file so that every mistake can name its line. Knows YAML, not what the keys mean."""
+"""Reads a configuration file so that every error can name its line. Knows YAML, not the meaning of keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The keys of `events:`, of `metrics:`, and of each entry of `notifications:`.
+"""The keys of `events:`, `metrics:` and each entry of `notifications:`.
 
-Owns the names of the alerts' classes. Secrets are given as text, as `env:NAME` or as `file:PATH`, are read once at the
-start and shown nowhere.
+Owns the names of the alert classes. Secrets are given as text, `env:NAME` or `file:PATH`; they are read once at start
+and never shown.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The manager's configuration: the one place that knows each key, its default, its bounds and its description.
+"""The manager's configuration: the one place that defines each key, its default, bounds and description.
 
-Owns the keys and how file, `--set` and flags combine; the result is frozen and built once. Must not know what the
-values do, and creates nothing: relative paths are relative to the working directory, and whoever writes to a path
-creates its directory.
+Owns the keys and how file, `--set` and flags are combined; the result is frozen. Must not know what the values are
+used for, and creates nothing: relative paths are relative to the working directory, and the code that writes to a
+path creates its directory.
 """
 
 from __future__ import annotations

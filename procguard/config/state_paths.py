@@ -1,6 +1,7 @@
-"""Where a manager that is started without a configuration keeps its state: one place per user, wherever it is started.
+"""Default paths of the state for a manager without a configuration: one per user, independent of the working
+directory.
 
-A configuration's `state.state_file` means what it says, relative to the working directory. Knows paths only.
+In a configuration, `state.state_file` is relative to the working directory. Knows paths only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kinds of value that several sections of the configuration have."""
+"""Value types that several configuration sections use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Text for terminals and log files. Text from strangers never controls either.
+"""Text for terminals and log files. Untrusted text never controls either.
 
-Knows no commands and no HTTP. Start with `terminal.py`, the only place that prints; `log_format.py` does the same for
-the manager's log.
+Knows no commands and no HTTP. Start with `terminal.py`, the only module that prints; `log_format.py` does the same
+for the manager's log.
 """

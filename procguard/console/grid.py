@@ -1,8 +1,8 @@
-"""The one form of tables: columns that fit the terminal, for views of any kind.
+"""Tables: columns that fit the terminal, for any view.
 
-A column says what it shows, how much it matters and whether it may be shortened. Where the terminal is too narrow,
-columns that are empty go first, then long texts are shortened, then the columns that matter least go. A pipe gets every
-column in full. Knows no views and no HTTP; standard library only, because `procguard ps` is to take a quarter second.
+A column declares its content, its rank and whether it may be shortened. In a narrow terminal, empty columns are
+dropped first, then long texts are shortened, then columns of low rank are dropped. A pipe gets all columns in full.
+Knows no views and no HTTP; standard library only, to keep `procguard ps` fast.
 """
 
 from __future__ import annotations

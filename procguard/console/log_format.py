@@ -1,8 +1,7 @@
-"""How a line of the manager's log is written: one line for each record, whatever text of strangers is in it.
+"""Formats the manager's log: one line per record, even if untrusted text is part of it.
 
-Names of hosts, texts of errors and answers come from peers who would like to write lines of their own, or escape
-sequences for the terminal on which somebody reads the file. They are cleaned here and nowhere else. Knows nothing of
-where a log is kept.
+Host names, error texts and responses come from peers that could insert lines or terminal escape sequences. They are
+cleaned here and nowhere else. Does not know where the log is written.
 """
 
 from __future__ import annotations

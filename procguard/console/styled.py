@@ -1,7 +1,7 @@
-"""Styled text for the operator's terminal: the template and its markup are ours, what is filled in is anybody's.
+"""Styled text for the operator's terminal: templates and markup are trusted, the values inserted are not.
 
-`CleanConsole` takes a str as it stands, never as markup, and cleans every piece of text that it renders; only styles
-steer the terminal. Knows rich and nothing else of ours but terminal.py.
+`CleanConsole` treats a str as plain text, never as markup, and cleans every piece that it renders; only styles
+control the terminal. Knows rich and terminal.py.
 """
 
 from __future__ import annotations

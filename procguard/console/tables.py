@@ -1,6 +1,6 @@
-"""What lists of the operator's commands show: the same glyphs, words and colours as the portal.
+"""Columns of the commands' lists: the same glyphs, words and colours as in the portal.
 
-Turns views of the manager's interface into columns of a grid; knows no HTTP. Standard library only.
+Turns the API's views into columns of a grid; knows no HTTP. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the operator's commands print: our own text, and the text of strangers, which never steers the terminal.
+"""Output of the operator's commands: trusted text, and untrusted text that never controls the terminal.
 
-Strangers are hosts, jobs, launchers, managers behind a network, SSH servers before their key is known. `cleaned()` puts
-a filter around stdout and stderr, so that whatever is printed is clean unless it is written to `raw()` on purpose: by
+Untrusted text comes from hosts, jobs, launchers, remote managers, and SSH servers before their key is known.
+`cleaned()` filters stdout and stderr, so that everything is clean unless it is deliberately written to `raw()`: by
 the console of cli/output/deployment.py, which cleans piece by piece, and by `invoke logs`. Standard library only.
 """
 

@@ -1,5 +1,5 @@
-"""Getting agents and code onto hosts: `inventory` says which hosts, `ssh` reaches them, `session` talks to the
+"""Brings agents and code to hosts: `inventory` declares hosts, `ssh` connects to them, `session` communicates with the
 installer there, `install` deploys.
 
-Must not import the fleet's state; what it needs to know, it asks the manager. Start with `install/deployer.py`.
+Must not import the fleet's state; it queries the manager. Start with `install/deployer.py`.
 """

@@ -1,7 +1,7 @@
-"""One request of the zmq channel as the desk sees it.
+"""One request of the zmq channel, as a `Call`.
 
-Owns who asks (by the secret that the connection has shown) and how a larger body is asked for once there is room.
-Knows nothing of frames and sockets but how to send.
+Owns the identity of the caller (by the secret shown on the connection) and the request for a larger body once there
+is room. Of frames and sockets it knows only how to send.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Who may open a zmq connection: the CURVE keys of agents that have shown that they know the fleet's key.
+"""Admits zmq connections: the CURVE keys of agents that have proved that they know the fleet's key.
 
-Owns the manager's own key pair, generated for each run, and the admitted keys, in memory. An agent learns our key and
-tells us its own in the hello over HTTP, both under an HMAC with the key that it was given at deploy (or at its
-registration): who stands in between can put no key of his own in their place. Admission lets an agent speak; what it
-may say its secret decides, as over HTTP.
+Owns the manager's key pair, generated for each run, and the admitted keys, in memory. An agent and the manager
+exchange their public keys in the hello over HTTP, authenticated by an HMAC with the key that the agent received at
+deployment (or registration), so that nobody in between can substitute a key. Admission permits a connection; the
+agent's secret determines its rights, as over HTTP.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One ROUTER socket with CURVE on the event loop: frames in and out, and which connections have closed.
+"""One ROUTER socket with CURVE on the event loop: frames in and out, and closed connections.
 
-Owns the socket, its monitor and how both are watched without a thread of Python's (docs/decisions/0013): libzmq's own
-thread reads, decrypts and puts together; the loop is woken once for all that has come. Knows nothing of what frames
-mean. A connection is known by the routing id that the socket gave it; one of the peer's own choice is refused, because
-it could be another's.
+Owns the socket, its monitor and how both are watched without a Python thread (docs/decisions/0013): libzmq's own
+thread reads, decrypts and reassembles; the loop is woken once for everything received. Knows nothing of what frames
+mean. A connection is identified by the routing id that the socket assigned; ids chosen by the peer are refused,
+because they could belong to another connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the zmq channel remembers of one connection: its secret, what it asked last, and what it waits for."""
+"""State of one zmq connection: its secret, its last request, and the body that it waits for."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tables and progress of the commands. Receives results and prints them; makes no request."""
+"""Tables and progress of the commands. Receives results and prints them; sends no requests."""

@@ -1,4 +1,4 @@
-"""What the operator sees of a deployment: progress while it runs, then an Ansible-like recap.
+"""Output of a deployment: progress while it runs, then a recap in the style of Ansible.
 
 Knows terminals (rich) and results; decides nothing.
 """

@@ -1,4 +1,4 @@
-"""What `describe` shows of one worker, in sections."""
+"""Output of `describe` for one worker, in sections."""
 
 from __future__ import annotations
 

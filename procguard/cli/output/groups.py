@@ -1,4 +1,4 @@
-"""The table of `invoke groups`: one line a group, one for each member of a gang below it."""
+"""The table of `invoke groups`: one line per group, followed by one line per gang member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One list, in the form that was asked for: a table, every column, JSON, YAML, or names for the next command."""
+"""Prints one list in the selected format: table, wide, JSON, YAML, or names only."""
 
 from __future__ import annotations
 

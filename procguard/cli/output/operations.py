@@ -1,4 +1,4 @@
-"""What a terminal shows of batch operations: the preview, the line that moves, the result by cause. Knows no HTTP."""
+"""Output of batch operations: the preview, the progress line, the result by cause. Knows no HTTP."""
 
 from __future__ import annotations
 

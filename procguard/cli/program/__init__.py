@@ -1,5 +1,5 @@
-"""What every command shares: how it is declared, found, parsed, helped with and ended. Knows no command and no manager.
+"""The common parts of all commands: declaration, parsing, help and exit codes. Knows no command and no manager.
 
-Start with `command.py`, the declaration; `parser.py` reads arguments by it, `process.py` turns errors into exit codes,
-`invoke_form.py` makes invoke's tasks of the same declarations.
+Start with `command.py`, the declaration; `parser.py` parses arguments by it, `process.py` maps errors to exit codes,
+`invoke_form.py` creates invoke's tasks from the same declarations.
 """

@@ -1,6 +1,7 @@
-"""The same commands as invoke's tasks, for `invoke --list` and for lines of several tasks (`invoke stop a start b`).
+"""The commands as invoke tasks, for `invoke --list` and for lines with several tasks (`invoke stop a start b`).
 
-One command alone never comes here: tasks.py hands its words to the program itself, so that both forms do the same.
+A single command does not use this module: tasks.py passes its arguments to the program, so that both forms are
+identical.
 """
 
 from __future__ import annotations

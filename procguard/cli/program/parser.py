@@ -1,4 +1,6 @@
-"""Reads a command's words by its declaration, and writes its help. Raises UsageError that names the nearest word."""
+"""Parses a command's arguments by its declaration, and formats its help. Raises UsageError that suggests the closest
+word.
+"""
 
 from __future__ import annotations
 

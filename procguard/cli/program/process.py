@@ -1,6 +1,6 @@
-"""A command's process: quick to begin, and ended by ProcGuard's exit codes, never by a traceback.
+"""The process of a command: fast start-up, and ProcGuard's exit codes instead of tracebacks.
 
-0 all well, 1 the call was wrong, 2 some hosts or workers failed, 3 the manager can't be reached, 130 Ctrl-C.
+0 success, 1 usage error, 2 some hosts or workers failed, 3 the manager is unreachable, 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deploying, upgrading, rolling back and removing agents: waves over hosts, one session on each.
+"""Deploys, upgrades, rolls back and removes agents: waves over hosts, one session per host.
 
-Start with `deployer.py`; `helper.py` is the process in which the manager itself does it, one host at a time.
+Start with `deployer.py`; `helper.py` is the process in which the manager itself does this, one host at a time.
 """

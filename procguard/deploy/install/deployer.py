@@ -1,10 +1,10 @@
-"""What is done on a host: deploy, upgrade, roll back, undeploy. The manager is told first, then the hosts are visited.
+"""The stages of a deployment on a host: deploy, upgrade, roll back, undeploy. The manager is informed first.
 
-Stages of a host: connect, probe, code (procguard_sync; before the manager is told, so that no worker starts without
-its code), upload, install (with start), recovery (the manager itself can open an SSH connection), verify (the manager
-has heard the agent after the SSH connection closed). A release that starts but is not heard is rolled back. Owns
-these stages; the order of hosts is rollout.py's. Knows neither terminals nor how bytes reach a host: sessions come from
-a `Connector`, the manager is a `ManagerClient`.
+Stages: connect, probe, code (procguard_sync; before the manager is informed, so that no worker starts without its
+code), upload, install (with start), recovery (the manager itself can open an SSH connection), verify (the agent has
+sent a heartbeat after the SSH connection closed). A release that starts but sends no heartbeat is rolled back. Owns
+these stages; rollout.py owns the order of hosts. Knows neither terminals nor transports: sessions come from a
+`Connector`, the manager is a `ManagerClient`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Why one host does not do as it should: each step from its name to the manager hearing its agent, with the cause.
+"""Diagnoses one host: each step from name resolution to the agent's heartbeat, with the cause of a failure.
 
-Owns the order of the steps and what is said of each; looks only, changes nothing. Sessions come from a `Connector`, the
-manager is a `ManagerClient`; a step that can't be taken ends those that build on it.
+Owns the order and the messages of the steps; read-only. Sessions come from a `Connector`, the manager is a
+`ManagerClient`. A step that cannot be taken skips those that depend on it.
 """
 
 from __future__ import annotations

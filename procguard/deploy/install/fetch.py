@@ -1,7 +1,7 @@
-"""`invoke fetch`: files of many hosts into ./fetched/<host>/…, each at its own absolute path there.
+"""`invoke fetch`: copies files of many hosts to ./fetched/<host>/…, under their absolute paths.
 
-Names and contents come from hosts and are data: nothing is written outside the host's own folder, and a file is in its
-place only when it is whole. Knows sessions, not terminals; one host never hides the others.
+Names and contents come from hosts and are untrusted: nothing is written outside the host's own folder, and a file
+appears only when it is complete. Knows sessions, not terminals; one host never hides the others.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The manager's side of the SSH helper process: ask, wait cooperatively, start it again when it dies.
+"""The manager's side of the SSH helper process: sends requests, waits cooperatively, restarts the helper.
 
-Knows the helper's messages, no SSH.
+Uses plain `threading` and `subprocess`, which gevent has patched when the manager imports this, so that waits do not
+block the event loop. Knows the helper's messages, no SSH.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What became of the workers of deployed hosts: waits for those that were started, and fails hosts whose are not up.
+"""Readiness of deployed workers: waits for started workers, and fails hosts whose workers did not come up.
 
-Owns what a host's result says of its workers; what counts and how long to wait is coming_up's.
+Owns what a host's result says about its workers; client/coming_up.py has the criteria and limits.
 """
 
 from __future__ import annotations

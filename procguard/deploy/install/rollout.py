@@ -1,4 +1,5 @@
-"""In which order and how many at once: waves over the hosts, ended early where too many fail. Each host has a result.
+"""Order and concurrency of a rollout: waves over the hosts, stopped early after too many failures. Each host has a
+result.
 
 Owns the order and the mapping of errors to results; knows nothing of what is done on a host.
 """

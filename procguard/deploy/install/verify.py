@@ -1,6 +1,6 @@
-"""Whether the manager has heard an agent, and what else it knows of its host, asked once for all who wait.
+"""Verifies by polling that an agent has sent a heartbeat, once for all hosts that wait.
 
-Compares the manager's clock with itself only. Knows neither SSH nor what was deployed.
+Compares times of the manager's clock only. Knows neither SSH nor what was deployed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Inventories as Ansible has them: forms, groups, precedence of variables, and the workers of each host.
+"""Ansible inventories: formats, groups, precedence of variables, and the workers of each host.
 
-Must not open a connection. Start with `model.py`: what an inventory means for ProcGuard; `source.py` picks the reader.
+Must not open connections. Start with `model.py`, which interprets an inventory for ProcGuard; `source.py` selects the
+reader.
 """

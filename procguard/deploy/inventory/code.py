@@ -1,6 +1,6 @@
-"""`procguard_sync` of one host: which folder of this machine goes where, and what of it does not.
+"""`procguard_sync` of one host: which local folder goes where, and what is excluded.
 
-Knows the variable alone; what lies in the folder is read by deploy/sync/source.py.
+Knows the variable only; deploy/sync/source.py reads the folder.
 """
 
 from __future__ import annotations

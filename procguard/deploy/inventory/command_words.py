@@ -1,7 +1,7 @@
-"""Mistakes in a worker's command that no host can make good: found while the inventory is read.
+"""Checks worker commands for errors that are independent of the host, while the inventory is read.
 
-Without `shell: true` a command is split into words and executed: what means something to a shell only is an argument
-like any other there. Quoted it is meant literally, and a list is taken as it is. Pure.
+Without `shell: true` a command is split into words and executed; shell syntax is then an ordinary argument. Quoted
+words are literal, and a list is used unchanged. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workers that run in containers, as the inventory declares them: what their hosts need. Pure."""
+"""Workers in containers, as declared in an inventory: requirements of their hosts. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`procguard_groups` of an inventory: what it says of groups, checked, every mistake with its place.
+"""`procguard_groups` of an inventory: group policies, checked, each error with its location.
 
-A variable like any other, usually of `all`; hosts may repeat it, but not contradict each other. The words are those of
-config/groups.py.
+A variable like any other, usually of `all`. Hosts may repeat it, but must not contradict each other. The keys are
+those of config/groups.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Groups, hosts and their variables, merged as Ansible merges them. Knows no file format: the readers fill it.
+"""Groups, hosts and their variables, merged as in Ansible. Knows no file format: the readers fill it.
 
 Owns precedence (low to high): group variables in the inventory (`all`, then parents before children, then
-ansible_group_priority, then by name), group_vars/all, group_vars/* in the same order, host variables in the inventory,
-host_vars/*. A later value replaces an earlier one; mappings don't merge. Nothing is rendered here.
+ansible_group_priority, then by name), group_vars/all, group_vars/* in the same order, host variables in the
+inventory, host_vars/*. A later value replaces an earlier one; mappings are not merged. Nothing is rendered here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What an inventory means for ProcGuard: each host, how to reach it and what it runs.
+"""Interprets an inventory for ProcGuard: each host, how to reach it and which workers it runs.
 
-Its form is inventory_source's, groups and the precedence of variables inventory_groups'. Opens no connection. All
-mistakes are reported together, each with file and line where they are known. Where there are templates, what they make
-of the hosts is worked out in a process with bounds (templates/contained.py).
+source.py reads the formats, groups.py merges variables. Opens no connections. All errors are reported together, with
+file and line where known. Templates are rendered in a process with limits (templates/contained.py).
 """
 
 from __future__ import annotations

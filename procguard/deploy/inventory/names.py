@@ -1,6 +1,6 @@
-"""Names of hosts: as inventories write them (ranges, ports, addresses), and as the fleet needs them.
+"""Host names as written in inventories (ranges, ports, addresses), and as used by the fleet.
 
-Pure. Raises ValueError for what names nothing.
+Pure. Raises ValueError for invalid names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""YAML that remembers where each mapping stood, so that a mistake is told with file and line.
+"""YAML with the position of each mapping, so that an error can name its file and line.
 
 Knows YAML only; raises InventoryError.
 """

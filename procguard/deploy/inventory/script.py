@@ -1,6 +1,6 @@
-"""A dynamic inventory: an executable that answers `--list` (and, where its answer has no _meta, `--host NAME`) in JSON.
+"""Dynamic inventories: an executable that answers `--list` (and, without _meta, `--host NAME`) in JSON.
 
-Runs only the very file that the operator named as the inventory, as Ansible does. Fills Groups.
+Runs only the file that the operator named as the inventory, as Ansible does. Fills Groups.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which form an inventory has, and who reads it: YAML, INI, an executable, a folder of these, or a list of hosts.
+"""Detects the format of an inventory: YAML, INI, an executable, a folder of these, or a list of hosts.
 
-Knows no variables and no precedence; hands everything to the readers, which fill one Groups.
+Knows no variables and no precedence; passes everything to the readers, which fill one Groups.
 """
 
 from __future__ import annotations

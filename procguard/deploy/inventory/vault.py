@@ -1,7 +1,7 @@
-"""Ansible Vault: values and files that are encrypted, in the formats 1.1 and 1.2 (AES256).
+"""Ansible Vault: encrypted values and files in formats 1.1 and 1.2 (AES256).
 
-What nobody uses stays as it is, and needs no password. What was revealed is remembered, so that no message shows it.
-The password comes from a private file or from a program's output, as Ansible takes it. Knows neither YAML nor Jinja.
+An unused value is not decrypted and needs no password. Decrypted values are remembered, so that no message shows
+them. The password comes from a private file or from a program's output, as in Ansible. Knows neither YAML nor Jinja.
 Source: Ansible's documentation, "Format of files encrypted with Ansible Vault".
 """
 

@@ -1,7 +1,7 @@
-"""`procguard_workers` of one host as checked specifications: every mistake with its place and the nearest right key.
+"""`procguard_workers` of one host as checked specifications: each error with its location and the closest valid key.
 
-Knows the words of protocol.WorkerSpec, neither hosts nor precedence. Keys are checked before templates are rendered
-(their lines are still known), values after.
+Knows the keys of protocol.WorkerSpec, neither hosts nor precedence. Keys are checked before templates are rendered
+(while their lines are known), values after.
 """
 
 from __future__ import annotations

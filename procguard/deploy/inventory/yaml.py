@@ -1,4 +1,4 @@
-"""An inventory in YAML: fills Groups, with file and line for each mistake. Knows nothing of what variables mean."""
+"""Reads a YAML inventory into Groups, with file and line for each error. Does not know the meaning of variables."""
 
 from __future__ import annotations
 

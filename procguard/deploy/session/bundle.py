@@ -1,6 +1,6 @@
-"""What travels to a host: the installer's source for one session, and the release as a reproducible tar.gz.
+"""Content sent to a host: the installer's source for one session, and the release as a reproducible tar.gz.
 
-Same input, same bytes, same SHA-256, on every machine and day. Knows neither hosts nor SSH.
+The same input gives the same bytes and SHA-256 on every machine and day. Knows neither hosts nor SSH.
 """
 
 from __future__ import annotations

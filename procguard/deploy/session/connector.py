@@ -1,6 +1,6 @@
-"""From a target to an open installer session: over SSH or on this machine, one connection, closed whatever happens.
+"""Opens an installer session for a target: over SSH or on this machine, one connection, always closed.
 
-Knows which way leads where; knows nothing of what is said in the session.
+Knows how to reach targets; knows nothing of the session's content.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`ansible_connection: local`: the same session with the installer on this machine, without SSH.
+"""`ansible_connection: local`: the same installer session on this machine, without SSH.
 
-Owns the clean environment that such an agent starts from; knows nothing of what is installed.
+Owns the clean environment that such an agent starts with; knows nothing of what is installed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The installer's session with one host, over any pipe: JSON lines out, marked JSON lines back, hard deadlines.
 
-Owns the order of the messages (see `remote_agent.install.__main__.InstallerSession`); knows neither SSH nor processes:
-it is handed a
-`Pipe`. Everything goes over stdin, nothing over argv: no quoting, no secret in a process list.
+Owns the order of messages (see `remote_agent.install.__main__.InstallerSession`); knows neither SSH nor processes: it
+receives a `Pipe`. Everything is sent over stdin, nothing in argv: no quoting, no secret in a process list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SSH to one host: connections, keys, credentials, host keys, and how many connections there may be at once.
+"""SSH to one host: connections, keys, credentials, host keys, and the limit of concurrent connections.
 
-Must not know what is done over a connection. Start with `connection.py`.
+Must not know what a connection is used for. Start with `connection.py`.
 """

@@ -1,7 +1,7 @@
-"""One SSH connection to one host, by Fabric: strict host keys, ~/.ssh/config, every wait with a deadline.
+"""One SSH connection to one host, by Fabric: strict host keys, ~/.ssh/config, a deadline for every wait.
 
-Owns the mapping of low-level errors to one HostUnreachable with its cause. Knows nothing of what is installed. Must
-run outside the manager's process: paramiko is CPU-heavy and does not work under gevent.
+Maps low-level errors to one HostUnreachable with its cause. Does not know what is installed. Must run outside the
+manager's process: paramiko is CPU-heavy and does not work under gevent.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The secrets of one run: passwords for SSH and sudo, passphrases of keys. Where they come from, and in which order.
+"""The secrets of one run: passwords for SSH and sudo, passphrases of keys, and their order of precedence.
 
-A host's own (ansible_password, ansible_become_password, … in the inventory), else what was asked once for all, else
-PROCGUARD_SSH_PASSWORD and its like, or the private file that PROCGUARD_SSH_PASSWORD_FILE names. Passphrases are asked
-for where a key needs one and a person is there. Nothing of it ever stands in argv, in a Target or in the manager's
-state.
+A host's own secret (ansible_password, ansible_become_password, … in the inventory), then the one prompted for, then
+PROCGUARD_SSH_PASSWORD and similar, or the private file in PROCGUARD_SSH_PASSWORD_FILE. Passphrases are prompted for
+on a terminal when a key needs one. No secret is ever part of argv, a Target or the manager's state.
 """
 
 from __future__ import annotations

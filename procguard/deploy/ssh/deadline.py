@@ -1,4 +1,4 @@
-"""How long there is still for one step with one host."""
+"""Remaining time for one step with one host."""
 
 from __future__ import annotations
 

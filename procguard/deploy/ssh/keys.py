@@ -1,6 +1,7 @@
-"""Which private keys a log-in may use: files that need a passphrase, and keys of ssh-agent that a file stands for.
+"""Private keys for a login: files with a passphrase, and keys of ssh-agent that a file refers to.
 
-Paramiko tries plain key files, the agent and the usual keys by itself; here is what it leaves out. Opens no connection.
+Paramiko tries plain key files, the agent and the default keys itself; this module adds the rest. Opens no
+connections.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Host keys: what the hosts show, shown to a person, and added to known_hosts once that person has agreed.
+"""Host keys: reads them from hosts, and adds them to known_hosts after confirmation.
 
-Owns reading keys over the same way that a deployment takes (jump hosts included) and writing known_hosts. A key that
-differs from a known one is never added. Logs in nowhere.
+Owns reading keys over the same path as a deployment (including jump hosts) and writing known_hosts. A key that
+differs from a known one is never added. Does not log in.
 """
 
 from __future__ import annotations

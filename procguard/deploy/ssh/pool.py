@@ -1,8 +1,8 @@
 """Limits concurrent SSH connections, in total and through one jump host.
 
-sshd drops connections at random beyond 10 that have not logged in yet (MaxStartups), so a jump host that serves a
-hundred targets must not see them all at once. A turn ends with its work or at its deadline, whichever comes first: what
-hangs beyond its deadline holds nobody up.
+sshd randomly drops connections beyond 10 that have not logged in yet (MaxStartups), so that a jump host for a hundred
+targets must not receive them all at once. A slot is released at the end of its work or at its deadline, whichever
+comes first, so that a hanging connection blocks nobody.
 """
 
 from __future__ import annotations

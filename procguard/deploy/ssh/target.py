@@ -1,6 +1,6 @@
-"""How to reach one host, as plain data: from the inventory to the deployer, to the manager and to its SSH helper.
+"""How to reach one host, as plain data: from the inventory to the deployer, the manager and its SSH helper.
 
-Knows no network; holds no secret (a key's path, never its content).
+Knows no network; contains no secret (a key's path, never its content).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The host keys that known_hosts files vouch for, each file read once for all connections of this process.
+"""Host keys of known_hosts files, each file read once for all connections of this process.
 
-paramiko reads a file in a time that grows with the square of its lines, and would do it for every connection. Knows
-nothing of what is done with a key that is not there.
+paramiko needs quadratic time to read a file, and would read it for every connection. Knows nothing of unknown keys.
 """
 
 from __future__ import annotations

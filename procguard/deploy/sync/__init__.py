@@ -1,4 +1,4 @@
-"""A project's code, from this machine to hosts. Start with `transfer.py`.
+"""Syncs a project's code from this machine to hosts. Start with `transfer.py`.
 
 Must not start or stop workers.
 """

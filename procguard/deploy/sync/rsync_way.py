@@ -1,7 +1,6 @@
-"""Files by rsync over a connection that is open already: the local rsync, a bridge in ssh's place, rsync on the host.
+"""Transfers files by rsync over an open connection: the local rsync, a bridge in place of ssh, rsync on the host.
 
-Owns the processes and threads of one transfer; knows neither what the files are nor whether they have to go. Whoever
-uses it checks what arrived.
+Owns the processes and threads of one transfer; does not know what the files are. The caller checks what arrived.
 """
 
 from __future__ import annotations

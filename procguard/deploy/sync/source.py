@@ -1,7 +1,6 @@
-"""What of a folder of this machine goes to hosts (an entry of `procguard_sync`), by which digest, packed for the way.
+"""The local content of a `procguard_sync` entry: which files, their digest, and the packed archive.
 
-Reads the local disk; knows neither hosts nor SSH. What a folder holds is read once in a run, however many hosts it goes
-to.
+Reads the local disk; knows neither hosts nor SSH. A folder is read once per run, for any number of hosts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bringing a project's code to one host over an open session, before its workers start: only what changed, by digest.
+"""Syncs a project's code to one host over an open session, before its workers start: changed files only, by digest.
 
-Owns the steps and what is told of them; what lies here is source.py's, what lies there remote_agent's. A folder in
-which workers run is left as it is unless asked (`under_running`).
+Owns the steps and their messages; source.py reads the local side, remote_agent the remote side. A folder with running
+workers is left alone unless `under_running` is set.
 """
 
 from __future__ import annotations

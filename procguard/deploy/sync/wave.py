@@ -1,7 +1,7 @@
-"""The code of a whole wave, before any of its workers may start; and each host's session, kept for what comes after.
+"""Syncs the code of a whole wave before any of its workers may start, and keeps the hosts' sessions for later stages.
 
-A gang whose code is only on some of its hosts must not start there: where one member's host fails here, its others are
-left alone too. Owns the order and the sessions; what is brought is transfer.py's.
+A gang whose code is only on some hosts must not start: if the host of one member fails here, the hosts of the others
+are skipped too. Owns the order and the sessions; transfer.py owns the transfer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process that keeps tunnels to hosts which cannot reach the manager, and its client.
+"""The process that keeps tunnels to hosts that cannot reach the manager, and its client.
 
-Start with `process.py`; which hosts need a tunnel is decided in `manager/tunnels.py`.
+Start with `process.py`; `manager/tunnels.py` decides which hosts need a tunnel.
 """

@@ -1,6 +1,7 @@
-"""The manager's side of the process that keeps its tunnels: say what is wanted, hear what became of it.
+"""The manager's side of the tunnel process: sends the desired tunnels, receives their status.
 
-A process that dies is restarted and receives all tunnels again. Knows its messages, no SSH and no registry.
+Uses plain `threading` and `subprocess`, which gevent has patched when the manager imports this. A process that dies
+is restarted and receives all tunnels again. Knows the messages; no SSH and no fleet state.
 """
 
 from __future__ import annotations

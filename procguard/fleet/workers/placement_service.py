@@ -120,7 +120,8 @@ class PlacementService:
         before = worker.host
         tx.edit(worker)
         if outcome.by_time:
-            # Its host may have restarted it without a report. Attempts identify logs permanently: the new host starts above them.
+            # Its host may have restarted it without a report. Attempts identify logs permanently: the new host starts
+            # above them.
             worker.attempt += UNREPORTED_ATTEMPTS + int(worker.spec.lease_s / 60)
         if old is not None:
             ownership.withdraw(self._state, tx, old, worker)

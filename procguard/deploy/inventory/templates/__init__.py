@@ -1,5 +1,5 @@
-"""Jinja as Ansible has it: values rendered lazily, Ansible's functions, and a process in which that has bounds.
+"""Jinja as in Ansible: lazily rendered values, Ansible's functions, and a process with limits.
 
-Must not know how inventories are read. Start with `renderer.py`; `functions.py` has what Ansible adds to Jinja,
-`contained.py` the bounds.
+Must not know how inventories are read. Start with `renderer.py`; `functions.py` has Ansible's additions to Jinja,
+`contained.py` the limits.
 """

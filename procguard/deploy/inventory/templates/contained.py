@@ -1,8 +1,8 @@
 """Runs work on untrusted templates in a separate process with limits on memory and on the time of each template.
 
-A template is Python in the end: `'a' * 10**9`, nested loops or an expression of `**` take all there is, and one call
-that is written in C can't be interrupted. So the kernel holds the bounds, and a process that breaks them ends alone.
-Knows nothing of templates.
+A template can run arbitrary computations: `'a' * 10**9`, nested loops or `**` use unlimited resources, and a call
+implemented in C cannot be interrupted. The kernel therefore enforces the limits, and only the process that exceeds
+them is killed. Knows nothing of templates.
 """
 
 from __future__ import annotations

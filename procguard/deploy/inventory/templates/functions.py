@@ -1,8 +1,8 @@
-"""What Ansible adds to Jinja: filters, tests and lookups that inventories use. As in ansible-core, and as strict.
+"""Ansible's additions to Jinja: filters, tests and lookups used by inventories, as strict as in ansible-core.
 
-Each computes a value; only `lookup('env')` and `lookup('file')` look at this machine. What runs programs or has side
-effects is not here. Knows no hosts. Sources: ansible-core's documentation of each filter, for ipaddr that of
-ansible.utils.
+Each computes a value; only `lookup('env')` and `lookup('file')` read from this machine. Functions that run programs
+or have side effects are not included. Knows no hosts. Sources: ansible-core's documentation of each filter, for
+ipaddr that of ansible.utils.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Jinja variables as Ansible writes them: lazily, recursively, with their types kept.
+"""Renders Jinja variables as Ansible does: lazily, recursively, preserving types.
 
-Knows neither files nor hosts: it is handed one host's variables, and by `HostVars` those of others. The sandbox keeps a
-template from doing more than computing a value, `Bounds` from taking all there is. Jinja is imported where the first
-template is: an inventory without any need not wait for it.
+Knows neither files nor hosts: it receives one host's variables, and those of others by `HostVars`. The sandbox limits
+a template to computing values, `Bounds` limits its resources. Jinja is imported with the first template, so that an
+inventory without templates loads faster.
 """
 
 from __future__ import annotations
