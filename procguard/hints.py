@@ -1,9 +1,9 @@
-"""Commands named in messages, in the form that works where they are read.
+"""Rewrites commands in messages to the form of this installation.
 
-Messages name commands in one of two forms and never ask which applies: `invoke agents.rotate`, `./start_manager.sh` in
-a checkout, `procguard agents rotate`, `procguard manager` once installed. `commands` turns either into the form of this
-installation, for every surface that shows a message: the command line, the API's errors, the portal. A message of a
-manager that is installed otherwise is right too. Knows the commands' names, nothing else.
+Messages name commands in one of two forms: `invoke agents.rotate`, `./start_manager.sh` in a checkout, or `procguard
+agents rotate`, `procguard manager` when installed. `commands` converts both to the form of this installation,
+wherever a message is shown: command line, API errors, portal. Messages of a manager that is installed differently are
+converted too. Knows the names of commands, nothing else.
 """
 
 from __future__ import annotations

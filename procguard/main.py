@@ -1,6 +1,6 @@
-"""python -m procguard.main: patch gevent, read the arguments, start the manager (or the demo, or look at a daemon).
+"""python -m procguard.main: patches gevent, parses arguments, starts the manager (or the demo, or controls a daemon).
 
-The same as ./start_manager.sh and `invoke manager`. Exit codes: 0 well, 1 the call was wrong, 3 --status: not running.
+The same as ./start_manager.sh and `invoke manager`. Exit codes: 0 success, 1 usage error, 3 --status: not running.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Files that come with ProcGuard and are no modules: the portal's pages, playbooks, examples, the documents.
+"""Files of ProcGuard that are not modules: the portal's pages, playbooks, examples, documents.
 
-In a checkout they lie at its root. A wheel carries them in `procguard/data`, in the same arrangement, so that what one
-file says of another (`inventory_dir/../configs/demo`) holds in both. Imports nothing of procguard.
+In a checkout they are at its root. A wheel has them in `procguard/data`, in the same layout, so that relative
+references between files (`inventory_dir/../configs/demo`) work in both. Imports nothing of procguard.
 """
 
 from __future__ import annotations

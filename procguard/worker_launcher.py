@@ -1,6 +1,6 @@
-"""One worker by hand: `python -m procguard.worker_launcher`, which start_worker.sh runs. An agent in the foreground.
+"""`python -m procguard.worker_launcher`, which start_worker.sh runs: one worker, with an agent in the foreground.
 
-Owns the launcher's arguments, what it prints and its exit code; the work is done by remote_agent.agent.launcher.
+Owns the launcher's arguments, output and exit code; remote_agent.agent.launcher does the work.
 """
 
 from __future__ import annotations

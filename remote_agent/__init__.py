@@ -1,5 +1,5 @@
-"""What runs on the hosts: agent, runners and their installer. Standard library only, Python 3.9 or later.
+"""The host side: agent, runners and their installer. Standard library only, Python 3.9 or later.
 
 Imports nothing from `procguard`. No `__init__` here imports anything: agent and runner load only what they use.
-`protocol` is what the manager shares with it. Start with `agent/agent.py` and `runner/loop.py`.
+`protocol` is shared with the manager. Start with `agent/agent.py` and `runner/loop.py`.
 """

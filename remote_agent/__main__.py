@@ -1,4 +1,4 @@
-"""The agent's command line on the host: run it, see what runs, read a log. All but `run` work without a manager."""
+"""The agent's command line on the host: run, status, tail. All commands except `run` work without a manager."""
 
 from __future__ import annotations
 

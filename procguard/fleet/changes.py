@@ -1,7 +1,7 @@
-"""Who is told of changes: the one bus from the fleet's state to whoever follows it.
+"""The bus that publishes changes of the fleet's state to subscribers.
 
-Owns the list of what can be heard. What is told has happened: of a transaction's changes nobody hears before they are
-durable, or the disk has refused them (they stay in memory). Knows no subscriber.
+Owns the list of signals. A transaction's changes are published only when they are durable, or when the disk has
+refused them (they stay in memory). Knows no subscriber.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How changes become durable: handed to the store with their events, and what is known of the disk.
+"""Makes changes durable: passes them to the store with their events, and tracks the state of the disk.
 
 Owns the numbers of changes made and of changes known to be on disk. Knows the store, no tables and no rules.
 """

@@ -1,7 +1,7 @@
-"""The fleet of one manager: its state, and the services that change it. Everything else hands them messages and reads
+"""The fleet of one manager: its state, and the services that change it. All other code passes them messages and reads
 their views.
 
-Owns which service knows which other, and the order in which they are restored. Knows neither HTTP nor SSH, and no
+Owns which services know each other, and the order in which they are restored. Knows neither HTTP nor SSH, and no
 clock: `now` is passed in.
 """
 

@@ -1,18 +1,17 @@
-"""What the manager has granted to whom: the leases of fenced workers, and whether an instance is surely gone.
+"""Leases granted to fenced workers, and whether an instance is confirmed stopped.
 
-Owns the manager's half of fencing (DESIGN §6); the host's half is remote_agent's. Pure: `now` is passed in, nothing
+Owns the manager's half of fencing (DESIGN §6); remote_agent owns the host's half. Pure: `now` is passed in, nothing
 here is durable. Reads the fleet's tables, changes none.
 
-Two copies of one job are worse than none. What this module keeps, so that there is at most one instance:
+Two copies of one job are worse than none. These rules ensure that there is at most one instance:
 
-1. A lease is granted to one agent only while no other agent can still hold one for that worker (`grants`).
-2. What was granted counts from when the manager answered, also where the answer was lost. The host counts from when it
-   *sent* its heartbeat, which was earlier: the manager's count always ends later than the host's.
-3. After a start of the manager every fenced worker counts as leased for a whole lease from then on: whatever the
-   manager before it granted, it granted before.
-4. A lease proves something only where the host has said that it holds the instance by it (`WorkerRecord.leased`):
-   an agent or a runner of an earlier release, or one that has not heard of the fence yet, just runs on.
-5. What is not proven is not gone: `is_confirmed_stopped` answers "" in every doubt.
+1. A lease is granted to one agent only while no other agent can hold a lease for that worker (`grants`).
+2. A granted lease counts from the time of the manager's reply, even if the reply was lost. The host counts from the
+time at which it *sent* its heartbeat, which was earlier: the manager's lease always ends later than the host's. 3.
+After a start of the manager, every fenced worker counts as leased for one whole lease: all leases of the previous
+manager were granted earlier. 4. A lease is valid evidence only if the host has reported that it holds the instance by
+the lease (`WorkerRecord.leased`). An agent or runner of an older release, or one that has not received the fence yet,
+does not. 5. Without proof an instance is not considered stopped: in doubt, `is_confirmed_stopped` returns "".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The fleet's state: the tables, what is only observed, and what is asked of both.
+"""The fleet's state: the tables, the observed status, and queries over both.
 
-Owns the tables and their indexes. Knows no rules and imports none: what may change them is in the services (fleet.py),
-by transactions (transaction.py) alone.
+Owns the tables and their indexes. Knows no rules and imports none: only services (fleet.py) change it, by
+transactions (transaction.py).
 """
 
 from __future__ import annotations

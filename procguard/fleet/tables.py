@@ -1,4 +1,4 @@
-"""The tables of the fleet's state: durable records by their keys, with the indexes over them."""
+"""The tables of the fleet's state: durable records by key, with indexes."""
 
 from __future__ import annotations
 

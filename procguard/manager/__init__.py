@@ -1,5 +1,5 @@
-"""One manager process: wiring, daemon, service, demo, loops and the liveness signal to the outside.
+"""One manager process: wiring, daemon, service, demo, loops, and the external liveness signal.
 
-The only package that knows all the others. It decides nothing about the fleet. Start with `app.py`, which creates every
-part and connects them; `daemon.py` holds one manager per state.
+The only package that knows all others. It decides nothing about the fleet. Start with `app.py`, which creates and
+connects all parts; `daemon.py` ensures one manager per state.
 """

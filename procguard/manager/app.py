@@ -1,6 +1,6 @@
-"""The manager's rooms wired together: state, fleet, monitor, failure handler, SSH helper, logs, WebMonitor.
+"""Creates and connects the parts of the manager: state, fleet, monitor, failure handler, SSH helper, logs, WebMonitor.
 
-Owns the order of starting and ending, and the one loop that ticks. Decides nothing itself.
+Owns the order of start and shutdown, and the main loop. Decides nothing itself.
 """
 
 from __future__ import annotations

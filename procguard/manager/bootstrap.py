@@ -1,6 +1,6 @@
-"""`python -m procguard.main` with a Python that lacks our packages: hand over to the script that has them.
+"""`python -m procguard.main` with a Python without the dependencies: executes the script that has them.
 
-Runs before anything is imported, so it knows nothing but paths. Standard library only.
+Runs before any other import, so it knows only paths. Standard library only.
 """
 
 from __future__ import annotations

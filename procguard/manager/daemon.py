@@ -1,8 +1,8 @@
-"""One manager per state, in the foreground or the background: --daemon, --status, --stop, and the lock they rest on.
+"""One manager per state, in the foreground or background: --daemon, --status, --stop, and the lock behind them.
 
-Owns three files in the state's directory: `manager.lock` (held by a running manager as long as it lives, and telling
-who it is), `manager.pid` and `manager.out` (what a background manager printed). Must not know what a manager does:
-it is a process that holds the lock and answers GET /readyz.
+Owns three files in the state's directory: `manager.lock` (held by the running manager, with its identity),
+`manager.pid` and `manager.out` (output of a background manager). Must not know what a manager does: it is a process
+that holds the lock and answers GET /readyz.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""./start_manager.sh --demo: a manager, this machine as a local host and three example workers, in a world of its own.
+"""./start_manager.sh --demo: a manager, this machine as a host and three example workers, isolated from everything
+else.
 
-Owns one folder (~/.cache/procguard-demo) that it makes and removes, and everything it starts: Ctrl-C or SIGTERM ends
-workers, runners, agent and manager. Uses the real manager, deployer and installer as separate programs and knows
-nothing of their insides; never touches ~/.procguard or another manager's state.
+Owns one folder (~/.cache/procguard-demo) that it creates and removes, and everything it starts: Ctrl-C or SIGTERM
+stops workers, runners, agent and manager. Uses the manager, deployer and installer as separate programs; never
+touches ~/.procguard or another manager's state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The manager's own dead man's switch: it asks an address from time to time, and whoever watches that address tells
-people when the asking ends (healthchecks.io and the like, or any web server's log).
+"""The manager's dead man's switch: requests a URL periodically; the service behind it (healthchecks.io and similar, or
+any web server's log) alerts when the requests stop.
 
-Asks only while the monitoring loop is alive: a manager that answers but no longer looks after anything is dead too.
+Requests only while the monitoring loop is alive: a manager that answers but no longer monitors counts as dead.
 """
 
 from __future__ import annotations

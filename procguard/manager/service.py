@@ -1,7 +1,7 @@
-"""What starts the manager at boot and again when it dies: a systemd user unit where there is one, else cron.
+"""Starts the manager at boot and restarts it on failure: by a systemd user unit if available, else by cron.
 
-Owns the unit and the cron lines of one manager, told apart by its state; writes nothing else. How units and crontabs
-are written is the agent's install/keepalive.py.
+Owns the unit and the cron lines of one manager, identified by its state; writes nothing else. install/keepalive.py of
+the agent has the format of units and crontabs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which hosts need a tunnel, and what is known of each: the fleet's wishes carried to the tunnels' process and back.
+"""Decides which hosts need a tunnel, and tracks the status of each: reconciles the fleet with the tunnel process.
 
-Owns the reconciling of both; decides nothing about hosts. All calls come from the manager's event loop.
+Owns the reconciliation; decides nothing about hosts. All calls come from the manager's event loop.
 """
 
 from __future__ import annotations

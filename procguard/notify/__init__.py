@@ -1,4 +1,4 @@
-"""Telling people: which events are alerts, how they are grouped, how each service wants them, and sending them.
+"""Notifications: which events are alerts, how they are grouped and formatted, and sending them.
 
-alerts.py and formats.py are pure; transport.py speaks HTTP and SMTP; notifier.py is the loop of each target.
+alerts.py and formats.py are pure; transport.py sends by HTTP and SMTP; notifier.py has the loop of each target.
 """

@@ -1,7 +1,7 @@
-"""Tells people about alerts: one loop for each target, so that a slow or dead one delays no other and no event.
+"""Sends alerts: one loop per target, so that a slow or failed target delays no other target and no event.
 
-`take` is called with every event and only sorts it in memory. Sending, retrying and waiting happen in the target's own
-greenlet. What cannot be delivered within RETRY_FOR_S is dropped, counted and named in the next message that arrives.
+`take` is called with every event and only sorts it in memory. Sending, retrying and waiting happen in the target's
+own greenlet. Messages that cannot be delivered within RETRY_FOR_S are dropped, counted and mentioned in the next one.
 """
 
 from __future__ import annotations

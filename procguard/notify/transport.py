@@ -1,7 +1,7 @@
-"""Sends one message once, by HTTP or SMTP, within a hard deadline, and says what came of it.
+"""Sends one message once, by HTTP or SMTP, within a hard deadline, and returns the outcome.
 
-Everything that goes wrong is an Outcome, never an exception, and no Outcome holds a secret. In the manager gevent has
-patched the sockets: whoever waits here holds nobody else up.
+Every failure is an Outcome, never an exception, and no Outcome contains a secret. In the manager the sockets are
+gevent's, so that waiting does not block other greenlets.
 """
 
 from __future__ import annotations

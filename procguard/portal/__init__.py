@@ -1,4 +1,4 @@
-"""What people and browsers call: HTTP server, access control, API, live feed, logs, metrics and the pages.
+"""The interface for people and browsers: HTTP server, access control, API, live feed, logs, metrics and the pages.
 
-Must not decide anything about the fleet. Start with `web_monitor.py`, which puts the parts together on one port.
+Must not decide anything about the fleet. Start with `web_monitor.py`, which combines the parts on one port.
 """

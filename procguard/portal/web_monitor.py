@@ -1,6 +1,6 @@
-"""WebMonitor: puts the API, the live feed and the pages together and serves them on one port.
+"""WebMonitor: combines the API, the live feed and the pages and serves them on one port.
 
-Wires; decides nothing. `web.enabled: false` leaves out the pages and /ws and keeps the API, which agents need.
+Wires; decides nothing. `web.enabled: false` disables the pages and /ws and keeps the API, which agents need.
 """
 
 from __future__ import annotations

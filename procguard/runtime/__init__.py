@@ -1,4 +1,4 @@
-"""Python processes: sharing the event loop, garbage collection, known holes of this interpreter, helper processes.
+"""The Python process itself: sharing the event loop, garbage collection, known vulnerabilities of the interpreter.
 
 Knows nothing of ProcGuard; every other package may import it. Start with `cooperative.py`.
 """

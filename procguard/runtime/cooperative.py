@@ -1,4 +1,4 @@
-"""Long work in the event loop, in short pieces. Knows gevent and nothing else of ours."""
+"""Splits long work on the event loop into short pieces. Knows gevent only."""
 
 from __future__ import annotations
 

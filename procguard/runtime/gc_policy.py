@@ -1,9 +1,9 @@
-"""When Python looks for garbage: as seldom as possible, for that holds up everything else.
+"""Schedules Python's garbage collection as rarely as possible, because a full collection blocks everything else.
 
-What nobody refers to any more is freed at once, without it; only cycles wait. Python's own rule looks through the whole
-memory each time that a quarter of it is new, which heartbeats always are: with ten thousand agents a second's pause
-several times a minute, and nothing to be found. Here it is looked through when there is much more of it than after the
-last look, so that cycles are bounded, and never so often that it takes more than a small share of the time.
+Reference counting frees most objects immediately; only cycles need a collection. Python's default rule scans the
+whole memory whenever a quarter of it is new, which heartbeats always cause: with ten thousand agents a pause of a
+second several times a minute, usually without effect. Here a collection runs when the number of objects has grown
+enough since the last one, so that cycles are bounded, and takes at most a small share of the time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Holes of the Python that runs the manager, for a note at its start.
+"""Known vulnerabilities of the Python that runs the manager, for a note at start.
 
-Each is looked for in the library itself: distributions repair theirs without another version number, so a version says
-little. Only what can reach us is listed; where we have our own way around it, the note says so.
+Each is detected in the library itself, because distributions fix them without a new version number. Only those that
+can affect the manager are listed, with the workaround if there is one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How late the event loop is, and what held it. One loop serves everybody: what runs long in it delays every heartbeat.
+"""Measures how late the event loop is, and what blocked it. One loop serves all: long work in it delays every
+heartbeat.
 
-A timer measures the lag many times a second. A native thread looks at the loop's stack while the timer is overdue, so
-that a line in the log names the function that held the loop. Knows the interpreter and gevent, nothing of ours.
+A timer measures the lag many times a second. A native thread samples the loop's stack while the timer is overdue, so
+that a log line names the function that blocked the loop. Knows the interpreter and gevent only.
 
-gevent's own monitor thread does not serve: it traces each switch of a greenlet, several a request, and tells that the
-loop was blocked, but neither for how long nor how late it is otherwise.
+gevent's own monitor thread is unsuitable: it traces each greenlet switch, several per request, and reports that the
+loop was blocked, but not for how long.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Certificates: the manager's own CA, what it serves, and which one a launcher trusts. Start with `certificates.py`."""
+"""Certificates: the manager's own CA, its server certificate, and a launcher's trust. Start with `certificates.py`."""

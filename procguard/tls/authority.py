@@ -1,6 +1,6 @@
-"""A CA of the manager's own, and the certificates it signs. Owns the files of one directory; knows no sockets.
+"""The manager's own CA and the certificates it signs. Owns the files of one directory; knows no sockets.
 
-ca.key and server.key are the manager's user's alone (0600). The CA signs for nobody but this manager.
+Only the manager's user can read ca.key and server.key (0600). The CA signs for this manager only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The manager's certificates: `web.tls: auto` (a CA of its own beside the state), or files that somebody else renews.
+"""The manager's certificates: `web.tls: auto` (its own CA beside the state), or files that are renewed externally.
 
-Knows which certificate is in use and when another is due; how they are made is authority.py. The own CA signs nothing
-but this manager's certificate, so whoever knows the CA needs no name to recognise the manager by. Knows no sockets.
+Knows which certificate is in use and when to renew it; authority.py creates them. The own CA signs only this
+manager's certificate, so that a client that trusts the CA needs no host name. Knows no sockets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose certificate a hand-started launcher believes: a file, a fingerprint, or this machine's own manager.
+"""The certificate that a launcher trusts: a file, a fingerprint, or this machine's own manager.
 
 Knows `--ca`; nothing of workers.
 """

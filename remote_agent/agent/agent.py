@@ -1,8 +1,8 @@
 """The agent of one host: adopts live runners, starts runners, converges on its assignments, carries out commands.
 
-Owns the main loop, on which alone all state changes; threads (link, logs, helpers) only hand messages over. Killing it
-at any moment never touches a job: runners live on, and the next agent adopts them. What it is made of: wiring.py. Knows
-HTTP only through `link`, processes only through runners.
+Owns the main loop, which alone changes state; threads (link, logs, helpers) only pass messages to it. Killing the
+agent at any time does not affect a job: runners stay alive, and the next agent adopts them. wiring.py creates its
+parts. Knows HTTP only through `link`, processes only through runners.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The workers of one host and what the manager assigned: taken over, kept in assignments.json, written for runners.
+"""The workers of one host and their assignments: adopted, stored in assignments.json, written for runners.
 
-Owns which workers there are. A full disk delays what is stored, never what is known. Main loop only; knows no HTTP and
+Owns the set of workers. A full disk delays storing, never the use of an assignment. Main loop only; knows no HTTP and
 starts nothing.
 """
 

@@ -1,11 +1,12 @@
-"""Commands from the manager: each is carried out at most once, on the attempt it means, or expires visibly.
+"""Commands from the manager: each is carried out at most once, on its attempt, or expires visibly.
 
-Owns the journal's command side and the results on their way back. restart and kill go to the runner, which checks the
-attempt and the time again; start and stop need nothing here (the assignments say it). Main loop only; knows no HTTP.
+Owns the journal's command entries and the results for the manager. restart and kill go to the runner, which checks
+attempt and time again; start and stop need nothing here, because assignments contain them. Main loop only; knows no
+HTTP.
 
-A command is good for `ttl_s` from when its answer was sent. When that was, nobody here can know: this process, or the
-whole host, may have been frozen while the answer lay in a socket. It was after the request left, and that is what
-counts. Times are seconds on CLOCK_BOOTTIME.
+A command is valid for `ttl_s` from the time at which its reply was sent. That time is unknown here: this process, or
+the whole host, may have been frozen while the reply was in a socket. It was after the request was sent, so that time
+is used. Times are seconds on CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations

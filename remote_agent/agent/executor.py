@@ -1,6 +1,6 @@
-"""A few helper threads for what may take long: health checks and measuring. Started only when there is work.
+"""Helper threads for slow work: health checks and measurements. Started on demand.
 
-Owns the threads; knows nothing of what they do. The main loop submits, the results come back through `deliver`.
+Owns the threads; knows nothing of their work. The main loop submits jobs, results come back through `deliver`.
 """
 
 from __future__ import annotations

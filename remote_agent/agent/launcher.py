@@ -1,9 +1,9 @@
-"""One worker run by hand, from its start to its end: an agent in the foreground.
+"""Runs one worker by hand, from start to end: an agent in the foreground.
 
-Owns the launcher's directory, which fleet it belongs to and what it says; the work is done by agent.py, the same as on
-deployed hosts, and registration.py. Knows no arguments and no terminal: its caller hands in the options, who prints,
-and who finds the manager's certificate. SIGINT and SIGTERM stop the child too; SIGHUP and SIGKILL leave it to its
-runner, and the next launcher of the worker adopts it.
+Owns the launcher's directory, its fleet and its output; agent.py does the work, as on deployed hosts, with
+registration.py. Knows no arguments and no terminal: the caller passes the options, the printer, and the lookup of the
+manager's certificate. SIGINT and SIGTERM stop the process too; SIGHUP and SIGKILL leave it to its runner, and the
+next launcher of the worker adopts it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The leases of one worker as its agent knows them: what the manager granted, and what may be started by it.
+"""The leases of one worker in its agent: what the manager granted, and what may be started under it.
 
-The runner keeps the guard (runner/lease_guard.py); this only takes the manager's answers, hands them on and says what
-the manager is told. Knows no process; only the agent's main loop touches it.
+The runner enforces the lease (runner/lease_guard.py); this module takes the manager's replies, passes them on and
+reports the status. Knows no process; only the agent's main loop uses it.
 """
 
 from __future__ import annotations

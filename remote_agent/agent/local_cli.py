@@ -1,6 +1,6 @@
-"""What a person sees on the host by hand, without the manager: `status` and `tail`. Reads files and locks only.
+"""Local inspection of a host without the manager: `status` and `tail`. Reads files and locks only.
 
-Owns the words that are printed. Each trouble is one line: what, where, what to do next. Changes nothing.
+Owns the printed messages. Each error is one line: what, where, what to do next. Changes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a hand-started launcher announces its worker: register, wait for approval, be accepted or refused.
+"""Registration of a launcher's worker: register, wait for approval, be accepted or refused.
 
-Owns the registration's life on this side; what follows from it (heartbeats, commands) is the agent's. The launcher's
-secret never travels with it, only its SHA-256, which becomes its credential when somebody approves.
+Owns the client side of a registration; the agent handles what follows (heartbeats, commands). The launcher's secret
+is never sent, only its SHA-256, which becomes its credential on approval.
 """
 
 from __future__ import annotations

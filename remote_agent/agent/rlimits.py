@@ -1,6 +1,6 @@
-"""Resource limits of a specification as numbers: what setrlimit and the kernel's control groups are given.
+"""Resource limits of a specification as numbers for setrlimit and control groups.
 
-Pure; the manager checks an inventory with it, the agent resolves with it, the runner is handed the result.
+Pure; the manager validates inventories with it, the agent resolves limits with it, the runner receives the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an agent says to its manager and when: heartbeats, the held poll, retries.
+"""The agent's session with its manager: heartbeats, the long poll, retries, and their timing.
 
-Owns the two calling threads and the timing. Knows no worker: the agent builds the heartbeat and takes the replies.
-Driven by the agent's main loop, which calls `tick` and `outcome`; nothing here blocks.
+Owns the two calling threads and the timing. Knows no worker: the agent builds the heartbeat and processes the
+replies. Driven by the agent's main loop, which calls `tick` and `outcome`; nothing here blocks.
 """
 
 from __future__ import annotations

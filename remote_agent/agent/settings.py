@@ -1,4 +1,4 @@
-"""Who an agent is (agent.json), its one lock, and its bounded log. Knows neither the manager nor the workers."""
+"""The identity of an agent (agent.json), its lock, and its bounded log. Knows neither the manager nor the workers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Turns an Assignment into spec.json: the words to execute, the directory, the digest a running child depends on, and
-under `start` whatever else belongs to a start, with users, sizes and paths resolved on this host.
+"""Turns an Assignment into spec.json: the command, the directory, the digest that a running process depends on, and
+under `start` everything else for a start, with users, sizes and paths resolved on this host.
 
-Owns the reading of a specification on this host. Knows neither the manager nor processes: the runner only executes
-what stands in spec.json.
+Owns the interpretation of a specification on this host. Knows neither the manager nor processes: the runner only
+executes spec.json.
 """
 
 from __future__ import annotations

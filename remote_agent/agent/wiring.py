@@ -1,6 +1,6 @@
-"""Makes the parts of an agent and joins them. Once, at its start; what happens then is agent.py's.
+"""Creates the parts of an agent and connects them, once, at its start.
 
-Owns which part gets which other one. Starts nothing: no thread, no process, no connection.
+Owns which part receives which other part. Starts nothing: no thread, no process, no connection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""One worker as its agent sees it: what is wanted (Assignment), what is (its runner's status), how to join the two.
+"""One worker in its agent: the desired state (Assignment), the actual state (its runner's status), and the steps to
+reconcile them.
 
 Owns the files that the agent writes for the runner, the start of the runner and the connection to it. Knows no HTTP.
-Only the agent's main loop touches a worker.
+Only the agent's main loop uses a worker.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs the workers' health checks and acts on their verdicts: tells the runner, gathers evidence before a restart.
+"""Runs the workers' health checks and acts on the results: notifies the runner, gathers evidence before a restart.
 
-Owns which checks are under way and which evidence is being gathered. The checks themselves are schedule.py's, what is
-written down evidence.py's; a restart is the runner's. Main loop only; knows no manager.
+Owns the checks in progress and the evidence being gathered. schedule.py makes the checks, evidence.py writes the
+evidence, the runner restarts. Main loop only; knows no manager.
 """
 
 from __future__ import annotations

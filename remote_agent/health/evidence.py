@@ -1,8 +1,8 @@
-"""Writes down what a worker was doing before a health check ends it: bounded in time and in size.
+"""Records the activity of a worker before a health check restarts it: bounded in time and size.
 
-Owns the files evidence/<attempt>-<time>.txt in the worker's directory. Only looks, except for the signal that the
-worker itself asked for (evidence_signal). Every look at a process runs on a thread with a deadline, because a hung
-process can hold whoever reads its memory map. Called on a helper thread.
+Owns the files evidence/<attempt>-<time>.txt in the worker's directory. Read-only, except for the signal that the
+worker requested (evidence_signal). Each inspection of a process runs on a thread with a deadline, because reading the
+memory map of a hung process can block. Called on a helper thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Asks a server whether it is there: http and tcp health checks, bounded in time.
+"""http and tcp health checks, bounded in time.
 
-`check` is a HealthCheck or has its fields. A check made with the rights of another user (user_process.py) loads
-nothing that it does not need.
+`check` is a HealthCheck or has its fields. A check made with the rights of another user (user_process.py) loads only
+what it needs.
 """
 
 from __future__ import annotations

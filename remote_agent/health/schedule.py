@@ -1,7 +1,7 @@
 """Health checks of running workers (http, tcp, exec, log_silence, heartbeat_file), bounded in time, off the main loop.
 
-Owns when a check is due, how it is made and what its results add up to. Knows neither the manager nor the runners:
-the agent's loop asks for due checks, lets its helper threads run them, hands the results back and acts on `health`.
+Owns when a check is due, how it is made and the resulting health. Knows neither the manager nor the runners: the
+agent's loop requests due checks, runs them on helper threads, returns the results and acts on `health`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Everything between the fleet and its agents: heartbeats and assignments, enrolment, credentials, maintenance, resync.
+"""Communication between the fleet and its agents: heartbeats and assignments, enrolment, credentials, maintenance,
+resync.
 
 Must not know which channel carries a message. Start with `heartbeat.py`: what a heartbeat changes and what the reply
-says.
+contains.
 """

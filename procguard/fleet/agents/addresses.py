@@ -1,4 +1,4 @@
-"""Which addresses count as one sender where each is given a share. Pure."""
+"""Groups addresses that count as one sender for limits. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an agent is to run: its workers' specifications with the fleet's defaults filled in, and the digest of them all.
+"""Builds an agent's assignments: its workers' specifications with the fleet's defaults, and a digest of all of them.
 
-Reads the fleet's tables; the digest is kept until something of the agent changes.
+Reads the fleet's tables; the digest is cached until something of the agent changes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tokens: what people, launchers and other programs show where they are not the manager's own user on its machine.
+"""Tokens: credentials of people, launchers and programs other than the manager's own user on its machine.
 
-Owns their lives and uses; only hashes are kept. The scopes are token_scopes.py.
+Owns their lifetime and use; stores only hashes. token_scopes.py has the scopes.
 """
 
 from __future__ import annotations

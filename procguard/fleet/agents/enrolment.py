@@ -1,6 +1,7 @@
-"""Hand-started launchers: who may announce a worker, and the ones that wait for approval.
+"""Enrolment of launchers: who may register a worker, and the launchers that wait for approval.
 
-Owns the pending launchers (in memory: they ask again) and the rules of DESIGN §4 and §9 for an id held elsewhere.
+Owns the pending launchers (in memory: they register again) and the rules of DESIGN §4 and §9 for an id held
+elsewhere.
 """
 
 from __future__ import annotations

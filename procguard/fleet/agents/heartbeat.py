@@ -1,4 +1,4 @@
-"""What agents say and are told: heartbeats in, assignments and commands out; plain launchers likewise.
+"""Applies agent heartbeats to the state and builds replies; also for plain launcher heartbeats.
 
 Owns the rules by which a report changes the state. A method marked "durable" returns when its change is on disk.
 """

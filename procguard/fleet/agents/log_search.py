@@ -1,9 +1,9 @@
-"""Searches through the logs on the hosts: who is asked, who has answered, who could not be asked and why.
+"""Searches in the logs of hosts: which agents are queried, which have answered, and which could not be queried and
+why.
 
-The agents look, each through its own host's files; here is only who has to be told and what came back. A worker that
-moved is looked for on each host that may still hold a part of its log; what no host holds is the manager's own part
-(portal/logs/own_search.py). Nothing of it is stored: a search lives as long as somebody waits for it, at most a minute
-or so. Knows no HTTP and no clock.
+Agents search their own hosts' files; this module tracks requests and results. A worker that moved is searched on each
+host that may still have a part of its log; the manager itself searches what no host has (portal/logs/own_search.py).
+Nothing is stored: a search exists while its caller waits, for at most about a minute. Knows no HTTP and no clock.
 """
 
 from __future__ import annotations

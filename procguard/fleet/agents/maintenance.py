@@ -1,8 +1,8 @@
-"""What an operator has done about one agent from afar: a restart, this manager's release, a look at its log.
+"""Maintenance of one agent over SSH: a restart, an upgrade to this manager's release, reading its log.
 
-Owns which host is being worked on (one wish at a time each), the events that tell of it, and the way back: an upgraded
-agent that is not heard goes back to the release before. It is handed `run_ssh` (SSH, in another process), `spawn` and
-`pause`, and knows neither SSH nor HTTP. Workers are not touched: their runners are taken over by the next agent.
+Owns which host is in maintenance (one action at a time per host), the events about it, and the rollback of an
+upgraded agent that sends no heartbeat. Receives `run_ssh` (SSH, in another process), `spawn` and `pause`; knows
+neither SSH nor HTTP. Workers are not affected: the next agent adopts their runners.
 """
 
 from __future__ import annotations

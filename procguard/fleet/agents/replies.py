@@ -1,4 +1,4 @@
-"""What agents and plain launchers are answered: what they do not have yet, durable before they are told."""
+"""Builds replies to agents and plain launchers: what they do not have yet, and only what is durable."""
 
 from __future__ import annotations
 

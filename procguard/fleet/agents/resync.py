@@ -1,8 +1,8 @@
-"""After a start that could not prove that nothing is missing: first hear what the agents know, then tell them anything.
+"""Resync after a start that could not prove that the state is complete: first collect reports, then assign.
 
-A state that lost its newest changes may have a worker on the host it has left since, or to be started where another
-epoch of it runs. So nobody is told what to run until every agent was heard, or has had time to be; leases are renewed
-meanwhile, and what runs, runs on. What the agents report is taken by the highest epoch (heartbeat.py).
+A state that lost its newest changes may place a worker on a host that it has left, or start it while another epoch
+runs. Therefore nothing is assigned until every agent has sent a heartbeat or a timeout has passed. Leases are renewed
+in the meantime, and running workers continue. Of conflicting reports the highest epoch wins (heartbeat.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The agents' secrets: whose one is, giving a new one, taking a stolen one away. Rotations are rotation.py's.
+"""The agents' secrets: lookup, replacement and revocation. rotation.py rotates them.
 
-Only hashes are kept. Methods marked "durable" return when the change is on disk.
+Stores only hashes. A method marked "durable" returns when its change is on disk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Agents: what they say and are told, what is known of them, how they join and leave the fleet.
+"""Agents: heartbeats, replies, what is known of them, and how they join and leave the fleet.
 
-The service that the rest of the manager sees. Heartbeats are heartbeat.py's, replies replies.py's; who may join is
-enrolment.py's, secrets are secrets.py's and rotation.py's. A method marked "durable" returns when its change is on
-disk.
+The facade for the rest of the manager. heartbeat.py and replies.py handle messages, enrolment.py decides who may
+join, secrets.py and rotation.py own the secrets. A method marked "durable" returns when its change is on disk.
 """
 
 from __future__ import annotations

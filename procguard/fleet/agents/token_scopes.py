@@ -1,4 +1,4 @@
-"""What a token may be for. What each scope may do is procguard/portal/auth/gate.py.
+"""Scopes of tokens. procguard/portal/auth/gate.py defines what each scope may do.
 
 Imports nothing: the commands check a scope without loading the fleet's state.
 """

@@ -1,6 +1,5 @@
 """Groups whose members fail and restart together.
 
-`policy.py` says which groups exist, `decider.py` what follows (pure), `controller.py` applies it to the state. Start
-with
-`decider.py`.
+`policy.py` knows which groups exist, `decider.py` decides (pure), `controller.py` applies decisions to the state.
+Start with `decider.py`.
 """

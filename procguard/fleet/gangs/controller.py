@@ -1,11 +1,11 @@
-"""Gangs in the fleet's state: which groups are gangs, what their members are told, and the steps of decider.py.
+"""Applies the decisions about gangs to the fleet's state: holds, starts and stops the members of a gang together.
 
-One of the fleet's parts: changes workers' `held`, `generation` and `epoch`, the gangs' own records, and on an
-operator's word `desired` of all members. A change of several workers is one commit, and agents are told of it after
-that: a manager that dies in between goes on where the state says, and never starts anything twice. No I/O of its own.
+Changes the workers' `held`, `generation` and `epoch`, the records of gangs, and, on an operator's command, `desired`
+of all members. A change of several workers is one commit, and agents receive it afterwards: after a crash in between
+the next manager continues from the state and starts nothing twice. No I/O of its own.
 
-`step` looks at the gangs of which something was heard; it runs within every heartbeat, before leases are granted, so
-that a member whose lease ended is held before anything lets it start again. `tick` looks at all of them.
+`step` handles the gangs with new reports; it runs within every heartbeat, before leases are granted, so that a member
+whose lease expired is held before anything can start it again. `tick` handles all gangs.
 """
 
 from __future__ import annotations

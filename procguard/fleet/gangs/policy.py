@@ -1,7 +1,7 @@
-"""Which groups there are: what is said of them, by whom, and who belongs to them.
+"""Which groups exist: their policies, the origin of each, and their members.
 
-The configuration's word is stronger than an inventory's, which came with a deployment and is durable. One of the
-fleet's parts; knows nothing of what a gang is doing.
+The configuration takes precedence over the inventory, whose policies arrive with a deployment and are durable. Knows
+nothing of what a gang is doing.
 """
 
 from __future__ import annotations

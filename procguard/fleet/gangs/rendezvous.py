@@ -1,8 +1,8 @@
-"""How the members of a gang find each other: ranks and the environment they are told. Pure.
+"""Rendezvous of a gang's members: ranks and their environment. Pure.
 
-Ranks follow the members' ids, in the order in which a person would count them (trainer-2 before trainer-10), so that
-they are the same after every restart, on whatever host a member runs. Knows the names torch and torchrun read; their
-meaning is torch's: https://docs.pytorch.org/docs/stable/elastic/run.html.
+Ranks follow the members' ids in natural order (trainer-2 before trainer-10), so that they do not change over restarts
+and moves. Uses the variable names of torch and torchrun; see
+https://docs.pytorch.org/docs/stable/elastic/run.html.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the API shows of groups and gangs. Pure: records in, JSON-ready dicts out."""
+"""API views of groups and gangs. Pure: records in, JSON-ready dicts out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The history of the fleet: every change with its reason, cause, evidence and who asked. Append-only, bounded, durable.
+"""The event history of the fleet: each change with its reason, cause, evidence and actor. Append-only, bounded,
+durable.
 
-Owns one log of the store's history, and its newest events in memory. Only the fleet and what works through it
-(deployment, enrolment, failure handler) writes here.
+Owns one log of the store's history, and its newest events in memory. Only the fleet and its services (deployment,
+enrolment, failure handler) write here.
 """
 
 from __future__ import annotations

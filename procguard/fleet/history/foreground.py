@@ -1,4 +1,4 @@
-"""How known programs are kept in the foreground, where a supervisor can watch them. A table; pure."""
+"""Options that keep known programs in the foreground, where they can be supervised. A table; pure."""
 
 from __future__ import annotations
 

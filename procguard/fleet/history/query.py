@@ -1,4 +1,4 @@
-"""Which events are meant: the filters that the API, the CLI and the export share. Pure."""
+"""Event filters, shared by the API, the command line and the export. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The records the fleet consists of, their epochs and settings, and the clock. Plain data without decisions.
+"""The fleet's records, their epochs and settings, and the clock. Plain data without decisions.
 
-Must not import any other part of `fleet`, except what records hold. Start with `records.py`.
+Must not import any other part of `fleet`, except what records contain. Start with `records.py`.
 """

@@ -1,4 +1,6 @@
-"""The two clocks, read together. Only loops and request handlers call `read`; everything else is handed a `Now`."""
+"""The monotonic and the wall clock, read together. Only loops and request handlers call `read`; others receive a
+`Now`.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Epochs: (term, n) as one number, which only ever rises, whatever the manager forgot.
+"""Epochs: (term, n) as one number that only increases, whatever state the manager has lost.
 
-Owns how a term is chosen. Every start of a manager opens a new one, so that what was granted and lost with a damaged
-file is never granted again. A term is also never lower than the seconds since 2026: a manager that lost everything, its
-own name too, still begins above all that it ever granted, as long as its clock was not set back. Where it was, what the
-state and the agents know of is a bound of its own.
+Owns how a term is chosen. Every start of a manager opens a new term, so that an epoch that was granted and then lost
+with a damaged file is never granted again. A term is also at least the number of seconds since 2026: a manager that
+has lost its whole state still starts above everything that it ever granted, unless its clock was set back. In that
+case the epochs known to the state and the agents are another lower bound.
 
-A grant is the manager's proof that it gave a worker under an epoch to an agent: a MAC that the agent returns, for a
-manager whose state is older than what runs.
+A grant is the manager's proof that it assigned a worker under an epoch to an agent: a MAC that the agent returns, for
+a manager whose state is older than the running workers.
 """
 
 from __future__ import annotations

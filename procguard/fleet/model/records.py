@@ -1,5 +1,6 @@
-"""What the fleet keeps: the durable records (what a restart of the manager must not lose) and, apart from them,
-what it only observes (rebuilt from the next heartbeats)."""
+"""The fleet's data: durable records, which survive a restart of the manager, and observed status, which is rebuilt
+from heartbeats.
+"""
 
 from __future__ import annotations
 

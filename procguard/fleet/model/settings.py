@@ -1,4 +1,4 @@
-"""The few settings the fleet's mind needs, in plain numbers; main.py makes them from the configuration."""
+"""Settings of the fleet as plain numbers; main.py derives them from the configuration."""
 
 from __future__ import annotations
 

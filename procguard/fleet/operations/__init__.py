@@ -1,5 +1,5 @@
-"""Batch operations: one verb for all the workers that a selector matches.
+"""Batch operations: one command for all workers that match a selector.
 
-`model.py` holds the rules and records (pure), `controller.py` carries an operation out; previews and their confirmation
-tokens stand beside it. Start with `model.py`.
+`model.py` has the rules and records (pure), `controller.py` executes an operation; previews and their confirmation
+tokens are beside it. Start with `model.py`.
 """

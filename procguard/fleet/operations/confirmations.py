@@ -1,5 +1,7 @@
-"""What was shown to an operator before it is done: a token stands for exactly that, once, for five minutes, for whoever
-was shown it. Knows nothing of what is shown."""
+"""Confirmation tokens: a token refers to exactly one preview, once, for five minutes, for the caller who received it.
+
+Knows nothing of the content of previews.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Batch operations: a verb for all the workers that a selector means, with a preview, a pace, a limit and an end.
+"""Executes batch operations: one command for all workers that match a selector, with preview, concurrency and limits.
 
-Owns the previews and the operations, running and past. Works through the state: each item is one command with its
-own visible life. Nothing is polled: the outbox and the workers' own changes tell what ended.
+Owns the previews and the operations, running and past. Works through the state: each item is one command with its own
+visible lifecycle. Nothing is polled: the command queue and changes of workers signal completion.
 
-After a restart of the manager an operation goes on where it was, if the manager was away for less than ten minutes;
-otherwise it ends as `interrupted`, and `retry` offers what it has not done. Nobody is stopped by a wish of yesterday.
+After a restart of the manager an operation continues if the manager was down for less than ten minutes; otherwise it
+ends as `interrupted`, and `retry` offers the remaining workers, so that an old request stops nothing unexpectedly.
 """
 
 from __future__ import annotations

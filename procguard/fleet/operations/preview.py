@@ -1,4 +1,4 @@
-"""What an operation would do, before it does it: the numbers an operator is asked to confirm. Pure."""
+"""Preview of an operation: the numbers that an operator confirms. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What happens when a host goes silent or a worker fails.
+"""Recovery from silent hosts and failed workers.
 
-`monitor.py` notices, `policy.py` decides (a pure table), `handler.py` acts, `reassignment.py` moves tasks to other
+`monitor.py` detects, `policy.py` decides (a pure table), `handler.py` acts, `reassignment.py` moves workers to other
 hosts. Start with `policy.py`.
 """

@@ -1,8 +1,8 @@
-"""The brake: many hosts silent at once are more likely a dead network, or this manager, than dead hosts.
+"""The recovery circuit breaker: suspends host recovery when many hosts become silent at once.
 
-Pulled when max(3, 20 % of the fleet) fell silent within one heartbeat_timeout: then no host is recovered. Released when
-they are back; or after 5 min, if SSH to other hosts works, because then the silence is theirs and not ours. Pure: who
-is tried over SSH is asked of `probe`, what came of it is told by `ssh_answered`.
+Many silent hosts usually mean a failed network or a failed manager rather than failed hosts. The breaker opens when
+max(3, 20 % of the fleet) became silent within one heartbeat_timeout. It closes when they are back, or after 5 min if
+SSH to other hosts works. Pure: `probe` selects the host to try over SSH, `ssh_answered` receives the result.
 """
 
 from __future__ import annotations

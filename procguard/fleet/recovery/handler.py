@@ -1,8 +1,7 @@
-"""FailureHandler: carries out what the table in policy.py decides, each step an event.
+"""FailureHandler: carries out the decisions of policy.py; each step is an event.
 
-Owns the open incidents of silent agents (their attempts are durable with the agent's record); the tasks that may
-have to change their host are reassignment.py's. It is handed `probe` (SSH, in another process) and `spawn`, and knows
-neither.
+Owns the open incidents of silent agents (their attempts are durable with the agent's record); reassignment.py owns
+the workers that may have to move. Receives `probe` (SSH, in another process) and `spawn`, and knows neither.
 """
 
 from __future__ import annotations

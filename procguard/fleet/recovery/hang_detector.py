@@ -1,7 +1,8 @@
-"""Which workers look hung: what their host found (`suspect`), or a CPU and a memory that both lie idle. Alerts only.
+"""Detects workers that appear to hang: reported by their host (`suspect`), or idle in both CPU and memory. Alerts
+only.
 
-Looks at the reports that are new since the last time: its cost follows what is said, not how large the fleet is.
-A sleeping process is healthy: nobody is restarted for what is found here.
+Examines only reports that are new since the last round, so that its cost does not depend on the size of the fleet. A
+sleeping process may be healthy: nothing is restarted because of a finding.
 """
 
 from __future__ import annotations

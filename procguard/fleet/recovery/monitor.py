@@ -1,9 +1,9 @@
-"""ProcessMonitor: who has fallen silent, and which worker looks hung. Suspects before it calls anything dead.
+"""ProcessMonitor: detects silent agents and workers that appear to hang. An agent is suspect before it is unreachable.
 
-`tick(now)` reads what the fleet has seen and returns findings; it does no I/O and changes nothing. Its own memory is
-only what a finding needs (who was called lost, the brake, since when a worker idles). Durations are told by the
-monotonic clock alone: a wall clock that jumps changes nothing here. When many fall silent together is
-circuit_breaker.py's, what a hang is hang_detector.py's.
+`tick(now)` reads the observed status and returns findings; it does no I/O and changes nothing. Its own state is
+limited to what findings need (lost agents, the circuit breaker, idle times). Durations are measured by the monotonic
+clock only, so that jumps of the wall clock have no effect. circuit_breaker.py handles many silent agents,
+hang_detector.py hangs.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Tasks that may have to change their host: those of lost hosts, and those that failed where they are.
+"""Workers that may have to move: those of lost hosts, and those that failed.
 
-Carries out what `recovery.decide_task` decides, through `Places.reassign`, which alone gives a task away and proves
-for itself that no instance is left. Owns the open cases; they are rebuilt from the state by the next manager, and what
-counts (moves, withdrawn rights, epochs) is durable with the records.
+Carries out the decisions of `recovery.decide_task` through `PlacementService.reassign`, which alone reassigns a
+worker and verifies that no instance is left. Owns the open cases; the next manager rebuilds them from the state.
+Everything that counts (moves, withdrawn assignments, epochs) is durable with the records.
 
-A manager that dies between the change of hands and its delivery: worker, epoch and withdrawn right are one commit.
-Before it, the task is where it was; after it, the spare finds it among its assignments, and the old host finds its
-right gone.
+Worker, epoch and withdrawal are one commit, for a manager that dies during a reassignment. Before the commit the
+worker is where it was; after it, the spare finds the worker among its assignments, and the old host receives the
+removal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every field of an event. Events are stored as they are shown: a field is the key of that name."""
+"""The fields of an event. Events are stored as they are shown: a field is the key of that name."""
 
 from __future__ import annotations
 

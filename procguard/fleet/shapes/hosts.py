@@ -1,4 +1,4 @@
-"""Every field of a host and its agent; a launcher that waits for approval has some of them, and three of its own."""
+"""The fields of a host and its agent; a pending launcher has some of them, and three of its own."""
 
 from __future__ import annotations
 

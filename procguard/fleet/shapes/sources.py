@@ -1,4 +1,4 @@
-"""What the fields of a worker and of a host are read from: its records, and what follows from several of them."""
+"""Sources for the fields of workers and hosts: their records, and values derived from several of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a source into what is shown of it: the API's object, a row of the live feed, what is measured, /metrics."""
+"""Turns a source into views: the API's object, a row of the live feed, measurements, /metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every field of a worker. A new one is a line here."""
+"""The fields of a worker. A new field is a line here."""
 
 from __future__ import annotations
 

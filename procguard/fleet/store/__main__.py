@@ -1,4 +1,4 @@
-"""The saving process: `python -m procguard.fleet.store DATABASE FILE NICENESS` writes the readable snapshot."""
+"""The snapshot process: `python -m procguard.fleet.store DATABASE FILE NICENESS` writes the readable snapshot."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A state's database as a file: its schema and migrations, and what it proves. Reads, checks, copies; commits nothing.
+"""The database file of a state: its schema, migrations and proofs of completeness. Reads, checks, copies; never
+commits.
 
-What proves that nothing is missing: `proof` covers every record; `in_use` says that a write-ahead log must be there;
-its index, as a process that was killed leaves it, says how much of it was durable.
+Three things prove that nothing is missing: `proof` covers every record; `in_use` requires a write-ahead log; and the
+log's index, as left by a killed process, shows how much of the log was durable.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Group commit: many callers hand in what is to be written, one of them at a time writes for all.
+"""Group commit: many callers submit writes, and one caller at a time writes for all.
 
-Owns the order and the waiting. What is written, and how, is the `write` it is given; it runs off the event loop.
+Owns the order and the waiting. `write` is passed in and runs off the event loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the fleet asks of a store: tables of JSON records and a history of events, changed by durable commits.
+"""The interface of a store: tables of JSON records and an event history, changed by durable commits.
 
-Every commit carries the store's term, which rises with each `load`. It has one of three outcomes: it is durable when
-`commit` returns; the disk refused it (NotDurable: it follows with the next commit that succeeds); or a later term holds
-the state (Fenced: terminal, this process must not go on).
+Every commit carries the store's term, which increases with each `load`. It has one of three outcomes: it is durable
+when `commit` returns; the disk refused it (NotDurable: it is written with the next successful commit); or a later
+term holds the state (Fenced: terminal, this process must exit).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The history of measurements on disk: appended row by row, so that a restart of the manager loses a few seconds of it.
+"""The history of measurements on disk: appended row by row, so that a restart of the manager loses only a few seconds.
 
-One series of files for each kind and span, `workers-1h-000017.seg`; each record is checked, and reading ends at the
-first that is torn. A file holds as many rows as its span has points; one before the newest suffices, so the disk holds
-at most twice what memory does, compressed. Nothing depends on these files: what can't be read is told and left out.
+One series of files for each kind and span, `workers-1h-000017.seg`. Each record has a checksum, and reading stops at
+the first torn one. A file has as many rows as its span has points, and one older file is kept, so that the disk holds
+at most twice the data in memory, compressed. Nothing depends on these files: unreadable ones are reported and
+skipped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The operators' commands on their way to the agents: accepted -> delivered -> done | failed | expired.
+"""The command queue: operators' commands on their way to agents: accepted -> delivered -> done | failed | expired.
 
-Owns the command records and their order. start and stop need no delivery of their own (agents converge on the
-assignments); they are kept here so that their life can be seen. restart and kill act at most once, on one attempt.
+Owns the command records and their order. start and stop need no delivery (agents converge on their assignments); they
+are recorded here to make their lifecycle visible. restart and kill act at most once, on one attempt.
 
-Ten thousand commands may be open at once and every heartbeat asks for its own: whatever is asked often has an index.
-That a command was delivered is only observed: a new manager delivers it once more.
+Ten thousand commands may be open, and every heartbeat queries its own, so that frequent queries have an index.
+Delivery is not durable: a new manager delivers a command once more.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""One deployment: hosts and the workers their inventory declares, checked as a whole before anything changes.
+"""One deployment: hosts and the workers that their inventory declares, checked as a whole before anything changes.
 
-Rules of DESIGN §4 "Redeploy": a changed spec is stored and the child left alone; a worker gone from the inventory runs
-on, marked undeclared (`prune` removes it); one that moved to another host is refused until the old instance is gone;
-an operator's stop survives.
+Rules of DESIGN §4 "Redeploy": a changed specification is stored and the process left alone; a worker that is no
+longer declared keeps running, marked undeclared (`prune` removes it); one that moved to another host is refused until
+its old instance has stopped; a stop by an operator is preserved.
 
-A worker belongs to the host it lives on, unless another one, its home, still declares it. Deploying, pruning or
-undeploying a host never touches an instance on another host.
+A worker belongs to its current host, unless another host, its home, still declares it. Deploying, pruning or
+undeploying a host never affects an instance on another host.
 """
 
 from __future__ import annotations

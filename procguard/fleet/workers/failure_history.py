@@ -1,7 +1,7 @@
-"""A host's reputation: a short ledger of what went wrong there, which fades with time.
+"""The failure history of a host, and the score derived from it; entries lose weight over time.
 
-Pure. It is stored with the agent's record. It orders spares and is shown; it never keeps a host out by itself: that is
-what cordon is for.
+Pure. It is stored with the agent's record. The score orders spares and is shown; it never excludes a host: use cordon
+for that.
 """
 
 from __future__ import annotations

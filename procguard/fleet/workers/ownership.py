@@ -1,7 +1,7 @@
-"""Whose a worker is: given to an agent, taken back from one, adopted from what an agent says, dropped.
+"""Ownership of workers: assigned to an agent, withdrawn, adopted from an agent's report, dropped.
 
-Owns what such a change means for the records of both sides. That nothing of it is left where it was, its caller has
-made sure of (places.py, leases.py) or an agent has proven (agents/heartbeat.py).
+Owns the effects of such a change on the records of both sides. The caller has verified that no instance is left
+(placement_service.py, leases.py), or an agent has proved it (agents/heartbeat.py).
 """
 
 from __future__ import annotations

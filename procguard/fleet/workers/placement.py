@@ -1,7 +1,6 @@
-"""Which spare takes a task over. Pure: facts about hosts in, a choice and every reason against the others out.
+"""Placement of a worker on a spare. Pure: facts about hosts in; the choice and the reasons against all others out.
 
-An unsuitable host is never chosen; its reason is returned instead (`Placement.rejected`), and
-the task waits.
+An unsuitable host is never chosen; its reason is returned instead (`Placement.rejected`), and the worker waits.
 """
 
 from __future__ import annotations

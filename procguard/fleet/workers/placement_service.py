@@ -1,10 +1,10 @@
-"""Hosts as places for tasks: which may take a task over, and the act of giving it to one.
+"""Placement of workers on hosts: candidates, and the reassignment of a worker to one of them.
 
-Owns cordons, reputations, and the one way by which a task changes its host on the manager's initiative. Works through
-the fleet's state; decides no *when* (fleet/recovery/reassignment.py does) and knows no SSH.
+Owns cordons, failure histories, and the only way by which the manager moves a worker to another host. Works through
+the fleet's state; does not decide *when* (fleet/recovery/reassignment.py) and knows no SSH.
 
-Invariant: a task is given to another agent only while its instance is confirmed stopped
-(`leases.is_confirmed_stopped`), checked in the same transaction in which ownership changes. An early call is refused.
+Invariant: a worker is reassigned only while its instance is confirmed stopped (`leases.is_confirmed_stopped`),
+checked in the same transaction in which ownership changes. An early call is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Taking out of the fleet what is gone for good, all at once: first shown, then confirmed with the token of that.
+"""Removes lost workers from the fleet in bulk: first a preview, then a confirmation with its token.
 
-Gone are workers that nobody declares any more and that have ended, and those of hosts not heard for `silent_s`. Owns
-the previews; what may not be forgotten is refused by the fleet, worker by worker, and never hides the others.
+Removes workers that are undeclared and have ended, and workers of hosts without a heartbeat for `silent_s`. Owns the
+previews; the fleet refuses workers that may still be running, one by one, without affecting the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Workers: declared, commanded and taken out of the fleet.
+"""Workers: declaration, commands and removal.
 
-Owns what an operator's command changes of what is wanted of a worker. Its way to the agent is command_queue.py's; the
-members of a gang are commanded together (fleet/gangs/controller.py). A method marked "durable" returns when its change
-is on disk.
+Owns how a command changes the desired state of a worker. command_queue.py delivers commands; members of a gang are
+commanded together (fleet/gangs/controller.py). A method marked "durable" returns when its change is on disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What differs between two specifications of a worker, in lines for people. Values of env are never shown."""
+"""Differences between two specifications of a worker, as readable lines. Values of env are never shown."""
 
 from __future__ import annotations
 

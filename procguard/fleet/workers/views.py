@@ -1,4 +1,4 @@
-"""What follows from the records of workers and hosts, for what is shown of them (fleet/shapes). Pure."""
+"""Values derived from records of workers and hosts, for views (fleet/shapes). Pure."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The manager's own greenlets. Each owns when something happens, never what; the decisions are in `fleet`."""
+"""Greenlets of the manager. Each owns when something happens; the decisions are in `fleet`."""

@@ -1,4 +1,4 @@
-"""The loop that samples what everybody measures, and has it written. Owns the moments; decides nothing."""
+"""The loop that samples measurements and writes them. Owns the timing; decides nothing."""
 
 from __future__ import annotations
 

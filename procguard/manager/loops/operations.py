@@ -1,4 +1,4 @@
-"""The greenlet that carries operations on: at once when something ended, else once a second for what is late."""
+"""The greenlet that advances operations: at once when something ended, else once a second for timeouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens for operators, viewers, launchers and scrapers; log-in and log-out of browsers; the audit."""
+"""Tokens for operators, viewers, launchers and scrapers; login and logout of browsers; the audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents as operators see them: approval of launchers, secrets, and forgetting those that are gone."""
+"""Agents: approval of launchers, secrets, and removal of lost agents."""
 
 from __future__ import annotations
 

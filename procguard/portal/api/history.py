@@ -1,6 +1,6 @@
-"""What happened and why: events by filter, their export as JSON lines, a worker explained, incidents of silent hosts.
+"""History: filtered events, their export as JSON lines, explanations of workers, incidents of silent hosts.
 
-Reads only. Knows HTTP and the fleet's queries; what an event means is in fleet/history/events.py.
+Read-only. Knows HTTP and the fleet's queries; fleet/history/events.py defines events.
 """
 
 from __future__ import annotations

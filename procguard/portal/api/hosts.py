@@ -1,8 +1,8 @@
-"""Hosts: how they are, whether tasks may go there, and what the manager does there over SSH: a try, its agent's
-restart, upgrade and log, a tunnel.
+"""Hosts: status, cordons, and the manager's actions over SSH: a connection check, restart, upgrade and log of the
+agent, a tunnel.
 
-The rules are in fleet/workers/placement_service.py and fleet/agents/maintenance.py, tunnels are the manager's
-(manager/tunnels.py). Agents and their secrets are in agents.py.
+The rules are in fleet/workers/placement_service.py and fleet/agents/maintenance.py; manager/tunnels.py owns tunnels.
+agents.py has agents and their secrets.
 """
 
 from __future__ import annotations

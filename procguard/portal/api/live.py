@@ -1,4 +1,4 @@
-"""The lists' snapshots, compressed, for the live protocol to go on from; and what the fields in them are."""
+"""Compressed snapshots of the lists, from which the live protocol continues, and the description of their fields."""
 
 from __future__ import annotations
 

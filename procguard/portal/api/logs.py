@@ -1,4 +1,4 @@
-"""A worker's log: the last lines, filtered; following; downloading."""
+"""A worker's log: the last lines, filters, following, download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manager itself: whether it is alive and ready, its metrics, its CA, the description of its interface."""
+"""The manager itself: liveness, readiness, metrics, its CA, the description of its API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured of a worker or a host over 15 minutes, an hour or a day, for charts."""
+"""Measurements of a worker or a host over 15 minutes, an hour or a day, for charts."""
 
 from __future__ import annotations
 

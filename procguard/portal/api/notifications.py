@@ -1,4 +1,4 @@
-"""Where alerts go and how that fares; a test message on request."""
+"""Notification targets, their status, and test messages."""
 
 from __future__ import annotations
 

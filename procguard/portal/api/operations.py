@@ -1,5 +1,6 @@
-"""Commands to many workers: preview, begin, look, cancel, retry (fleet/operations/controller.py has the rules); and the
-purge of those that are gone for good (fleet/workers/purge.py)."""
+"""Commands for many workers: preview, start, inspect, cancel, retry (rules in fleet/operations/controller.py), and the
+purge of lost workers (fleet/workers/purge.py).
+"""
 
 from __future__ import annotations
 

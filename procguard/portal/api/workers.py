@@ -1,7 +1,7 @@
-"""Workers: their list, one of them, commands to them and what became of these, moves to another host.
+"""Workers: the list, one worker, commands and their results, moves to another host.
 
-Names who asks, checks what was sent, and hands it to the fleet. Logs are in logs.py, why a worker is as it is in
-history.py, its launcher's and agent's own routes in agent_api/handlers.py.
+Identifies the caller, validates the request, and passes it to the fleet. Logs are in logs.py, explanations in
+history.py, the routes of launchers and agents in agent_api/handlers.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Who is asking, and may they. Everything is refused unless a rule here says otherwise (docs/security.md).
+"""Identifies callers and checks their rights. Access is denied unless a rule here allows it (docs/security.md).
 
-Operator and viewer: a bearer token, a browser session opened with one; operator also the manager's own user on its own
-machine. Agent: the secret it was given, good for its own workers. Knows requests only as WSGI environments; which route
-needs which right is gate.py.
+Operators and viewers: a bearer token, or a browser session opened with one; the manager's own user on its own machine
+is an operator too. Agents: their own secret, valid for their own workers. Knows requests only as WSGI environments;
+gate.py knows which route needs which right.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The audit: who asked for which change, from where, and what came of it. Append-only, bounded, on disk.
+"""The audit log: who requested which change, from where, and its result. Append-only, bounded, on disk.
 
-Owns three logs of the store's history (changes, log-ins, refusals), which are read as one. Each has a share of its own,
-in memory and on disk, so that neither log-ins nor refusals drive changes out. All changes are written; of one token's
-logins and one caller's refusals only up to a limit, and the rest is counted. A change and its record are one commit,
-where it is known by then what it changes; a record of its own follows where the answer was another. Reads nothing but
-requests.
+Owns three logs of the store's history (changes, logins, refusals), which are read as one. Each has its own share in
+memory and on disk, so that logins and refusals cannot displace changes. All changes are written; logins of one token
+and refusals of one caller only up to a limit, and the rest is counted. A change and its record are one commit if the
+record is complete by then; a different outcome is recorded separately. Reads requests only.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""The gate in front of every route: it holds to what the route's declaration (agent_api/declaration.py) says of who
-may call it.
+"""Guards every route: enforces the access that the route's declaration (agent_api/declaration.py) allows.
 
-A route without a declaration is an operator's only. What agents and launchers ask is looked at by
-agent_api/handlers.py, whichever way it comes; how a caller is recognised is access.py. Every change that somebody
-asked for is written down (audit.py). Whoever is let in is let in for as long as their token or session stands: the
-connection of an answer that is still being made or sent is cut when it ends (live_uses.py).
+A route without a declaration is for operators only. agent_api/handlers.py checks requests of agents and launchers on
+every channel; access.py identifies callers. Every requested change is audited (audit.py). Access lasts as long as the
+caller's token or session: when it ends, the connections of its unfinished responses are closed (live_uses.py).
 """
 
 from __future__ import annotations

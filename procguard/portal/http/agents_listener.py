@@ -1,7 +1,7 @@
-"""Where tunnels end: a port of this machine's loopback that serves agents' routes and nothing else.
+"""The end of tunnels: a loopback port that serves agents' routes and nothing else.
 
-What comes out of a tunnel comes from this machine and from the manager's own user, and is yet the word of whoever sits
-at the other end. So nobody is an operator here, whatever they show: only agents' secrets and enrolment tokens count.
+A tunnel's connections come from this machine and the manager's own user, but are controlled by the remote host.
+Therefore no caller is an operator here: only agents' secrets and enrolment tokens are accepted.
 """
 
 from __future__ import annotations

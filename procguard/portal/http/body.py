@@ -1,7 +1,7 @@
-"""The body of a request: of a declared length, or in chunks (RFC 9112, 7.1), which are read strictly and with bounds.
+"""Request bodies: of declared length, or chunked (RFC 9112, 7.1), read strictly and within limits.
 
-What surrounds the data costs its sender: chunk extensions and trailers are skipped within small limits, and a body that
-is mostly framing is refused, as Go's net/http does. Knows the framing; when a body is too large its reader decides.
+Chunk extensions and trailers are skipped within small limits, and a body that consists mostly of framing is refused,
+as in Go's net/http. Knows the framing; the reader decides when a body is too large.
 """
 
 from __future__ import annotations

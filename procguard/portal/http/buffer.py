@@ -1,7 +1,7 @@
-"""What a connection's peer sends, read from the socket as it comes. An idle connection holds no buffer.
+"""Reads a connection's data from its socket. An idle connection holds no buffer.
 
-A file to whoever reads a body or a WebSocket's frames; `head` is what a server asks first. A BufferedReader would keep
-8 KB for each of tens of thousands of connections that mostly wait, and take several calls where one will do.
+A file object for readers of bodies and WebSocket frames; `head` returns the head of a request. A BufferedReader would
+hold 8 KB for each of tens of thousands of mostly idle connections, and need several calls instead of one.
 """
 
 from __future__ import annotations

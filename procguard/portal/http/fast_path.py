@@ -1,8 +1,8 @@
-"""The short way for what comes thousands of times a second: heartbeats and held polls.
+"""The fast path for frequent requests: heartbeats and long polls.
 
-The same handlers, the same access, the same answers as by the application's routes, without their machinery: a
-route is one look into a dict, and what stands in the head of every answer is written once. An address with an escaped
-character, or another method, takes the long way. Knows WSGI's environment and the shape of answers, not what they say.
+The same handlers, access checks and responses as in the application's routes, without their overhead: a route is one
+dict lookup, and the constant part of a response head is built once. Addresses with escaped characters and other
+methods use the application. Knows WSGI environments and the format of responses, not their content.
 """
 
 from __future__ import annotations

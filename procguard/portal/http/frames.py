@@ -1,6 +1,6 @@
-"""WebSocket frames as bytes (RFC 6455, 5.2), without a connection: written for a client, read strictly from one.
+"""WebSocket frames as bytes (RFC 6455, 5.2): encodes frames for a client, and reads a client's frames strictly.
 
-Pure but for the source it reads from. Knows neither messages nor who sends them.
+Pure except for its byte source. Knows neither messages nor senders.
 """
 
 from __future__ import annotations

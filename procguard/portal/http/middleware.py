@@ -1,6 +1,6 @@
-"""The outermost layer of every answer: request id, security headers, counting, and a JSON 500 when all else failed.
+"""The outermost layer of every response: request id, security headers, counters, and a JSON 500 for unhandled errors.
 
-A WSGI middleware; knows nothing of routes.
+WSGI middleware; knows nothing of routes.
 """
 
 from __future__ import annotations

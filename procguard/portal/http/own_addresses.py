@@ -1,8 +1,9 @@
-"""This machine's addresses: which of them agents may be offered, and whether a connection came to the one it names.
+"""This machine's addresses: which of them may be offered to agents, and whether a connection came to the address it
+names.
 
-Reads the kernel's tables; knows no agent. An address that is not configured is offered only where it may lead out of
-this machine: a bridge whose ports are all containers' or virtual machines' (docker0, virbr0) has an address that is
-another user's on the next machine.
+Reads the kernel's tables; knows no agents. An unconfigured address is offered only if it may be reachable from
+outside: a bridge whose ports all belong to containers or virtual machines (docker0, virbr0) has an address that
+another machine may use differently.
 """
 
 from __future__ import annotations

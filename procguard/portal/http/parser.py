@@ -1,8 +1,8 @@
-"""The head of a request, taken apart once and strictly: no second way to read it that a proxy before us might choose.
+"""Parses the head of a request strictly, so that a proxy in front cannot interpret it differently.
 
-Pure: bytes in, a `Head` out. Knows HTTP/1's framing (RFC 9112), nothing of sockets or routes. A tenth of the time that
-http.client's parser takes, which is made for mail. Lines end with CRLF and nothing else: where a head ends must not
-depend on how its bytes arrive.
+Pure: bytes in, a `Head` out. Knows HTTP/1 framing (RFC 9112), nothing of sockets or routes. Ten times faster than the
+parser of http.client, which is made for mail. Lines must end with CRLF: the end of a head must not depend on how its
+bytes arrive.
 """
 
 from __future__ import annotations

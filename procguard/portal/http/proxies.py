@@ -1,6 +1,6 @@
-"""Reverse proxies that are believed: who asks, and over http or https, is then what they say. Knows WSGI environments.
+"""Trusted reverse proxies: the client address and scheme are taken from their headers. Knows WSGI environments.
 
-Only a peer of `web.trusted_proxies` is believed, and nobody behind one is ever the manager's local operator.
+Only peers in `web.trusted_proxies` are trusted, and no client behind one is the local operator.
 """
 
 from __future__ import annotations

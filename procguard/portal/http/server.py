@@ -1,7 +1,8 @@
-"""The HTTP server: gevent's pywsgi with what it lacks. TCP_NODELAY (else every keep-alive answer waits 40 ms for a
-delayed acknowledgement), a parser of its own for the head, deadlines without a timer for each, a bound on connections
-that lets strangers go first, JSON for requests it can't parse, no reading of bodies that were refused, and a short way
-for heartbeats.
+"""The HTTP server: gevent's pywsgi with additions.
+
+Adds TCP_NODELAY (otherwise every keep-alive response waits 40 ms for a delayed acknowledgement), a strict parser for
+the head, deadlines without a timer per connection, a connection limit that evicts unidentified clients first, JSON
+errors for requests that cannot be parsed, no reading of refused bodies, and a fast path for heartbeats.
 
 Knows sockets and HTTP framing; nothing of routes.
 """

@@ -1,4 +1,4 @@
-"""What a server needs of the system: a port, or one clear line why not, and descriptors for its connections."""
+"""System resources of a server: a port, or a clear error, and file descriptors for its connections."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the portal's lists show of each worker and each host: one row of columns, and apart from it what is measured.
+"""Columns of the portal's lists of workers and hosts, with measurements separate from state.
 
-Which fields, and how each is read, is said in fleet/shapes; what a row says is what a view would say, with times as
-Unix seconds. Columns change when something happened, measures all the time. Pure but for reading the fleet's records.
+fleet/shapes declares the fields and how they are read; a row has the same values as a view, with times as Unix
+seconds. Columns change with events, measurements continuously. Pure except for reading the fleet's records.
 """
 
 from __future__ import annotations

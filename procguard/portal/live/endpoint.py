@@ -1,4 +1,4 @@
-"""/ws: lets clients in and carries their subscriptions to the live hub."""
+"""/ws: admits clients and passes their subscriptions to the live hub."""
 
 from __future__ import annotations
 

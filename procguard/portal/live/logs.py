@@ -1,7 +1,7 @@
-"""The live topic of one worker's log: its last lines, then what is written, as far as each client wants it.
+"""The live topic of one worker's log: its last lines, then new output, limited by each client's credit.
 
-By credit: a client that says how much it can take is sent no more than that until it has read it; one that fell behind
-is notified and restarts from the store. Nothing is buffered in memory for a hidden page.
+A client grants credit and receives no more than that until it has read it. A client that falls behind is notified and
+restarts from the store. Nothing is buffered in memory for a hidden page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The lines around one place of a log: an address (attempt, stream, offset), or a moment.
+"""Log lines around a position: an address (attempt, stream, offset) or a time.
 
-Owns the form of an address, `3.out.73014`, as links, searches and the API write it. Reads files through the log store;
+Owns the format of an address, `3.out.73014`, used by links, searches and the API. Reads files through the log store;
 safe in a worker thread. Knows no HTTP.
 """
 

@@ -1,8 +1,8 @@
-"""The regular expressions that users write: one dialect, RE2's, read once and meant the same by RE2 and Python's `re`.
+"""Users' regular expressions: one dialect, RE2's, with the same meaning in RE2 and in Python's `re`.
 
-RE2 matches them on the manager, in time linear in the text and in bounded memory. Hosts have no RE2: they get the same
-expression rewritten for Python's `re` (`for_hosts`), which needs no flags. What the two cannot mean alike is refused.
-Owns the dialect (docs/protocol.md#regular-expressions); knows no logs, no HTTP, no hosts.
+RE2 matches on the manager, in time linear in the text and in bounded memory. Hosts have no RE2: they receive the same
+expression rewritten for Python's `re` (`for_hosts`), without flags. Expressions that cannot mean the same in both are
+refused. Owns the dialect (docs/protocol.md#regular-expressions); knows no logs, no HTTP, no hosts.
 """
 
 from __future__ import annotations

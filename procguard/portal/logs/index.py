@@ -1,11 +1,12 @@
-"""LogIndex: notes when the stored bytes of each stream were written, as rising 16-byte records (offset, wall time).
+"""LogIndex: records when the stored bytes of each stream were written, as increasing 16-byte records (offset, wall
+time).
 
-The writer of `<attempt>.<stream>.idx`; `log_reader.TimesOf` reads it. A record may be on disk before its bytes are:
-after a manager that died in between, or a disk that took only a part, the first new record cuts those off. Owns no
-lock: the store gives a stream one writer at a time.
+The writer of `<attempt>.<stream>.idx`; `reader.TimesOf` reads it. A record may be on disk before its bytes; after a
+crash or a partial write, the first new record removes such records. Owns no lock: the store allows one writer per
+stream.
 
-Whose bytes they are says when they were written. So an index has a bound of its own, whatever is said: the larger it
-is, the coarser it becomes.
+The owner of the bytes supplies the times, so that the index has its own size limit: the larger it is, the coarser it
+becomes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where expressions meet logs on the manager: in threads, in bounded time, and for each caller a share of it.
+"""Matches expressions against logs on the manager: in threads, in bounded time, with a share for each caller.
 
-RE2 lets the event loop run while it matches (it releases the interpreter's lock); reading an expression and walking
-through lines take turns with the loop. Owns these threads and who uses how many; knows no HTTP and no files.
+RE2 releases the interpreter lock while it matches; reading expressions and iterating over lines alternate with the
+event loop. Owns these threads and their shares; knows no HTTP and no files.
 """
 
 from __future__ import annotations

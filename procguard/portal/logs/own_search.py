@@ -1,8 +1,8 @@
-"""The manager's own part of a search: what it stores of the workers' logs and no host that was asked still holds.
+"""The manager's part of a search: stored logs that no queried host has.
 
-That is all of a worker whose host can't be asked, the attempts of a worker that moved from before its present host, and
-what a host says that it has no longer (it keeps logs.keep_local of each). Owns which files these are, the greenlet that
-has them looked through in Matching's thread, and its bounds. Knows no HTTP.
+These are all logs of workers on unreachable hosts, attempts of a moved worker before its current host, and what a
+host has deleted (it keeps logs.keep_local of each). Owns the selection of files, the greenlet that searches them in
+Matching's thread, and its limits. Knows no HTTP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one request asks of a log: how many lines, of which attempt and stream, since when, matching what."""
+"""Parameters of a log request: number of lines, attempt and stream, start time, pattern."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""How much of the workers' logs stays on the manager's disk: what has to go, so that a worker, and all together, stay
-within their bounds. Pure but for `measure`, which looks at the disk.
+"""Retention of workers' logs on the manager: what to delete, so that each worker and all together stay within their
+limits. Pure except for `measure`, which reads the disk.
 
-Old attempts go first and whole; of a worker's newest attempt the head goes, as a hole with its size marked. Where all
-together are too many, those above an equal share give first: whoever writes most pushes out its own, nobody else's.
+Old attempts are deleted first; of a worker's newest attempt the beginning is deleted, as a hole with a marker. If the
+total is too large, workers above an equal share are trimmed first, so that the largest writer displaces only its own
+output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """/metrics: the fleet and the manager itself, for Prometheus.
 
-The fleet's series are in fleet.py; here is what the manager counts of itself, and the answer, which is kept for
-a moment so that several scrapers cost one pass.
+fleet.py has the fleet's series; this module has the manager's own counters and the response, which is cached briefly
+so that several scrapers cost one pass.
 """
 
 from __future__ import annotations

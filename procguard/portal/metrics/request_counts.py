@@ -1,6 +1,6 @@
-"""Requests answered and how long they took, counted by plain additions: it happens thousands of times a second.
+"""Counts requests and their durations by plain additions, thousands of times a second.
 
-prometheus_client's counters take a lock and look up a child for each; that was a tenth of a heartbeat's whole cost.
+prometheus_client's counters take a lock and look up a child for each; that was a tenth of a heartbeat's cost.
 """
 
 from __future__ import annotations
