@@ -37,7 +37,7 @@ REST_EVERY = 2_000  # connections looked at in one go: well under a millisecond
 
 
 class Unproven(Generic[Connection]):
-    """Connections that have not shown yet whose they are, oldest first, of each address and in all."""
+    """Unidentified connections, oldest first, per address and in total."""
 
     def __init__(self, most: int, most_of_address: int, grace_s: float = 0.0) -> None:
         """`grace_s`: who came less long ago stays, unless there are HARD times too many."""

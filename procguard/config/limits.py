@@ -33,7 +33,7 @@ class WebLimits(BaseModel):
         ge=8,
         le=1_000_000,
         description=(
-            "Connections that have not shown yet who they are. When there are more, the one that has been silent about "
+            "Unidentified connections. When there are more, the one that has been silent about "
             "it for the longest time (a second or more; at four times as many: any time) is answered 503 and closed, "
             "so that strangers never keep agents out."
         ),

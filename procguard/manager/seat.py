@@ -112,7 +112,7 @@ class Seat:
         return boottime() < self._beat_sent + max(TRUST_S, self.own_grace_s) and not self.ended
 
     def manager_urls(self) -> list[str]:
-        """Asked for each reply to an agent: made anew only with another leader or another list of managers."""
+        """Called for each reply to an agent; rebuilt only for another leader or another list of managers."""
         made_of = (self.leader, self._edition)
         if self._urls[0] != made_of:
             self._urls = (made_of, self._joined_urls())

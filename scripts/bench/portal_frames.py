@@ -1,4 +1,4 @@
-"""What each frame of a scroll costs the page's thread: handlers, rows filled anew, style, layout, paint and whatever
+"""What each frame of a scroll costs the page's thread: handlers, rows refilled, style, layout, paint and whatever
 else (live frames, garbage) falls between it and the next. In processor time, from Chromium's own trace: others use this
 machine too, and a frame that waits for a processor is no fault of the page. By the clock as well, for comparison."""
 

@@ -167,7 +167,7 @@ class Operations:
         return self._admit(operation, now)
 
     def cancel(self, operation_id: str, actor: str, now: Now) -> dict[str, Any]:
-        """What has not begun is not begun; what was accepted goes its way and is still watched. Durable."""
+        """Items that have not started are skipped; accepted items finish and are still watched. Durable."""
         operation = self._get(operation_id)
         if not operation.live:
             raise Conflict(f"{operation_id} has already finished", "see its items", code="has_ended")
