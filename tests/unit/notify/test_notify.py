@@ -436,7 +436,7 @@ def test_secrets_come_from_environment_and_files_and_are_never_shown(
         ("{name: a, type: email, smtp_password: TheSecretPath}", "smtp_host, sender and to"),
         (
             "{name: a, type: slack, url: 'https://x/'}\n  - {name: a, type: slack, url: 'https://x/'}",
-            "a is there twice",
+            "a is used twice",
         ),
     ],
 )

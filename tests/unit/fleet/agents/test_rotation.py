@@ -130,4 +130,4 @@ def test_who_cannot_differs_from_who_is_away(world: World) -> None:
         "h1": "asked", "h3": "unsupported", "h4": "asked", "nobody": "unknown",
         "launcher:w9": "asked",
     }  # fmt: skip
-    assert "away" in found["h4"]["message"]
+    assert "unreachable" in found["h4"]["message"]
