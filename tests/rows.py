@@ -27,8 +27,8 @@ def each(name: str, rows: Iterable[Any]) -> Callable[[Callable[..., None]], Call
                 except Exception:
                     failed[str(row)] = traceback.format_exc()
             if failed:
-                told = "\n".join(f"---- {row}\n{why}" for row, why in list(failed.items())[:SHOWN])
-                raise AssertionError(f"{len(failed)} of {len(cases)} failed: {', '.join(failed)}\n{told}")
+                reported = "\n".join(f"---- {row}\n{why}" for row, why in list(failed.items())[:SHOWN])
+                raise AssertionError(f"{len(failed)} of {len(cases)} failed: {', '.join(failed)}\n{reported}")
 
         signature = inspect.signature(test)
         left = [one for one in signature.parameters.values() if one.name != name]

@@ -158,7 +158,7 @@ class ShippedQuery:
     at: float | None = seconds(None, 0.0, 4e9, "when the first byte was written, Unix seconds")
     times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
     fill: str = text("the `LogRange` that this answers", 64)
-    end: int = whole(0, 0, MAX_OFFSET, "with `fill` and `gap`: the bytes from `offset` to here are gone for ever")
+    end: int = whole(0, 0, MAX_OFFSET, "with `fill` and `gap`: the bytes from `offset` to here are lost")
     last: bool = flag("with `fill`: nothing more comes of that range")
 
 

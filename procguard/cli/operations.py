@@ -247,7 +247,7 @@ def operations_show(operation_id: str, result: str = "", json_: bool = False, la
 
 @operator_task(("operation_id",), name="cancel", help=ID_HELP)
 def operations_cancel(operation_id: str) -> None:
-    """Cancel the remaining workers of an operation; workers in progress finish. Example: invoke operations.cancel o-7f3a91bc"""
+    """Cancel the remaining workers of an operation. Example: invoke operations.cancel o-7f3a91bc"""
     view = connect().cancel_operation(operation_id)
     say(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
 

@@ -165,7 +165,7 @@ class State(_Section):
     database_grace_s: Annotated[float, Field(ge=0, le=300)] = Field(
         default=0.0,
         description=(
-            "Seconds after its last contact with `database` during which a leader continues to renew the leases of fenced "
+            "Seconds without `database` during which a leader continues to renew the leases of fenced "
             "workers, each to the host that holds it. It lets gangs survive a failover of the database; in return a "
             "worker whose host and leader die together is reassigned that much later."
         ),

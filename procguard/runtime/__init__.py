@@ -1,4 +1,4 @@
-"""The Python process itself: sharing the event loop, garbage collection, known vulnerabilities of the interpreter.
+"""Python processes: event loop, garbage collection, known vulnerabilities of the interpreter, helper processes.
 
 Knows nothing of ProcGuard; every other package may import it. Start with `cooperative.py`.
 """

@@ -1,9 +1,9 @@
-"""The leases of one fenced worker: until when it may run under which epoch, on a clock that never stands still.
+"""The leases of one fenced worker: until when it may run under which epoch, on a clock that also runs during sleep.
 
-A lease is the manager's word that the worker runs nowhere else. It counts from when the heartbeat that it answers was
-sent, on CLOCK_BOOTTIME, and ends by itself: nobody has to be heard for that. Leases are never drawn back, so of two for
-one epoch the later one holds, in whatever order they come. None is worth anything in another boot, where the clock has
-begun anew. Used by agent and runner alike; knows no process and no socket.
+A lease is the manager's guarantee that the worker runs nowhere else. It starts when the acknowledged heartbeat was
+sent, on CLOCK_BOOTTIME, and expires without any message. Leases are never revoked: of two for one epoch the later one
+is valid, in any order of arrival. A lease is invalid after a reboot, when the clock starts again. Used by agent and
+runner; knows no process and no socket.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""docs/glossary.md holds: no identifier has a replaced name."""
+"""docs/glossary.md holds: no identifier has a replaced name, and no text has one of the phrases below."""
 
 from __future__ import annotations
 
 import ast
 import functools
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,16 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 DECLARED = re.compile(
     r"\b(?:const|let|var|function|class)\s+([A-Za-z_$][\w$]*)|[{,]\s*([a-z]\w*)\s*[,}]|\bthis\.(\w+)\s*=[^=]"
 )
+
+
+# Metaphors for mechanisms, and turns of phrase that are not those of reference documentation.
+PHRASES = (
+    "anew", "for ever", "so many", "all the same", "mend the", "for want of", "has not shown yet", "have not shown yet",
+    "may look, not act", "goes its way", "has the floor", "waits patiently", "is to run, as it was", "two looks",
+    "last heard –", "is brought back by the manager over SSH", "is fetched back",
+)  # fmt: skip
+CATALOGUES = ("procguard/i18n/en.py", "procguard/i18n/reason_texts.py", "remote_agent/protocol/host_reasons.py")
+QUOTED = ("docs/glossary.md", "CHANGELOG.md")  # the one names them, the other tells what was
 
 
 def words_of(name: str) -> tuple[str, ...]:
@@ -110,3 +122,42 @@ def test_the_glossary_has_each_term_in_both_languages() -> None:
     rows = re.findall(r"^\|(.+)\|$", GLOSSARY.partition("## Names in code")[0], re.MULTILINE)[2:]
     assert len(rows) > 30
     assert [row for row in rows if any(not cell.strip() for cell in row.split("|"))] == []
+
+
+# ------------------------------------------------------------------------------------------------ prose
+
+
+def prose_of(path: Path) -> str:
+    """What is written for people: a document as a whole; the strings and comments of Python; all of a page's module."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return source
+    kinds = (tokenize.STRING, tokenize.COMMENT)
+    return "\n".join(
+        token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type in kinds
+    )
+
+
+def texts() -> Iterator[Path]:
+    product = [path for root in ("procguard", "remote_agent") for path in (REPOSITORY / root).rglob("*.py")]
+    documents = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+    pages = [*(REPOSITORY / "web" / "js").rglob("*.js"), *(REPOSITORY / "web" / "locales").glob("*.json")]
+    left_out = {REPOSITORY / name for name in (*QUOTED, *CATALOGUES)}
+    yield from (path for path in [*product, *documents, *pages] if path not in left_out)
+
+
+def phrases_in(text: str) -> list[str]:
+    flat = re.sub(r"\s+(?:#\s+)?", " ", text)
+    return [phrase for phrase in PHRASES if re.search(rf"\b{re.escape(phrase)}(?!\w)", flat)]
+
+
+def test_no_text_has_a_phrase_that_is_not_the_field_s() -> None:
+    suspects = [path for path in texts() if phrases_in(path.read_text(encoding="utf-8"))]  # names count, too
+    found = {str(path.relative_to(REPOSITORY)): phrases_in(prose_of(path)) for path in suspects}
+    assert {name: phrases for name, phrases in found.items() if phrases} == {}
+
+
+def test_a_phrase_is_found_across_lines() -> None:
+    assert phrases_in("# It is started\n    # anew.") == ["anew"]
+    assert phrases_in("mend\nthe inventory") == ["mend the"]
+    assert phrases_in("renewal") == []

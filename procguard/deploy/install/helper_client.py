@@ -1,7 +1,6 @@
 """The manager's side of the SSH helper process: sends requests, waits cooperatively, restarts the helper.
 
-Uses plain `threading` and `subprocess`, which gevent has patched when the manager imports this, so that waits do not
-block the event loop. Knows the helper's messages, no SSH.
+Knows the helper's messages, no SSH.
 """
 
 from __future__ import annotations

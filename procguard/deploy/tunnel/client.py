@@ -1,7 +1,6 @@
 """The manager's side of the tunnel process: sends the desired tunnels, receives their status.
 
-Uses plain `threading` and `subprocess`, which gevent has patched when the manager imports this. A process that dies
-is restarted and receives all tunnels again. Knows the messages; no SSH and no fleet state.
+A process that dies is restarted and receives all tunnels again. Knows the messages; no SSH and no fleet state.
 """
 
 from __future__ import annotations

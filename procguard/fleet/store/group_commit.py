@@ -110,10 +110,10 @@ class GroupCommit(Generic[Item]):
         self._run(batch, None)
 
     def _run(self, batch: list[Item], task: Callable[[], None] | None) -> None:
-        """Write `batch`, or run `task`, for everybody who waits. Only who has set `_writing` may call it.
+        """Write `batch`, or run `task`, for all waiters. Only the caller that has set `_writing` may call it.
 
-        A caller that is ended in here (a killed greenlet) leaves the write going on in its thread; it is seen through
-        all the same: nobody else may write meanwhile, and nobody may wait for ever.
+        If the caller is killed here (a greenlet), the write continues in its thread and is completed: no other caller
+        may write in the meantime, and every wait must end.
         """
         outcome: list[OSError | None] = []
         begun: list[bool] = []

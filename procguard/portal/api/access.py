@@ -267,8 +267,8 @@ class AccessApi(Resource):
             wait_s = self._wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
             return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
         csrf = session.csrf if session and caller.via == "session" else ""
-        standing = _session_view(caller.kind, caller.via, caller.actor, csrf)
-        return replace(standing, urls=self.services.manager_urls())
+        view = _session_view(caller.kind, caller.via, caller.actor, csrf)
+        return replace(view, urls=self.services.manager_urls())
 
 
 def _session_view(role: str, via: str, name: str, csrf: str) -> SessionAnswer:
