@@ -187,7 +187,7 @@ def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRi
         page = visitor.open(f"{empty_rig.url}/#/workers")
         page.get_by_role("button", name="24 gone").click(timeout=30_000)
         dialog = page.get_by_role("dialog")
-        go = dialog.get_by_role("button", name="Take out 24")
+        go = dialog.get_by_role("button", name="Remove 24")
         expect(go).to_be_disabled()
         assert violations(page) == ""
         asked: list[str] = []

@@ -267,7 +267,7 @@ def test_the_log_goes_on_across_a_restart_of_the_manager(empty_rig: ManagerRig, 
     assert time.monotonic() - returned < 3.0
     wait_until(lambda: last_number(page) > kept + 40, 30, "lines written meanwhile and after")
     shown = assert_every_line_once(page)
-    assert any("connection lost at" in text and "back after" in text for text in shown)
+    assert any("connection lost at" in text and "restored after" in text for text in shown)
     visitor.forgive("ERR_CONNECTION_REFUSED")
     visitor.forgive("ERR_CONNECTION_RESET")  # a request that was under way when the manager was killed
     visitor.forgive("/ws' failed")
@@ -344,7 +344,7 @@ def test_an_empty_portal_says_what_to_type_and_where_others_reach_it(empty_rig: 
     ]  # fmt: skip
     expect(typed.last).to_contain_text("--manager-url http://10.9.8.7:5000 ")
     expect(page.get_by_text("Other machines reach this portal")).to_contain_text("http://10.9.8.7:5000")
-    expect(page.get_by_text("logs in with a token")).to_contain_text("invoke token.create --name laptop")
+    expect(page.get_by_text("log in with a token")).to_contain_text("invoke token.create --name laptop")
     assert violations(page) == ""
 
 
@@ -354,7 +354,7 @@ def test_a_manager_for_this_machine_alone_says_so_where_nothing_runs_yet(
     empty_rig.start_manager()
     page = visitor.open(f"{empty_rig.url}/")
     settled(page)
-    expect(page.get_by_text("listens on this machine alone")).to_contain_text("web.host: 0.0.0.0")
+    expect(page.get_by_text("accepts local connections only")).to_contain_text("web.host: 0.0.0.0")
 
 
 def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig: ManagerRig, visitor: Visitor) -> None:
@@ -394,7 +394,7 @@ def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig:
     empty_rig.manager.end(signal.SIGKILL)
     button.click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-    expect(waiting).to_contain_text("As soon as it is back")
+    expect(waiting).to_contain_text("reconnects when the manager is back")
     empty_rig.start_manager("web.trust_local=false")
     expect(page.get_by_role("alert")).to_have_count(0)
     for expected in ("401", "429", "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "/ws' failed"):
