@@ -175,7 +175,7 @@ def test_a_viewers_token_shows_as_read_only(manager: FakeManager) -> None:
     refusal = {"code": "viewer", "message": "token x is a viewer: it is read-only", "next": "an operator's can"}
     manager.routes["POST /api/workers/api/command"] = lambda body: (403, {"error": refusal})
     done = run(manager.url, "stop", "api")
-    assert done.returncode == 1 and "it may look, not act; an operator's can" in done.stderr
+    assert done.returncode == 1 and "it is read-only; an operator's can" in done.stderr
     assert "Traceback" not in done.stderr
 
 

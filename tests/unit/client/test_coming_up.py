@@ -97,7 +97,7 @@ def test_a_wait_that_is_no_time_is_refused(wait: str) -> None:
 def test_wait_and_no_wait() -> None:
     assert coming_up.wait_limit("2.5", False) == WaitLimit(2.5)
     assert coming_up.wait_limit("", True) == NO_WAIT and coming_up.wait_limit("", False) == WaitLimit()
-    with pytest.raises(UsageError, match="both"):
+    with pytest.raises(UsageError, match="exclude each other"):
         coming_up.wait_limit("3", True)
 
 

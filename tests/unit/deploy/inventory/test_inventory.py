@@ -353,8 +353,8 @@ all:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ("ansible_connection: community.docker.docker", "community.docker.docker leads to no agent"),
-        ("{ansible_become: true, ansible_become_method: su}", "ansible_become_method: su is not supported; sudo is"),
+        ("ansible_connection: community.docker.docker", "community.docker.docker is not supported"),
+        ("{ansible_become: true, ansible_become_method: su}", "ansible_become_method: su is not supported; use sudo"),
         ("{ansible_become: true, ansible_become_user: \"x; rm -rf /\"}", "names no user"),
         ("ansible_become: perhaps", "ansible_become: 'perhaps' is neither true nor false"),
         ("procguard_tunnel: sometimes", "procguard_tunnel: 'sometimes' is neither true nor false"),

@@ -327,7 +327,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ProcGuardError) as refusal:
             sockets.listen("127.0.0.1", port)
-    assert f"port {port} on 127.0.0.1 is taken" in str(refusal.value) and "--port" in str(refusal.value)
+    assert f"port {port} on 127.0.0.1 is in use" in str(refusal.value) and "--port" in str(refusal.value)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])

@@ -92,7 +92,7 @@ def test_log_ins_refusals_and_log_outs_stand_there(server: RunningServer) -> Non
     assert server.ask("POST", "/api/logout", {}, acting).status == 200
     kinds = [record["kind"] for record in trail(server)[-3:]]
     assert kinds == ["login", "refused", "logout"]
-    assert "viewer's" in trail(server, kind="refused")[-1]["what"]
+    assert "is a viewer" in trail(server, kind="refused")[-1]["what"]
 
 
 def test_a_viewers_session_says_so_and_sees(server: RunningServer) -> None:
