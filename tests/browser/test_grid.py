@@ -241,7 +241,7 @@ def test_an_agent_never_seen_is_not_gone_so_soon(fleet: tuple[ManagerRig, Swarm]
     page = visitor.open(f"{rig.url}/#/workers?host=old")
     settled(page)
     expect(page.locator(".page-head .count")).to_contain_text(f"3 of {ALL + 3}")
-    page.get_by_role("button", name=re.compile("3 gone")).click()
+    page.get_by_role("button", name=re.compile("3 to remove")).click()
     dialog = page.get_by_role("dialog", name="Remove workers that no longer exist")
     expect(dialog).to_contain_text("since the manager started")
     expect(dialog.get_by_role("button", name="Remove 0")).to_be_disabled()

@@ -185,7 +185,7 @@ def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRi
         token = empty_rig.ask("POST", "/api/operations/preview", {"command": "stop", "selector": "*"})["token"]
         empty_rig.ask("POST", "/api/operations", {"token": token})
         page = visitor.open(f"{empty_rig.url}/#/workers")
-        page.get_by_role("button", name="24 gone").click(timeout=30_000)
+        page.get_by_role("button", name="24 to remove").click(timeout=30_000)
         dialog = page.get_by_role("dialog")
         go = dialog.get_by_role("button", name="Remove 24")
         expect(go).to_be_disabled()

@@ -148,7 +148,7 @@ def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store:
     assert followed(store, "1.out.70", (403, WHOLE[403:500]), (500, WHOLE[500:])) == WHOLE[70:].decode().splitlines()
 
 
-def test_a_follower_is_told_the_size_of_what_nobody_has(store: LogStore) -> None:
+def test_a_follower_sees_the_size_of_what_nobody_has(store: LogStore) -> None:
     marker, *lines = followed(store, "1.out.70", (408, WHOLE[408:]))
     assert "408 bytes of this log" in marker and lines == WHOLE[408:].decode().splitlines()
 
