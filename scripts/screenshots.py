@@ -129,7 +129,7 @@ def _demo() -> Iterator[str]:
     def is_up() -> bool:
         if process.poll() is not None:
             raise ProcGuardError(f"the demo ended: {said()[-2000:].strip()}")
-        return "Ctrl-C ends everything" in said()
+        return "Ctrl-C stops everything" in said()
 
     try:
         _wait(is_up, UP_WITHIN_S, "the demo's workers run")

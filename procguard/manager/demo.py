@@ -211,7 +211,7 @@ class Demo:
             _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
         _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
         _say(f"     curl {self._url}/api/remote-workers/train-tiny/logs")
-        _say("Ctrl-C ends everything and removes it.")
+        _say("Ctrl-C stops everything and removes it.")
 
     def _watch(self) -> bool:
         """Until told to end; False when the manager ended by itself."""

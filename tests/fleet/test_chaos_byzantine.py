@@ -223,7 +223,7 @@ def test_no_message_of_a_hostile_agent_or_launcher_has_an_effect_on_another(
             messages = LONG // 10 if chaos_report.long else SHORT
             fleet.attack(messages)
             sent += messages
-            watch.check()
+            watch.sample()
             after = fleet.snapshot()
             assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
             assert [failure for one in fleet.attackers for failure in one.failures] == []

@@ -112,7 +112,7 @@ def test_the_doctor_names_the_first_thing_that_is_wrong(world: World) -> None:
     code, text = world.doctor(ansible_port=free_port())
     assert code == 2 and "✗ port" in text and "✓ name" in text
     code, text = world.doctor(ansible_python_interpreter="/nowhere/python3")
-    assert code == 2 and "✗ installer" in text and "there is no program /nowhere/python3 on this host" in text
+    assert code == 2 and "✗ installer" in text and "program /nowhere/python3 not found on this host" in text
     code, text = world.doctor(procguard_home="/dev/null/x")
     assert "✓ login" in text
 

@@ -191,7 +191,7 @@ def test_the_lines_of_the_readme_install_it(account: Account, wheel: Path, place
     said = account.run(
         "sh", "-c", f"cd {folder} && timeout --signal=INT 60 {demo.split('#')[0]} --port 0", code=124, **more
     )
-    assert "Ctrl-C ends" in said and "nothing of it is left" in said
+    assert "Ctrl-C stops" in said and "nothing of it is left" in said
     account.run("sh", "-c", f"cd {folder} && {init.split('#')[0]}", **more)
     assert "gpu02" in (folder / "inventory.yaml").read_text()
 
@@ -261,7 +261,7 @@ def test_from_init_to_undeploy_by_commands_and_by_playbooks(account: Account, ho
     files = ("--hosts", "inventory.yaml")
     worker = f"hello-host-{host.address.replace('.', '-')}"
 
-    assert "well" in account.run("procguard", "validate", *files, "--config", "procguard.yaml")
+    assert "valid" in account.run("procguard", "validate", *files, "--config", "procguard.yaml")
     started = account.run("procguard", "manager", "--config", "procguard.yaml", "--daemon")
     assert "stop: procguard manager --stop" in started
     account.run("procguard", "trust", *files, "--yes", **there)

@@ -323,7 +323,7 @@ class CodeFolder:
     def _in_the_way(self, exc: OSError) -> InstallError:
         return InstallError(
             "in_the_way",
-            f"another file is in the way:  {exc.filename or '?'} in {self.path} ({exc.strerror})",
+            f"another file is in the way: {exc.filename or '?'} in {self.path} ({exc.strerror})",
             "move it away, or exclude that part of the code",
         )
 

@@ -153,9 +153,14 @@ def test_a_followed_log_goes_on_at_the_next_manager_without_a_gap_or_a_doubled_l
         client = Client([f"http://127.0.0.1:{one.port}" for one in made])
         seen: list[str] = []
         following = client.follow_log_lines("w1", tail=50)
-        thread = threading.Thread(target=lambda: seen.extend(line["text"] for line in itertools.islice(following, 130)))
+
+        def follow() -> None:
+            for line in itertools.islice(following, 130):
+                seen.append(line["text"])
+
+        thread = threading.Thread(target=follow)
         thread.start()
-        wait_until(lambda: _followers(first) == 1, 20, "the follower")
+        wait_until(lambda: len(seen) == 50 and _followers(first) == 1, 20, "the follower, with the tail")
         print_lines(0, *range(100, 130))
         print_lines(1, *range(100, 160))
         first.close()

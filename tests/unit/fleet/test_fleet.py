@@ -438,7 +438,7 @@ def test_knowing_a_launcher_s_hash_is_not_enough_to_change_its_command(world: Wo
 
 def test_nobody_else_can_replace_what_waits_for_approval(world: World) -> None:
     world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
-    with pytest.raises(Conflict, match=r"waits for approval from 10\.9\.9\.9"):
+    with pytest.raises(Conflict, match=r"from 10\.9\.9\.9 is already pending"):
         world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
     world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
     assert world.fleet.state.workers_by_id["train"].spec.command == "python train.py"

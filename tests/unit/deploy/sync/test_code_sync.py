@@ -166,7 +166,7 @@ def test_nothing_is_written_through_a_link_that_stands_there(host: Host, sync: S
     outside.mkdir()
     Path(sync.dest).mkdir(parents=True)
     Path(sync.dest, "pkg").symlink_to(outside)
-    with pytest.raises(HostError, match=r"something else is where the code goes.*exclude"):
+    with pytest.raises(HostError, match=r"another file is in the way: .*exclude"):
         host.bring(sync)
     assert list(outside.iterdir()) == []
     Path(sync.dest, "pkg").unlink()
@@ -218,7 +218,7 @@ def test_code_that_changes_while_it_travels_is_refused_and_nothing_is_changed(
         pack(self, *arguments)
 
     monkeypatch.setattr(source.Pack, "__init__", late)
-    with pytest.raises(HostError, match=r"train.py is not what was announced.*deploy again"):
+    with pytest.raises(HostError, match=r"train.py differs from the announced file.*deploy again"):
         host.bring(sync)
     assert tree(sync.dest) == before
     monkeypatch.undo()
