@@ -20,7 +20,7 @@ def test_every_route_is_there_with_who_may_what_it_takes_and_answers(rig: Manage
     route = page.locator(".api-route:visible")
     expect(route).to_have_count(1)
     route.locator("summary").first.click()
-    for text in ("Who: operators", '"start" | "stop" | "restart" | "kill"', "command_id", "202", "409"):
+    for text in ("Access: operators", '"start" | "stop" | "restart" | "kill"', "command_id", "202", "409"):
         expect(route).to_contain_text(text)
     expect(page).to_have_url(re.compile(r"q=restart"))
     page.get_by_role("searchbox").fill("nothing like it")

@@ -190,7 +190,9 @@ def test_check_finds_what_no_host_can_run(world: World) -> None:
     write(world, {"node1": []}, ansible_python_interpreter="/opt/nowhere/python3")
     for options in (("--check",), ()):
         python = deploy(world, *options)
-        assert python.returncode == 2 and "program /opt/nowhere/python3 not found on this host" in said(python), said(python)
+        assert python.returncode == 2 and "program /opt/nowhere/python3 not found on this host" in said(python), said(
+            python
+        )
 
 
 def test_restart_changed_with_a_typing_mistake_ends_at_the_first_host(world: World) -> None:
