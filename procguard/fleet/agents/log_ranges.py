@@ -57,6 +57,12 @@ class LogRanges:
         status = self._state.agent_status.get(worker.agent_id) if worker is not None else None
         return status is not None and status.state in ("connected", "suspect")
 
+    def is_awaited(self, worker_id: str) -> bool:
+        """Whether the agent of this worker has sent no heartbeat yet since this manager began to lead."""
+        worker = self._state.workers_by_id.get(worker_id)
+        status = self._state.agent_status.get(worker.agent_id) if worker is not None else None
+        return status is not None and status.state == "never"
+
     def end(self, question: RangeQuestion) -> None:
         self._open.pop(question.asked.range_id, None)
 

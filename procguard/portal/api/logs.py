@@ -116,7 +116,8 @@ class LogsApi(Resource):
         self.fleet.state.find(worker_id)  # 404 for an unknown one
         wanted = self._read(query)
         narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.download)
-        self.store.fetch(worker_id, wanted.attempt, wanted.stream, TAIL_BYTES if narrow else MOST_BYTES)
+        most, resumed = TAIL_BYTES if narrow else MOST_BYTES, wanted.resume is not None
+        self.store.fetch(worker_id, wanted.attempt, wanted.stream, most, await_host=resumed)
         if query.download:
             return self._download(worker_id, wanted)
         if query.follow:

@@ -43,15 +43,15 @@ class LogFetcher:
         stream: str | None,
         max_bytes: int = MOST_BYTES,
         *,
-        host_sends: bool = False,
+        await_host: bool = False,
     ) -> None:
-        """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `host_sends`: the host has
-        just sent bytes of this log, so its first heartbeat here is waited for."""
+        """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `await_host`: wait for
+        the first heartbeat of its agent, for at most 12 s: somebody was following this log at the leader before."""
         if not self.has_hosts or not self._turns.acquire(blocking=False):
             return
         try:
             deadline = time.monotonic() + WHOLE_S
-            while host_sends and not self._ranges.can_ask(worker_id) and time.monotonic() < deadline:
+            while await_host and self._ranges.is_awaited(worker_id) and time.monotonic() < deadline:
                 gevent.sleep(CONNECTED_LOOK_S)
             if worker_id not in self._listed and self._asked(worker_id, 0, "", 0, 0):
                 self._listed[worker_id] = None

@@ -125,7 +125,7 @@ class Follower:
     def _missing(self, store: LogStore, key: Key, start: int, end: int) -> Iterator[LogLine]:
         """What lies before the bytes that came: a new leader takes what is sent, and the rest is on the worker's host.
         A marker where it is not. A line that goes on in what came is begun with it."""
-        store.fetch(self.worker_id, *key, MOST_BYTES, host_sends=True)
+        store.fetch(self.worker_id, *key, MOST_BYTES, await_host=True)
         self._partial.pop(key, None)  # whole in what follows
         for line in store.beside(store.between, self.worker_id, *key, start, end):
             if line.end <= end:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from procguard.client.client import Client
 from procguard.portal.logs import absent
+from procguard.portal.logs.fetch import LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import LogQuery, parse_resume
 from procguard.portal.logs.reader import holes
@@ -146,6 +147,42 @@ def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store:
     """The new leader had nothing of the log yet; its first bytes begin in the middle of a line."""
     store.fetch = lambda *_, **__: store.fill("w1", 1, "out", 0, WHOLE[:403])
     assert followed(store, "1.out.70", (403, WHOLE[403:500]), (500, WHOLE[500:])) == WHOLE[70:].decode().splitlines()
+
+
+class _ComingHost:
+    """Its agent's first heartbeat comes after `looks` looks; then it has all that is asked for."""
+
+    has_hosts, done = True, True
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.asked: list[tuple[int, int]] = []
+
+    def is_awaited(self, _worker_id: str) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+    def ask(self, *asked: Any) -> _ComingHost | None:
+        if self.looks >= 0:
+            return None
+        _worker_id, _attempt, _stream, offset, length, wake = asked
+        self.asked.append((offset, length))
+        wake()
+        return self
+
+    def end(self, _question: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("await_host", "asked"), [(True, [(0, 0), (0, 5_000)]), (False, [])])
+def test_who_followed_at_the_leader_before_waits_for_the_host(
+    store: LogStore, await_host: bool, asked: list[tuple[int, int]]
+) -> None:
+    """It came before the agent's first heartbeat; a plain reader is shown the marker at once."""
+    store.append("w1", 1, "out", 5_000, b"later\n", 20.0)
+    host = _ComingHost(looks=3)
+    LogFetcher(host, store).complete("w1", 1, "out", await_host=await_host)  # type: ignore[arg-type]
+    assert host.asked == asked
 
 
 def test_a_follower_sees_the_size_of_what_nobody_has(store: LogStore) -> None:
