@@ -7,11 +7,13 @@ Two copies of one job are worse than none. These rules ensure that there is at m
 
 1. A lease is granted to one agent only while no other agent can hold a lease for that worker (`grants`).
 2. A granted lease counts from the time of the manager's reply, even if the reply was lost. The host counts from the
-time at which it *sent* its heartbeat, which was earlier: the manager's lease always ends later than the host's. 3.
-After a start of the manager, every fenced worker counts as leased for one whole lease: all leases of the previous
-manager were granted earlier. 4. A lease is valid evidence only if the host has reported that it holds the instance by
-the lease (`WorkerRecord.leased`). An agent or runner of an older release, or one that has not received the fence yet,
-does not. 5. Without proof an instance is not considered stopped: in doubt, `is_confirmed_stopped` returns "".
+   time at which it *sent* its heartbeat, which was earlier: the manager's lease always ends later than the host's.
+3. After a start of the manager, every fenced worker counts as leased for one whole lease: all leases of the previous
+   manager were granted earlier.
+4. A lease is valid evidence only if the host has reported that it holds the instance by the lease
+   (`WorkerRecord.leased`). An agent or runner of an older release, or one that has not received the fence yet, does
+   not.
+5. Without proof an instance is not considered stopped: in doubt, `is_confirmed_stopped` returns "".
 """
 
 from __future__ import annotations
