@@ -30,7 +30,7 @@ MARK = "NOBODY-ELSE-READS-THIS"
 SHORT, LONG = 2_400, 100_000
 ATTACKERS = 4  # of each kind
 MORE_MEMORY, MORE_DISK = 150 * 2**20, 150 * 2**20
-VOLATILE = ("last_seen", "usage", "reason", "last_exit", "next_start_in_s")
+VOLATILE = ("last_seen", "usage", "reason", "reason_code", "reason_params", "last_exit", "next_start_in_s")
 
 
 class Attacker:

@@ -150,20 +150,20 @@ def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store:
 
 
 class _ComingHost:
-    """Its agent's first heartbeat comes after `looks` looks; then it has all that is asked for."""
+    """Its agent's first heartbeat comes after `rounds` rounds; then it has all that is asked for."""
 
     has_hosts, done = True, True
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
         self.asked: list[tuple[int, int]] = []
 
     def is_awaited(self, _worker_id: str) -> bool:
-        self.looks -= 1
-        return self.looks >= 0
+        self.rounds -= 1
+        return self.rounds >= 0
 
     def ask(self, *asked: Any) -> _ComingHost | None:
-        if self.looks >= 0:
+        if self.rounds >= 0:
             return None
         _worker_id, _attempt, _stream, offset, length, wake = asked
         self.asked.append((offset, length))
@@ -180,7 +180,7 @@ def test_who_followed_at_the_leader_before_waits_for_the_host(
 ) -> None:
     """It came before the agent's first heartbeat; a plain reader is shown the marker at once."""
     store.append("w1", 1, "out", 5_000, b"later\n", 20.0)
-    host = _ComingHost(looks=3)
+    host = _ComingHost(rounds=3)
     LogFetcher(host, store).complete("w1", 1, "out", await_host=await_host)  # type: ignore[arg-type]
     assert host.asked == asked
 
