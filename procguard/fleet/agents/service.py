@@ -100,7 +100,7 @@ class AgentService:
     def excuse(self, late_s: float, gap_s: float, now: Now) -> None:
         """The manager itself was late: every silence since `gap_s` ago may have been its own, and counts for less."""
         for observed in self._state.agent_status.values():
-            if observed.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
+            if observed.last_seen is not None:  # never later than now: an agent heard since then needs no allowance
                 observed.last_seen = min(now.monotonic, observed.last_seen + late_s)
             if observed.poll_lost_at is not None:
                 observed.poll_lost_at = min(now.monotonic, observed.poll_lost_at + gap_s)

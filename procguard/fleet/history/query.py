@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,3 +69,27 @@ def operation_of(event: dict[str, Any]) -> str | None:
     """The batch operation that an event belongs to."""
     evidence = event.get("evidence")
     return evidence.get("operation_id") if isinstance(evidence, dict) else None
+
+
+def read_pages(
+    query: EventQuery,
+    limit: int,
+    page_size: int,
+    after: int | None,
+    read: Callable[[int | None, int, bool], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """At most `limit` matching events, oldest first: the newest ones, or with `after` those that follow this seq.
+
+    `read(boundary, count, newest)` returns one page: newest first before `boundary`, else oldest first after it.
+    """
+    found: list[dict[str, Any]] = []
+    boundary, newest = after, after is None
+    while len(found) < limit:
+        count = page_size if query.text else min(page_size, limit - len(found))
+        page = read(boundary, count, newest)
+        found += [event for event in page if query.matches(event)]
+        if len(page) < count:
+            break
+        boundary = page[-1]["seq"]
+    del found[limit:]
+    return found[::-1] if newest else found

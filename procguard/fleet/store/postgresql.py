@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from procguard.errors import Conflict, ProcGuardError
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import EventQuery, read_pages
 from procguard.fleet.store import database as rows
 from procguard.fleet.store import leader_row, postgres_schema
 from procguard.fleet.store.database import IsFenced, Key, Row, encode
@@ -222,17 +222,7 @@ class PostgresqlStore:
         self._kept[log] = max_bytes
 
     def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        edge, page = after, list[dict[str, Any]]()
-        while len(found) < limit:
-            count = PAGE if query.text else min(PAGE, limit - len(found))
-            page = self._page(log, query, edge, count, after is None)
-            found += [event for event in page if query.matches(event)]
-            if len(page) < count:
-                break
-            edge = page[-1]["seq"]
-        del found[limit:]
-        return found[::-1] if after is None else found
+        return read_pages(query, limit, PAGE, after, lambda *page: self._page(log, query, *page))
 
     def _page(self, log: str, query: EventQuery, edge: int | None, count: int, newest: bool) -> list[dict[str, Any]]:
         """`newest`: newest first, before `edge`; else oldest first, after it."""

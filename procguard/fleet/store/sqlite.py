@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from procguard import __version__
 from procguard.errors import ProcGuardError
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import EventQuery, read_pages
 from procguard.fleet.store import database as files
 from procguard.fleet.store import legacy, snapshot
 from procguard.fleet.store.database import Damaged, HeldRows, IsCorrupt, IsFenced, Key, Row, encode, os_error
@@ -256,17 +256,7 @@ class SqliteStore:
         self._kept[log] = max_bytes
 
     def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        boundary, page = after, list[dict[str, Any]]()
-        while len(found) < limit:
-            count = PAGE if query.text else min(PAGE, limit - len(found))
-            page = self._page(log, query, boundary, count, after is None)
-            found += [event for event in page if query.matches(event)]
-            if len(page) < count:
-                break
-            boundary = page[-1]["seq"]
-        del found[limit:]
-        return found[::-1] if after is None else found
+        return read_pages(query, limit, PAGE, after, lambda *page: self._page(log, query, *page))
 
     def _page(
         self, log: str, query: EventQuery, boundary: int | None, count: int, newest: bool

@@ -1,7 +1,7 @@
 """Brings from hosts what a reader asks for and this manager never had: it leads since a takeover.
 
 Owns how much of a log is fetched for one question, and how long that may take. What does not come in time is a marker
-with its size in the log; asking again goes on. Event loop only.
+with its size in the log; the next request continues the fetch. Event loop only.
 """
 
 from __future__ import annotations
