@@ -47,12 +47,14 @@ class LogFetcher:
     ) -> None:
         """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `await_host`: wait for
         the first heartbeat of its agent, for at most 12 s: somebody was following this log at the leader before."""
-        if not self.has_hosts or not self._turns.acquire(blocking=False):
+        if not self.has_hosts:
+            return
+        deadline = time.monotonic() + WHOLE_S
+        while await_host and self._ranges.is_awaited(worker_id) and time.monotonic() < deadline:
+            gevent.sleep(CONNECTED_LOOK_S)
+        if not self._turns.acquire(blocking=False):
             return
         try:
-            deadline = time.monotonic() + WHOLE_S
-            while await_host and self._ranges.is_awaited(worker_id) and time.monotonic() < deadline:
-                gevent.sleep(CONNECTED_LOOK_S)
             if worker_id not in self._listed and self._asked(worker_id, 0, "", 0, 0):
                 self._listed[worker_id] = None
                 if len(self._listed) > MAX_LISTED:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import hypothesis
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from procguard.client.client import Client
 from procguard.portal.logs import absent
-from procguard.portal.logs.fetch import LogFetcher
+from procguard.portal.logs.fetch import AT_ONCE, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import LogQuery, parse_resume
 from procguard.portal.logs.reader import holes
@@ -183,6 +184,19 @@ def test_who_followed_at_the_leader_before_waits_for_the_host(
     host = _ComingHost(rounds=3)
     LogFetcher(host, store).complete("w1", 1, "out", await_host=await_host)  # type: ignore[arg-type]
     assert host.asked == asked
+
+
+def test_who_waits_for_a_host_takes_no_turn_from_others(store: LogStore) -> None:
+    """Viewers that follow the logs of a host that never comes do not turn others' reading into markers."""
+    store.append("w1", 1, "out", 5_000, b"later\n", 20.0)
+    absent_host = _ComingHost(rounds=10**6)
+    fetcher = LogFetcher(absent_host, store)  # type: ignore[arg-type]
+    waiting = [gevent.spawn(fetcher.complete, "w1", 1, "out", await_host=True) for _ in range(AT_ONCE + 1)]
+    gevent.sleep(0)
+    absent_host.rounds = -1
+    fetcher.complete("w1", 1, "out")
+    assert absent_host.asked == [(0, 0), (0, 5_000)]
+    gevent.killall(waiting)
 
 
 def test_a_follower_sees_the_size_of_what_nobody_has(store: LogStore) -> None:
