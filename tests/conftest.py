@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 from scripts.leftovers import control_groups
-from tests import chaos, forked
+from tests import chaos, forked, stuck
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
@@ -50,6 +50,10 @@ QUICK_TEST_CPU_S = 4.0
 
 gc.disable()  # while thousands of tests are collected: all of that stays
 _BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(stuck.Watch(config))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
