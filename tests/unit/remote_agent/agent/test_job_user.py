@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from remote_agent.protocol.messages import HealthCheck
 from remote_agent.runner import control
 from remote_agent.runner.lock import listen, take_lock
 from remote_agent.runner.loop import Runner
-from remote_agent.system import identity, owners, paths
+from remote_agent.system import identity, paths
 from remote_agent.system.locks import lock_held
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
@@ -551,37 +552,31 @@ def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: Job
     assert os.geteuid() == 0
 
 
+IN_A_CONTAINER = """
+import ctypes, os
+from remote_agent.system import owners
+if ctypes.CDLL(None, use_errno=True).unshare(0x10000000):  # CLONE_NEWUSER
+    raise SystemExit("no user namespaces here")
+print(flush=True)
+input()
+os.setgid(0)
+os.setuid(0)
+found = owners.walk("/usr/bin")
+print(os.geteuid(), os.stat("/usr").st_uid, found.actor, found.shared)
+"""
+
+
 def test_root_of_a_user_s_container_is_at_home_there() -> None:
     """What belongs to the machine's own root seems to be nobody's there, who is no user of that container."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    said, say = os.pipe()
-    mapped, map_it = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        answer = "no user namespaces here"
+    command = [sys.executable, "-c", IN_A_CONTAINER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            if libc.unshare(0x10000000) == 0:  # CLONE_NEWUSER
-                os.write(say, b".")
-                os.read(mapped, 1)
-                os.setgid(0)
-                os.setuid(0)
-                found = owners.walk("/usr/bin")
-                answer = f"{os.geteuid()} {os.stat('/usr').st_uid} {found.actor} {found.shared}"
-        except Exception as exc:
-            answer = repr(exc)
-        finally:
-            os.write(say, answer.encode())
-            os._exit(0)
-    try:
-        if os.read(said, 1) == b".":
+            assert process.stdout is not None and process.stdout.readline() == "\n"
             for name in ("uid_map", "gid_map"):
-                Path(f"/proc/{pid}/{name}").write_text("0 1000 1")
-            os.write(map_it, b".")
-        assert os.read(said, 1000).decode() == "0 65534 None False"
-    finally:
-        os.waitpid(pid, 0)
-        for descriptor in (said, say, mapped, map_it):
-            os.close(descriptor)
+                Path(f"/proc/{process.pid}/{name}").write_text("0 1000 1")
+            assert process.communicate("\n", timeout=30)[0] == "0 65534 None False\n"
+        finally:
+            process.kill()
 
 
 def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:
