@@ -15,14 +15,22 @@ class Stopwatch:
 
     def __init__(self, *pids: int) -> None:
         self._tasks = ("thread-self", *pids)
-        self._kept_waiting_s = [kept_waiting_s(task) for task in self._tasks]
-        self._began = time.monotonic()
+        self._began, self._kept_waiting_s = self._now()
 
     @property
     def seconds(self) -> float:
-        took_s = time.monotonic() - self._began
-        waits = zip(self._tasks, self._kept_waiting_s, strict=True)
-        return took_s - sum(max(0.0, kept_waiting_s(task) - before) for task, before in waits)
+        now, kept_waiting_s = self._now()
+        waits = zip(kept_waiting_s, self._kept_waiting_s, strict=True)
+        return now - self._began - sum(max(0.0, after - before) for after, before in waits)
+
+    def _now(self) -> tuple[float, list[float]]:
+        """Both clocks at one moment: read again where this thread was kept waiting in between."""
+        for _ in range(100):
+            before = kept_waiting_s("thread-self")
+            now, waits = time.monotonic(), [kept_waiting_s(task) for task in self._tasks]
+            if kept_waiting_s("thread-self") == before:
+                break
+        return now, waits
 
 
 def kept_waiting_s(task: int | str) -> float:

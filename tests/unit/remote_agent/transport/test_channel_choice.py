@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -35,10 +35,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert "Traceback" not in made.server.log()
 
 
+@pytest.fixture(autouse=True)
+def agents_end() -> Iterator[None]:
+    """Garbage collection must not find a ZeroMQ context with open sockets: it would wait for their end without end."""
+    yield
+    while Agent.living:
+        Agent.living.pop().close()
+
+
 class Agent:
     """An agent's connections, without the agent."""
 
+    living: ClassVar[list[Agent]] = []
+
     def __init__(self, world: World, name: str) -> None:
+        self.living.append(self)
         self.world, self.name = world, name
         secret = world.deploy(name, f"{name}-w1")
         self.said: list[str] = []
@@ -46,6 +57,12 @@ class Agent:
         fleet_id = world.server.ask("GET", "/api/hello").json["fleet_id"]
         self.credentials = AgentCredentials(name, fleet_id, secret, world.proof_keys[name])
         self.connections: list[Connection] = []
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.disconnect()
+        if self.channels._zmq is not None:
+            self.channels._zmq.context.term()
 
     def connection(self, *, logs: bool = False) -> Connection:
         made = Connection(
