@@ -27,7 +27,7 @@ class Watch:
     """A plugin of each process of pytest: ends it where a test can't be ended, and names what fails when it fails."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._limit_s = float(config.getini("timeout"))
+        self._limit_s = float(config.getini("timeout") or 0)
         self._plugins = config.pluginmanager
         self._many = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
         self._reported = time.monotonic()
@@ -38,7 +38,8 @@ class Watch:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         marker = item.get_closest_marker("timeout")
         limit_s = float(marker.args[0]) if marker else self._limit_s
-        faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=self._stderr)
+        if limit_s:
+            faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=self._stderr)
         try:
             return (yield)
         finally:
