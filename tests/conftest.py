@@ -53,7 +53,8 @@ _BEFORE = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(stuck.Watch(config))
+    if config.pluginmanager.hasplugin("timeout"):  # a run of the suite
+        config.pluginmanager.register(stuck.Watch(config))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

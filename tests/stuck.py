@@ -27,7 +27,7 @@ class Watch:
     """A plugin of each process of pytest: ends it where a test can't be ended, and names what fails when it fails."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._limit_s = float(config.getini("timeout") or 0)
+        self._limit_s = float(config.getini("timeout") or 0.0)
         self._plugins = config.pluginmanager
         self._many = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
         self._reported = time.monotonic()
