@@ -32,7 +32,7 @@ FORKS, FORKS_TEXT = 32, "number of hosts in parallel"
 class InventoryOptions(OptionGroup):
     """What is read."""
 
-    hosts: tuple[str, ...] = option((), HOSTS_TEXT, "i")
+    hosts: tuple[str, ...] = option((), HOSTS_TEXT)
     vault_password_file: str = option("", VAULT_TEXT)
 
     def loaded(self, action: str) -> Inventory:

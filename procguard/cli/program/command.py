@@ -17,7 +17,24 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 JSON_TEXT = "the same as --output json"
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
-LETTERS_TAKEN = frozenset("h")  # -h is help everywhere
+LETTERS = {  # short forms, as in Ansible, kubectl or grep where they have the option; every other option has none
+    "hosts": "i",
+    "limit": "l",
+    "forks": "f",
+    "check": "C",
+    "diff": "D",
+    "ask_pass": "k",
+    "ask_become_pass": "K",
+    "config": "c",
+    "daemon": "d",
+    "follow": "f",
+    "ignore_case": "i",
+    "json_": "j",
+    "output": "o",
+    "port": "p",
+    "tail": "n",
+    "yes": "y",
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +46,9 @@ class OptionGroup:
     """
 
 
-def option(default: T, text: str, letter: str = "", choices: tuple[str, ...] = ()) -> T:
-    """A field of an OptionGroup; `text` is the option's help, `letter` its short form (else the first one free)."""
-    made: T = field(default=default, metadata={"help": text, "letter": letter, "choices": choices})
+def option(default: T, text: str, choices: tuple[str, ...] = ()) -> T:
+    """A field of an OptionGroup; `text` is the option's help."""
+    made: T = field(default=default, metadata={"help": text, "choices": choices})
     return made
 
 
@@ -47,7 +64,7 @@ class AnswerOptions(OptionGroup):
 class OutputOptions(OptionGroup):
     """The form of what is listed."""
 
-    output: str = option("table", f"one of {', '.join(OUTPUTS)}", "o", OUTPUTS)
+    output: str = option("table", f"one of {', '.join(OUTPUTS)}", OUTPUTS)
     json_: bool = option(False, JSON_TEXT)
     lang: str = option("", "en or zh (default: LC_ALL, LC_MESSAGES, LANG)")
 
@@ -68,12 +85,16 @@ class Option:
     kind: type
     default: Any
     help: str
-    letter: str = ""
     choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
         return "--" + self.name.strip("_").replace("_", "-")
+
+    @property
+    def letter(self) -> str:
+        """Its short form; "" where it has none."""
+        return LETTERS.get(self.name, "")
 
 
 @dataclass(frozen=True)
@@ -141,22 +162,18 @@ def operator_task(
             positionals.append(
                 Positional(key, texts.get(key, ""), key in several, optional, given if optional else None)
             )
-        named = {str(one.metadata.get("letter")) for group in groups.values() for one in fields(group)} - {""}
-        taken = set(LETTERS_TAKEN) | named
         options: list[Option] = []
         for key, one in parameters.items():
             if key in groups:
                 for part in fields(groups[key]):
-                    options.append(_option(part.name, getattr(groups[key], part.name), part.metadata, taken))
+                    options.append(_option(part.name, getattr(groups[key], part.name), part.metadata))
             elif key not in first:
-                options.append(_option(key, one.default, {"help": texts.get(key, "")}, taken))
+                options.append(_option(key, one.default, {"help": texts.get(key, "")}))
         return CliCommand(name or function.__name__, function, tuple(positionals), tuple(options), groups, default)
 
     return wrap
 
 
-def _option(name: str, default: Any, about: Mapping[str, Any], taken: set[str]) -> Option:
+def _option(name: str, default: Any, about: Mapping[str, Any]) -> Option:
     kind = list if isinstance(default, (list, tuple)) else type(default)
-    letter = about.get("letter") or next((one for one in name.strip("_") if one not in taken and one != "_"), "")
-    taken.add(letter)
-    return Option(name, kind, default, str(about.get("help", "")), letter, tuple(about.get("choices") or ()))
+    return Option(name, kind, default, str(about.get("help", "")), tuple(about.get("choices") or ()))

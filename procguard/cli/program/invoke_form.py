@@ -13,7 +13,7 @@ from typing import Any
 from invoke import Collection, Context, Task, task
 
 from procguard.cli.program import process
-from procguard.cli.program.command import CliCommand
+from procguard.cli.program.command import LETTERS, CliCommand
 
 
 def collection(commands: Mapping[str, CliCommand], groups: Mapping[str, Iterable[CliCommand]]) -> Collection:
@@ -23,6 +23,15 @@ def collection(commands: Mapping[str, CliCommand], groups: Mapping[str, Iterable
     for name, parts in groups.items():
         made.add_collection(Collection(*map(as_task, parts)), name=name)
     return made
+
+
+class _Task(Task):  # type: ignore[misc]
+    def arg_opts(self, name: str, default: Any, taken_names: set[str]) -> dict[str, Any]:
+        """invoke would make a short form of any letter that is free."""
+        made: dict[str, Any] = super().arg_opts(name, default, taken_names)
+        if name in LETTERS:
+            made["names"] = (*made["names"], LETTERS[name])
+        return made
 
 
 def as_task(command: CliCommand) -> Task:
@@ -44,6 +53,8 @@ def as_task(command: CliCommand) -> Task:
     body.__name__ = command.name
     body.__doc__ = command.doc
     return task(
+        klass=_Task,
+        auto_shortflags=False,
         name=command.name,
         default=command.is_default,
         positional=[one.name for one in command.positionals],

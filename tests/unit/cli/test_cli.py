@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from procguard.cli import app
-from procguard.cli.program import parser, process
-from procguard.cli.program.command import OptionGroup, operator_task, option
+from procguard.cli.program import invoke_form, parser, process
+from procguard.cli.program.command import LETTERS, CliCommand, OptionGroup, operator_task, option
 from procguard.console import tables
 from tests import fake_manager, forked
 from tests.fake_manager import FakeManager
@@ -314,7 +314,7 @@ class Colours(OptionGroup):
 
 
 def test_a_command_has_the_options_of_a_group_in_the_group_s_place() -> None:
-    """Their letters depend on the place, their defaults on the group that the command names."""
+    """Their defaults depend on the group that the command names."""
     painted: list[tuple[Any, ...]] = []
 
     @operator_task(("what",), help={"twice": "once more"})
@@ -322,8 +322,34 @@ def test_a_command_has_the_options_of_a_group_in_the_group_s_place() -> None:
         painted.append((what, colours, twice))
 
     assert [one.name for one in (*paint.positionals, *paint.options)] == ["what", "ink", "bright", "twice"]
-    assert [one.letter for one in paint.options] == ["i", "b", "t"]
     assert (paint.options[0].default, paint.options[0].help) == ("red", "what is written with")
     paint.run(parser.parse(paint, "paint", ["a house", "--bright"]))
-    paint.run(parser.parse(paint, "paint", ["-t", "--ink=green", "a tree"]))
+    paint.run(parser.parse(paint, "paint", ["--twice", "--ink=green", "a tree"]))
     assert painted == [("a house", Colours("red", True), False), ("a tree", Colours("green"), True)]
+
+
+def every_command() -> Iterator[tuple[str, CliCommand]]:
+    yield from app.commands().items()
+    for group in app.GROUPS:
+        yield from ((f"{group} {part}", command) for part, command in app.group(group).items())
+
+
+def test_a_letter_means_one_option_and_no_command_makes_up_its_own() -> None:
+    """`deploy -o` was once --rotate-secrets, because the letter was free; -o is --output everywhere else."""
+    used: dict[str, set[str]] = {}
+    for path, command in every_command():
+        letters = [one.letter for one in command.options if one.letter]
+        assert len(letters) == len(set(letters)) and "h" not in letters, path
+        for one in command.options:
+            if one.letter:
+                used.setdefault(one.letter, set()).add(one.flag)
+    several = {letter: flags for letter, flags in used.items() if len(flags) > 1}
+    assert several == {"f": {"--follow", "--forks"}, "i": {"--hosts", "--ignore-case"}}
+    assert set(LETTERS.values()) == set(used)
+
+
+def test_in_a_line_of_several_tasks_the_letters_are_the_same() -> None:
+    made = invoke_form.as_task(app.commands()["deploy"])
+    names = {argument.name: set(argument.names) for argument in made.get_arguments()}
+    assert names["check"] == {"check", "C"} and names["hosts"] == {"hosts", "i"}
+    assert names["rotate_secrets"] == {"rotate-secrets"}
