@@ -354,6 +354,7 @@ class SimulatedAgent:
                 "memory_used_bytes": MEMORY_BYTES // 4,
                 "disk_free_bytes": 400 * 2**30,
                 "disk_total_bytes": 1000 * 2**30,
+                "gpus": self._gpus(),
             },
             "workers": [messages.encode(worker.report) for worker in self.workers.values()],
             "events": [messages.encode(event) for event in events],
@@ -363,6 +364,29 @@ class SimulatedAgent:
         }
         self.tally.beats_sent += 1
         return beat
+
+    def _gpus(self) -> list[dict[str, Any]]:
+        """Of every 8 one that nobody of ours holds and somebody uses, one full and doing nothing; the rest idle."""
+        running = [worker for worker in self.workers.values() if worker.report.usage is not None]
+        held = {index: worker for worker in running for index in worker.report.usage.gpus or []}  # type: ignore[union-attr]
+        return [messages.encode(self._gpu(index, held.get(index))) for index in range(self._behaviour.gpus_per_host)]
+
+    def _gpu(self, index: int, worker: SimulatedWorker | None) -> messages.GpuUsage:
+        gpu = messages.GpuUsage(index, f"GPU-{self.credentials.agent_id}-{index}", "Simulated H100", 0.0, 600 << 20)
+        gpu.memory_total_bytes, gpu.power_w, gpu.power_limit_w, gpu.temperature_c = 80 << 30, 70.0, 700.0, 34.0 + index
+        usage = worker.report.usage if worker else None
+        if worker is not None and usage is not None:
+            gpu.worker_id = worker.worker_id
+            gpu.utilization_percent = usage.gpu_percent
+            gpu.memory_used_bytes = int(40 + (usage.gpu_percent or 0) / 4) << 30
+            gpu.temperature_c, gpu.power_w = 70.0, 560.0
+            gpu.processes = [messages.GpuProcess(worker.report.pid or 1, 39 << 30, "python", "", worker.worker_id)]
+        elif index % 8 == 6:
+            gpu.utilization_percent, gpu.memory_used_bytes = 88.0, 20 << 30
+            gpu.processes = [messages.GpuProcess(4242, 19 << 30, "python", "somebody")]
+        elif index % 8 == 7:
+            gpu.memory_used_bytes = 71 << 30
+        return gpu
 
     def _take(self, reply: messages.AgentReply, _asked_ns: int) -> None:
         now = time.monotonic()

@@ -34,6 +34,7 @@ class Behaviour:
     deaf_once: tuple[str, ...] = ()  # these workers, by id: their first stop or kill is in vain, the next is not
     stop_takes_s: float = 0.2
     gpus: bool = False  # every worker has one, with numbers of its own
+    gpus_per_host: int = 0  # what each host says of its own: one per worker (with `gpus`), some idle, some of strangers
     usage_every_s: float = 1.0  # how often a worker's CPU and memory show new numbers
 
 

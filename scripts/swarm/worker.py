@@ -161,7 +161,7 @@ class SimulatedWorker:
             memory = int((0.02 + 0.08 * (self._level % 97) / 97.0) * MEMORY_BYTES)
             report.usage = messages.WorkerUsage(round(cpu, 1), memory + int(cpu * 1e5), 3, 24)
             if self._behaviour.gpus:
-                report.usage.gpus = [self._level % 8]
+                report.usage.gpus = [int(self.worker_id.rpartition("-w")[2]) % 8]
                 report.usage.gpu_percent = round(min(100.0, level + 5.0 * self._chance.random()), 1)
         if report.next_start_in_s is not None:
             report.next_start_in_s = round(max(0.0, self._due - now), 1)

@@ -142,7 +142,7 @@ def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     find = page.get_by_label("Find in these lines")
     find.fill("complaint")
-    expect(page.locator(".log-count")).to_have_text(re.compile(r"^\d+ of [\d,]+ lines match$"))
+    expect(page.locator(".log-count")).to_have_text(re.compile(r"^\d+ of (the newest )?[\d,]+ lines match$"))
     expect(page.locator(".log-line mark").first).to_have_text("complaint")
     assert any(row[2].startswith("line") for row in rows(page)), "highlighting hides nothing"
     find.press("Enter")
@@ -158,7 +158,7 @@ def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to
         find.fill(wrong)
         expect(page.locator(".log-problem")).to_have_text(re.compile(why))
     find.press("Escape")
-    expect(page.locator(".log-count")).to_have_text(re.compile(r"^[\d,]+ lines$"))
+    expect(page.locator(".log-count")).to_have_text(re.compile(r"^(newest )?[\d,]+ lines$"))
 
 
 def test_output_that_is_not_kind_shows_as_text(rig: ManagerRig, visitor: Visitor) -> None:
@@ -296,8 +296,80 @@ def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(rig: ManagerRi
     page.get_by_role("button", name="Follow").click()
     expect(page.locator(".log-text").first).to_be_visible()
     moment = page.evaluate(LOCAL_TIME)
-    page.get_by_label("Go to time").fill(moment)
+    page.get_by_role("button", name="Go to time").click()
+    page.get_by_label("Moment").fill(moment)
     expect(page.locator(".log-line.is-current")).to_be_visible()
+
+
+# Lines of the view as [px of its upper edge, px of its height], in their order.
+BOXES = """(frame) => [...frame.querySelectorAll('.log-line')]
+  .map((row) => [new DOMMatrix(getComputedStyle(row).transform).f, row.offsetHeight]).sort((a, b) => a[0] - b[0])"""
+
+
+def test_a_level_a_range_and_wrapping_are_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:
+    """Errors alone; two hours alone, or any other range; long lines whole, none over another."""
+    page = visitor.open(f"{rig.url}/#/worker/crawler")
+    page.get_by_label("Level").select_option("error")
+    errors = page.locator(".log-line:not(.is-marker) .log-text")
+    expect(errors.first).to_contain_text("ConnectionResetError")
+    assert {text[:20] for text in errors.all_inner_texts()} == {"ConnectionResetError"}
+    page.get_by_role("combobox", name="Time range").select_option("last 2 h")
+    wait_until(lambda: "level=error" in page.url and "since=2h" in page.url, 5, "both are in the address")
+    expect(errors.first).to_contain_text("ConnectionResetError")
+    page.get_by_role("combobox", name="Time range").select_option("Other range…")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("From").fill("2020-01-01T00:00:00")
+    dialog.get_by_label("To").fill("2019-01-01T00:00:00")
+    dialog.get_by_role("button", name="Show").last.click()
+    expect(dialog.get_by_role("alert")).to_contain_text("begins before it ends")
+    dialog.get_by_label("To").fill("2020-01-02T00:00:00")
+    dialog.get_by_role("button", name="Show").last.click()
+    expect(page.locator(".log-empty")).to_have_text("No output in this time range.")
+    page.reload()
+    expect(page.locator(".log-empty")).to_have_text("No output in this time range.")
+    page.get_by_role("button", name="Go to newest lines").click()
+    expect(errors.first).to_contain_text("ConnectionResetError")
+
+    page.goto(f"{rig.url}/#/worker/hostile?wrap=1")
+    expect(page.locator(".log-text").filter(has_text="after it all")).to_be_in_viewport()
+    boxes: list[list[float]] = page.locator(".log-space").evaluate(BOXES)
+    assert boxes[0][0] == 0 and max(height for _, height in boxes) > 1000
+    assert [top + height for top, height in boxes[:-1]] == [top for top, _ in boxes[1:]]
+    page.get_by_role("button", name="Wrap").click()
+    wait_until(lambda: "wrap=0" in page.url, 5, "it is in the address")
+    assert {height for _, height in page.locator(".log-space").evaluate(BOXES)} == {19}
+
+
+def test_back_returns_to_the_place_on_the_page(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{rig.url}/#/logs?w=worker1")
+    wait_until(lambda: len(rows(page)) > 40, 30, "its lines")
+    page.get_by_label("Find in these lines").fill("line 5$")
+    page.keyboard.press("Enter")
+    current = page.locator(".log-line.is-current")
+    expect(current).to_be_in_viewport()
+    place = "(line) => line.getBoundingClientRect().top"
+    top = current.evaluate(place)
+    page.locator(".chosen-worker a").click()
+    expect(page.locator("h1")).to_have_text("worker1")
+    page.go_back()
+    same = page.locator(".log-line").filter(has_text=re.compile("line 5$"))
+    expect(same).to_be_in_viewport()
+    wait_until(lambda: abs(same.evaluate(place) - top) < 2, 10, "it stands where it stood")
+
+    page.goto(f"{rig.url}/#/events")
+    link = page.locator(".events-table").get_by_role("link").last
+    link.focus()
+    link.scroll_into_view_if_needed()
+    before = page.locator("main").evaluate("(main) => main.scrollTop")
+    href = link.get_attribute("href")
+    page.keyboard.press("Enter")
+    expect(page.locator(".worker-page")).to_be_visible()
+    page.go_back()
+    expect(page.locator(".events-table")).to_be_visible()
+    wait_until(lambda: page.locator("main").evaluate("(main) => main.scrollTop") == before, 10, "as far down as before")
+    wait_until(
+        lambda: page.evaluate("document.activeElement.getAttribute('href')") == href, 10, "the link has the focus"
+    )
 
 
 def test_an_automatic_restart_shows_its_reason_and_last_lines(rig: ManagerRig, visitor: Visitor) -> None:

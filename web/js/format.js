@@ -1,6 +1,7 @@
 /** Times, sizes and durations as people read them, in the current language. Pure but for the server's clock offset. */
 
 import { currentLanguage, formatNumber, t } from './i18n.js';
+import { recall, remember } from './storage.js';
 
 const SKEW_TOLERANCE_MS = 2000; // an HTTP Date has whole seconds: a smaller difference says nothing
 
@@ -17,14 +18,49 @@ export function serverNowMs() {
   return Date.now() + clockOffsetMs;
 }
 
-const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false };
-const MOMENTS = { moment: { dateStyle: 'medium', timeStyle: 'medium' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' } };
-const writers = new Map(); // language and form -> what writes a moment; making one is slow
+const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' };
+const MOMENTS = { moment: { ...TIME, year: 'numeric', month: 'short', day: 'numeric', timeZoneName: 'short' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' }, zone: { timeZoneName: 'short' } };
+const writers = new Map(); // language, zone and form -> what writes a moment; making one is slow
+const UTC = 'utc';
+
+let utc = null; // not asked yet
+
+/** Whether times are shown in UTC; else in the zone of this browser. */
+export function inUtc() {
+  utc ??= recall('zone') === UTC;
+  return utc;
+}
+
+export function chooseUtc(wanted) {
+  utc = wanted;
+  remember('zone', utc ? UTC : null);
+  writers.clear();
+}
 
 function writer(form) {
   const name = `${currentLanguage()} ${form}`;
-  if (!writers.has(name)) writers.set(name, new Intl.DateTimeFormat(currentLanguage(), MOMENTS[form]));
+  if (!writers.has(name)) writers.set(name, new Intl.DateTimeFormat(currentLanguage(), { ...MOMENTS[form], timeZone: inUtc() ? 'UTC' : undefined }));
   return writers.get(name);
+}
+
+/** "UTC", "GMT+8": the zone that times are shown in. */
+export function zoneName() {
+  return writer('zone').formatToParts(Date.now()).find((part) => part.type === 'timeZoneName').value;
+}
+
+/** A moment as `<input type=datetime-local>` has it, in the zone that times are shown in; and back, as ISO 8601 or ''. */
+export function toInput(ms) {
+  const shift = inUtc() ? 0 : new Date(ms).getTimezoneOffset() * 60000;
+  return new Date(ms - shift).toISOString().slice(0, 19);
+}
+
+export function fromInput(text) {
+  const moment = new Date(inUtc() && text ? `${text}Z` : text);
+  return text && !Number.isNaN(moment.getTime()) ? moment.toISOString() : '';
+}
+
+function dayOf(ms) {
+  return toInput(ms).slice(0, 10);
 }
 
 /** Milliseconds since 1970 of an ISO text or Unix seconds; null when there is none. */
@@ -79,8 +115,7 @@ export function formatMoment(value) {
 export function formatClock(value) {
   const ms = toMs(value);
   if (ms === null) return t('none');
-  const today = new Date(ms).toDateString() === new Date().toDateString();
-  return writer(today ? 'clock' : 'day').format(ms);
+  return writer(dayOf(ms) === dayOf(Date.now()) ? 'clock' : 'day').format(ms);
 }
 
 export function formatBytes(bytes) {

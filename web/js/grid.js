@@ -231,6 +231,8 @@ export class Grid {
     const row = h('div.table-row', { role: 'row', tabindex: '-1' }, cells);
     row.bind = (next, index) => {
       row.item = next;
+      const key = this.keyOf(next);
+      if (row.dataset.key !== key) row.dataset.key = key;
       if (row.index !== index) {
         row.index = index;
         row.style.transform = `translateY(${index * this.rowHeight}px)`;
@@ -241,7 +243,7 @@ export class Grid {
       row.height = this.rowHeight;
       for (const cell of cells) cell.update(next);
       if (this.isPicked) setAttr(row, 'aria-selected', this.isPicked(next) ? 'true' : 'false');
-      setAttr(row, 'tabindex', this.activeKey === this.keyOf(next) ? '0' : '-1');
+      setAttr(row, 'tabindex', this.activeKey === key ? '0' : '-1');
     };
     for (const control of row.querySelectorAll(CONTROLS)) control.tabIndex = -1;
     return row;

@@ -46,7 +46,7 @@ export async function chooseLanguage(wanted) {
   const url = new URL(location.href);
   if (url.searchParams.has('lang')) {
     url.searchParams.delete('lang');
-    history.replaceState(null, '', url);
+    history.replaceState(history.state, '', url);
   }
 }
 

@@ -10,7 +10,7 @@ export const MAX_SHOWN_CHARS = 16 * 1024; // a longer line is cut, with "show al
 const MAX_MARKS = 200; // in one line
 
 /**
- * The element of a line; `.update({line, index, view})`. `view`: {height, who(worker) -> class or null, pattern, version,
+ * The element of a line; `.update({line, top, view})`, with `top` in px. `view`: { who(worker) -> class or null, pattern, version,
  * current, linkTo(line) -> address, onLink(line)} as the view has it now.
  */
 export function lineNode() {
@@ -28,9 +28,10 @@ export function lineNode() {
     lastUpdate.view.onLink(lastUpdate.line);
   }
 
-  node.update = ({ line, index, view }) => {
+  node.update = ({ line, top, view }) => {
     lastUpdate = { line, view };
-    node.style.transform = `translateY(${index * view.height}px)`;
+    const moved = `translateY(${top}px)`;
+    if (node.style.transform !== moved) node.style.transform = moved;
     const now = { text: line.marker ? markerText(line) : line.text, version: view.version, current: view.current === line };
     if (now.text === shown.text && now.version === shown.version && now.current === shown.current) return;
     shown = now;

@@ -12,7 +12,7 @@ const CREDIT_CHARS = 512 * 1024; // sent ahead of what was drawn
 
 export class LogSource {
   /**
-   * `chosen()`: {attempt, stream, tail, at, reach}; `changed()` after each change of the model; `onProblem(error | null)`;
+   * `chosen()`: {attempt, stream, tail, at, reach, since, until}; `changed()` after each change of the model; `onProblem(error | null)`;
    * `onExcerpt(target | null)` once the lines around `at` are here.
    */
   constructor({ worker, live, model, chosen, changed, onProblem, onExcerpt = () => {} }) {
@@ -21,17 +21,18 @@ export class LogSource {
     this.topic = `logs:${worker}`;
     this.newest = 0; // its current attempt
     this.loaded = false;
+    this.complete = false; // the store has no older lines of what was asked for
     this.waiting = null; // pieces that arrive while the stored lines are being fetched
     this.loads = 0;
     this.again = 0; // the timer of a load that failed
     this.taken = 0; // characters since the last credit
   }
 
-  /** Loads from the beginning. The lines around an address stand still: nothing live joins them. */
+  /** Loads from the beginning. The lines around an address, or of a range that is over, stand still: nothing live joins them. */
   start() {
     this.waiting = null;
     this.loaded = false;
-    const live = !this.chosen().at;
+    const live = !this.chosen().at && !this.chosen().until;
     if (live && !this.unsubscribe) this.unsubscribe = this.live.subscribe(this.topic, (frame) => this.receive(frame));
     if (!live) this.leave();
     this.load();
@@ -73,8 +74,10 @@ export class LogSource {
   }
 
   question() {
-    const { at, reach, tail } = this.chosen();
-    return at ? { at, before: String(reach), after: String(reach) } : { ...this.parameters(), tail: String(tail) };
+    const { at, reach, tail, since, until } = this.chosen();
+    if (at) return { at, before: String(reach), after: String(reach) };
+    const range = Object.fromEntries(Object.entries({ since, until }).filter(([, value]) => value));
+    return { ...this.parameters(), ...range, tail: String(tail) };
   }
 
   /**
@@ -90,6 +93,7 @@ export class LogSource {
       if (turn !== this.loads) return;
       this.onProblem(this, null);
       this.model.addLines(answer.lines, this.worker);
+      this.complete = answer.lines.length < this.chosen().tail;
       if (!this.loaded && !this.chosen().at) this.markRotated(answer);
       this.loaded = true;
       if (this.chosen().at) this.onExcerpt(answer.target);
@@ -108,9 +112,9 @@ export class LogSource {
   }
 
   /** Attempts whose logs were dropped because there are newer ones: said where they would have stood. */
-  markRotated({ lines, attempts }) {
-    const complete = lines.length < this.chosen().tail && !this.attempt();
-    if (complete && attempts && attempts[0] > 1) this.model.markFirst({ marker: 'rotated', worker: this.worker, attempt: attempts[0] });
+  markRotated({ attempts }) {
+    const { since, until } = this.chosen();
+    if (this.complete && !this.attempt() && !since && !until && attempts && attempts[0] > 1) this.model.markFirst({ marker: 'rotated', worker: this.worker, attempt: attempts[0] });
   }
 
   receive(frame) {

@@ -1,21 +1,25 @@
 /**
  * A log to read: of one worker, or of several merged by time; live, follow or paused, one attempt or all, stdout or stderr,
- * highlighted or filtered. Only the lines in sight exist in the page; worker output enters as text and nothing else.
+ * highlighted or filtered, wrapped or not. Only the lines in sight exist in the page; worker output enters as text and nothing else.
  */
 
 import { printable } from './ansi.js';
 import { logPath } from './api.js';
 import { copyText } from './clipboard.js';
 import { errorBox, notify } from './dialogs.js';
-import { debounced, fill, framed, h, keyed, setAttr, setText, show } from './dom.js';
-import { serverNowMs, toMs } from './format.js';
+import { debounced, fill, framed, h, keyed, setAttr, setClass, setText, show } from './dom.js';
+import { fromInput, serverNowMs, toMs, zoneName } from './format.js';
 import { t } from './i18n.js';
 import { icon } from './icons.js';
-import { lineNode } from './logline.js';
+import { evenRows, wrappedRows } from './logrows.js';
+import { LEVELS, atLeast } from './loglevel.js';
+import { MAX_SHOWN_CHARS, lineNode } from './logline.js';
 import { LogModel } from './logmodel.js';
 import { LogSource, TAIL } from './logsource.js';
 import { readPattern } from './pattern.js';
+import { popover } from './popover.js';
 import { link } from './router.js';
+import { isOpen, rangePick, readRange } from './timerange.js';
 
 const REACHES = [200, 5000]; // lines to each side of an address; the second once somebody asks for more
 const TAILS = [TAIL, 50000]; // lines of each worker; the second once somebody asks for older ones
@@ -25,27 +29,55 @@ const SEARCHED_CHARS = 16 * 1024; // of a line
 const SLOW_LINE_MS = 500; // an expression that takes so long on one line is given up
 const HUES = 6;
 const MIDDLE = null; // of the view, however high that is
+const NARROW = '(max-width: 760px)'; // lines wrap there unless somebody wants them not to
+const MEASURES = 3; // at most, until the heights of wrapped lines in sight are known
+const NOTHING_CHOSEN = { attempt: '', stream: '', level: '', since: '', until: '', grep: '', only: false, at: '', wrap: '' };
+
+/** What an address says of a log: the inverse of `logQuery`. */
+export function readChosen(query, attempts = /^\d{1,9}$/) {
+  const read = (name) => query.get(name) || '';
+  const oneOf = (name, values) => (values.includes(read(name)) ? read(name) : '');
+  const range = readRange(query);
+  return {
+    attempt: attempts.test(read('attempt')) ? read('attempt') : '',
+    stream: oneOf('stream', ['out', 'err']),
+    level: oneOf('level', LEVELS),
+    since: range.since,
+    until: range.until,
+    grep: read('grep'),
+    only: read('only') === '1',
+    at: read('at'),
+    wrap: oneOf('wrap', ['0', '1']),
+  };
+}
+
+export function logQuery(chosen) {
+  return { ...chosen, only: chosen.only ? '1' : '' };
+}
 
 export class LogView {
   /**
-   * `workers`: ids, fixed unless `setWorkers` is used; `merged`: their names stand beside their lines; `chosen`: {attempt,
-   * stream, grep, only, at} to begin with; `onChoose(chosen)` after each choice of the reader's. `at`: the address of a line
-   * (`3.out.73014`) or a time; of one worker, the lines around it are shown, and stand still.
+   * `workers`: ids, fixed unless `setWorkers` is used; `merged`: their names stand beside their lines; `chosen`: as `readChosen`
+   * has it, to begin with; `onChoose(chosen)` after each choice of the reader's; `kept`: what `keep` of an earlier view returned.
+   * `at`: the address of a line (`3.out.73014`) or a time; of one worker, the lines around it are shown, and stand still.
    */
-  constructor({ live, workers, merged = false, chosen = {}, onChoose = () => {} }) {
+  constructor({ live, workers, merged = false, chosen = {}, onChoose = () => {}, kept = null }) {
     this.live = live;
     this.merged = merged;
-    this.chosen = { attempt: '', stream: '', grep: '', only: false, at: '', ...chosen };
+    this.chosen = { ...NOTHING_CHOSEN, ...chosen };
     this.onChoose = onChoose;
+    this.kept = kept; // where the reader was, until the lines are here
+    this.narrow = window.matchMedia(NARROW);
+    this.layout = evenRows(0, 1);
     this.model = new LogModel({ merged });
     this.sources = new Map();
     this.problems = new Map(); // worker -> the error of its last load
     this.known = new Map(); // worker -> what the page knows of it
     this.hues = new Map();
-    this.tail = TAILS[0];
+    this.tail = kept ? kept.tail : TAILS[0];
     this.reach = REACHES[0];
     this.gone = false; // the manager does not hold the line at `at`
-    this.following = true;
+    this.following = !kept;
     this.seen = 0; // lines ever made when the reader paused
     this.anchor = null; // paused: {line, above}: what the reader looks at stays where it is
     this.shown = [];
@@ -64,16 +96,22 @@ export class LogView {
     this.attemptPick = h('select.input', { 'aria-label': t('logs.attempt'), on: { change: () => this.choose({ attempt: this.attemptPick.value }) } });
     this.streamPick = h('select.input', { 'aria-label': t('logs.stream'), on: { change: () => this.choose({ stream: this.streamPick.value }) } });
     for (const stream of ['', 'out', 'err']) this.streamPick.append(h('option', { value: stream, selected: stream === chosen.stream }, t(`logs.stream_${stream || 'both'}`)));
+    this.levelPick = h('select.input', { 'aria-label': t('logs.level'), on: { change: () => this.chooseShown({ level: this.levelPick.value }) } });
+    for (const level of ['', ...LEVELS]) this.levelPick.append(h('option', { value: level, selected: level === chosen.level }, t(`logs.level_${level || 'any'}`)));
+    this.rangePick = rangePick(chosen, (range) => this.choose(range));
+    this.wrapButton = h('button.button', { type: 'button', 'aria-pressed': 'false', on: { click: () => this.chooseShown({ wrap: this.wraps() ? '0' : '1' }) } }, t('logs.wrap'));
+    this.everywhere = h('a.log-everywhere', { title: t('logs.search_all_title') }, t('logs.search_all'));
     this.grep = h('input.input.log-grep', { type: 'search', 'aria-label': t('logs.grep'), placeholder: t('logs.grep_hint'), value: chosen.grep, spellcheck: 'false', autocomplete: 'off', data: { jump: '' } });
     const typed = debounced(() => this.takeTyped(), 150);
     this.grep.addEventListener('input', typed);
     this.grep.addEventListener('keydown', (event) => this.grepKey(event));
-    this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseGrep({ only: !this.chosen.only }) } }, t('logs.only'));
+    this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseShown({ only: !this.chosen.only }) } }, t('logs.only'));
     this.grepProblem = h('span.log-problem', { role: 'status' });
     this.followButton = h('button.button', { type: 'button', 'aria-pressed': 'true', on: { click: () => this.toggleFollow() } }, t('logs.follow'));
     this.olderButton = h('button.button', { type: 'button', data: { what: 'older' }, on: { click: () => this.loadOlder() } });
     this.linkButton = h('button.button', { type: 'button', on: { click: () => this.copyLink(this.current) } }, icon('copy'), t('logs.copy_link'));
-    this.moment = h('input.input.log-moment', { type: 'datetime-local', step: '1', 'aria-label': t('logs.go_to'), title: t('logs.go_to'), on: { change: () => this.goTo() } });
+    this.moment = h('input.input', { type: 'datetime-local', step: '1', 'aria-label': t('logs.moment', { zone: zoneName() }), on: { change: () => this.goTo() } });
+    this.moments = popover({ label: t('logs.go_to'), kind: 'log-moment', content: [this.moment, h('p.muted', {}, zoneName())], onOpen: () => this.moment.focus() });
     this.download = h('a.button', { download: true, on: { click: (event) => this.downloadMerged(event) } }, icon('down'), t('logs.download'));
     this.count = h('span.muted.log-count');
     this.problem = h('div');
@@ -86,7 +124,7 @@ export class LogView {
     this.node = h(
       this.merged ? 'section.log.is-merged' : 'section.log',
       { 'aria-label': t('logs.title') },
-      h('div.log-bar', {}, h('h2', {}, t('logs.title')), this.attemptPick, this.streamPick, find, this.count, h('span.spring'), this.linkButton, this.moment, this.olderButton, this.download, this.followButton),
+      h('div.log-bar', {}, h('h2', {}, t('logs.title')), this.attemptPick, this.streamPick, this.levelPick, this.rangePick, find, this.count, this.everywhere, h('span.spring'), this.linkButton, this.moments.node, this.olderButton, this.wrapButton, this.download, this.followButton),
       this.problem,
       h('div.log-frame', {}, this.scroller, this.empty, this.paused),
     );
@@ -185,6 +223,8 @@ export class LogView {
         options.push(h('option', { value: n }, t(n === only.newest ? 'logs.attempt_now' : 'logs.attempt_n', { attempt: String(n) })));
       }
     }
+    const { attempt } = this.chosen;
+    if (attempt && !options.some((option) => option.value === attempt)) options.push(h('option', { value: attempt }, t('logs.attempt_n', { attempt })));
     this.attemptPick.replaceChildren(...options);
     this.attemptPick.value = this.chosen.attempt;
   }
@@ -198,17 +238,20 @@ export class LogView {
 
   choose(changes) {
     this.take({ at: '', ...changes });
+    this.rangePick.update(this.chosen);
     this.linkDownload();
     this.reloadFromStart();
   }
 
   /** As the address says now. */
-  setChosen({ attempt, stream, grep, only, at = '' }) {
-    const other = attempt !== this.chosen.attempt || stream !== this.chosen.stream || at !== this.chosen.at;
-    Object.assign(this.chosen, { attempt, stream, grep, only, at });
-    this.attemptPick.value = attempt;
-    this.streamPick.value = stream;
-    if (this.grep.value !== grep) this.grep.value = grep;
+  setChosen(chosen) {
+    const other = ['attempt', 'stream', 'at', 'since', 'until'].some((name) => chosen[name] !== this.chosen[name]);
+    Object.assign(this.chosen, chosen);
+    this.attemptPick.value = chosen.attempt;
+    this.streamPick.value = chosen.stream;
+    this.levelPick.value = chosen.level;
+    this.rangePick.update(chosen);
+    if (this.grep.value !== chosen.grep) this.grep.value = chosen.grep;
     this.readGrep();
     if (other) this.reloadFromStart();
     this.draw();
@@ -225,7 +268,7 @@ export class LogView {
     this.lost = null;
     this.current = null;
     this.gone = false;
-    if (this.place()) this.following = false;
+    if (this.place() || this.kept) this.following = false;
     else this.follow();
     if (this.started) for (const source of this.sources.values()) source.start();
   }
@@ -235,6 +278,35 @@ export class LogView {
   /** The address or the time whose surroundings are shown; '' where the newest lines are. */
   place() {
     return this.sources.size === 1 ? this.chosen.at : '';
+  }
+
+  /** Whether what comes now is shown too. */
+  isLive() {
+    return !this.place() && isOpen(this.chosen);
+  }
+
+  // ------------------------------------------------------------------------------------------ coming back
+
+  /** Where the reader is, for a view that is made when they come back; null where they follow. */
+  keep() {
+    if (this.following || this.place() || !this.anchor) return null;
+    const { line, above } = this.anchor;
+    return line.marker ? null : { line: { worker: line.worker, attempt: line.attempt, stream: line.stream, offset: line.offset }, above, tail: this.tail };
+  }
+
+  /** Once the lines are here: back to where the reader was, as far as that line is still among them. */
+  comeBack() {
+    const { kept } = this;
+    if (!kept || ![...this.sources.values()].every((source) => source.loaded)) return;
+    this.kept = null;
+    const same = (line) => ['worker', 'attempt', 'stream', 'offset'].every((name) => line[name] === kept.line[name]);
+    const line = this.model.lines.find(same);
+    if (!line) {
+      this.follow();
+      return;
+    }
+    this.seen = this.model.made;
+    this.anchor = { line, above: kept.above };
   }
 
   /** The line that was asked for, or null where the manager does not hold it. */
@@ -249,12 +321,14 @@ export class LogView {
   }
 
   goTo() {
-    const moment = new Date(this.moment.value); // the reader's own time zone
-    if (this.moment.value && !Number.isNaN(moment.getTime())) this.choose({ at: moment.toISOString() });
+    const moment = fromInput(this.moment.value);
+    if (!moment) return;
+    this.moments.close();
+    this.choose({ at: moment, since: '', until: '' });
   }
 
   toNewest() {
-    if (this.place()) this.choose({});
+    if (!this.isLive()) this.choose({ until: '' });
     else this.follow();
   }
 
@@ -267,14 +341,15 @@ export class LogView {
     notify(t((await copyText(url)) ? 'logs.link_copied' : 'copy_failed'));
   }
 
-  chooseGrep(changes) {
+  /** What is shown of the lines that are here, and how. */
+  chooseShown(changes) {
     this.take(changes);
     this.draw();
   }
 
   /** Once: what Enter has used already does not move the reader again. */
   takeTyped() {
-    if (this.grep.value !== this.chosen.grep) this.chooseGrep({});
+    if (this.grep.value !== this.chosen.grep) this.chooseShown({});
   }
 
   readGrep() {
@@ -296,7 +371,7 @@ export class LogView {
     } else if (event.key === 'Escape' && this.grep.value) {
       event.preventDefault();
       this.grep.value = '';
-      this.chooseGrep({});
+      this.chooseShown({});
     }
   }
 
@@ -384,13 +459,13 @@ export class LogView {
     const loaded = sources.every((source) => source.loaded);
     if (never) setText(this.empty, t('logs.never_started'));
     else if (this.model.lines.length) setText(this.empty, t('logs.no_match', { n: this.model.lines.length }));
-    else setText(this.empty, loaded ? t('logs.empty') : t('loading'));
+    else setText(this.empty, loaded ? t(this.chosen.since || this.chosen.until ? 'logs.empty_range' : 'logs.empty') : t('loading'));
   }
 
   // ------------------------------------------------------------------------------------------ follow and pause
 
   toggleFollow() {
-    if (this.following) this.pause();
+    if (this.following && this.isLive()) this.pause();
     else this.toNewest();
   }
 
@@ -413,16 +488,15 @@ export class LogView {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const atEnd = scrollHeight - scrollTop - clientHeight < 4;
     if (this.following && !atEnd && scrollTop < this.lastTop) this.pause();
-    else if (!this.following && !this.place() && atEnd && scrollTop > this.lastTop) this.follow();
+    else if (!this.following && this.isLive() && atEnd && scrollTop > this.lastTop) this.follow();
     else if (!this.following && scrollTop !== this.lastTop) this.keepPlace();
     this.lastTop = scrollTop;
     this.draw();
   }
 
   keepPlace() {
-    const height = this.lineHeight();
-    const index = Math.min(this.shown.length - 1, Math.floor(this.scroller.scrollTop / height));
-    this.anchor = index < 0 ? null : { line: this.shown[index], above: index * height - this.scroller.scrollTop };
+    const index = this.layout.at(this.scroller.scrollTop);
+    this.anchor = index < 0 ? null : { line: this.shown[index], above: this.layout.top(index) - this.scroller.scrollTop };
   }
 
   // ------------------------------------------------------------------------------------------ drawing
@@ -431,57 +505,114 @@ export class LogView {
     return parseFloat(getComputedStyle(this.scroller).lineHeight) || 18;
   }
 
-  /** The lines to show, and how many of them match. */
+  wraps() {
+    return this.chosen.wrap ? this.chosen.wrap === '1' : this.narrow.matches;
+  }
+
+  /** The lines to show, how many of them match, and of how many that is said. */
   select() {
-    const { lines } = this.model;
-    if (!this.pattern) return [lines, null];
-    if (this.chosen.only) {
-      const found = lines.filter((line) => this.hits(line));
-      return [found, found.length];
-    }
-    return [lines, lines.reduce((sum, line) => sum + (this.hits(line) ? 1 : 0), 0)];
+    const { stream, level, only } = this.chosen;
+    let { lines } = this.model;
+    if (stream && this.place()) lines = lines.filter((line) => line.stream === stream || line.marker); // around a line, both come
+    const all = lines.length;
+    if (level) lines = atLeast(lines, level, (line) => printable(line.text.slice(0, SEARCHED_CHARS)));
+    if (!this.pattern) return { lines, matching: level ? lines.length : null, all };
+    const found = lines.filter((line) => this.hits(line));
+    return { lines: only ? found : lines, matching: found.length, all };
   }
 
   render() {
+    this.comeBack();
     const height = this.lineHeight();
-    const [lines, matching] = this.select();
+    const selected = this.select();
+    const { lines } = selected;
     this.shown = lines;
-    this.space.style.height = `${lines.length * height}px`;
-    this.settle(lines, height);
-    this.lastTop = this.scroller.scrollTop;
-    const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN);
-    const last = Math.min(lines.length, first + Math.ceil(this.scroller.clientHeight / height) + 2 * OVERSCAN);
-    const view = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null), linkTo: (line) => this.linkTo(line), onLink: (line) => this.copyLink(line) };
-    const visible = [];
-    for (let index = first; index < last; index += 1) visible.push({ line: lines[index], index, view });
-    keyed(this.space, visible, (entry) => entry.line.id, lineNode);
-    this.renderState(matching);
+    const wraps = this.wraps();
+    setClass(this.node, `log${this.merged ? ' is-merged' : ''}${wraps ? ' is-wrapped' : ''}`);
+    for (let measured = 0; measured < MEASURES; measured += 1) {
+      this.layout = wraps ? wrappedRows(lines, height, this.columns(), MAX_SHOWN_CHARS) : evenRows(lines.length, height);
+      this.space.style.height = `${this.layout.total}px`;
+      this.settle(lines);
+      this.lastTop = this.scroller.scrollTop;
+      const visible = this.drawLines(lines);
+      if (!wraps || !this.measure(visible, height)) break;
+    }
+    this.renderState(selected);
     for (const source of this.sources.values()) source.credit();
   }
 
-  settle(lines, height) {
+  drawLines(lines) {
+    const { layout } = this;
+    const first = Math.max(0, layout.at(this.scroller.scrollTop) - OVERSCAN);
+    const last = Math.min(lines.length, layout.at(this.scroller.scrollTop + this.scroller.clientHeight) + 1 + OVERSCAN);
+    const view = { pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null), linkTo: (line) => this.linkTo(line), onLink: (line) => this.copyLink(line) };
+    const visible = [];
+    for (let index = first; index < last; index += 1) visible.push({ line: lines[index], top: layout.top(index), view });
+    keyed(this.space, visible, (entry) => entry.line.id, lineNode);
+    return visible;
+  }
+
+  /** How many characters stand side by side in a wrapped line. */
+  columns() {
+    this.probe ??= this.scroller.appendChild(h('span.log-probe', { 'aria-hidden': 'true' }, '0'.repeat(100)));
+    const text = this.space.querySelector('.log-line:not(.is-marker) .log-text');
+    const width = text ? text.clientWidth : this.scroller.clientWidth - 100;
+    return Math.max(8, Math.floor(width / (this.probe.getBoundingClientRect().width / 100 || 8)));
+  }
+
+  /** The true heights of the lines in sight; whether one of them was another than was taken for it. */
+  measure(visible, height) {
+    let wrong = false;
+    for (const { line } of visible) {
+      const rows = Math.max(1, Math.round(this.space.keyedNodes.get(line.id).offsetHeight / height));
+      if (rows === line.rows) continue;
+      line.rows = rows;
+      wrong = true;
+    }
+    return wrong;
+  }
+
+  settle(lines) {
     if (this.following) {
-      this.scroller.scrollTop = lines.length * height;
+      this.scroller.scrollTop = this.layout.total;
     } else if (this.anchor) {
       // a line that has left the ring, or does not match, gives way to the next one that is here
       const { line, above } = this.anchor;
       const index = lines.findIndex((one) => one.order > line.order || (one.order === line.order && one.id >= line.id));
-      if (index >= 0) this.scroller.scrollTop = index * height - (above === MIDDLE ? (this.scroller.clientHeight - height) / 2 : above);
+      if (index < 0) return;
+      const room = this.scroller.clientHeight - (this.layout.top(index + 1) - this.layout.top(index));
+      this.scroller.scrollTop = this.layout.top(index) - (above === MIDDLE ? room / 2 : above);
     }
   }
 
-  renderState(matching) {
-    setAttr(this.followButton, 'aria-pressed', this.following ? 'true' : 'false');
+  renderState({ matching, all }) {
+    setAttr(this.followButton, 'aria-pressed', this.following && this.isLive() ? 'true' : 'false');
+    setAttr(this.wrapButton, 'aria-pressed', this.wraps() ? 'true' : 'false');
     const place = this.place();
-    show(this.paused, !this.following && (!place || !this.gone));
-    setText(this.paused, place ? t('logs.to_newest') : t('logs.paused', { n: this.model.made - this.seen }));
+    show(this.paused, !(this.following && this.isLive()) && (!place || !this.gone));
+    setText(this.paused, this.isLive() ? t('logs.paused', { n: this.model.made - this.seen }) : t('logs.to_newest'));
     show(this.linkButton, Boolean(this.current));
-    show(this.moment, this.sources.size === 1);
+    show(this.moments.node, this.sources.size === 1);
     setText(this.olderButton, t(place ? 'logs.more_around' : 'logs.older'));
-    const n = this.model.lines.length;
-    setText(this.count, matching === null ? t('logs.count', { n }) : t('logs.matching', { some: matching, n }));
+    const whole = !place && [...this.sources.values()].every((source) => source.complete);
+    setText(this.count, this.countText(matching, all, whole));
+    this.linkEverywhere(matching !== null && !whole);
     const most = [...this.sources.keys()].length * this.tail;
-    show(this.olderButton, place ? n > 0 && this.reach !== REACHES[1] : this.tail !== TAILS[1] && n > 0 && n >= Math.min(most, TAIL));
+    show(this.olderButton, place ? all > 0 && this.reach !== REACHES[1] : this.tail !== TAILS[1] && all > 0 && all >= Math.min(most, TAIL));
     this.showEmpty();
+  }
+
+  /** What is here, and that it is not all there is. */
+  countText(matching, all, whole) {
+    if (matching === null) return t(whole ? 'logs.count' : 'logs.count_part', { n: all });
+    return t(whole ? 'logs.matching' : 'logs.matching_part', { some: matching, n: all });
+  }
+
+  /** The whole log can be searched, wherever it lies. */
+  linkEverywhere(wanted) {
+    const { grep, since, until, stream } = this.chosen;
+    show(this.everywhere, Boolean(wanted && this.pattern));
+    const select = [...this.sources.keys()].join('|');
+    if (wanted) setAttr(this.everywhere, 'href', link('search', '', { find: grep, mode: 'regex', exact: /[A-Z]/.test(grep) ? '1' : '', select, since, until, stream }));
   }
 }

@@ -24,6 +24,7 @@ import { setRole } from './rights.js';
 import { go, onRoute, readRoute } from './router.js';
 import { Shell, languageSwitch } from './shell.js';
 import { Store } from './store.js';
+import { Visits } from './visits.js';
 
 const PAGES = {
   overview: overviewPage,
@@ -53,6 +54,7 @@ class App {
     this.session = null;
     this.shell = null;
     this.page = null;
+    this.visits = new Visits();
     this.redraw = paced(() => this.update(), DRAW_EVERY_MS);
     for (const topic of LISTS) {
       this.store.on(topic, this.redraw);
@@ -171,6 +173,7 @@ class App {
 
   route() {
     if (!this.shell) return;
+    const returned = this.visits.turn(this.page);
     const route = readRoute();
     const make = PAGES[route.page];
     if (!make || (OF_ONE.includes(route.page) && !route.id)) {
@@ -180,18 +183,20 @@ class App {
     const place = `${route.page}/${route.id}`;
     if (this.page && this.place === place && this.page.setQuery) {
       this.page.setQuery(route.query);
+      if (returned) this.visits.restore(returned);
       return;
     }
     const moved = this.page !== null;
     this.leavePage();
     this.place = place;
-    this.page = make({ store: this.store, live: this.live, session: this.session, id: route.id, query: route.query });
+    this.page = make({ store: this.store, live: this.live, session: this.session, id: route.id, query: route.query, kept: returned && returned.page });
     this.shell.place(this.page.node);
     this.shell.showPage(route.page);
     document.title = `${this.page.title} · ProcGuard`;
     this.update();
     if (this.page.started) this.page.started();
     if (moved) this.page.node.querySelector('h1').focus({ preventScroll: true });
+    if (returned) this.visits.restore(returned);
   }
 
   update() {

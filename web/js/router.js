@@ -28,7 +28,7 @@ export function go(page, id, query) {
 /** Changes filters in place: no history entry per key stroke, and the page is not remounted. */
 export function replaceQuery(query) {
   const { page, id } = readRoute();
-  history.replaceState(null, '', link(page, id, query));
+  history.replaceState(history.state, '', link(page, id, query));
 }
 
 export function onRoute(handler) {

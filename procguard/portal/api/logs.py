@@ -32,6 +32,7 @@ class LogsQuery:
     attempt: int = whole(-1, -1, MAX_ATTEMPT, "-1: all")
     stream: str = choice("out", "err", says="which of both; left out: both")
     since: str = text("`10m`, ISO 8601 or Unix seconds")
+    until: str = text("the same; not with `follow`")
     regex: str = text(DIALECT, expression.MAX_CHARS)
     at: str = text("the lines around an address (`3.out.73014`) or a moment, with `before` and `after`", 64)
     before: int = whole(around.DEFAULT_LINES, 0, around.MAX_LINES, "lines before it")
@@ -115,7 +116,7 @@ class LogsApi(Resource):
         """
         self.fleet.state.find(worker_id)  # 404 for an unknown one
         wanted = self._read(query)
-        narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.download)
+        narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.until or query.download)
         most, resumed = TAIL_BYTES if narrow else MOST_BYTES, wanted.resume is not None
         self.store.fetch(worker_id, wanted.attempt, wanted.stream, most, await_host=resumed)
         if query.download:
@@ -151,18 +152,23 @@ class LogsApi(Resource):
         return Lines(worker_id, _as_json(found.lines), None, self.store.attempts(worker_id), target)
 
     def _read(self, query: LogsQuery) -> LogQuery:
+        if query.until and query.follow:
+            raise UsageError("until= and follow= exclude each other", "leave one of them out")
+        now_wall = clock.read().wall
         return LogQuery(
             lines=query.tail,
             attempt=query.attempt if query.attempt >= 0 else None,
             stream=query.stream or None,
-            since=parse_since(query.since, clock.read().wall) if query.since else None,
+            since=parse_since(query.since, now_wall) if query.since else None,
+            until=parse_since(query.until, now_wall, "until") if query.until else None,
             expression=self._matching.read(query.regex) if query.regex else None,
             as_json=query.format == "json",
             resume=parse_resume(query.resume) if query.follow else None,
         )
 
     def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
-        question = (worker_id, query.lines, query.attempt, query.stream, query.since, query.expression, keep_partial)
+        times = (query.since, query.expression, keep_partial, query.until)
+        question = (worker_id, query.lines, query.attempt, query.stream, *times)
         if query.expression is None:
             return self.store.beside(self.store.tail, *question)
         return self._matching.scan(caller, self.store.tail_steps(*question))

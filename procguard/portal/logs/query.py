@@ -54,6 +54,7 @@ class LogQuery:
         expression: Expression | None = None,
         as_json: bool = False,
         resume: Resumed | None = None,
+        until: float | None = None,
     ) -> None:
         self.lines = lines
         self.attempt = attempt
@@ -62,6 +63,7 @@ class LogQuery:
         self.expression = expression
         self.as_json = as_json
         self.resume = resume
+        self.until = until
 
 
 def parse_since(text: str, now_wall: float, name: str = "since") -> float:

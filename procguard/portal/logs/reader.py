@@ -9,6 +9,7 @@ no locks, no event loop; safe in a worker thread.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import struct
@@ -75,6 +76,14 @@ class StreamFile:
         self.attempt = attempt
         self.stream = stream
         self.until = until  # only lines that begin at or before this offset
+
+    def end_at(self, moment: float) -> bool:
+        """Leave out what was written after `moment`; false where nothing is left."""
+        with contextlib.closing(TimesOf(self.base + ".idx")) as times:
+            behind = times.offset_after(moment)
+        if behind is not None:
+            self.until = behind - 1
+        return behind != 0
 
     def lines_backward(self, budget: ScanBudget) -> Iterator[LogLine]:
         """From the newest line to the oldest."""
@@ -199,6 +208,11 @@ class TimesOf:
         if offset not in self._holds:
             self._find(offset)
         return self._answer
+
+    def offset_after(self, moment: float) -> int | None:
+        """Where what was written after `moment` begins; None: nothing was."""
+        behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
+        return self._record(behind)[0] if behind < self._records else None
 
     def _find(self, offset: int) -> None:
         low = bisect_right(range(self._records), offset, key=lambda number: self._record(number)[0])

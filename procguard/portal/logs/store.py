@@ -411,8 +411,10 @@ class LogStore:
         since: float | None = None,
         expression: Expression | None = None,
         keep_partial: bool = False,
+        before: float | None = None,
     ) -> Generator[None, None, list[LogLine]]:
         """The last `lines` lines that fit, oldest first, across attempts; in steps of STEP_S, for who has more to do.
+        `since`, `before`: when they were written, Unix seconds.
 
         `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
         MAX_SCAN_S with a line that says so.
@@ -421,7 +423,7 @@ class LogStore:
         until = time.monotonic() + MAX_SCAN_S
         step_ends = time.monotonic() + STEP_S
         found: list[LogLine] = []
-        for line in self._newest_first(worker_id, attempt, stream):
+        for line in self._newest_first(worker_id, attempt, stream, before):
             if len(found) >= lines or (since is not None and line.at < since):
                 break
             if wanted is None or wanted(line) or (keep_partial and line.partial):
@@ -515,7 +517,9 @@ class LogStore:
         except FileNotFoundError:
             return 0
 
-    def _newest_first(self, worker_id: str, attempt: int | None, stream: str | None) -> Iterator[LogLine]:
+    def _newest_first(
+        self, worker_id: str, attempt: int | None, stream: str | None, before: float | None
+    ) -> Iterator[LogLine]:
         budget = ScanBudget()
         for number, streams in itertools.groupby(reversed(self._streams(worker_id)), key=lambda pair: pair[0]):
             if attempt not in (None, number):
@@ -525,6 +529,8 @@ class LogStore:
                 for _, name in streams
                 if stream in (None, name)
             ]
+            if before is not None:
+                files = [file for file in files if file.end_at(before)]
             yield from newest_first(files, budget)
             if budget.left <= 0:
                 return

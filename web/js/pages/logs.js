@@ -5,7 +5,7 @@ import { h, keyed, setAttr, setText, show } from '../dom.js';
 import { compareNames } from '../format.js';
 import { t } from '../i18n.js';
 import { icon } from '../icons.js';
-import { LogView } from '../logview.js';
+import { LogView, logQuery, readChosen } from '../logview.js';
 import { workerPicker } from '../picker.js';
 import { link, replaceQuery } from '../router.js';
 import { GLYPHS, stateName } from '../status.js';
@@ -14,11 +14,11 @@ import { logTabs, pageHead } from './parts.js';
 export const MAX_WORKERS = 20;
 const SUGGESTED = 8;
 
-export function logsPage({ store, live, query }) {
-  const chosen = readQuery(query);
-  let ids = chosen.workers;
+export function logsPage({ store, live, query, kept }) {
+  const { workers, chosen } = readQuery(query);
+  let ids = workers;
 
-  const view = new LogView({ live, workers: ids, merged: true, chosen, onChoose: (next) => write(next) });
+  const view = new LogView({ live, workers: ids, merged: true, chosen, onChoose: (next) => write(next), kept });
   const picker = workerPicker({ workers: () => store.workers.values(), taken: () => ids, onPick: (picked) => add(picked) });
   const chips = h('ul.chosen', { 'aria-label': t('logs.chosen') });
   const count = h('span.count', { role: 'status' });
@@ -27,7 +27,7 @@ export function logsPage({ store, live, query }) {
   const node = h('div.page.fills', {}, pageHead(t('nav.logs'), logTabs('logs'), count), h('div.toolbar', {}, picker, chips), hint, view.node);
 
   function write(next = view.chosen) {
-    replaceQuery({ w: ids.join(','), attempt: next.attempt, stream: next.stream, grep: next.grep, only: next.only ? '1' : '', at: ids.length === 1 ? next.at : '' });
+    replaceQuery({ w: ids.join(','), ...logQuery(next), at: ids.length === 1 ? next.at : '' });
   }
 
   function add(picked) {
@@ -65,11 +65,11 @@ export function logsPage({ store, live, query }) {
     const wanted = readQuery(next);
     ids = wanted.workers;
     view.setWorkers(ids);
-    view.setChosen(wanted);
+    view.setChosen(wanted.chosen);
     update();
   }
 
-  return { node, title: t('nav.logs'), topics: ['workers'], update, setQuery, started: () => view.start(), unmount: () => view.destroy() };
+  return { node, title: t('nav.logs'), topics: ['workers'], update, setQuery, started: () => view.start(), keep: () => view.keep(), unmount: () => view.destroy() };
 }
 
 /** For an empty page: those that failed, each group, each host, at one click. */
@@ -125,10 +125,8 @@ function grouped(workers, read) {
 }
 
 function readQuery(query) {
-  const read = (name) => query.get(name) || '';
-  const workers = [...new Set(read('w').split(',').filter(Boolean))].slice(0, MAX_WORKERS);
-  const stream = ['out', 'err'].includes(read('stream')) ? read('stream') : '';
-  return { workers, attempt: read('attempt') === 'newest' ? 'newest' : '', stream, grep: read('grep'), only: read('only') === '1', at: read('at') };
+  const workers = [...new Set((query.get('w') || '').split(',').filter(Boolean))].slice(0, MAX_WORKERS);
+  return { workers, chosen: readChosen(query, /^newest$/) };
 }
 
 function chip({ id }, remove) {

@@ -8,11 +8,12 @@ import { formatBytes, formatClock, formatDuration, formatMoment } from '../forma
 import { reasonOf } from '../reasons.js';
 import { t } from '../i18n.js';
 import { link, replaceQuery } from '../router.js';
+import { rangePick, rangeQuery, readRange } from '../timerange.js';
 import { logTabs, pageHead } from './parts.js';
 
 const LIMIT = 500;
 const TIMEOUT_S = 15;
-const RANGES = ['', '15m', '1h', '24h', '7d'];
+const STREAMS = ['', 'out', 'err'];
 const STATUS_GLYPHS = { asked: '…', done: '✓', timeout: '⧖', failed: '✖', no_answer: '✖', away: '?' };
 
 export function searchPage({ query }) {
@@ -27,14 +28,19 @@ export function searchPage({ query }) {
   const mode = h('select.input', { 'aria-label': t('search.mode') }, ['text', 'regex'].map((one) => h('option', { value: one, selected: one === chosen.mode }, t(`search.mode_${one}`))));
   const exact = h('input', { type: 'checkbox', id: 'exact', checked: chosen.exact });
   const select = h('input.input', { id: 'select', type: 'text', value: chosen.select, spellcheck: 'false', placeholder: t('search.select_hint') });
-  const since = h('select.input', { 'aria-label': t('range.label') }, RANGES.map((one) => h('option', { value: one, selected: one === chosen.since }, t(`search.since_${one || 'any'}`))));
+  const streams = h('select.input', { 'aria-label': t('logs.stream') }, STREAMS.map((one) => h('option', { value: one, selected: one === chosen.stream }, t(`logs.stream_${one || 'both'}`))));
+  let range = { since: chosen.since, until: chosen.until };
+  const ranges = rangePick(range, (next) => {
+    range = next;
+    ranges.update(next);
+  });
   const go = h('button.button.primary', { type: 'submit' }, t('search.go'));
   const stop = h('button.button', { type: 'button', hidden: true, on: { click: () => end() } }, t('search.stop'));
   const form = h(
     'form.search-form',
     { role: 'search', on: { submit: (event) => submitted(event) } },
     h('div.search-what', {}, h('label.hidden-text', { for: 'pattern' }, t('search.pattern')), pattern, go, stop),
-    h('div.search-where', {}, mode, h('label.check', { for: 'exact' }, exact, t('search.exact')), h('label.hidden-text', { for: 'select' }, t('search.select')), select, since),
+    h('div.search-where', {}, mode, h('label.check', { for: 'exact' }, exact, t('search.exact')), h('label.hidden-text', { for: 'select' }, t('search.select')), select, streams, ranges),
   );
   const progress = h('p.search-progress', { role: 'status' });
   const bar = h('progress', { max: '1', value: '0', 'aria-label': t('search.progress_label'), hidden: true });
@@ -48,8 +54,8 @@ export function searchPage({ query }) {
 
   function submitted(event) {
     event.preventDefault();
-    chosen = { find: pattern.value, mode: mode.value, exact: exact.checked, select: select.value.trim(), since: since.value };
-    replaceQuery({ ...chosen, mode: chosen.mode === 'regex' ? 'regex' : '', exact: chosen.exact ? '1' : '' });
+    chosen = { find: pattern.value, mode: mode.value, exact: exact.checked, select: select.value.trim(), stream: streams.value, ...range };
+    replaceQuery({ ...chosen, ...rangeQuery(chosen), mode: chosen.mode === 'regex' ? 'regex' : '', exact: chosen.exact ? '1' : '' });
     begin();
   }
 
@@ -63,7 +69,7 @@ export function searchPage({ query }) {
     draw();
     const parameters = new URLSearchParams({ [chosen.mode]: chosen.find, select: chosen.select || '*', limit: String(LIMIT), timeout: String(TIMEOUT_S), format: 'jsonl' });
     if (!chosen.exact) parameters.set('ignore_case', '1');
-    if (chosen.since) parameters.set('since', chosen.since);
+    for (const name of ['since', 'until', 'stream']) if (chosen[name]) parameters.set(name, chosen[name]);
     try {
       await stream(`/api/log-search?${parameters}`, own.signal, (said) => running === own && take(said));
     } catch (error) {
@@ -146,7 +152,9 @@ export function searchPage({ query }) {
 
   function setQuery(next) {
     chosen = readQuery(next);
-    [pattern.value, mode.value, exact.checked, select.value, since.value] = [chosen.find, chosen.mode, chosen.exact, chosen.select, chosen.since];
+    [pattern.value, mode.value, exact.checked, select.value, streams.value] = [chosen.find, chosen.mode, chosen.exact, chosen.select, chosen.stream];
+    range = { since: chosen.since, until: chosen.until };
+    ranges.update(range);
     begin();
   }
 
@@ -169,5 +177,6 @@ function silentItem(part) {
 
 function readQuery(query) {
   const read = (name) => query.get(name) || '';
-  return { find: read('find'), mode: read('mode') === 'regex' ? 'regex' : 'text', exact: read('exact') === '1', select: read('select'), since: RANGES.includes(read('since')) ? read('since') : '' };
+  const stream = STREAMS.includes(read('stream')) ? read('stream') : '';
+  return { find: read('find'), mode: read('mode') === 'regex' ? 'regex' : 'text', exact: read('exact') === '1', select: read('select'), stream, ...readRange(query) };
 }

@@ -6,8 +6,8 @@ import { fill, h, setAttr, setText, show } from '../dom.js';
 import { formatAge, formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from '../format.js';
 import { workerCharts } from '../chartpanel.js';
 import { t } from '../i18n.js';
-import { LogView } from '../logview.js';
-import { link } from '../router.js';
+import { LogView, logQuery, readChosen } from '../logview.js';
+import { link, readRoute, replaceQuery } from '../router.js';
 import { exitInWords, nextStartS, stateChip, stateName } from '../status.js';
 import { actionButtons } from '../actions.js';
 import { reasonOf } from '../reasons.js';
@@ -44,7 +44,7 @@ function gangText({ gang }) {
   return gang.rank === null ? phase : t('worker.gang', { phase, rank: String(gang.rank), epoch: String(gang.epoch) });
 }
 
-export function workerPage({ store, live, id, query }) {
+export function workerPage({ store, live, id, query, kept }) {
   let view = null; // all that the manager says of it; the list's row until that is here
   const chip = stateChip();
   const marks = h('span.marks');
@@ -54,7 +54,7 @@ export function workerPage({ store, live, id, query }) {
   const events = eventList({ withWorker: false });
   const noEvents = h('p.muted', {}, t('worker.no_events'));
   const problem = h('div');
-  const log = new LogView({ live, workers: [id] });
+  const log = new LogView({ live, workers: [id], chosen: readChosen(query), kept, onChoose: (chosen) => replaceQuery({ tab: readRoute().query.get('tab'), ...logQuery(chosen) }) });
   const charts = workerCharts(id);
   const config = configuration();
   const tabs = tabbed({
@@ -137,7 +137,12 @@ export function workerPage({ store, live, id, query }) {
     why.destroy();
   }
 
-  return { node, title: id, topics: ['workers', 'hosts', 'events'], update, started, unmount, setQuery: (next) => tabs.open(next.get('tab') || '') };
+  function setQuery(next) {
+    tabs.open(next.get('tab') || '');
+    log.setChosen(readChosen(next));
+  }
+
+  return { node, title: id, topics: ['workers', 'hosts', 'events'], update, started, unmount, setQuery, keep: () => log.keep() };
 }
 
 function usageText(worker) {

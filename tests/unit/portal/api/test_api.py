@@ -116,6 +116,8 @@ def test_workers_are_filtered_sorted_and_paged(server: RunningServer) -> None:
         ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_expression"),
         ("GET", "/api/remote-workers/worker1/logs?tail=many", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?since=yesterday", None, 400, "bad_request"),
+        ("GET", "/api/remote-workers/worker1/logs?until=tomorrow", None, 400, "bad_request"),
+        ("GET", "/api/remote-workers/worker1/logs?until=1m&follow=1", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?at=3.out", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?at=1.out.0&before=5001", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?stream=both", None, 400, "bad_request"),

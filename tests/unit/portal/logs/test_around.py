@@ -93,3 +93,16 @@ def test_a_moment_leads_to_what_was_written_last_by_then(
     store: LogStore, moment: float, address: LogAddress | None
 ) -> None:
     assert address_at(store, "w1", moment) == address
+
+
+def test_the_last_lines_of_a_range_end_where_the_range_ends(store: LogStore) -> None:
+    """Of both streams, and of no attempt that began later."""
+
+    def tail(**question: Any) -> list[str]:
+        return [line.text for line in store.tail("w1", 3, **question)]
+
+    assert tail(before=1050.7) == ["line 049", "line 050", "Traceback"]
+    assert tail(before=1050.7, stream="out") == ["line 048", "line 049", "line 050"]
+    assert tail(since=1049.5, before=1050.2) == ["line 050"]
+    assert tail(before=999.0) == []
+    assert tail(before=3000.0) == ["line 098", "line 099", "again"]
