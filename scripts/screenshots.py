@@ -58,7 +58,7 @@ SHOTS = [
     Shot("workers", "#/workers", ".workers-table .table-body .table-row"),
     Shot("worker", "#/worker/train-tiny", ".log-line", chinese=True, height_px=780),
     Shot("logs", f"#/logs?w={LOGS}&grep=epoch", ".log-line mark", height_px=780),
-    Shot("recovery", "#/recovery?range=1h", ".restart-list li", opens=".restart-list li:has(a:text('flaky')) summary"),
+    Shot("recovery", "#/recovery?since=1h", ".restart-list li", opens=".restart-list li:has(a:text('flaky')) summary"),
     Shot("host", "#/host/this-machine", ".host-workers li"),
 ]
 

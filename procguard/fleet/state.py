@@ -316,7 +316,9 @@ class FleetState:
         worker = self.workers_by_id.get(record.worker_id)
         why = record.reason if record.status == "accepted" else record.message
         what = {"verb": record.command, "status": record.status}
-        origin = {"from": record.origin} if record.origin else {}
+        more = {"from": record.origin} if record.origin else {}
+        if record.operation_id:
+            more["operation_id"] = record.operation_id
         tx.event(
             "command",
             worker_id=record.worker_id,
@@ -325,7 +327,7 @@ class FleetState:
             reason=because("command.status_why", why=why, **what) if why else because("command.status", **what),
             actor=record.actor,
             attempt=record.attempt,
-            evidence={"command_id": record.command_id, "command": record.command, **origin},
+            evidence={"command_id": record.command_id, "command": record.command, **more},
         )
 
     # ------------------------------------------------------------------------------------------ indexes

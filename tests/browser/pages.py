@@ -29,7 +29,7 @@ PORTAL_PAGES = [
     PortalPage("operations", "#/operations", ".operations-table .table-body .table-row"),
     PortalPage("operation", "#/operation/{operation}", ".items-table .table-body .table-row"),
     PortalPage("events", "#/events", ".events-table .table-body .table-row"),
-    PortalPage("events, none in this range", "#/events?range=1h&q=nothing-like-it", ".empty .button"),
+    PortalPage("events, none in this range", "#/events?since=1h&q=nothing-like-it", ".empty .button"),
     PortalPage("logs", "#/logs?w={worker},gpu-00001-w0&grep=line", ".log-line mark"),
     PortalPage("logs, none chosen", "#/logs", ".suggestions .button"),
     PortalPage("search", "#/search?find=attempt%20begins", ".found mark"),

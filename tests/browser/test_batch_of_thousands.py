@@ -81,6 +81,19 @@ def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], direct
         expect(chip).to_have_text(re.compile("done"), timeout=60_000)
         stopped = rig.ask("GET", "/api/remote-workers?state=stopped&limit=1")
         assert stopped["total"] == wanted
+
+        # more happened than a page holds of itself: what is older is still on record
+        page.goto(f"{rig.url}/#/worker/gpu-00000-w0")
+        expect(page.locator(".event-list li").filter(has_text="starting → ● running")).to_be_visible()
+        begun = rig.ask("GET", "/api/events?limit=10000")["events"]
+        page.goto(f"{rig.url}/#/events")
+        expect(page.locator(".page-head .count")).to_have_text(re.compile("^newest .*, loaded back to"))
+        load = page.get_by_role("button", name=re.compile("Load older events|Show more"))
+        while load.is_visible():
+            load.click()
+            page.wait_for_timeout(200)
+        expect(page.get_by_text("Nothing older is on record.")).to_be_visible()
+        expect(page.locator(".page-head .count")).to_have_text(re.compile(rf"^{len(begun):,} events$"))
         page.close()  # before its manager ends
 
 

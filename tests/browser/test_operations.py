@@ -232,3 +232,35 @@ def test_axe_finds_nothing_and_nothing_is_too_wide(
 def check(page: Page, where: str) -> None:
     assert page.evaluate(TOO_WIDE) == [], where
     assert violations(page) == "", where
+
+
+def test_an_operation_is_one_row_of_the_events_which_unfolds(fleet: ManagerRig, visitor: Visitor) -> None:
+    """What its workers report because of it is within; filters by operation and worker ask the manager."""
+    token = fleet.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "host=gpu-00002"})["token"]
+    begun = fleet.ask("POST", "/api/operations", {"token": token, "reason": "one row"})
+    name = str(begun["operation_id"])
+    wait_until(lambda: fleet.ask("GET", f"/api/operations/{name}")["status"] == "done", 60, "it has ended")
+    page = visitor.open(f"{fleet.url}/#/events")
+    row = page.locator(".events-table .table-body .table-row").filter(has_text="one row")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text(f"Restart: {EACH} workers")
+    unfold = row.get_by_role("button", name=re.compile(r"operation: \d+ events"))
+    events = fleet.ask("GET", f"/api/events?operation={name}&limit=1000")["events"]
+    assert len(events) >= 2 + 2 * EACH
+    wait_until(lambda: int(unfold.inner_text().split()[1]) >= len(events), 10, "all of them are counted")
+    rows = page.locator(".events-table .table-body .table-row")
+    before = rows.count()
+    unfold.press("Enter")
+    expect(unfold).to_have_attribute("aria-expanded", "true")
+    assert rows.count() > before + EACH
+    row.get_by_role("link").first.click()
+    expect(page.locator("h1")).to_have_text(f"Restart: {EACH} workers")
+
+    page.goto(f"{fleet.url}/#/events?operation={name}")
+    expect(page.locator(".page-head .count")).to_have_text(f"{len(events)} events")
+    expect(page.get_by_text("Nothing older is on record.")).to_be_visible()
+    page.goto(f"{fleet.url}/#/events?worker=gpu-00002-w0")
+    of_it = fleet.ask("GET", "/api/events?worker=gpu-00002-w0&limit=1000")["events"]
+    expect(page.locator(".page-head .count")).to_have_text(f"{len(of_it)} events")
+    page.get_by_role("button", name="Worker: gpu-00002-w0").click()
+    assert "worker=" not in page.url

@@ -12,7 +12,8 @@ export class Store {
   constructor() {
     this.tables = { workers: workerTable(), hosts: hostTable() };
     this.operations = new Map();
-    this.events = []; // oldest first
+    this.events = []; // the newest, oldest first
+    this.eventsDropped = false; // there were more than this list holds
     this.loaded = new Set(); // topics that had a snapshot
     this.listeners = new Map();
   }
@@ -90,7 +91,9 @@ export class Store {
         this.events.sort((a, b) => a.seq - b.seq);
       }
     }
-    if (this.events.length > MAX_EVENTS) this.events.splice(0, this.events.length - MAX_EVENTS);
+    if (this.events.length <= MAX_EVENTS) return;
+    this.events.splice(0, this.events.length - MAX_EVENTS);
+    this.eventsDropped = true;
   }
 }
 

@@ -4,9 +4,10 @@
  */
 
 import { fill, h } from './dom.js';
-import { formatDuration, formatMoment, fromInput, serverNowMs, toInput, zoneName } from './format.js';
+import { formatMoment, fromInput, serverNowMs, toInput, zoneName } from './format.js';
 import { t } from './i18n.js';
 
+export const ALWAYS = { since: '', until: '' };
 export const AGES = ['15m', '1h', '2h', '24h', '7d'];
 const ALL = 'all'; // in an address, where something else is usual
 const OTHER = 'other';
@@ -56,10 +57,19 @@ export function isOpen({ until }) {
 
 export function rangeName({ since, until }) {
   if (!since && !until) return t('range.all');
-  if (!until) return ageS(since) === null ? t('range.since', { at: formatMoment(since) }) : t('range.last', { d: formatDuration(ageS(since)) });
-  const end = ageS(until) === null ? formatMoment(until) : t('time.ago', { d: formatDuration(ageS(until)) });
-  if (!since) return t('range.until', { at: end });
-  return t('range.between', { from: ageS(since) === null ? formatMoment(since) : t('time.ago', { d: formatDuration(ageS(since)) }), to: end });
+  if (!until) return ageS(since) === null ? t('range.since', { at: formatMoment(since) }) : t('range.last', { d: ageName(since) });
+  if (!since) return t('range.until', { at: momentName(until) });
+  return t('range.between', { from: momentName(since), to: momentName(until) });
+}
+
+function momentName(text) {
+  return ageS(text) === null ? formatMoment(text) : t('time.ago', { d: ageName(text) });
+}
+
+/** "24h" -> "24 h", as it was chosen. */
+function ageName(text) {
+  const [, n, unit] = /^(\d+)([smhd])$/.exec(text);
+  return t(`unit.${unit === 'm' ? 'min' : unit}`, { n: Number(n) });
 }
 
 /** The next wider one of the usual ages, or everything; null where nothing is wider. */

@@ -17,6 +17,7 @@ class EventQuery:
     """Everything given must hold; several values of one field are alternatives. Times are Unix seconds."""
 
     after: int = 0  # only events with a higher seq
+    before: int = 0  # only events with a lower seq; 0: all
     worker: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
@@ -28,7 +29,7 @@ class EventQuery:
     text: str = ""  # every word of it somewhere in the event, in whatever case
 
     def matches(self, event: dict[str, Any]) -> bool:
-        if event["seq"] <= self.after:
+        if event["seq"] <= self.after or (self.before and event["seq"] >= self.before):
             return False
         for field, wanted in (
             ("worker_id", self.worker),
@@ -83,7 +84,8 @@ def read_pages(
     `read(boundary, count, newest)` returns one page: newest first before `boundary`, else oldest first after it.
     """
     found: list[dict[str, Any]] = []
-    boundary, newest = after, after is None
+    newest = after is None
+    boundary = (query.before or None) if newest else after
     while len(found) < limit:
         count = page_size if query.text else min(page_size, limit - len(found))
         page = read(boundary, count, newest)

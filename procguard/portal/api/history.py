@@ -42,7 +42,8 @@ class ChangesQuery:
     since: str = text("`2h`, ISO 8601 or Unix seconds")
     until: str = text("the same")
     q: str = text("words")
-    after: int = whole(0, 0, 2**53, "a `seq`")
+    after: int = whole(0, 0, 2**53, "a `seq`: only later ones")
+    before: int = whole(0, 0, 2**53, "a `seq`: only earlier ones")
     limit: int = whole(200, 1, 10_000)
 
     def wanted(self, cause: tuple[str, ...] = (), operation: tuple[str, ...] = ()) -> EventQuery:
@@ -50,6 +51,7 @@ class ChangesQuery:
         now_wall = clock.read().wall
         return EventQuery(
             after=self.after,
+            before=self.before,
             worker=self.worker,
             host=self.host,
             kind=self.kind,

@@ -1,39 +1,48 @@
-/** Who did what, when, to what, and what came of it. Newest first; the filters live in the address. */
+/** Who did what, when, to what, and what came of it. Newest first; an operation is one row; the filters live in the address. */
 
 import { emptyBox } from '../dialogs.js';
 import { debounced, fill, h, setAttr, setText, show } from '../dom.js';
 import { formatClock, formatMoment, serverNowMs } from '../format.js';
-import { EventHistory, RANGES, rangePick, rangeStart, widenButton } from '../history.js';
-import { t } from '../i18n.js';
+import { operationRows } from '../eventrows.js';
+import { EventHistory } from '../history.js';
+import { hasText, t } from '../i18n.js';
 import { icon } from '../icons.js';
+import { countsText, meant, operationTitle } from '../operations.js';
 import { actorName, reasonOf } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { timeStrip } from '../strip.js';
 import { Table, textCell } from '../table.js';
+import { rangeEnd, rangePick, rangeQuery, rangeStart, readRange, widenButton } from '../timerange.js';
 import { kindName, pageHead, pickList, transition } from './parts.js';
 
 const STEP = 200; // rows drawn at first, and with each "show more"
+const OF_OPERATION = 100; // events of one operation that its row unfolds to
 const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'host_disk_full', 'agent_restart_failed', 'agent_upgrade_failed'];
+const FIELDS = { kind: 'kind', host: 'host', actor: 'actor', worker: 'worker_id' };
+const NO_FILTER = { q: '', kind: '', host: '', actor: '', worker: '', operation: '', since: '', until: '' };
 
-export function eventsPage({ store, query }) {
-  let limit = STEP;
+export function eventsPage({ store, query, kept }) {
+  let limit = kept ? kept.limit : STEP;
   let chosen = readQuery(query);
   let widening = null; // the range that the button for widening belongs to
+  const open = new Set(kept ? kept.open : []); // operations that are unfolded
 
   const history = new EventHistory(store, () => update());
   const search = h('input.input.search', { type: 'search', 'aria-label': t('events.filter'), placeholder: t('events.filter_hint'), value: chosen.q, data: { jump: '' } });
-  const writeText = debounced(() => setFilter({ q: search.value.trim() }), 120);
+  const writeText = debounced(() => setFilter({ q: search.value.trim() }), 250);
   search.addEventListener('input', writeText);
   const kinds = pickList(t('events.kind'), t('events.all_kinds'), (kind) => setFilter({ kind }));
   const hosts = pickList(t('workers.host'), t('workers.all_hosts'), (host) => setFilter({ host }));
   const actors = pickList(t('events.actor'), t('events.all_actors'), (actor) => setFilter({ actor }));
-  const range = rangePick(chosen.range, (value) => setFilter({ range: value }));
+  const range = rangePick(chosen, (next) => setFilter(next));
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
   const download = h('a.button', { download: 'events.jsonl', title: t('events.export_title') }, icon('down'), t('events.export'));
   const count = h('span.count', { role: 'status' });
+  const only = h('ul.chosen', { 'aria-label': t('facet.chosen') });
   const strip = timeStrip();
-  const table = new Table({ label: t('nav.events'), kind: 'events-table', columns: columns(), keyOf: (event) => event.seq });
-  const more = h('button.button', { type: 'button', hidden: true, on: { click: showMore } }, t('events.more'));
+  const table = new Table({ label: t('nav.events'), kind: 'events-table', columns: columns({ store, open, onToggle: toggle }), keyOf: (row) => row.key });
+  const more = h('button.button', { type: 'button', hidden: true, on: { click: showMore } });
+  const end = h('p.muted.events-end', { hidden: true });
   const widen = h('p');
   const none = emptyBox(t('events.none'), widen);
   const node = h(
@@ -41,26 +50,38 @@ export function eventsPage({ store, query }) {
     {},
     pageHead(t('nav.events'), count, h('span.spring'), download),
     h('div.toolbar', {}, search, range, kinds, hosts, actors, clear),
+    only,
     history.problem,
     strip,
     none,
     table.node,
     more,
+    end,
   );
 
   function load() {
-    history.load(apiQuery(chosen));
+    return history.load(apiQuery(chosen), chosen.q);
   }
 
+  /** What is loaded first, then what is on record. */
   function showMore() {
-    limit += STEP;
+    if (table.items.length >= limit || history.complete) limit += STEP;
+    else {
+      limit += STEP;
+      history.more();
+    }
+    update();
+  }
+
+  function toggle(operation) {
+    if (!open.delete(operation)) open.add(operation);
     update();
   }
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
-    replaceQuery({ ...chosen, range: chosen.range === 'all' ? '' : chosen.range });
-    range.value = chosen.range;
+    replaceQuery({ ...chosen, ...rangeQuery(chosen) });
+    range.update(chosen);
     limit = STEP;
     load();
     update();
@@ -69,66 +90,101 @@ export function eventsPage({ store, query }) {
   function clearFilters() {
     writeText.cancel();
     search.value = '';
-    setFilter({ q: '', kind: '', host: '', actor: '', range: 'all' });
+    setFilter(NO_FILTER);
     search.focus();
   }
 
   function update() {
     const words = chosen.q.toLowerCase().split(/\s+/).filter(Boolean);
-    const all = history.since(chosen.range);
-    const found = all.filter((event) => matches(event, chosen, words));
-    strip.update(found, rangeStart(chosen.range), serverNowMs(), isBad);
+    const all = history.within(chosen, (event) => fits(event, chosen));
+    const found = words.length ? all.filter((event) => hasWords(event, words)) : all;
+    strip.update(found, rangeStart(chosen), rangeEnd(chosen), isBad);
     show(strip, found.length > 0);
-    table.setItems(found.slice(-limit).reverse());
+    const rows = chosen.operation ? found.map((event) => ({ key: event.seq, event })).reverse() : operationRows(found, open, OF_OPERATION);
+    table.setItems(rows.slice(0, limit));
     fillPicks(all);
-    const filtered = Boolean(words.length || chosen.kind || chosen.host || chosen.actor || chosen.range !== 'all');
+    const filtered = Object.keys(NO_FILTER).some((name) => chosen[name]);
     show(clear, filtered);
-    show(more, found.length > limit);
-    show(none, found.length === 0 && history.loaded);
-    setText(none.firstChild, filtered ? t('events.no_match') : t('events.none'));
-    if (widening !== chosen.range) {
-      widening = chosen.range;
-      fill(widen, widenButton(chosen.range, (value) => setFilter({ range: value })));
+    showEnds(rows, found, filtered);
+    drawOnly();
+    setText(count, countText(found, all));
+    setAttr(download, 'href', `/api/events?${new URLSearchParams(Object.entries({ ...apiQuery(chosen), q: chosen.q, format: 'jsonl' }).filter(([, value]) => value))}`);
+  }
+
+  /** That there is more, that this is all, or that there is nothing: of what is on record, not of what is loaded. */
+  function showEnds(rows, found, filtered) {
+    const { loaded, complete } = history;
+    show(more, loaded && (rows.length > limit || !complete));
+    setText(more, t(rows.length > limit ? 'events.more' : 'events.load_older'));
+    show(end, loaded && complete && found.length > 0 && rows.length <= limit);
+    setText(end, t('events.end'));
+    show(none, loaded && found.length === 0);
+    const since = history.loadedSince();
+    setText(none.firstChild, complete ? t(filtered ? 'events.no_match' : 'events.none') : t('events.none_loaded', { at: formatMoment(since) }));
+    const now = `${chosen.since} ${chosen.until}`;
+    if (widening !== now) {
+      widening = now;
+      fill(widen, widenButton(chosen, (value) => setFilter(value)));
     }
-    setText(count, history.loaded ? t('workers.count', { some: found.length, all: all.length }) : t('loading'));
-    setAttr(download, 'href', `/api/events?${new URLSearchParams(Object.entries({ ...apiQuery(chosen), format: 'jsonl' }).filter(([, value]) => value))}`);
+  }
+
+  function countText(found, all) {
+    if (!history.loaded) return t('loading');
+    const values = { some: found.length, all: all.length, n: all.length };
+    if (history.complete) return found.length === all.length ? t('events.count', values) : t('workers.count', values);
+    return t(found.length === all.length ? 'events.count_newest' : 'events.count_part', { ...values, at: formatClock(history.loadedSince()) });
+  }
+
+  /** One worker or one operation, which no list offers: where a link led here. */
+  function drawOnly() {
+    const now = `${chosen.worker} ${chosen.operation}`;
+    if (only.drawn === now) return;
+    only.drawn = now;
+    const chip = (name) => {
+      const words = t(`events.only_${name}`, { [name]: chosen[name] });
+      const drop = h('button.icon-button', { type: 'button', 'aria-label': t('facet.drop', { what: words }), on: { click: () => setFilter({ [name]: '' }) } }, icon('close'));
+      return h('li.chosen-in', {}, h('span.chosen-words', {}, words), drop);
+    };
+    fill(only, ['worker', 'operation'].filter((name) => chosen[name]).map(chip));
+    show(only, Boolean(chosen.worker || chosen.operation));
   }
 
   function fillPicks(events) {
     const distinct = (name) => [...new Set(events.map((event) => event[name]).filter(Boolean))].sort();
     kinds.update(distinct('kind'), chosen.kind);
     for (const option of kinds.options) if (option.value) setText(option, kindName(option.value));
-    hosts.update(distinct('host'), chosen.host);
+    hosts.update([...new Set(store.agents().map((agent) => agent.host))].sort(), chosen.host);
     actors.update(distinct('actor'), chosen.actor);
   }
 
   function setQuery(next) {
     chosen = readQuery(next);
     search.value = chosen.q;
-    range.value = chosen.range;
+    range.update(chosen);
     load();
     update();
   }
 
-  return { node, title: t('nav.events'), topics: ['events'], update, setQuery, started: load };
+  return { node, title: t('nav.events'), topics: ['events'], update, setQuery, started: load, keep: () => ({ limit, open: [...open] }) };
 }
 
 function readQuery(query) {
   const read = (name) => query.get(name) || '';
-  return { q: read('q'), kind: read('kind'), host: read('host'), actor: read('actor'), range: RANGES.includes(read('range')) ? read('range') : 'all' };
+  return { ...Object.fromEntries(['q', 'kind', 'host', 'actor', 'worker', 'operation'].map((name) => [name, read(name)])), ...readRange(query) };
 }
 
-/** What the manager is asked for; words are looked for here, in the language of the page. */
-function apiQuery({ kind, host, actor, range }) {
-  return { kind, host, actor, since: range === 'all' ? '' : range };
+/** What the manager is asked for; words are looked for here, in the language of the page, and by the manager in all it has. */
+function apiQuery({ kind, host, actor, worker, operation, since, until }) {
+  return { kind, host, actor, worker, operation, since, until };
 }
 
-function matches(event, { kind, host, actor }, words) {
-  if (kind && event.kind !== kind) return false;
-  if (host && event.host !== host) return false;
-  if (actor && event.actor !== actor) return false;
-  if (!words.length) return true;
-  const text = [event.worker_id, event.host, reasonOf(event), actorName(event.actor), event.kind, kindName(event.kind), event.cause].join('\n').toLowerCase();
+function fits(event, chosen) {
+  if (Object.entries(FIELDS).some(([name, field]) => chosen[name] && event[field] !== chosen[name])) return false;
+  return !chosen.operation || Boolean(event.evidence && event.evidence.operation_id === chosen.operation);
+}
+
+function hasWords(event, words) {
+  const text = [event.worker_id, event.host, event.reason, reasonOf(event), event.actor, actorName(event.actor), event.kind, kindName(event.kind), event.cause, event.before, event.after].join('\n').toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
@@ -136,28 +192,62 @@ function isBad(event) {
   return BAD_KINDS.includes(event.kind) || ['failed', 'backoff', 'unknown'].includes(event.after);
 }
 
-function columns() {
+function columns({ store, open, onToggle }) {
+  const ofEvent = (make, ofOperation) => (row) => (row.operation && !row.event ? ofOperation(row) : make(row));
+  const text = (read, readOperation, more = {}) => ofEvent(textCell((row) => read(row.event), more), textCell((row) => readOperation(row, store.operations.get(row.operation)), more));
+  const time = { selector: 'time', title: (row) => formatMoment((row.event || row.last).at) };
   return [
-    { name: 'time', label: t('events.time'), make: textCell((event) => formatClock(event.at), { selector: 'time', title: (event) => formatMoment(event.at) }) },
-    { name: 'kind', label: t('events.kind'), make: textCell((event) => kindName(event.kind)) },
-    { name: 'subject', label: t('events.subject'), make: subjectCell },
-    { name: 'change', label: t('events.change'), make: changeCell },
-    { name: 'why', label: t('workers.reason'), make: textCell((event) => reasonOf(event)) },
-    { name: 'actor', label: t('events.actor'), make: textCell((event) => actorName(event.actor)) },
+    { name: 'time', label: t('events.time'), make: text((event) => formatClock(event.at), (row) => formatClock(row.last.at), time) },
+    { name: 'kind', label: t('events.kind'), make: ofEvent(textCell((row) => kindName(row.event.kind)), (row) => foldButton(row, open, onToggle)) },
+    { name: 'subject', label: t('events.subject'), make: ofEvent(subjectCell, (row) => operationCell(row, store)) },
+    { name: 'change', label: t('events.change'), make: ofEvent(changeCell, textCell((row) => operationResult(row, store.operations.get(row.operation)))) },
+    { name: 'why', label: t('workers.reason'), make: text((event) => reasonOf(event), (row, known) => (known ? known.reason : '')) },
+    { name: 'actor', label: t('events.actor'), make: text((event) => actorName(event.actor), (row) => actorName(row.actor)) },
   ];
 }
 
-function subjectCell(event) {
+/** "operation ▸ 181 events": unfolds to what happened in it. */
+function foldButton(row, open, onToggle) {
+  const button = h('button.fold', { type: 'button', on: { click: () => onToggle(row.operation) } });
+  button.update = (next) => {
+    const unfolded = open.has(next.operation);
+    setAttr(button, 'aria-expanded', unfolded ? 'true' : 'false');
+    setText(button, t(unfolded ? 'events.fold' : 'events.unfold', { kind: kindName('operation'), n: next.count }));
+  };
+  return button;
+}
+
+function operationCell(row, store) {
+  const name = h('a.strong', { href: link('operation', row.operation) });
+  const which = h('span.muted');
+  const all = h('a', { href: link('events', '', { operation: row.operation }) }, t('events.all_of_operation'));
+  const cell = h('span.subject', {}, name, ' ', which, ' ', all);
+  cell.update = (next) => {
+    const known = store.operations.get(next.operation);
+    setText(name, known ? operationTitle(known) : next.operation);
+    setText(which, known ? meant(known) : '');
+  };
+  return cell;
+}
+
+function operationResult(row, known) {
+  if (!known) return '';
+  return `${hasText(`opstatus.${known.status}`) ? t(`opstatus.${known.status}`) : known.status}: ${countsText(known)}`;
+}
+
+function subjectCell({ event }) {
   const host = event.host ? h('span.muted', {}, event.host) : null;
   const attempt = event.attempt ? h('span.muted', {}, t('events.attempt', { attempt: String(event.attempt) })) : null;
+  const operation = event.evidence && event.evidence.operation_id;
+  const other = operation ? h('a', { href: link('operation', operation) }, operation) : event.host ? h('strong', {}, event.host) : t('none');
   const cell = event.worker_id
     ? h('span.subject', {}, h('a.strong', { href: link('worker', event.worker_id) }, event.worker_id), ' ', host, ' ', attempt)
-    : h('span.subject', {}, event.host ? h('strong', {}, event.host) : t('none'));
+    : h('span.subject', {}, other);
   cell.update = () => {};
   return cell;
 }
 
-function changeCell(event) {
+function changeCell({ event }) {
   const cell = h(`span.text-${event.after || 'none'}`, {}, transition(event.before, event.after));
   cell.update = () => {};
   return cell;

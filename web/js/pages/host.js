@@ -1,15 +1,17 @@
 /** One host: its agent and how to get in when that is silent, how loaded the machine is, its GPUs and whose they are, its workers. */
 
 import { agentLogPanel, agentPanel } from '../agentmaintenance.js';
-import { get, post } from '../api.js';
+import { post } from '../api.js';
 import { hostCharts } from '../chartpanel.js';
-import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../dialogs.js';
-import { fill, h, keyed, setAttr, setText, show } from '../dom.js';
+import { confirmAction, emptyBox, notify, notifyError } from '../dialogs.js';
+import { h, keyed, setAttr, setText, show } from '../dom.js';
 import { compareNames, formatAge, formatBytes, formatMoment, formatPercent, formatSince } from '../format.js';
 import { actorName, reasonOf } from '../reasons.js';
+import { EventHistory } from '../history.js';
 import { formatNumber, t } from '../i18n.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
+import { ALWAYS } from '../timerange.js';
 import { STATES, agentChip, stateChip } from '../status.js';
 import { diskText, roleText, sshState } from './hosts.js';
 import { eventList, pageHead, reasonText } from './parts.js';
@@ -57,8 +59,9 @@ export function hostPage({ store, live, id }) {
   const charts = hostCharts(id);
   const workers = workersPanel(id);
   const events = eventList();
-  const noEvents = h('p.muted', {}, t('worker.no_events'));
-  const problem = h('div');
+  const noEvents = h('p.muted');
+  const allEvents = h('a.more', {}, t('worker.all_events'));
+  const history = new EventHistory(store, () => update(), { page: EVENTS_SHOWN });
   const missing = emptyBox(t('host.missing', { host: id }), h('p', {}, h('a', { href: link('hosts') }, t('host.to_list'))));
   const loading = h('p.muted', {}, t('loading'));
   const content = h(
@@ -71,7 +74,7 @@ export function hostPage({ store, live, id }) {
       gpus,
       charts.node,
       workers,
-      h('section.panel', { 'aria-labelledby': 'host-events' }, h('h2', { id: 'host-events' }, t('worker.events')), problem, noEvents, events),
+      h('section.panel', { 'aria-labelledby': 'host-events' }, h('h2', { id: 'host-events' }, t('worker.events')), history.problem, noEvents, events, allEvents),
       agentLog,
     ),
   );
@@ -105,24 +108,17 @@ export function hostPage({ store, live, id }) {
     gpus.update(view);
     charts.add(view && view.usage);
     workers.update([...store.workers.values()].filter((worker) => worker.agent === id));
-    const own = store.events.filter((event) => event.host === host.host).slice(-EVENTS_SHOWN).reverse();
+    history.load({ host: host.host });
+    const own = history.within(ALWAYS, (event) => event.host === host.host).slice(-EVENTS_SHOWN).reverse();
     events.update(own);
     show(noEvents, own.length === 0);
+    setText(noEvents, t(history.loaded ? 'worker.no_events' : 'loading'));
+    setAttr(allEvents, 'href', link('events', '', { host: host.host }));
   }
 
-  async function started() {
+  function started() {
     charts.start();
     agent.started();
-    const row = store.hosts.get(id);
-    const name = row ? row.host : id.replace(/^launcher:/, '');
-    try {
-      const answer = await get(`/api/events?host=${encodeURIComponent(name)}&limit=${EVENTS_SHOWN}`);
-      store.addEvents(answer.events);
-      fill(problem);
-      update();
-    } catch (error) {
-      if (error.status !== 401) fill(problem, errorBox(error, started));
-    }
   }
 
   function unmount() {

@@ -5,16 +5,19 @@ import { commands } from '../commands.js';
 import { commandBox, emptyBox } from '../dialogs.js';
 import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
+import { EventHistory } from '../history.js';
 import { formatNumber, t } from '../i18n.js';
 import { isLive, operationTitle } from '../operations.js';
 import { reasonOf } from '../reasons.js';
 import { link } from '../router.js';
 import { GLYPHS, STATES, agentChip, isProblem, stateChip, stateName } from '../status.js';
+import { ALWAYS } from '../timerange.js';
 import { newestFirst, progressCell } from './operations.js';
 import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
 
 const MAX_PROBLEMS = 50;
 const MAX_RECOVERIES = 8;
+const RECOVERIES_ASKED = 200;
 const TILE_ORDER = ['running', 'starting', 'backoff', 'failed', 'unknown', 'stopping', 'exited', 'stopped'];
 const LOOPBACK = /^(localhost|127\.[\d.]+|\[::1\])$/;
 const SILENT = ['unreachable', 'suspect'];
@@ -27,6 +30,7 @@ export function overviewPage({ store, session }) {
   const problems = h('ul.problem-list');
   const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
   const calm = h('p.calm', {}, h('span.glyph', { 'aria-hidden': 'true' }, '●'), ' ', t('overview.no_problems'));
+  const history = new EventHistory(store, () => update(), { page: RECOVERIES_ASKED });
   const recoveries = eventList();
   const noRecoveries = h('p.muted', {}, t('overview.no_recoveries'));
   const empty = emptyFleet(session.urls);
@@ -42,7 +46,7 @@ export function overviewPage({ store, session }) {
       'div.columns',
       {},
       h('section.panel', { 'aria-labelledby': 'problems-title' }, h('h2', { id: 'problems-title' }, t('overview.problems')), calm, problems, problemsMore),
-      h('section.panel', { 'aria-labelledby': 'recoveries-title' }, h('h2', { id: 'recoveries-title' }, t('overview.recoveries')), noRecoveries, recoveries, h('a.more', { href: link('recovery') }, t('recovery.to'))),
+      h('section.panel', { 'aria-labelledby': 'recoveries-title' }, h('h2', { id: 'recoveries-title' }, t('overview.recoveries')), history.problem, noRecoveries, recoveries, h('a.more', { href: link('recovery') }, t('recovery.to'))),
     ),
   );
   const node = h('div.page', {}, pageHead(t('nav.overview')), loading, empty, full);
@@ -60,9 +64,10 @@ export function overviewPage({ store, session }) {
     for (const tile of tiles) tile.update(fleet.counts);
     figures.update(hosts, store.workers.size, fleet.memory);
     updateProblems(fleet.problems, hosts);
-    const latest = store.events.filter(isRecovery).slice(-MAX_RECOVERIES).reverse();
+    const latest = history.within(ALWAYS).filter(isRecovery).slice(-MAX_RECOVERIES).reverse();
     recoveries.update(latest);
     show(noRecoveries, latest.length === 0);
+    setText(noRecoveries, t(!history.loaded ? 'loading' : history.complete ? 'overview.no_recoveries' : 'overview.no_recoveries_loaded'));
   }
 
   function updateProblems(workers, hosts) {
@@ -81,7 +86,7 @@ export function overviewPage({ store, session }) {
     setText(problemsMore, t('overview.more', { n: found.length - MAX_PROBLEMS }));
   }
 
-  return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update };
+  return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started: () => history.load({ cause: RECOVERY_CAUSES.join(',') }) };
 }
 
 /** One pass over the fleet: counts by state, who is a problem, how much memory all take. */
@@ -123,6 +128,8 @@ function byAttention(a, b) {
   return STATES.indexOf(a.state) - STATES.indexOf(b.state) || compareNames(a.worker_id, b.worker_id);
 }
 
+/** Why something had to be brought back, in the manager's words for programs. */
+export const RECOVERY_CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion'];
 const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'circuit_breaker_open', 'circuit_breaker_closed', 'worker_failed'];
 
 /** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */

@@ -3,26 +3,26 @@
 import { get } from '../api.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { fill, h, keyed, setAttr, setText, show } from '../dom.js';
-import { compareNames, formatClock, formatDuration, formatMoment, serverNowMs, toMs } from '../format.js';
-import { EventHistory, RANGES, rangePick, rangeStart, widenButton } from '../history.js';
+import { compareNames, formatClock, formatDuration, formatMoment } from '../format.js';
+import { EventHistory } from '../history.js';
 import { t } from '../i18n.js';
 import { lastWords } from '../lastwords.js';
 import { reasonOf, restOfReason } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { exitInWords, nextStartS, stateChip } from '../status.js';
 import { timeStrip } from '../strip.js';
-import { isRecovery } from './overview.js';
+import { rangeEnd, rangePick, rangeQuery, rangeStart, readRange, widenButton } from '../timerange.js';
+import { RECOVERY_CAUSES, isRecovery } from './overview.js';
 import { kindName, pageHead, reasonText, transition } from './parts.js';
 import { whyPanel } from './why.js';
 
 const SHOWN = 100;
+const USUAL = '24h';
 const REFRESH_MS = 5000; // of the hosts that are looked for
-/** Why something had to be brought back, in the manager's words for programs. */
-const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion'];
 
-export function recoveryPage({ store, id, query }) {
-  let chosen = { worker: id, ...readQuery(query) };
-  let limit = SHOWN;
+export function recoveryPage({ store, id, query, kept }) {
+  let chosen = { worker: id, ...readRange(query, USUAL) };
+  let limit = kept ? kept.limit : SHOWN;
   let widening = null;
   let incidents = [];
   let timer = null;
@@ -30,8 +30,8 @@ export function recoveryPage({ store, id, query }) {
   const why = chosen.worker ? whyPanel(chosen.worker) : null;
 
   const history = new EventHistory(store, () => update());
-  const range = rangePick(chosen.range, (value) => setFilter({ range: value }));
-  const whose = chosen.worker ? h('a.button', { href: link('recovery', '', { range: chosen.range }) }, t('recovery.all')) : null;
+  const range = rangePick(chosen, (value) => setFilter(value));
+  const whose = chosen.worker ? h('a.button', { href: link('recovery', '', rangeQuery(chosen, USUAL)) }, t('recovery.all')) : null;
   const count = h('span.count', { role: 'status' });
   const waiting = h('ul.waiting-list');
   const waitingPanel = h('section.panel', { 'aria-labelledby': 'waiting-title' }, h('h2', { id: 'waiting-title' }, t('recovery.waiting')), waiting);
@@ -50,7 +50,7 @@ export function recoveryPage({ store, id, query }) {
   const node = h('div.page', {}, head, history.problem, both);
 
   function load() {
-    history.load({ worker: chosen.worker, cause: CAUSES.join(','), since: chosen.range === 'all' ? '' : chosen.range });
+    history.load({ worker: chosen.worker, cause: RECOVERY_CAUSES.join(','), since: chosen.since, until: chosen.until });
   }
 
   async function loadIncidents() {
@@ -69,31 +69,35 @@ export function recoveryPage({ store, id, query }) {
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
-    replaceQuery({ range: chosen.range === '24h' ? '' : chosen.range });
-    range.value = chosen.range;
+    replaceQuery(rangeQuery(chosen, USUAL));
+    range.update(chosen);
     limit = SHOWN;
     load();
     update();
   }
 
   function showMore() {
+    const older = list.children.length < limit;
     limit *= 5;
+    if (older) history.more();
     update();
   }
 
   function update() {
-    const found = onceEach(history.since(chosen.range).filter((event) => isRestart(event) && (!chosen.worker || event.worker_id === chosen.worker)));
-    strip.update(found, rangeStart(chosen.range), serverNowMs(), (event) => event.after === 'failed' || /gave_up|failed/.test(event.kind));
+    const found = onceEach(history.within(chosen).filter((event) => isRestart(event) && (!chosen.worker || event.worker_id === chosen.worker)));
+    strip.update(found, rangeStart(chosen), rangeEnd(chosen), (event) => event.after === 'failed' || /gave_up|failed/.test(event.kind));
     show(strip, found.length > 0);
     keyed(list, found.slice(-limit).reverse(), (event) => event.seq, restartItem);
-    show(more, found.length > limit);
+    show(more, history.loaded && (found.length > limit || !history.complete));
+    setText(more, t(found.length > limit ? 'events.more' : 'events.load_older'));
     show(none, history.loaded && found.length === 0);
     setText(none.firstChild, sinceText());
-    if (widening !== chosen.range) {
-      widening = chosen.range;
-      fill(widen, widenButton(chosen.range, (value) => setFilter({ range: value })));
+    const now = `${chosen.since} ${chosen.until}`;
+    if (widening !== now) {
+      widening = now;
+      fill(widen, widenButton(chosen, (value) => setFilter(value)));
     }
-    setText(count, history.loaded ? t('recovery.count', { n: found.length }) : t('loading'));
+    setText(count, history.loaded ? t(history.complete ? 'recovery.count' : 'recovery.count_part', { n: found.length }) : t('loading'));
     updateWaiting();
     keyed(hosts, incidents, (one) => `${one.agent} ${one.opened}`, incidentItem);
     show(hostsPanel, incidents.length > 0 || hostsTrouble.children.length > 0);
@@ -106,11 +110,10 @@ export function recoveryPage({ store, id, query }) {
     }
   }
 
-  /** "No restarts since …": the range's beginning, or the oldest event that is still known. */
+  /** "No restarts since …": the range's beginning, or as far back as is loaded. */
   function sinceText() {
-    const start = rangeStart(chosen.range);
-    const oldest = store.events.length ? toMs(store.events[0].at) : serverNowMs();
-    return t('recovery.none', { at: formatMoment((Number.isFinite(start) ? start : oldest) / 1000) });
+    if (!history.complete) return t('recovery.none', { at: formatMoment(history.loadedSince()) });
+    return chosen.since ? t('recovery.none', { at: formatMoment(rangeStart(chosen) / 1000) }) : t('recovery.none_on_record');
   }
 
   function updateWaiting() {
@@ -121,7 +124,7 @@ export function recoveryPage({ store, id, query }) {
   }
 
   function setQuery(next) {
-    setFilter(readQuery(next));
+    setFilter(readRange(next, USUAL));
   }
 
   function started() {
@@ -135,24 +138,19 @@ export function recoveryPage({ store, id, query }) {
     if (why) why.destroy();
   }
 
-  return { node, title: t('nav.recovery'), topics: ['workers', 'hosts', 'events'], update, setQuery, started, unmount };
+  return { node, title: t('nav.recovery'), topics: ['workers', 'hosts', 'events'], update, setQuery, started, unmount, keep: () => ({ limit }) };
 }
 
 /** Brought back at once, or after a pause, or given up: not what follows from it, such as the end of that pause. */
 function isRestart(event) {
   if (event.kind !== 'worker_state') return isRecovery(event);
-  return CAUSES.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
+  return RECOVERY_CAUSES.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
 }
 
 /** A failure is told as a change of state and as a failure: one of them is enough. */
 function onceEach(events) {
   const reported = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
   return events.filter((event) => event.kind !== 'worker_failed' || !reported.has(`${event.worker_id} ${event.attempt}`));
-}
-
-function readQuery(query) {
-  const range = query.get('range');
-  return { range: RANGES.includes(range) ? range : '24h' };
 }
 
 /** One thing that was brought back, or given up: when, whose, what it came from, and the evidence. */

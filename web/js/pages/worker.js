@@ -1,10 +1,10 @@
 /** One worker: what it is, how it fares, how it ended last time and why it was restarted, and its log. */
 
-import { get } from '../api.js';
-import { errorBox, emptyBox } from '../dialogs.js';
-import { fill, h, setAttr, setText, show } from '../dom.js';
+import { emptyBox } from '../dialogs.js';
+import { h, setAttr, setText, show } from '../dom.js';
 import { formatAge, formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from '../format.js';
 import { workerCharts } from '../chartpanel.js';
+import { EventHistory } from '../history.js';
 import { t } from '../i18n.js';
 import { LogView, logQuery, readChosen } from '../logview.js';
 import { link, readRoute, replaceQuery } from '../router.js';
@@ -12,6 +12,7 @@ import { exitInWords, nextStartS, stateChip, stateName } from '../status.js';
 import { actionButtons } from '../actions.js';
 import { reasonOf } from '../reasons.js';
 import { tabbed } from '../tabs.js';
+import { ALWAYS } from '../timerange.js';
 import { commandText, eventList, pageHead } from './parts.js';
 import { whyPanel } from './why.js';
 import { marksText } from '../workercolumns.js';
@@ -53,7 +54,7 @@ export function workerPage({ store, live, id, query, kept }) {
   const why = whyPanel(id);
   const events = eventList({ withWorker: false });
   const noEvents = h('p.muted', {}, t('worker.no_events'));
-  const problem = h('div');
+  const history = new EventHistory(store, () => update(), { page: EVENTS_SHOWN });
   const log = new LogView({ live, workers: [id], chosen: readChosen(query), kept, onChoose: (chosen) => replaceQuery({ tab: readRoute().query.get('tab'), ...logQuery(chosen) }) });
   const charts = workerCharts(id);
   const config = configuration();
@@ -76,7 +77,7 @@ export function workerPage({ store, live, id, query, kept }) {
       {},
       why,
       h('section.panel', { 'aria-label': t('worker.summary') }, summary),
-      h('section.panel', { 'aria-labelledby': 'worker-events' }, h('h2', { id: 'worker-events' }, t('worker.events')), problem, noEvents, events, h('a.more', { href: link('recovery', id) }, t('recovery.to'))),
+      h('section.panel', { 'aria-labelledby': 'worker-events' }, h('h2', { id: 'worker-events' }, t('worker.events')), history.problem, noEvents, events, h('p.more', {}, h('a', { href: link('events', '', { worker: id }) }, t('worker.all_events')), ' · ', h('a', { href: link('recovery', id) }, t('recovery.to')))),
     ),
     tabs.node,
   );
@@ -113,21 +114,15 @@ export function workerPage({ store, live, id, query, kept }) {
       config.update(view);
       why.update(worker, agent);
     }
-    const own = store.events.filter((event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
+    const own = history.within(ALWAYS, (event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
     events.update(own);
     show(noEvents, own.length === 0);
+    setText(noEvents, t(history.loaded ? 'worker.no_events' : 'loading'));
   }
 
-  async function started() {
+  function started() {
     log.start();
-    try {
-      const answer = await get(`/api/events?worker=${encodeURIComponent(id)}&limit=${EVENTS_SHOWN}`);
-      store.addEvents(answer.events);
-      fill(problem);
-      update();
-    } catch (error) {
-      if (error.status !== 401) fill(problem, errorBox(error));
-    }
+    history.load({ worker: id });
   }
 
   function unmount() {

@@ -61,6 +61,7 @@ def test_evidence_is_bounded(tmp_path: Path) -> None:
         (EventQuery(text="ENDED oom"), ["c ended"]),
         (EventQuery(text="nowhere"), []),
         (EventQuery(after=2), ["c ended"]),
+        (EventQuery(before=3), ["a", "b"]),
         (EventQuery(operation=("o-1",)), ["b"]),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, UsageError
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.operations import controller as module
 from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import KEEP
@@ -117,6 +118,16 @@ def test_a_preview_counts_splits_and_says_what_is_left_out(world: CommandedWorld
     assert {(one["cause"], one["count"]) for one in seen["causes"]} == {("host_away", 3), ("already_stopped", 1)}
     skipped = world.operations.preview("kill", "host=h2", "tester", world.now)
     assert skipped["acts"] == 0 and skipped["causes"][0]["cause"] == "unreachable"
+
+
+def test_each_command_of_an_operation_says_so_in_the_history(world: CommandedWorld) -> None:
+    name = world.begin("stop", "host=h1")
+    world.advance()
+    world.fleet.workers.command("w2-0", "stop", "tester", world.now)
+    world.obey("h1", "h2")
+    world.advance()
+    kinds = [event["kind"] for event in world.fleet.state.find_events(EventQuery(operation=(name,)), 100)]
+    assert kinds.count("command") == 6 and set(kinds) == {"operation", "command"}
 
 
 def test_a_preview_changes_nothing_and_of_nobody_gives_no_token(world: CommandedWorld) -> None:

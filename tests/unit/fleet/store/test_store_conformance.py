@@ -274,6 +274,8 @@ def test_the_history_is_read_forwards_and_backwards_in_pieces(kind: Kind, monkey
     assert seqs(EventQuery(text="ü"), 2, after=10) == [12, 14]
     assert seqs(EventQuery(text="100%_"), 2) == [48, 50]
     assert seqs(EventQuery(after=48), 100) == [49, 50]
+    assert seqs(EventQuery(before=10), 3) == [7, 8, 9]
+    assert seqs(EventQuery(before=10, text="ü"), 9) == [2, 4, 6, 8]
     assert seqs(EventQuery(since=1_795_478_440.0), 100) == list(range(40, 51))
     store.close()
 
