@@ -77,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     mode.add_argument(
         "--demo", action="store_true", help="run a demo: a manager, this machine as a host, three workers"
     )
+    made.add_argument(
+        "--managers",
+        type=int,
+        metavar="N",
+        help="with --demo: N managers that share a PostgreSQL server, which the demo starts",
+    )
     made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
     return made
 
@@ -90,10 +96,12 @@ def _port(text: str) -> int:
 def run(argv: Sequence[str]) -> int:
     """What `main` does, with errors as ProcGuardError."""
     arguments = parser().parse_args(argv)
+    if arguments.managers is not None and not arguments.demo:
+        raise UsageError("--managers is an option of --demo", "for a fleet of your own: docs/several_managers.md")
     if arguments.demo:
         from procguard.manager import demo
 
-        return demo.run(arguments.port, arguments.host)
+        return demo.run(arguments.port, arguments.host, 1 if arguments.managers is None else arguments.managers)
     from procguard.config import schema, state_paths
     from procguard.manager import daemon
 

@@ -60,10 +60,17 @@ def manager(
     _become("-P", "procguard.main", *words, *(flag for flag, wanted in chosen if wanted))
 
 
-@operator_task(help={"host": "address to listen on", "port": "port to listen on"})
-def demo(host: str = "", port: str = "") -> None:
+@operator_task(
+    help={
+        "host": "address to listen on",
+        "port": "port to listen on",
+        "managers": "number of managers; several share a PostgreSQL server that the demo starts",
+    }
+)
+def demo(host: str = "", port: str = "", managers: int = 1) -> None:
     """Try ProcGuard on this machine: a manager and three workers, until Ctrl-C. Example: invoke demo"""
     given = [word for flag, value in (("--host", host), ("--port", port)) if value for word in (flag, value)]
+    given += ["--managers", str(managers)] if managers != 1 else []
     _become("-P", "procguard.main", "--demo", *given)
 
 

@@ -1,7 +1,8 @@
 """./start_manager.sh --demo: a manager, this machine as a host and three example workers, isolated from everything
 else.
 
-Owns one folder (~/.cache/procguard-demo) that it creates and removes, and everything it starts: Ctrl-C or SIGTERM
+With `--managers 2` several managers on a PostgreSQL server of its own. Owns one folder (~/.cache/procguard-demo) that
+it creates and removes, and everything it starts: Ctrl-C or SIGTERM
 stops workers, runners, agent and manager. Uses the manager, deployer and installer as separate programs; never
 touches ~/.procguard or another manager's state.
 """
@@ -24,7 +25,7 @@ from typing import Any, TextIO
 
 from procguard import resources
 from procguard.errors import Conflict, ProcGuardError, UsageError
-from procguard.manager import daemon
+from procguard.manager import daemon, demo_database
 
 INVENTORY = resources.path("inventory", "demo.yaml")
 INSTALLER = os.path.join(resources.import_root(), "remote_agent", "install", "__main__.py")
@@ -32,6 +33,8 @@ DEFAULT_PORT = 5000
 READY_TIMEOUT_S = 30.0
 DEPLOY_TIMEOUT_S = 120.0
 RUNNING_TIMEOUT_S = 60.0
+MOST_MANAGERS = 3
+STANDBY_LEADS_AFTER_S = 4.0
 END_TIMEOUT_S = 60.0
 DEPLOYER = """
 import sys
@@ -50,15 +53,19 @@ WHAT_THEY_DO = {
 }
 
 
-def run(args_port: int | None, args_host: str | None) -> int:
+def run(args_port: int | None, args_host: str | None, managers: int = 1) -> int:
     """Run the demo until Ctrl-C. 0: it ran and everything ended; 1: something did not start or did not end."""
+    if not 1 <= managers <= MOST_MANAGERS:
+        raise UsageError(f"--managers {managers}: expected 1 to {MOST_MANAGERS}", "e.g. --managers 2")
+    if managers > 1:
+        demo_database.programs()
     ending = DemoEnding()
     before = {
         number: signal.signal(number, ending.request_stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         with _own_folder(default_folder()) as folder:
-            return Demo(folder, args_host or "127.0.0.1", args_port, ending).run()
+            return Demo(folder, args_host or "127.0.0.1", args_port, ending, managers).run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -86,15 +93,18 @@ class DemoEnding:
 class Demo:
     """One run of the demo in `folder`, which this process holds for itself."""
 
-    def __init__(self, folder: str, host: str, port: int | None, ending: DemoEnding) -> None:
+    def __init__(self, folder: str, host: str, port: int | None, ending: DemoEnding, managers: int = 1) -> None:
         self._folder = folder
         self._home = os.path.join(folder, "home")
         self._state = os.path.join(folder, "state")
         self._host = host
-        self._url = ""
+        self._count = managers
+        self._database = demo_database.DemoDatabase(folder)
+        self._ports: list[int] = []
+        self._urls: list[str] = []  # of the managers, in the same order
         self._wanted_port = port
         self._ending = ending
-        self._manager: subprocess.Popen[bytes] | None = None
+        self._managers: dict[int, subprocess.Popen[bytes]] = {}  # by their place in _urls
         self._deployment: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -105,7 +115,7 @@ class Demo:
         try:
             well = self._start() and self._watch()
         finally:
-            _say("ending the demo: manager, workers, agent")
+            _say(f"ending the demo: {self._called()}, workers, agent")
             ended = self._end()
         if ended:
             _say("ended; nothing of it is left")
@@ -115,24 +125,47 @@ class Demo:
 
     def _start(self) -> bool:
         """Manager, then deployment, then all workers running. False when told to end meanwhile, or something failed."""
-        port = choose_port(self._host, self._wanted_port)
-        self._url = daemon.local_url("http", self._host, port)
+        self._ports = [choose_port(self._host, self._wanted_port)]
+        while len(self._ports) < self._count:
+            self._ports.append(free_port(self._host))
+        self._urls = [daemon.local_url("http", self._host, port) for port in self._ports]
         environment = self._environment()
         os.makedirs(self._state, mode=0o700, exist_ok=True)
-        _say("starting the manager …")
-        self._start_manager(environment, port)
+        if self._count > 1:
+            _say("starting a PostgreSQL server …")
+            if not self._database.start(free_port("127.0.0.1"), self._wait):
+                return self._failed("the database does not answer", self._database.output())
+        _say(f"starting the {self._called()} …")
+        self._start_manager(0)  # which leads
         self._prepare_deployment(environment)
-        if not self._wait(self._manager_ready, READY_TIMEOUT_S):
-            return self._failed("the manager does not answer", self._manager_output())
+        if not self._wait(lambda: self._ready(0), READY_TIMEOUT_S):
+            return self._failed("the manager does not answer", self._manager_output(0))
+        for number in range(1, self._count):
+            self._start_manager(number)
         _say("deploying three example workers to this machine …")
-        return self._deploy() and self._await_workers()
+        return self._deploy() and self._await_workers() and self._await_standbys()
 
-    def _overrides(self) -> list[str]:
+    def _called(self) -> str:
+        return "manager" if self._count == 1 else f"{self._count} managers"
+
+    def _state_of(self, number: int) -> str:
+        return self._state if self._count == 1 else os.path.join(self._state, _name(number))
+
+    def _overrides(self, state: str) -> list[str]:
         paths = {
-            "state.state_file": os.path.join(self._state, "fleet.yaml"),
-            "logging.file": os.path.join(self._state, "procguard.log"),
+            "state.state_file": os.path.join(state, "fleet.yaml"),
+            "logging.file": os.path.join(state, "procguard.log"),
         }
         return [f"{key}={json.dumps(path)}" for key, path in paths.items()]  # quoted: a path may mean something in YAML
+
+    def _of_several(self, number: int) -> list[str]:
+        values = {
+            "state.database": self._database.url,
+            "state.database_password_file": self._database.password_file,
+            "state.manager_name": _name(number),
+            "web.advertise": [self._urls[number]],
+        }
+        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_")}
@@ -140,28 +173,34 @@ class Demo:
             kept["PROCGUARD_CI_MARK"] = os.environ["PROCGUARD_CI_MARK"]
         return kept | {
             "PROCGUARD_HOME": self._home,
-            "PROCGUARD_MANAGER_URL": self._url,
+            "PROCGUARD_MANAGER_URL": ",".join(self._urls),
             "PROCGUARD_DEMO_DATA": os.path.join(self._folder, "data"),
             "PROCGUARD_DEMO_HTTP_PORT": str(free_port("127.0.0.1")),
         }
 
-    def _start_manager(self, environment: dict[str, str], port: int) -> None:
+    def _start_manager(self, number: int) -> None:
+        os.makedirs(self._state_of(number), mode=0o700, exist_ok=True)
         words = daemon.module_command("procguard.main")
-        for override in self._overrides():
+        for override in self._overrides(self._state_of(number)) + (self._of_several(number) if self._count > 1 else []):
             words += ["--set", override]
-        words += ["--host", self._host, "--port", str(port)]
-        with open(self._output_path(), "ab", opener=daemon.private) as output:
+        words += ["--host", self._host, "--port", str(self._ports[number])]
+        with open(self._output_path(number), "ab", opener=daemon.private) as output:
             # A session of its own: Ctrl-C reaches only this process, which ends things in the right order.
-            self._manager = subprocess.Popen(
-                words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            self._managers[number] = subprocess.Popen(
+                words,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
-    def _manager_ready(self) -> bool:
-        if self._manager is not None and self._manager.poll() is not None:
-            raise ProcGuardError(
-                f"the demo's manager exited with code {self._manager.returncode}: {self._manager_output()}"
-            )
-        return daemon.is_ready(self._url)
+    def _ready(self, number: int) -> bool:
+        """Whether it leads or, of several, stands by."""
+        code = self._managers[number].poll()
+        if code is not None:
+            raise ProcGuardError(f"the demo's manager exited with code {code}: {self._manager_output(number)}")
+        return daemon.readiness(self._urls[number]) in ("ready", "standby" if number else "ready")
 
     def _prepare_deployment(self, environment: dict[str, str]) -> None:
         """The deployer as a process that has imported everything and waits for a word: it does so while the manager
@@ -191,10 +230,16 @@ class Demo:
     def _await_workers(self) -> bool:
         from procguard.client.api import ManagerClient  # noqa: PLC0415 - the manager starts before it is loaded
 
-        self._client = ManagerClient(self._url)
+        self._client = ManagerClient(",".join(self._urls))
         if not self._wait(lambda: all(one["state"] == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
             states = "\n".join(f"{one['worker_id']}: {one['state']} ({one['reason']})" for one in self._workers())
             return self._failed("not all example workers are running", states)
+        return True
+
+    def _await_standbys(self) -> bool:
+        for number in range(1, self._count):
+            if not self._wait(lambda number=number: self._ready(number), READY_TIMEOUT_S):  # type: ignore[misc]
+                return self._failed(f"manager {_name(number)} does not stand by", self._manager_output(number))
         self._print_summary()
         return True
 
@@ -206,19 +251,31 @@ class Demo:
         ]
 
     def _print_summary(self) -> None:
-        _say(f"\nProcGuard demo: {self._url}\n")
+        _say(f"\nProcGuard demo: {self._urls[0]}\n")
+        if self._count > 1:
+            for number, process in self._managers.items():
+                role = "leads" if number == 0 else "stands by"
+                _say(f"  manager {_name(number)} {role:9} pid {process.pid:<8} {self._urls[number]}")
+            _say("")
         for one in self._workers():
             _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
         _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
-        _say(f"     curl {self._url}/api/remote-workers/train-tiny/logs")
+        if self._count > 1:
+            _say(f"     kill -9 {self._managers[0].pid}   and watch {_name(1)} take over; {_name(0)} is started again")
+        _say(f"     curl {self._urls[0]}/api/remote-workers/train-tiny/logs")
         _say("Ctrl-C stops everything and removes it.")
 
     def _watch(self) -> bool:
-        """Until told to end; False when the manager ended by itself."""
-        assert self._manager is not None
+        """Until told to end; False when the manager ended by itself. One of several is started again."""
         while not self._ending.wait(0.2):
-            if self._manager.poll() is not None:
-                return self._failed(f"the manager ended (exit code {self._manager.returncode})", self._manager_output())
+            for number, process in list(self._managers.items()):
+                if process.poll() is None:
+                    continue
+                if self._count == 1:
+                    return self._failed(f"the manager ended (exit code {process.returncode})", self._manager_output(0))
+                _say(f"manager {_name(number)} ended (exit code {process.returncode}); starting it again as a standby")
+                self._ending.wait(STANDBY_LEADS_AFTER_S)  # the others would not notice its loss
+                self._start_manager(number)
         return True
 
     # ------------------------------------------------------------------------------------------------ ending
@@ -231,29 +288,35 @@ class Demo:
         if self._deployment is not None and self._deployment.poll() is None:
             self._deployment.terminate()
             self._deployment.wait()
-        well = self._end_manager()
+        well = self._end_managers()
         for path in glob.glob(os.path.join(glob.escape(self._home), "*", "*", "agent.json")):
             well = self._uninstall(os.path.dirname(path)) and well
         if well:
+            self._database.stop()
             for name in os.listdir(self._folder):
                 _remove(os.path.join(self._folder, name))
         return well
 
-    def _end_manager(self) -> bool:
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            manager.terminate()
-            try:
-                manager.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                manager.kill()
-                manager.wait()
+    def _end_managers(self) -> bool:
+        if self._managers:
+            for process in self._managers.values():
+                process.terminate()
+            for process in self._managers.values():
+                try:
+                    process.wait(END_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            self._managers.clear()
             return True
         from procguard.config import schema  # noqa: PLC0415 - the one way that needs it, and it takes 0.2 s
 
-        settings = schema.load(None, self._overrides())
-        with contextlib.redirect_stdout(None):
-            return daemon.find(settings) is None or daemon.stop(settings) == 0
+        well = True
+        for state in (self._state, *glob.glob(os.path.join(glob.escape(self._state), "m?"))):  # of an earlier demo
+            settings = schema.load(None, self._overrides(state))
+            with contextlib.redirect_stdout(None):
+                well = (daemon.find(settings) is None or daemon.stop(settings) == 0) and well
+        return well
 
     def _uninstall(self, agent_dir: str) -> bool:
         words = [sys.executable, "-I", INSTALLER, "uninstall", "--dir", agent_dir]
@@ -280,11 +343,16 @@ class Demo:
             _say(f"procguard: {what}\n{details.rstrip()}", sys.stderr)
         return False
 
-    def _output_path(self) -> str:
-        return os.path.join(self._state, "manager.out")
+    def _output_path(self, number: int) -> str:
+        return os.path.join(self._state_of(number), "manager.out")
 
-    def _manager_output(self) -> str:
-        return _tail(self._output_path())
+    def _manager_output(self, number: int) -> str:
+        return _tail(self._output_path(number))
+
+
+def _name(number: int) -> str:
+    """Of a manager among several."""
+    return f"m{number + 1}"
 
 
 # ------------------------------------------------------------------------------------------------------------ ports

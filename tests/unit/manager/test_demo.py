@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from procguard.errors import Conflict
-from procguard.manager import demo
+from procguard import main
+from procguard.errors import Conflict, UsageError
+from procguard.manager import daemon, demo, demo_database
 from remote_agent.system import processes
+from tests import postgres_server
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -25,10 +27,10 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[3]
 
 
-def start(home: Path) -> subprocess.Popen[str]:
+def start(home: Path, *more: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "procguard.main", "--demo", "--port", "0"],
+        [sys.executable, "-m", "procguard.main", "--demo", "--port", "0", *more],
         env=environment | {"HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
         cwd=home,
         stdout=subprocess.PIPE,
@@ -121,6 +123,70 @@ def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subpro
         again.wait()
     assert not any(processes.is_alive(child) for child in left if child)
     wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
+
+
+def test_of_two_managers_one_takes_over_and_the_next_demo_ends_what_a_killed_one_left(home: Path) -> None:
+    """The database, too, which as root runs as another user and outside of the demo's folder."""
+    postgres_server.need()
+    process = start(home, "--managers", "2")
+    assert process.stdout is not None
+    said: list[str] = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("Ctrl-C stops"):
+            break
+    try:
+        leader, standby = (line.split() for line in said if line.startswith("  manager m"))
+        before = {one["worker_id"]: one["pid"] for one in get(f"{leader[-1]}/api/remote-workers")["workers"]}
+        assert set(before) == set(demo.WHAT_THEY_DO), "".join(said)
+        os.kill(int(leader[-2]), signal.SIGKILL)
+        wait_until(lambda: daemon.readiness(standby[-1]) == "ready", 20, "m2 leads")
+        wait_until(lambda: daemon.readiness(leader[-1]) == "standby", 40, "m1 stands by")
+        steady = {(name, before[name]) for name in ("train-tiny", "web-api")}
+
+        def untouched() -> bool:
+            workers = get(f"{standby[-1]}/api/remote-workers")["workers"]
+            return steady <= {(one["worker_id"], one["pid"]) for one in workers}
+
+        wait_until(untouched, 20, "m2 has heard of the workers, and they are the same processes")
+        [place] = home.rglob("database.place")
+        files = Path(place.read_text().strip())
+        server = processes.identity_of(int((files / "data" / "postmaster.pid").read_text().split()[0]))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    again = start(home)
+    try:
+        assert again.stdout is not None
+        assert "an earlier demo" in again.stdout.readline()
+        again.send_signal(signal.SIGTERM)
+        assert "ended; nothing of it is left" in again.stdout.read()
+        again.wait(60)
+    finally:
+        again.kill()
+        again.wait()
+    assert server is not None and not processes.is_alive(server) and not files.exists()
+    wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--managers", "2"], "--managers is an option of --demo"),
+        (["--demo", "--managers", "9"], "--managers 9: expected 1 to 3"),
+    ],
+)
+def test_a_number_of_managers_that_cannot_be_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        main.run(words)
+
+
+def test_without_a_database_server_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo_database, "DEBIAN", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="none is installed"):
+        demo.run(0, None, 2)
 
 
 def test_taken_default_port_moves_on_and_says_so(
