@@ -219,6 +219,9 @@ def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) ->
     _longest(mistakes, f"{where}.reason", record.reason, MAX_REASON_CHARS)
     _cut(record, "detail", MAX_REASON_CHARS)
     _cut(record, "cause", MAX_NAME_CHARS)
+    _cut(record, "line", MAX_FOUND_CHARS)
+    _cut(record, "line_stream", MAX_NAME_CHARS)
+    _within(mistakes, f"{where}.line_offset", record.line_offset, 2**62)
     _most(mistakes, f"{where}.left_names", record.left_names, MAX_LEFT_NAMES)
     for name in record.left_names:
         _longest(mistakes, f"{where}.left_names", name, MAX_NAME_CHARS)

@@ -24,7 +24,7 @@ from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
 from procguard.config.notifications import EventSettings, MetricSettings, Targets
-from procguard.config.types import STRICT, postgres_url_problem, size_in_bytes
+from procguard.config.types import STRICT, causes_of_failure, postgres_url_problem, size_in_bytes
 from procguard.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------- kinds of value
@@ -301,6 +301,14 @@ class Recovery(_Section):
             "Restart budget of a worker before it is `failed`; reset after 10 healthy minutes. Per worker: "
             "`restart.max_attempts`. 0: no restarts. Also the number of starts of a silent agent over SSH before "
             "the manager gives up, and the number of moves of a worker to other hosts without being healthy."
+        ),
+    )
+    causes: Annotated[dict[str, str], AfterValidator(causes_of_failure)] = Field(
+        default_factory=dict,
+        description=(
+            "Own causes of failure: a word, and the regular expression (RE2) that one of the last 20 lines of a failed "
+            "attempt matches, e.g. `data_gone: 'dataset .* is not mounted'`. They go before the built-in ones "
+            "(docs/failure-causes.md)."
         ),
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from procguard.errors import UsageError
+
 # strict: `port: true` and `enabled: "no"` are mistakes, not 1 and yes. YAML already gives numbers as numbers.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
@@ -21,6 +23,27 @@ _SIZE_UNITS = {
     "MB": 10**6,
     "GB": 10**9,
 }
+
+
+MAX_CAUSES = 50
+
+
+def causes_of_failure(causes: dict[str, str]) -> dict[str, str]:
+    """Words with an expression each."""
+    if not causes:
+        return causes
+    from procguard import expression  # noqa: PLC0415 - RE2 only where it is needed: commands read the configuration
+
+    if len(causes) > MAX_CAUSES:
+        raise ValueError(f"at most {MAX_CAUSES} causes")
+    for word, text in causes.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", word):
+            raise ValueError(f"words of up to 40 small letters, digits and _ as causes, not {word[:60]!r}")
+        try:
+            expression.read(text, name=word)
+        except UsageError as exc:
+            raise ValueError(f"regular expressions as RE2 reads them: {exc}") from exc
+    return causes
 
 
 def size_in_bytes(value: Any) -> Any:

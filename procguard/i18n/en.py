@@ -168,6 +168,10 @@ TEXTS: dict[str, str] = {
     "why.restart_in_open": "It is started again in {d}.",
     "why.waits": "It waits: “{detail}”.",
     "why.budget_spent": "It may be restarted {n} time, and has been.|It may be restarted {n} times, and has been.",
+    "why.never_on": "It is not restarted: restart.never_on names the cause {cause}.",
+    "why.never_on_saves": "The attempt before failed of the same cause: restart: {{never_on: [{cause}]}} would have "
+    "saved {n} restart.|"
+    "{n} attempts before failed of the same cause: restart: {{never_on: [{cause}]}} would have saved {n} restarts.",
     "why.hopeless": "It is not restarted automatically: it would fail the same way until the cause is fixed.",
     "why.no_restarts": "Its policy allows no restarts.",
     "why.auto_off": "recovery.enable_auto_recovery is false, so nothing is restarted by itself.",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from procguard.i18n import en, reasons, zh
+from remote_agent.protocol.reasons import also_of
 from remote_agent.runner.restart import signal_name
 
 LANGUAGES: tuple[str, ...] = ("en", "zh")
@@ -133,12 +134,24 @@ class Words:
         number = record.get("signal")
         if record.get("oom"):
             return self.say("exit.oom", d=after)
+        proof = self._proof(record)
         if number is not None:
-            return self.say("exit.signal", number=number, name=signal_name(int(number)), d=after)
+            text = self.say("exit.signal", number=number, name=signal_name(int(number)), d=after)
+            return self.say("with_detail", text=text, detail=proof) if proof else text
         code = record.get("code")
         text = self.say("exit.zero" if code == 0 else "exit.code", code=code, d=after)
+        if proof:
+            return self.say("with_detail", text=text, detail=proof)
         hint = f"exit.hint_{code}"
         return self.say("with_detail", text=text, detail=self._texts[hint]) if self.has(hint) else text
+
+    def _proof(self, record: Mapping[str, Any]) -> str:
+        """Why it failed, with the line that proves it; "": not known."""
+        params = record.get("reason_params")
+        for one in also_of(params) if isinstance(params, dict) else ():
+            if one["code"] == "exit.proof" or one["code"].startswith("failure."):
+                return reasons.rendered(one["code"], one["params"], self.language)
+        return ""
 
     # ------------------------------------------------------------------------------------------ events
 
@@ -150,7 +163,7 @@ class Words:
         if kind == "worker_state":
             return self._change(event, values)
         if kind == "worker_failed":
-            record = self._exit_of(event)
+            record = self.exit_of(event)
             ended = self.say("event.ended", ending=self.ending(record)) if record else ""
             return self.joined([*([ended] if ended else []), self.say("event.gave_up")])
         if kind == "command":
@@ -164,7 +177,7 @@ class Words:
 
     def _change(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
         after, cause = str(event.get("after")), str(event.get("cause") or "")
-        record = self._exit_of(event)
+        record = self.exit_of(event)
         if after == "failed":
             what = self.say("event.gave_up")
         elif after == "starting" and record:
@@ -197,7 +210,7 @@ class Words:
         return text
 
     @staticmethod
-    def _exit_of(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def exit_of(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
         evidence = event.get("evidence")
         record = evidence.get("exit") if isinstance(evidence, dict) else None
         return record if isinstance(record, dict) else None

@@ -167,6 +167,9 @@ TEXTS: dict[str, str] = {
     "why.restart_in_open": "将在 {d}后再次启动。",
     "why.waits": "正在等待：“{detail}”。",
     "why.budget_spent": "允许自动重启 {n} 次，现已全部用完。",
+    "why.never_on": "不再重启：restart.never_on 包含原因 {cause}。",
+    "why.never_on_saves": "之前 {n} 次启动也因同一原因失败："
+    "设置 restart: {{never_on: [{cause}]}} 可以省去 {n} 次重启。",
     "why.hopeless": "不会自动重启：在问题解决之前，再次启动只会同样失败。",
     "why.no_restarts": "按其策略，不允许自动重启。",
     "why.auto_off": "recovery.enable_auto_recovery 为 false，因此不会自动重启任何任务。",

@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import gevent.event
 
-from procguard import __version__
+from procguard import __version__, expression
 from procguard.client import discovery
 from procguard.config.schema import Config
 from procguard.console import log_format
@@ -75,6 +75,7 @@ def fleet_settings(config: Config) -> FleetSettings:
         task_reassignment=config.recovery.task_reassignment,
         recovery_timeout_s=config.recovery.recovery_timeout,
         max_recovery_attempts=config.recovery.max_recovery_attempts,
+        causes={word: expression.read(text).for_hosts for word, text in config.recovery.causes.items()},
         keep_local_bytes=config.logs.keep_local,
         keep_attempts=config.logs.keep_attempts,
         pending_launchers=config.web.limits.pending_launchers,

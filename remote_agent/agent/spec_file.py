@@ -20,6 +20,7 @@ from remote_agent.protocol.reasons import because, of_exception
 from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.system.paths import absolute
 
+MAX_CAUSES = 50
 LONGEST_HOOK_S = 7 * 86400.0
 NO_LEASE = (
     "a container outlives a runner that is killed, so its end by a lease cannot be promised yet; "
@@ -199,6 +200,12 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
             check()
         except ValueError as exc:
             found.append(str(exc))
+    never_on = spec.restart.never_on
+    for word in never_on[: MAX_CAUSES + 1]:
+        if not word.replace("_", "a").isalnum() or not word.isascii() or word != word.lower() or len(word) > 40:
+            found.append(f"restart.never_on {word[:60]!r}: expected causes of failure, like import_error")
+    if len(never_on) > MAX_CAUSES:
+        found.append(f"restart.never_on: more than {MAX_CAUSES} causes")
     texts = [spec.venv, spec.conda, spec.user, *spec.setup]
     texts += [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
     if any("\0" in text for text in texts):

@@ -91,6 +91,7 @@ class Assignment:
     `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
     `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
     in its reports; "" where the worker is to be removed.
+    `causes`: the configuration's own causes of failure, each with an expression for Python's `re`.
     """
 
     worker_id: str
@@ -103,6 +104,7 @@ class Assignment:
     gang: bool = False
     env: dict[str, str] = field(default_factory=dict)
     grant: str = ""
+    causes: dict[str, str] = field(default_factory=dict)
 
 
 @record
@@ -210,8 +212,13 @@ class ExitRecord:
     at: float = 0.0
     duration_s: float = 0.0
     reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
-    cause: str = ""  # where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"
+    # Where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"; of an attempt that failed by
+    # itself what its last lines prove: "gpu_oom", "import_error", a user's own (docs/failure-causes.md).
+    cause: str = ""
     detail: str = ""  # the words of that cause: what the check said
+    line: str = ""  # the line that proves it: `line_offset` is where it begins in the attempt's log `line_stream`
+    line_stream: str = ""
+    line_offset: int = 0
     # Processes that were still there when the command had ended, and were ended: it had put them into the background.
     left: int = 0
     left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]

@@ -40,6 +40,9 @@ class RestartPolicy:
     start_timeout_s: float = key(30.0, "Seconds within which a start must succeed; default: recovery.recovery_timeout")
     healthy_after_s: float = key(600.0, "Seconds of running after which the restart budget is reset")
     success_exit_codes: list[int] = key([0], "Exit codes that count as success")
+    never_on: list[str] = key(
+        [], "Causes of failure that are not restarted, e.g. import_error, syntax_error; none by default"
+    )
 
 
 @record

@@ -12,6 +12,10 @@ from remote_agent.runner.restart import Ending, RestartRules
 from remote_agent.system import paths, processes
 from remote_agent.system.oom import OomCounter
 
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from remote_agent.runner.failure_causes import ProvenCause
+
 # Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -118,6 +122,10 @@ class Attempt:
             os.close(self.exec_fd)
         self.exec_fd = -1
 
+    def oom_lately(self) -> bool:
+        """Whether the kernel OOM killer has struck here since the attempt began."""
+        return self._ooms.read() > self.ooms_before
+
     def ended(self, wait_status: int, now: float, was_running: bool) -> Ending:
         """How it ended, after its wait status was collected."""
         self.check_exec()
@@ -131,10 +139,19 @@ class Attempt:
             signal=signal,
             ran_s=now - self.started,
             was_running=was_running,
-            oom=signal == 9 and self._ooms.read() > self.ooms_before,
+            oom=signal == 9 and self.oom_lately(),
             cause=self.cause or ("not_started" if self.failure else ""),
             detail=self.detail or self.failure,
         )
+
+
+def prove(attempt: Attempt, ending: Ending, worker_dir: str, apart: bool, own: dict[str, str]) -> ProvenCause | None:
+    """Why it failed, by the last lines of its log. `apart`: stderr has one of its own."""
+    from remote_agent.runner import failure_causes
+
+    streams = ("out", "err") if apart else ("out",)
+    files = [(stream, paths.log_file(worker_dir, attempt.number, stream)) for stream in streams]
+    return failure_causes.of_attempt(files, ending.code, ending.signal, ending.oom, attempt.oom_lately(), own)
 
 
 def build_launch(

@@ -7,6 +7,7 @@ decision with its reason. Plain classes, because the runner must stay small.
 - The first restart of a budget is immediate, then the delays of `backoff_s` (the last one repeats), each ± jitter.
 - `max_attempts` automatic restarts, then failed. Running `healthy_after_s` gives the budget back.
 - A gang's member never restarts alone: what would be restarted has failed, what finished well has finished.
+- What failed of a cause of `never_on` (runner/failure_causes.py) is not restarted.
 - A clean end under "always" spends nothing once the attempt had been running; one that ran shorter than the second
   delay waits for that delay, so that nothing spins.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from remote_agent.protocol.reasons import Reason, because, reason_of
+from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
 
 RESTART = "restart"
 FINISH = "finish"
@@ -44,6 +45,7 @@ class RestartRules:
         self.healthy_after_s = _number(values, "healthy_after_s", 600.0)
         codes = values.get("success_exit_codes")
         self.success_exit_codes = [int(code) for code in _numbers(codes)] if isinstance(codes, list) else [0]
+        self.never_on = _words(values.get("never_on"))
         self.gang = False  # not of the specification: the assignment says so
 
 
@@ -52,7 +54,8 @@ class Ending:
 
     `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is told where the exit
     status alone misleads: "" | "not_started" (and would not the next time) | "start_timeout" | "unhealthy" | "lost"
-    (nobody saw the exit) | "taken" (it had to end, for no fault of its own); `detail` explains it.
+    (nobody saw the exit) | "taken" (it had to end, for no fault of its own); `detail` explains it. `failure`: why it
+    failed by itself, where its last lines prove it; `proof` says so in words.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Ending:
         oom: bool = False,
         cause: str = "",
         detail: str = "",
+        failure: str = "",
+        proof: Reason = NONE,
     ) -> None:
         self.code = code
         self.signal = signal
@@ -73,6 +78,8 @@ class Ending:
         self.oom = oom
         self.cause = cause
         self.detail = detail
+        self.failure = failure
+        self.proof = proof
 
 
 def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> Decision:
@@ -85,6 +92,8 @@ def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.
         return _after_success(ending, restarts, policy, roll, why)
     if policy.policy == "never":
         return Decision(FAIL, 0.0, restarts, why.then(because("restart.off")))
+    if ending.failure and ending.failure in policy.never_on:
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.never_on", cause=ending.failure)))
     return _again(restarts, policy, roll, why)
 
 
@@ -170,6 +179,10 @@ def succeeded(ending: Ending, policy: RestartRules) -> bool:
 
 def describe(ending: Ending) -> Reason:
     """'killed by signal 9 (SIGKILL) after 3 h 12 min'"""
+    return _how(ending).then(ending.proof)
+
+
+def _how(ending: Ending) -> Reason:
     ran_s, why = ending.ran_s, ending.detail
     if ending.cause == "lost":
         return reason_of(why) if why else because("exit.unseen")
@@ -230,6 +243,10 @@ def _number(values: dict[str, object], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         return default
     return min(float(value), LARGEST)
+
+
+def _words(values: object) -> list[str]:
+    return [str(one) for one in values] if isinstance(values, list) else []
 
 
 def _numbers(values: object) -> list[float]:

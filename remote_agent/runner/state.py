@@ -18,6 +18,10 @@ from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Ending
 from remote_agent.system import paths, processes
 
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from remote_agent.runner.failure_causes import ProvenCause
+
 STATE_VERSION = 1
 KEEP_RESULTS = 20
 
@@ -139,7 +143,7 @@ class WorkerState:
         self.results = [*self.results, result][-KEEP_RESULTS:]
         self._send(result)
 
-    def note_exit(self, number: int, ending: Ending, failure: str = "") -> None:
+    def note_exit(self, number: int, ending: Ending, failure: str = "", found: ProvenCause | None = None) -> None:
         """How attempt `number` ended. Written before anybody is told, but not before the next child has started."""
         record: dict[str, object] = {
             "attempt": number,
@@ -149,9 +153,11 @@ class WorkerState:
             "at": time.time(),
             "duration_s": round(ending.ran_s, 3),
             **reason_fields("reason", failure or restart.describe(ending)),
-            "cause": ending.cause,
+            "cause": ending.cause or ending.failure,
             **reason_fields("detail", ending.detail),
         }
+        if found is not None and found.line:
+            record.update(line=found.line, line_stream=found.stream, line_offset=found.offset)
         self.values["last_exit"] = record
         self._unwritten_exits.append(record)
 

@@ -34,6 +34,7 @@ class AssignmentBuilder:
                 gang=worker.gang,
                 env=self._gangs.environment(worker),
                 grant=self._state.grant(worker.worker_id, worker.epoch, agent_id),
+                causes=self._state.settings.causes,
             )
             for worker in self._state.workers_of(agent_id)
         ]

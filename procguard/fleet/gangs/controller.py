@@ -171,6 +171,7 @@ class Gangs:
             gone=(judge or lost) and self._gone(worker, report, now),
             ready=agent.state == "connected",
             lost=lost,
+            never_on=_never_on(worker, report),
         )
 
     def _clock_offset_s(self, agent_id: str) -> float:
@@ -506,6 +507,13 @@ class Gangs:
             actor=actor,
             cause="gang",
         )
+
+
+def _never_on(worker: WorkerRecord, report: messages.WorkerReport | None) -> str:
+    record = report.last_exit if report is not None else None
+    if report is None or record is None or report.state != "failed" or record.attempt != report.attempt:
+        return ""
+    return record.cause if record.cause in worker.spec.restart.never_on else ""
 
 
 def _culprit(worker: WorkerRecord, why: Reason) -> Reason:

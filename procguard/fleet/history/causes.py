@@ -2,6 +2,7 @@
 
     exit_code signal oom finished          how the attempt ended by itself
     not_started                            it could not be started, and trying again would not help
+    gpu_oom import_error no_space …        why it failed by itself, as its last lines prove it (docs/failure-causes.md)
     background                             finished, but left processes running that were ended
     health start_timeout lost              ended by its checks; never ran; nobody saw its end
     operator stop_all fence gang           who or what wanted it so
@@ -13,15 +14,34 @@ docs/protocol.md lists them for readers. Words are added, never renamed.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from procguard.fleet.model.records import WorkerRecord
 from procguard.i18n.reasons import Reason, because, with_head
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.host_reasons import HOST
 from remote_agent.protocol.reasons import TEXT
 
 # What the runner says where the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
+MAX_WORD_CHARS = 40
+# What would fail the same way again: worth a restart.never_on.
+LASTING = (
+    "import_error", "syntax_error", "missing_library", "command_not_found", "file_not_found", "not_executable",
+    "permission_denied", "usage_error",
+)  # fmt: skip
+# Every cause that a host finds in the last lines; what a configuration adds is not among them.
+FOUND = tuple(code.removeprefix("failure.") for code in HOST if code.startswith("failure."))
+# All of them, but for what a configuration adds: labels of /metrics are of these.
+WORDS = frozenset(
+    {
+        "exit_code", "signal", "finished", "not_started", "background", "health", "start_timeout", "lost", "operator",
+        "stop_all", "fence", "gang", "agent_lost", "reassigned", "circuit_breaker", "suspicion", "state", "disk", "",
+        *FOUND,
+    }
+)  # fmt: skip
 SAID_BEFORE = "stopped by an operator"
 BY_OPERATOR = "asked.stop"  # what runners say of every stop: they are not told who asked
 
@@ -33,9 +53,20 @@ def of_exit(record: messages.ExitRecord | None) -> str:
         return _OF_RUNNER[record.cause]
     if record.oom:
         return "oom"
+    if is_word(record.cause) and record.cause != "taken":
+        return record.cause
     if record.signal is not None:
         return "signal"
     return "not_started" if record.code is None else "exit_code"
+
+
+def is_word(cause: str) -> bool:
+    return len(cause) <= MAX_WORD_CHARS and re.fullmatch(r"[a-z][a-z0-9_]*", cause) is not None
+
+
+def named(asked: tuple[str, ...], own: Iterable[str]) -> tuple[str, ...]:
+    """The causes of a filter, with all of the last lines in the place of `failure`; `own`: the configuration's."""
+    return tuple(dict.fromkeys([*asked, *FOUND, *own])) if "failure" in asked else asked
 
 
 def hopeless(record: messages.ExitRecord | None) -> bool:

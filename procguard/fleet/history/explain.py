@@ -43,6 +43,7 @@ class Facts:
     restart_policy: str = "on-failure"
     healthy_after_s: float = 600.0
     auto_recovery: bool = True
+    never_on: tuple[str, ...] = ()  # causes that are not restarted
     hopeless: bool = False  # it could not be started, and would fail the same way again
     in_hand: bool = True  # its host has reported it under the right to run it has now
     fenced: bool = False
@@ -82,6 +83,7 @@ def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
         allowed_restarts=restart.max_attempts or 0,
         restart_policy=restart.policy,
         healthy_after_s=restart.healthy_after_s,
+        never_on=tuple(restart.never_on),
         auto_recovery=fleet.state.settings.enable_auto_recovery,
         hopeless=causes.hopeless(report.last_exit if report else None),
         in_hand=report is not None and report.generation == worker.generation,
@@ -179,8 +181,9 @@ def _why(facts: Facts, words: Words) -> list[str]:
         said.append(words.say("why.last_exit", attempt=record["attempt"], ending=words.ending(record)))
     if state == "backoff":
         said.append(_countdown(facts, words))
+        said += _saving(facts, words)
     elif state == "failed":
-        said += _why_no_restart(facts, words)
+        said += [*_why_no_restart(facts, words), *_saving(facts, words)]
     elif state == "exited":
         if _left_running(facts):
             said.append(words.say("why.background"))
@@ -188,6 +191,28 @@ def _why(facts: Facts, words: Words) -> list[str]:
     elif state == "stopped" and worker["desired"] == "running" and facts.host["agent_state"] != "ended":
         said.append(_why_waiting(facts, words))
     return said
+
+
+def _cause(facts: Facts) -> str:
+    """Why its last attempt failed, as a word."""
+    return str((facts.worker["last_exit"] or {}).get("cause") or "")
+
+
+def _saving(facts: Facts, words: Words) -> list[str]:
+    """What restart.never_on would have saved, where the same lasting cause has ended attempt after attempt."""
+    cause = _cause(facts)
+    if facts.worker["state"] not in ("backoff", "failed") or cause not in causes.LASTING or cause in facts.never_on:
+        return []
+    attempts = set()
+    for event in reversed(facts.events):
+        record = words.exit_of(event)
+        if record is None:
+            continue
+        if record.get("cause") != cause:
+            break
+        attempts.add(record.get("attempt"))
+    saved = len(attempts) - 1
+    return [words.say("why.never_on_saves", n=saved, cause=cause)] if saved > 0 else []
 
 
 def _left_running(facts: Facts) -> bool:
@@ -214,6 +239,9 @@ def _why_no_restart(facts: Facts, words: Words) -> list[str]:
         return [words.say("why.hopeless")]
     if not facts.auto_recovery:
         return [words.say("why.auto_off")]
+    cause = _cause(facts)
+    if cause and cause in facts.never_on:
+        return [words.say("why.never_on", cause=cause)]
     if facts.restart_policy == "never" or facts.allowed_restarts == 0:
         return [words.say("why.no_restarts")]
     if facts.worker["restarts"] < facts.allowed_restarts:

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from procguard import hints
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, get, several, text, whole
-from procguard.fleet.history import explain
+from procguard.fleet.history import causes, explain
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.shapes.events import EVENT
@@ -66,7 +66,7 @@ class ChangesQuery:
 
 @dataclass(frozen=True)
 class EventsQuery(ChangesQuery):
-    cause: tuple[str, ...] = several()
+    cause: tuple[str, ...] = several("`failure`: each cause that a host finds in a log's last lines")
     operation: tuple[str, ...] = several()
     format: str = choice("json", "jsonl", default="json", says="`jsonl`: all that is on disk, one object a line")
 
@@ -148,7 +148,7 @@ class HistoryApi(Resource):
         The newest, oldest first, of all that is on disk or in memory ([below](#events)). `format=jsonl`: all that is
         on disk, one JSON object a line, streamed.
         """
-        wanted = query.wanted(query.cause, query.operation)
+        wanted = query.wanted(causes.named(query.cause, self.fleet.state.settings.causes), query.operation)
         if query.format == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
             return bottle.HTTPResponse(_lines(self.fleet.state.event_log.stream(wanted)), 200, headers)

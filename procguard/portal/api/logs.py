@@ -10,13 +10,14 @@ from typing import cast
 import bottle
 from typing_extensions import NotRequired, TypedDict
 
+from procguard import expression
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api.declaration import JSON, LINES, TEXT, choice, flag, get, text, whole
 from procguard.agent_api.handlers import MAX_ATTEMPT
 from procguard.errors import LimitExceeded, UsageError
 from procguard.fleet.model import clock
 from procguard.portal.api.resource import Resource, Services, caller_name
-from procguard.portal.logs import around, expression
+from procguard.portal.logs import around
 from procguard.portal.logs.fetch import MOST_BYTES, TAIL_BYTES, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since

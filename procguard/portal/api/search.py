@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import bottle
 from typing_extensions import TypedDict
 
+from procguard import expression
 from procguard.agent_api import declaration, http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, flag, get, seconds, whole
 from procguard.agent_api.long_poll import LongPoll
@@ -26,7 +27,6 @@ from procguard.fleet.model import clock
 from procguard.portal.api.logs import DIALECT
 from procguard.portal.api.resource import Resource, caller_name
 from procguard.portal.api.workers import MAX_SELECT_CHARS
-from procguard.portal.logs import expression
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import Find, OwnSearch
 from procguard.portal.logs.query import parse_since

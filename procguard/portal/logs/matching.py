@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import gevent.threadpool
 
+from procguard import expression
 from procguard.errors import LimitExceeded, UsageError
-from procguard.portal.logs import expression
-from procguard.portal.logs.expression import Expression
+from procguard.expression import Expression
 from procguard.portal.logs.reader import LogLine, line_filter
 
 MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2

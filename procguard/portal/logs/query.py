@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timezone
 
 from procguard.errors import UsageError
-from procguard.portal.logs.expression import Expression
+from procguard.expression import Expression
 
 DEFAULT_LINES = 200
 MAX_LINES = 100_000

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from procguard.expression import Expression
 from procguard.portal.logs import absent
-from procguard.portal.logs.expression import Expression
 from remote_agent.logs.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")

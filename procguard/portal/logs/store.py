@@ -22,8 +22,8 @@ import gevent.lock
 import gevent.threadpool
 
 from procguard.agent_api.interface import LogGap
+from procguard.expression import Expression
 from procguard.portal.logs import absent, retention
-from procguard.portal.logs.expression import Expression
 from procguard.portal.logs.index import LogIndex, runs_of
 from procguard.portal.logs.reader import (
     MAX_SCAN_S,

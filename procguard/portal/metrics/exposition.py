@@ -15,6 +15,7 @@ import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from procguard.fleet.fleet import Fleet
+from procguard.fleet.history import causes
 from procguard.fleet.model import clock
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
@@ -66,9 +67,12 @@ class Metrics:
         of.state.bus.events.subscribe(self._take)
 
     def _take(self, event: dict[str, Any]) -> None:
-        """Every event of the history. Kinds, causes and outcomes are words of the code: their number is bounded."""
-        kind, evidence = event["kind"], event.get("evidence")
-        self._events[kind, event.get("cause") or ""] += 1
+        """Every event of the history. Kinds, causes and outcomes are words of the code or of the configuration: their
+        number is bounded. A cause that only an agent knows is counted as `other`."""
+        kind, evidence, cause = event["kind"], event.get("evidence"), event.get("cause") or ""
+        if cause not in causes.WORDS and cause not in self._fleet.state.settings.causes:
+            cause = "other"
+        self._events[kind, cause] += 1
         if not isinstance(evidence, dict):
             return
         if kind == "command":

@@ -57,6 +57,11 @@ class TaskAssignment:
         found = self.start.get(kind)
         return found if isinstance(found, list) else []
 
+    @property
+    def causes(self) -> dict[str, str]:
+        """The users' own causes of failures: the word -> what a last line of it matches."""
+        return {word: str(expression) for word, expression in _object(self.values.get("causes")).items()}
+
     def policy(self) -> RestartRules:
         values = self.spec.get("restart")
         policy = RestartRules(values if isinstance(values, dict) else None)

@@ -119,6 +119,7 @@ def _lost_ending(task: WorkerTask, former: dict[str, object], same_boot: bool, r
             signal=signal if isinstance(signal, int) else None,
             ran_s=float(str(known.get("duration_s") or 0)),
             was_running=former.get("state") == states.RUNNING,
+            failure=str(known.get("cause") or ""),
         )
     detail = because("exit.runner_killed") if same_boot else because("exit.host_down")
     if reached:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from remote_agent.protocol import states
 from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.runner import restart
-from remote_agent.runner.attempt import Attempt
+from remote_agent.runner.attempt import Attempt, prove
 from remote_agent.runner.lease_guard import LeaseGuard
 from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Decision, Ending, RestartRules
@@ -26,6 +26,7 @@ from remote_agent.runner.termination import ProcessTreeTerminator
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner import hooks
+    from remote_agent.runner.failure_causes import ProvenCause
 
 
 class WorkerTask:
@@ -78,6 +79,17 @@ class WorkerTask:
 
     def nothing_to_sweep(self) -> None:
         self.enter(phases.DECIDING)
+
+    def why_failed(self, attempt: Attempt, ending: Ending) -> ProvenCause | None:
+        """Of an attempt that failed by itself, by its last lines; noted in `ending`."""
+        apart = self.assignment.spec.get("stderr") == "separate"
+        try:
+            found = prove(attempt, ending, self.state.record.worker_dir, apart, self.assignment.causes)
+        except Exception:  # whatever a log holds: an end without a cause, never a runner that fails
+            return None
+        if found is not None:
+            ending.failure, ending.proof = found.word, NONE if found.word == "oom" and ending.oom else found.reason
+        return found
 
     def take_over_ending(self, number: int, ending: Ending) -> None:
         """That is how the former runner's attempt ended. Its post_stop hooks run, again where that one died before

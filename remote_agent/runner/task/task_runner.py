@@ -153,7 +153,10 @@ class TaskRunner:
         task.attempt = None
         values = task.state.values
         ending = attempt.ended(wait_status, now, values["state"] == states.RUNNING)
-        task.state.note_exit(attempt.number, ending, attempt.failure)
+        by_itself = values["state"] != states.STOPPING and not attempt.hook and not ending.cause
+        failed = by_itself and not restart.succeeded(ending, task.policy)
+        found = task.why_failed(attempt, ending) if failed else None
+        task.state.note_exit(attempt.number, ending, attempt.failure, found)
         values.update(pid=None, pid_start=None, launch_digest="")
         task.take_over_ending(attempt.number, ending)
         if values["state"] == states.STOPPING:

@@ -126,6 +126,8 @@ def test_every_mistake_is_reported_together_with_place_value_and_expectation(tmp
         ("monitoring.heartbeat_timeout=0.5", "expected more than monitoring.interval (1)"),
         ("communication.adapter_config.port_base=65535", "port_base"),
         ("communication.adapter_type=carrier-pigeon", "expected one of mock, zmq"),
+        ("recovery.causes={Data: x}", "words of up to 40 small letters"),
+        ("recovery.causes={gone: 'a(?=b)'}", "regular expressions as RE2 reads them"),
         ("logs.keep_local=5 apples", "a size in bytes"),
         ("source=x", "unknown key"),
         ("zzz=1", "expected one of logging, state"),

@@ -129,7 +129,7 @@ function byAttention(a, b) {
 }
 
 /** Why something had to be brought back, in the manager's words for programs. */
-export const RECOVERY_CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion'];
+export const RECOVERY_CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion', 'failure'];
 const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'circuit_breaker_open', 'circuit_breaker_closed', 'worker_failed'];
 
 /** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */

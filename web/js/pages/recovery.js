@@ -19,6 +19,8 @@ import { whyPanel } from './why.js';
 const SHOWN = 100;
 const USUAL = '24h';
 const REFRESH_MS = 5000; // of the hosts that are looked for
+/** Causes of changes that are none: any other is why something had to be brought back, `failure` in a query what a job failed of by itself. */
+const NO_FAILURE = ['operator', 'finished', 'background', 'state', 'disk'];
 
 export function recoveryPage({ store, id, query, kept }) {
   let chosen = { worker: id, ...readRange(query, USUAL) };
@@ -144,7 +146,7 @@ export function recoveryPage({ store, id, query, kept }) {
 /** Brought back at once, or after a pause, or given up: not what follows from it, such as the end of that pause. */
 function isRestart(event) {
   if (event.kind !== 'worker_state') return isRecovery(event);
-  return RECOVERY_CAUSES.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
+  return event.cause && !NO_FAILURE.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
 }
 
 /** A failure is told as a change of state and as a failure: one of them is enough. */

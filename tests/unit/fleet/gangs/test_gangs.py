@@ -63,6 +63,20 @@ def test_a_member_that_fails_stops_all_and_all_start_under_one_new_epoch(world: 
     assert kinds.index("gang_incident") < len(kinds) - 1 - kinds[::-1].index("gang_started")
 
 
+def test_a_member_that_failed_of_a_cause_of_never_on_fails_the_gang_and_spends_no_restart(tmp_path: Path) -> None:
+    world = GangWorld(tmp_path)
+    spec = world.spec(restart={"never_on": ["import_error"]})
+    world.deploy({f"h{n}": {f"w{n}": spec} for n in (1, 2, 3)})
+    world.go_on(1)
+    world.hosts["h2"].fails("w2", "exit code 1 after 5 s")
+    exit_record = world.job("w2").last_exit
+    assert exit_record is not None
+    exit_record.cause = "import_error"
+    world.go_on(2)
+    assert world.running() == [] and (world.gang.phase, world.gang.attempts) == ("failed", 0)
+    assert world.gang.reason.endswith("not restarted: restart.never_on names import_error")
+
+
 def test_the_operators_word_stays_while_the_gang_holds_its_members(world: GangWorld) -> None:
     world.hosts["h3"].connected = False
     world.hosts["h2"].fails("w2")

@@ -18,7 +18,7 @@ from procguard.fleet.history import explain
 from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import Move, RecoveryStatus
-from procguard.i18n import en, words, zh
+from procguard.i18n import en, reasons, words, zh
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 from tests.unit.gang_world import GROUP, GangWorld
@@ -88,6 +88,36 @@ def failed(path: Path) -> World:
         evidence={"exit": messages.encode(exit_of(4, **OOM))}, cause="oom",
     )  # fmt: skip
     ran_for(world, "failed", 600, attempt=4, restarts=3, restarts_total=3, last_exit=exit_of(4, **OOM))
+    return world
+
+
+BROKEN = reasons.because("exit.code", code=1, ran_s=2.0).then(
+    reasons.because(
+        "exit.proof",
+        cause=reasons.because("failure.import_error"),
+        line="ModuleNotFoundError: No module named 'deepspeed' (/srv/train.py:3)",
+    )
+)
+IMPORT_ERROR = {
+    "code": 1, "duration_s": 2.0, "cause": "import_error", "line": "ModuleNotFoundError: No module named 'deepspeed'",
+    "reason": str(BROKEN), "reason_code": BROKEN.code, "reason_params": BROKEN.params,
+}  # fmt: skip
+
+
+def failed_of_a_lasting_cause(path: Path) -> World:
+    world = three_hosts(path, {"restart": {"max_attempts": 2}})
+    events = [reported(world, "starting", after, **IMPORT_ERROR) for after in ("starting", "backoff", "failed")]
+    for attempt, event in enumerate(events, 1):
+        assert event.exit is not None
+        event.attempt = event.exit.attempt = attempt
+    world.beat("gpu01", world.report("w1"), events=events)
+    ran_for(world, "failed", 5, attempt=3, restarts=2, restarts_total=2, last_exit=exit_of(3, **IMPORT_ERROR))
+    return world
+
+
+def failed_of_never_on(path: Path) -> World:
+    world = three_hosts(path, {"restart": {"never_on": ["import_error"]}})
+    ran_for(world, "failed", 5, last_exit=exit_of(1, **IMPORT_ERROR))
     return world
 
 
@@ -352,6 +382,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
     made.__name__: made
     for made in (
         running, running_after_a_crash, backoff, waiting_for_gpus, failed, failed_without_restarts,
+        failed_of_a_lasting_cause, failed_of_never_on,
         failed_recovery_off, never_got_running, stopped_by_an_operator, stopped_with_the_fleet, a_stop_on_its_way,
         cannot_start, cannot_start_says_a_runner_of_before, after_a_power_cut, two_launchers_on_one_host,
         finished, not_started_yet, starting, stopping, never_connected, host_out_of_reach, host_out_of_reach_fenced,

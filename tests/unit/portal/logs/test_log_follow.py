@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from procguard import expression
 from procguard.portal.api.logs import LogQuery
-from procguard.portal.logs import expression, follow
+from procguard.portal.logs import follow
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.store import LogStore
 

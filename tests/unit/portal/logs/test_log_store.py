@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from procguard import expression
 from procguard.agent_api.interface import LogGap
-from procguard.portal.logs import expression, retention
 from procguard.portal.logs import index as log_index
+from procguard.portal.logs import retention
 from procguard.portal.logs import store as logs
 from procguard.portal.logs.reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
 from procguard.portal.logs.store import LogStore

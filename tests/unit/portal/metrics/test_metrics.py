@@ -261,3 +261,14 @@ def test_every_metric_is_documented(tmp_path: Path) -> None:
     text = full(tmp_path)[1].exposition().decode()
     for name in re.findall(r"^# TYPE (procguard_\S+) ", text, re.MULTILINE):
         assert f"`{name}" in shown, name
+
+
+def test_a_cause_that_only_an_agent_knows_is_no_label(tmp_path: Path) -> None:
+    world = World(tmp_path, causes={"data_gone": "x"})
+    metrics = Metrics(world.fleet, LogStore(str(tmp_path / "logs")), {})
+    for cause in ("gpu_oom", "data_gone", "made_up_1", "made_up_2"):
+        world.emit("worker_failed", reason="…", worker_id="w1", host="h1", cause=cause)
+    text = metrics.exposition().decode()
+    assert 'procguard_events_total{kind="worker_failed",cause="other"} 2' in text and "made_up" not in text
+    for cause in ("gpu_oom", "data_gone"):
+        assert f'procguard_events_total{{kind="worker_failed",cause="{cause}"}} 1' in text

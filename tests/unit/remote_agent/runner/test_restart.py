@@ -188,3 +188,13 @@ def test_nobody_starts_what_is_to_be_stopped():
     """But a tree that may still be alive needs a runner to end it."""
     assert not restart.needs_runner({"desired": "stopped", "generation": 9}, {})
     assert restart.needs_runner({"desired": "stopped", "generation": 9}, {"state": "running"})
+
+
+def test_a_failure_of_a_cause_of_never_on_is_final_and_of_any_other_is_not():
+    rules = RestartRules({"never_on": ["import_error"], "policy": "always"})
+    final = decide(Ending(code=1, ran_s=3.0, failure="import_error"), 1, rules)
+    assert (final.action, final.restarts) == (FAIL, 1)
+    assert final.reason == "exit code 1 after 3 s; not restarted: restart.never_on names import_error"
+    for failure in ("gpu_oom", ""):
+        assert decide(Ending(code=1, ran_s=3.0, failure=failure), 1, rules).action == RESTART
+    assert decide(Ending(code=1, failure="import_error"), 1, RestartRules()).action == RESTART

@@ -9,8 +9,8 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from procguard import expression
 from procguard.errors import UsageError
-from procguard.portal.logs import expression
 from tests.rows import each
 from tests.sizes import examples
 
