@@ -85,6 +85,7 @@ class ManagerRig:
     manager: Program | None = None
     launchers: list[Program] = field(default_factory=list)
     secure: bool = False  # https, whoever's certificate
+    swarm: Any = None  # its simulated hosts, where it has some
 
     @property
     def url(self) -> str:

@@ -20,6 +20,7 @@ PORTAL_PAGES = [
     PortalPage("workers", "#/workers", ".workers-table .table-body .table-row"),
     PortalPage("workers, none matching", "#/workers?q=nothing-like-it", ".empty"),
     PortalPage("worker", "#/worker/{worker}", ".log-line"),
+    PortalPage("worker, attempts", "#/worker/{worker}?tab=attempts", ".attempts-table .table-body .table-row"),
     PortalPage("worker, charts", "#/worker/{worker}?tab=charts", ".chart-canvas"),
     PortalPage("worker, configuration", "#/worker/{worker}?tab=config", ".config-command"),
     PortalPage("worker, unknown", "#/worker/no-such-worker", ".empty"),

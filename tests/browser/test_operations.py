@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
-from scripts.swarm import Behaviour, Swarm
+from scripts.swarm import Behaviour, Swarm, default_spec
 from tests.browser.axe import violations
 from tests.browser.conftest import ManagerRig, Visitor
 from tests.browser.test_portal import TOO_WIDE, settled
@@ -28,11 +29,30 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     made = ManagerRig(tmp_path_factory.mktemp("operations"))
     try:
         made.start_manager()
-        with Swarm(made.url, HOSTS, EACH, seed=3, behaviour=Behaviour(refuse=0.1), prefix="gpu") as swarm:
+        behaviour = Behaviour(refuse=0.1, gpus=True, gpus_per_host=8)
+        with Swarm(made.url, HOSTS, EACH, seed=3, behaviour=behaviour, prefix="gpu", spec=spec) as swarm:
             swarm.wait_running(60)
+            made.swarm = swarm
             yield made
     finally:
         made.end()
+
+
+def spec(host: int, number: int) -> dict[str, Any]:
+    """Each fails for good at its first crash."""
+    made = default_spec(host, number)
+    return {**made, "group": "finetune", "restart": {"policy": "never"}}
+
+
+class Clicks:
+    """Counts what a person clicks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on(self, target: Locator) -> None:
+        target.click()
+        self.count += 1
 
 
 def workers_page(fleet: ManagerRig, visitor: Visitor, **options: object) -> Page:
@@ -264,3 +284,64 @@ def test_an_operation_is_one_row_of_the_events_which_unfolds(fleet: ManagerRig, 
     expect(page.locator(".page-head .count")).to_have_text(f"{len(of_it)} events")
     page.get_by_role("button", name="Worker: gpu-00002-w0").click()
     assert "worker=" not in page.url
+
+
+def test_what_failed_is_grouped_by_its_cause_and_restarted_at_once(fleet: ManagerRig, visitor: Visitor) -> None:
+    """From Overview: why it failed is named there; all with one cause are restarted by two clicks."""
+    failing = [f"gpu-0000{host}-w{number}" for host in range(HOSTS) for number in (1, 4)]
+    fleet.swarm.crash(failing)
+    wait_until(
+        lambda: fleet.ask("GET", "/api/remote-workers?state=failed&limit=1")["total"] == len(failing),
+        20,
+        "all have failed",
+    )
+    page = visitor.open(f"{fleet.url}/#/overview")
+    group = page.locator(".problem-group")
+    expect(group).to_contain_text("killed by signal 9 (SIGKILL)")
+    expect(group).to_contain_text(f"{len(failing)} workers on {HOSTS} hosts")
+    expect(group.locator(".problem-members > li")).to_have_count(3)
+    group.get_by_role("button", name=f"Show all {len(failing)}").click()
+    expect(group.locator(".problem-members > li")).to_have_count(len(failing))
+
+    clicks = Clicks()
+    clicks.on(group.get_by_role("link", name=failing[0]))
+    expect(page.locator(".why-headline")).to_contain_text("failed")
+    clicks.on(page.get_by_role("tab", name="Attempts"))
+    row = page.locator(".attempts-table .table-body .table-row").first
+    expect(row).to_contain_text("killed by signal 9")
+    clicks.on(row.get_by_role("link", name="log", exact=True))
+    expect(page.get_by_label("Attempt", exact=True)).not_to_have_value("")
+    assert clicks.count <= 3
+    page.go_back()
+    page.get_by_role("tab", name="Configuration").click()
+    expect(page.locator(".specification")).to_contain_text("policy: never")
+    expect(page.locator(".fact-host a")).to_have_attribute("href", "#/host/gpu-00000")
+
+    page.get_by_role("button", name="Restart").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("is not running. Restart starts it.")
+    dialog.get_by_label("Reason").fill("looked at it")
+    dialog.get_by_role("button", name="Restart").click()
+    wait_until(lambda: fleet.worker(failing[0])["state"] == "running", 20, "it runs again")
+    asked = fleet.ask("GET", f"/api/events?worker={failing[0]}&kind=command")["events"]
+    assert any("looked at it" in str(event["reason"]) for event in asked)
+
+    clicks = Clicks()
+    page.goto(f"{fleet.url}/#/overview")
+    clicks.on(page.get_by_role("button", name=f"Restart these {len(failing) - 1}"))
+    clicks.on(page.get_by_role("dialog").get_by_role("button", name=f"Restart {len(failing) - 1}"))
+    expect(page.locator("h1")).to_have_text(f"Restart: {len(failing) - 1} workers")
+    assert clicks.count <= 5
+    wait_until(lambda: fleet.ask("GET", "/api/remote-workers?state=failed&limit=1")["total"] == 0, 30, "all run again")
+
+
+def test_who_stopped_it_and_why_is_two_clicks_from_the_overview(fleet: ManagerRig, visitor: Visitor) -> None:
+    fleet.ask("POST", "/api/workers/gpu-00001-w7/command", {"command": "stop", "reason": "the data set is wrong"})
+    wait_until(lambda: fleet.worker("gpu-00001-w7")["state"] == "stopped", 20, "it is stopped")
+    page, clicks = visitor.open(f"{fleet.url}/#/overview"), Clicks()
+    clicks.on(page.locator(".tile.is-stopped"))
+    clicks.on(page.get_by_role("link", name="gpu-00001-w7", exact=True))
+    event = page.locator(".event-list li").filter(has_text="the data set is wrong")
+    expect(event.first).to_contain_text("by ")
+    assert clicks.count <= 2
+    fleet.ask("POST", "/api/workers/gpu-00001-w7/command", {"command": "start"})

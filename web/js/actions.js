@@ -17,31 +17,34 @@ export function allowed(verb, worker) {
   if (worker.state === 'unknown') return verb === 'start' || verb === 'stop';
   if (verb === 'start') return SETTLED.includes(worker.state) || worker.state === 'backoff';
   if (verb === 'stop') return ALIVE.includes(worker.state) || worker.state === 'backoff';
+  if (verb === 'restart') return ALIVE.includes(worker.state) || SETTLED.includes(worker.state); // of one that is over it is a start
   return ALIVE.includes(worker.state);
 }
 
 export async function act(verb, worker) {
-  if (verb !== 'start' && !(await ask(verb, worker))) return;
-  await send(verb, worker.worker_id);
+  const answer = verb === 'start' ? { reason: '' } : await ask(verb, worker);
+  if (answer) await send(verb, worker.worker_id, answer.reason);
 }
 
 function ask(verb, worker) {
-  const detail = [t(`confirm.${verb}`, { worker: worker.worker_id, host: worker.host || t('none') })];
+  const means = verb === 'restart' && SETTLED.includes(worker.state) ? 'confirm.restart_settled' : `confirm.${verb}`;
+  const detail = [t(means, { worker: worker.worker_id, host: worker.host || t('none') })];
   if (worker.group) detail.push(t('confirm.group', { group: worker.group }));
   return confirmAction({
     title: t(`confirm.${verb}_title`, { worker: worker.worker_id }),
     detail,
     action: t(`action.${verb}`),
     danger: verb !== 'restart',
+    withReason: true,
   });
 }
 
-async function send(verb, workerId) {
+async function send(verb, workerId, reason) {
   try {
-    await post(`${workerPath(workerId)}/command`, { command: verb });
+    await post(`${workerPath(workerId)}/command`, { command: verb, reason });
     notify(t('action.accepted', { action: t(`action.${verb}`), worker: workerId }));
   } catch (error) {
-    notifyError(error, t('action.failed', { action: t(`action.${verb}`), worker: workerId }), () => send(verb, workerId));
+    notifyError(error, t('action.failed', { action: t(`action.${verb}`), worker: workerId }), () => send(verb, workerId, reason));
   }
 }
 

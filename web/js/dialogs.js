@@ -10,9 +10,15 @@ import { icon } from './icons.js';
 const NOTICE_MS = 6000;
 const MAX_NOTICES = 4;
 
-/** Asks; resolves true only when the action's own button was pressed. Cancel has the focus. */
-export function confirmAction({ title, detail, action, danger = false }) {
+const MAX_REASON_CHARS = 500;
+
+/**
+ * Asks; resolves {reason} only when the action's own button was pressed, else null. Cancel has the focus. `withReason`: whoever
+ * acts may say why, for the history.
+ */
+export function confirmAction({ title, detail, action, danger = false, withReason = false }) {
   return new Promise((resolve) => {
+    const reason = h('input.input', { id: 'confirm-reason', type: 'text', maxlength: String(MAX_REASON_CHARS), autocomplete: 'off', placeholder: t('batch.reason_hint') });
     const cancel = h('button.button', { type: 'button', autofocus: true }, t('cancel'));
     const go = h(danger ? 'button.button.danger' : 'button.button.primary', { type: 'button' }, action);
     const dialog = h(
@@ -20,12 +26,14 @@ export function confirmAction({ title, detail, action, danger = false }) {
       { 'aria-labelledby': 'dialog-title' },
       h('h2', { id: 'dialog-title' }, title),
       detail.map((line) => h('p', {}, line)),
+      withReason ? h('div.field', {}, h('label', { for: 'confirm-reason' }, t('batch.reason')), reason) : null,
       h('div.dialog-buttons', {}, cancel, go),
     );
-    let answer = false;
+    let answer = null;
+    reason.addEventListener('keydown', (event) => event.key === 'Enter' && go.click());
     cancel.addEventListener('click', () => dialog.close());
     go.addEventListener('click', () => {
-      answer = true;
+      answer = { reason: reason.value.trim() };
       dialog.close();
     });
     dialog.addEventListener('close', () => {

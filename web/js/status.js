@@ -32,7 +32,7 @@ export function stateChip() {
   const extra = h('span.extra');
   const chip = h('span.chip', {}, glyph, word, extra);
   chip.update = (worker) => {
-    setClass(chip, `chip is-${worker.state}`);
+    setClass(chip, `chip is-${worker.state}${worker.suspect ? ' is-suspect' : ''}`); // who hangs is not well, whatever its state says
     setText(glyph, GLYPHS[worker.state] || '?');
     setText(word, stateName(worker.state));
     setText(extra, stateExtra(worker));
@@ -61,6 +61,7 @@ export function nextStartS(worker) {
 }
 
 function stateTitle(worker) {
+  if (worker.suspect) return t('worker.suspect');
   if (worker.state !== 'unknown') return '';
   const last = worker.last_known_state ? stateName(worker.last_known_state) : t('never');
   return t('worker.unknown_title', { state: last, d: formatSince(worker.last_seen) });

@@ -1,4 +1,4 @@
-"""Differences between two specifications of a worker, as readable lines. Values of env are never shown."""
+"""Differences between two specifications of a worker, and one as it is shown. Values of env are never shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,33 @@ HIDDEN = ("env",)
 def differences(before: messages.WorkerSpec, after: messages.WorkerSpec) -> list[str]:
     """`command: "python a.py" -> "python b.py"`, `restart.max_attempts: 3 -> 5`, `env.TOKEN: changed`; in key order."""
     return list(_walk("", messages.encode(before), messages.encode(after)))
+
+
+def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """What `spec` says other than the defaults, the defaults of the rest, and the names in its env."""
+    given, usual = messages.encode(spec), messages.encode(messages.WorkerSpec())
+    names = sorted(given.pop("env"))
+    if given["container"]:
+        given["container"] = {**given["container"], "options": _without_values(given["container"]["options"])}
+    declared = {key: value for key, value in given.items() if value != usual[key]}
+    return declared, {key: usual[key] for key in given if key not in declared}, names
+
+
+def _without_values(options: list[str]) -> list[str]:
+    """Options of podman without what they set in the container's environment."""
+    shown, value_follows = [], False
+    for option in options:
+        name, equals, rest = option.partition("=")
+        if value_follows:
+            shown.append(f"{name}=…" if equals else option)
+        elif name in ("--env", "-e") and equals:
+            shown.append(f"{name}={rest.partition('=')[0]}=…")
+        elif option.startswith("-e") and not option.startswith("--") and len(option) > 2:
+            shown.append(f"{name}=…")
+        else:
+            shown.append(option)
+        value_follows = option in ("--env", "-e")
+    return shown
 
 
 def _walk(path: str, before: Any, after: Any) -> list[str]:

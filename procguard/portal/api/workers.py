@@ -23,6 +23,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers import selectors
+from procguard.fleet.workers.spec_diff import declared_and_defaults
 from procguard.i18n.reasons import written
 from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
@@ -101,6 +102,17 @@ else:
 
 
 @dataclass(frozen=True)
+class Specification:
+    """How a worker is declared. `declared`: the keys that differ from their defaults. Of `env` the names alone."""
+
+    worker_id: str
+    inventory: str
+    declared: dict[str, Any]
+    defaults: dict[str, Any]
+    env_names: list[str]
+
+
+@dataclass(frozen=True)
 class WorkersAnswer:
     workers: list[WorkerAnswer]
     total: int
@@ -166,6 +178,16 @@ class WorkersApi(Resource):
         `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
         """
         return self.fleet.state.worker(worker_id)
+
+    @get("/api/workers/<worker_id>/spec", "viewer", tag="workers", zh="它的声明（环境变量只有名称）", errors=(404,))
+    def spec(self, worker_id: str) -> Specification:
+        """How it is declared: every key, and which of them differ from their defaults.
+
+        Of `env` and of a container's `--env` options the names alone: values may be secrets.
+        """
+        record = self.fleet.state.find(worker_id)
+        agent = self.fleet.state.agents_by_id.get(record.home or record.agent_id)
+        return Specification(worker_id, agent.inventory if agent else "", *declared_and_defaults(record.spec))
 
     @post(
         "/api/workers/<worker_id>/command", "operator", tag="workers", zh="启动、停止、重启或强制结束", status=202,

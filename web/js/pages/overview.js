@@ -1,21 +1,27 @@
 /** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
 
-import { actionButtons } from '../actions.js';
+import { actionButtons, allowed } from '../actions.js';
+import { byCause } from '../attention.js';
+import { batch } from '../batch.js';
 import { commands } from '../commands.js';
 import { commandBox, emptyBox } from '../dialogs.js';
 import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
 import { EventHistory } from '../history.js';
 import { formatNumber, t } from '../i18n.js';
+import { icon } from '../icons.js';
 import { isLive, operationTitle } from '../operations.js';
 import { reasonOf } from '../reasons.js';
+import { acts } from '../rights.js';
 import { link } from '../router.js';
-import { GLYPHS, STATES, agentChip, isProblem, stateChip, stateName } from '../status.js';
+import { GLYPHS, agentChip, isProblem, stateChip, stateName } from '../status.js';
 import { ALWAYS } from '../timerange.js';
 import { newestFirst, progressCell } from './operations.js';
 import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
 
 const MAX_PROBLEMS = 50;
+const MEMBERS_SHOWN = 3; // of a group, until somebody asks for more
+const MEMBERS_MOST = 100;
 const MAX_RECOVERIES = 8;
 const RECOVERIES_ASKED = 200;
 const TILE_ORDER = ['running', 'starting', 'backoff', 'failed', 'unknown', 'stopping', 'exited', 'stopped'];
@@ -28,6 +34,8 @@ export function overviewPage({ store, session }) {
   const running = runningOperations();
   const pending = pendingLaunchers(store);
   const problems = h('ul.problem-list');
+  const unfolded = new Set(); // groups of which every member is shown
+  const updateAll = () => update();
   const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
   const calm = h('p.calm', {}, h('span.glyph', { 'aria-hidden': 'true' }, '●'), ' ', t('overview.no_problems'));
   const history = new EventHistory(store, () => update(), { page: RECOVERIES_ASKED });
@@ -64,7 +72,7 @@ export function overviewPage({ store, session }) {
     for (const tile of tiles) tile.update(fleet.counts);
     figures.update(hosts, store.workers.size, fleet.memory);
     updateProblems(fleet.problems, hosts);
-    const latest = history.within(ALWAYS).filter(isRecovery).slice(-MAX_RECOVERIES).reverse();
+    const latest = onceEach(history.within(ALWAYS).filter(isRecovery)).slice(-MAX_RECOVERIES).reverse();
     recoveries.update(latest);
     show(noRecoveries, latest.length === 0);
     setText(noRecoveries, t(!history.loaded ? 'loading' : history.complete ? 'overview.no_recoveries' : 'overview.no_recoveries_loaded'));
@@ -76,11 +84,15 @@ export function overviewPage({ store, session }) {
     const of = (worker) => worker.state === 'unknown' && unreachable.has(worker.agent);
     const lost = new Map();
     for (const worker of workers) if (of(worker)) lost.set(worker.agent, (lost.get(worker.agent) || 0) + 1);
+    const groups = byCause(workers.filter((worker) => !of(worker)));
+    const isHang = ({ rank }) => rank < 0;
+    const single = (group) => (group.workers.length === 1 ? { worker: group.workers[0] } : { group });
     const found = [
+      ...groups.filter(isHang).map(single),
       ...silent.sort((a, b) => compareNames(a.host, b.host)).map((host) => ({ host, lost: lost.get(host.agent) || 0 })),
-      ...workers.filter((worker) => !of(worker)).sort(byAttention).map((worker) => ({ worker })),
+      ...groups.filter((group) => !isHang(group)).map(single),
     ];
-    keyed(problems, found.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : workerProblem()));
+    keyed(problems, found.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : item.group ? groupProblem(unfolded, updateAll) : workerProblem()));
     show(calm, found.length === 0);
     show(problemsMore, found.length > MAX_PROBLEMS);
     setText(problemsMore, t('overview.more', { n: found.length - MAX_PROBLEMS }));
@@ -121,11 +133,8 @@ function runningOperation(operation) {
 }
 
 function problemKey(item) {
+  if (item.group) return `group ${item.group.key}`;
   return item.host ? `host ${item.host.agent}` : `worker ${item.worker.worker_id}`;
-}
-
-function byAttention(a, b) {
-  return STATES.indexOf(a.state) - STATES.indexOf(b.state) || compareNames(a.worker_id, b.worker_id);
 }
 
 /** Why something had to be brought back, in the manager's words for programs. */
@@ -136,6 +145,12 @@ const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'take
 export function isRecovery(event) {
   if (RECOVERY_KINDS.includes(event.kind)) return true;
   return ['backoff', 'failed'].includes(event.after) || (event.before === 'backoff' && event.after === 'starting');
+}
+
+/** A failure is told as a change of state and as a failure: one of them is enough. */
+export function onceEach(events) {
+  const reported = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
+  return events.filter((event) => event.kind !== 'worker_failed' || !reported.has(`${event.worker_id} ${event.attempt}`));
 }
 
 function stateTile(state) {
@@ -240,6 +255,48 @@ function workerProblem() {
     buttons.update(worker);
   };
   return item;
+}
+
+/** Workers with one cause: its words, how many, one button for all of them, and who they are. */
+function groupProblem(unfolded, onChange) {
+  let now = null;
+  const chip = stateChip();
+  const title = h('strong.problem-title');
+  const count = h('span.muted');
+  const restart = acts(h('button.button.small', { type: 'button', on: { click: () => restartAll(now) } }, icon('restart'), h('span')));
+  const members = h('ul.problem-members');
+  const more = h('button.button.subtle.small', { type: 'button' });
+  more.addEventListener('click', () => {
+    if (!unfolded.delete(now.key)) unfolded.add(now.key);
+    onChange();
+  });
+  const rest = h('a.more');
+  const item = h('li.problem-group', {}, h('div.problem-head', {}, chip, h('div.problem-what', {}, title, count), restart), members, h('div', {}, more, ' ', rest));
+  item.update = ({ group }) => {
+    now = group;
+    const n = group.workers.length;
+    const open = unfolded.has(group.key);
+    const shown = open ? Math.min(n, MEMBERS_MOST) : MEMBERS_SHOWN;
+    chip.update(group.workers[0]);
+    setText(title, group.title);
+    setText(count, t('overview.group_count', { n, hosts: new Set(group.workers.map((worker) => worker.host)).size }));
+    const able = group.workers.filter((worker) => allowed('restart', worker)).length;
+    setText(restart.lastChild, t('overview.restart_these', { n: able }));
+    show(restart, able > 0);
+    keyed(members, group.workers.slice(0, shown).map((worker) => ({ worker })), problemKey, workerProblem);
+    show(more, n > MEMBERS_SHOWN);
+    setText(more, open ? t('overview.fewer') : t('overview.show_all', { n: Math.min(n, MEMBERS_MOST) }));
+    setAttr(more, 'aria-expanded', open ? 'true' : 'false');
+    show(rest, open && n > MEMBERS_MOST);
+    setText(rest, t('overview.more', { n: n - MEMBERS_MOST }));
+    setAttr(rest, 'href', link('workers', '', { state: group.workers[0].state }));
+  };
+  return item;
+}
+
+function restartAll({ workers }) {
+  const able = workers.filter((worker) => allowed('restart', worker)).map((worker) => worker.worker_id);
+  batch({ verb: 'restart', selector: able.join('|'), q: '', visible: Math.min(able.length, MEMBERS_SHOWN), onBegun: () => {} });
 }
 
 function hostProblem() {

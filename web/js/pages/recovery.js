@@ -12,7 +12,7 @@ import { link, replaceQuery } from '../router.js';
 import { exitInWords, nextStartS, stateChip } from '../status.js';
 import { timeStrip } from '../strip.js';
 import { rangeEnd, rangePick, rangeQuery, rangeStart, readRange, widenButton } from '../timerange.js';
-import { RECOVERY_CAUSES, isRecovery } from './overview.js';
+import { RECOVERY_CAUSES, isRecovery, onceEach } from './overview.js';
 import { kindName, pageHead, reasonText, transition } from './parts.js';
 import { whyPanel } from './why.js';
 
@@ -147,12 +147,6 @@ export function recoveryPage({ store, id, query, kept }) {
 function isRestart(event) {
   if (event.kind !== 'worker_state') return isRecovery(event);
   return event.cause && !NO_FAILURE.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
-}
-
-/** A failure is told as a change of state and as a failure: one of them is enough. */
-function onceEach(events) {
-  const reported = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
-  return events.filter((event) => event.kind !== 'worker_failed' || !reported.has(`${event.worker_id} ${event.attempt}`));
 }
 
 /** One thing that was brought back, or given up: when, whose, what it came from, and the evidence. */

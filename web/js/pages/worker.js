@@ -13,7 +13,9 @@ import { actionButtons } from '../actions.js';
 import { reasonOf } from '../reasons.js';
 import { tabbed } from '../tabs.js';
 import { ALWAYS } from '../timerange.js';
+import { attemptsPanel } from './attempts.js';
 import { commandText, eventList, pageHead } from './parts.js';
+import { specificationPanel } from './specification.js';
 import { whyPanel } from './why.js';
 import { marksText } from '../workercolumns.js';
 
@@ -57,15 +59,22 @@ export function workerPage({ store, live, id, query, kept }) {
   const history = new EventHistory(store, () => update(), { page: EVENTS_SHOWN });
   const log = new LogView({ live, workers: [id], chosen: readChosen(query), kept, onChoose: (chosen) => replaceQuery({ tab: readRoute().query.get('tab'), ...logQuery(chosen) }) });
   const charts = workerCharts(id);
-  const config = configuration();
+  const attempts = attemptsPanel(id, store);
+  const spec = specificationPanel(id);
+  const config = configuration(spec.node);
   const tabs = tabbed({
     label: t('worker.tabs'),
     tabs: [
       { name: 'log', label: t('worker.tab_log'), panel: log.node },
+      { name: 'attempts', label: t('attempts.title'), panel: attempts.node },
       { name: 'charts', label: t('worker.tab_charts'), panel: charts.node },
       { name: 'config', label: t('worker.tab_config'), panel: config },
     ],
-    onShow: (name) => name === 'charts' && charts.start(),
+    onShow: (name) => {
+      if (name === 'charts') charts.start();
+      if (name === 'attempts') attempts.start();
+      if (name === 'config') spec.load(view ? view.generation : null);
+    },
   });
   const missing = emptyBox(t('worker.missing', { worker: id }), h('p', {}, h('a', { href: link('workers') }, t('worker.to_list'))));
   missing.hidden = true;
@@ -112,6 +121,8 @@ export function workerPage({ store, live, id, query, kept }) {
       log.update([worker]);
       charts.add(worker.usage);
       config.update(view);
+      attempts.update(worker);
+      if (view && tabs.current() === 'config') spec.load(view.generation);
       why.update(worker, agent);
     }
     const own = history.within(ALWAYS, (event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
@@ -175,7 +186,7 @@ const CONFIG = [
 ]; // prettier-ignore
 
 /** What it is declared to be, as far as the manager tells it. */
-function configuration() {
+function configuration(spec) {
   const rows = CONFIG.map(([name, read]) => {
     const value = h(name === 'command' || name === 'labels' ? 'code' : 'span');
     const row = h(`div.fact.config-${name}`, {}, h('dt', {}, t(`config.${name}`)), h('dd', {}, value));
@@ -186,7 +197,7 @@ function configuration() {
     };
     return row;
   });
-  const panel = h('section.panel.configuration', { 'aria-label': t('worker.tab_config') }, h('dl.facts', {}, rows), h('p.muted.config-how', {}, t('config.how')));
+  const panel = h('section.panel.configuration', { 'aria-label': t('worker.tab_config') }, h('dl.facts', {}, rows), spec, h('p.muted.config-how', {}, t('config.how')));
   panel.update = (worker) => {
     if (worker) for (const row of rows) row.update(worker);
   };
@@ -201,7 +212,7 @@ function factList() {
     row.update = (worker) => {
       const text = name === 'host' ? worker.host || '' : read(worker) || '';
       setText(value, text);
-      if (name === 'host') setAttr(value, 'href', link('workers', '', { host: worker.host }));
+      if (name === 'host') setAttr(value, 'href', link('host', worker.agent));
       if (title) setAttr(value, 'title', title(worker));
       show(row, text !== '');
     };

@@ -235,6 +235,27 @@ def test_tokens_are_listed_without_their_secret(server: RunningServer) -> None:
     assert messages.secret_sha256(made["token"]) not in listed.body.decode()
 
 
+def test_a_specification_is_shown_without_the_values_of_its_environment(server: RunningServer) -> None:
+    """What was declared, apart from what is usual; values in `env` and in a container's options may be secrets."""
+    spec = {"command": "python a.py", "working_dir": "/srv", "env": {"TOKEN": "s3cret", "A": "1"}, "stop_grace_s": 3.0}
+    options = ["--env", "KEY=s3cret", "-eK=s3cret", "--env=X=s3cret", "--ipc=host"]
+    workers = [
+        {"worker_id": "w1", "spec": spec},
+        {"worker_id": "w2", "spec": {"container": {"image": "i", "options": options}}},
+    ]
+    declared = {"hosts": [{"host": "h7", "ssh": {"hostname": "h7"}, "workers": workers}], "inventory": {"name": "prod"}}
+    assert server.ask("POST", "/api/deployments", declared).status == 200
+    said = server.ask("GET", "/api/workers/w1/spec").json
+    assert said["inventory"] == "prod"
+    assert said["declared"] == {"command": "python a.py", "working_dir": "/srv", "stop_grace_s": 3.0}
+    assert said["env_names"] == ["A", "TOKEN"] and said["defaults"]["stderr"] == "merge"
+    contained = server.ask("GET", "/api/workers/w2/spec").json
+    assert contained["declared"]["container"]["options"] == ["--env", "KEY=…", "-eK=…", "--env=X=…", "--ipc=host"]
+    assert "s3cret" not in str(said) + str(contained)
+    assert server.ask("GET", "/api/workers/nobody/spec").status == 404
+    assert server.ask("POST", "/api/workers/w1/spec", {}).status == 405
+
+
 # ----------------------------------------------------------------------------------------------------------------- logs
 
 

@@ -1,0 +1,59 @@
+/** How a worker is declared: what differs from the defaults, and the rest folded away. Of its environment the names alone. */
+
+import { get, workerPath } from '../api.js';
+import { errorBox } from '../dialogs.js';
+import { fill, h } from '../dom.js';
+import { t } from '../i18n.js';
+import { commandText } from './parts.js';
+
+/** `.load(generation)`: asked again when what is declared may be another. */
+export function specificationPanel(id) {
+  const body = h('div');
+  const node = h('section.specification', { 'aria-labelledby': 'spec-title' }, h('h2', { id: 'spec-title' }, t('spec.title')), body);
+  let asked = null;
+
+  async function load() {
+    try {
+      const said = await get(`${workerPath(id)}/spec`);
+      const rows = [...Object.entries(said.declared), ...(said.env_names.length ? [['env', said.env_names.map((name) => `${name}=…`).join('\n')]] : [])];
+      fill(
+        body,
+        said.inventory ? h('p.muted', {}, t('spec.inventory', { inventory: said.inventory })) : null,
+        h('dl.facts', {}, rows.map(fact)),
+        h('details', {}, h('summary', {}, t('spec.defaults', { n: Object.keys(said.defaults).length })), h('dl.facts', {}, Object.entries(said.defaults).map(fact))),
+      );
+    } catch (error) {
+      asked = null;
+      if (error.status !== 401 && error.status !== 404) fill(body, errorBox(error, load));
+    }
+  }
+
+  return {
+    node,
+    load(generation) {
+      if (asked === generation) return;
+      asked = generation;
+      load();
+    },
+  };
+}
+
+function fact([name, value]) {
+  return h('div.fact', {}, h('dt', {}, h('code', {}, name)), h('dd', {}, h('code', {}, valueText(name, value))));
+}
+
+/** As an inventory would write it, near enough to recognise. */
+function valueText(name, value) {
+  if (name === 'command') return commandText(value);
+  if (typeof value === 'string') return value || "''";
+  if (value === null || typeof value !== 'object') return String(value);
+  return lines(value, '').join('\n') || (Array.isArray(value) ? '[]' : '{}');
+}
+
+function lines(value, indent) {
+  return Object.entries(value).flatMap(([name, one]) => {
+    const key = Array.isArray(value) ? '-' : `${name}:`;
+    if (one && typeof one === 'object' && Object.keys(one).length) return [`${indent}${key}`, ...lines(one, `${indent}  `)];
+    return [`${indent}${key} ${one !== null && typeof one === 'object' ? (Array.isArray(one) ? '[]' : '{}') : String(one)}`];
+  });
+}
