@@ -235,6 +235,12 @@ class IdleTimeouts:
             self._greenlet.kill()
             self._greenlet = None
 
+    def cut_all(self) -> None:
+        """End every connection that waits for its peer: no more is served."""
+        for connection in list(self._connections):
+            if connection.waits_since:
+                connection.cut()
+
     def _loop(self) -> None:
         while True:
             gevent.sleep(self._check_interval_s)

@@ -144,7 +144,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self._serving = True
         self.handle_one_response()
         self._serving = False
-        if self.close_connection or self.rfile.closed:
+        if self.close_connection or self.rfile.closed or self.server.ending:
             return None
         self._forget()
         self._connection_handle.spend(
@@ -355,6 +355,7 @@ class Server(pywsgi.WSGIServer):
     """`websocket_guard` serves /ws; None: there is no such thing. `book`: of all connections, over several servers."""
 
     max_accept = ACCEPTED_AT_ONCE
+    ending = False
 
     def __init__(
         self,
@@ -396,6 +397,13 @@ class Server(pywsgi.WSGIServer):
             },
             **secured,
         )
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Idle connections end at once; requests in flight have `timeout` seconds."""
+        self.ending = True
+        self.stop_accepting()
+        self.idle_timeouts.cut_all()
+        super().stop(timeout)
 
     def connection_handle_of(self, address: Any) -> ConnectionHandle:
         return self._handles[address]
