@@ -31,6 +31,8 @@ ALERT_CLASSES = (
     "gang_failed",
     "state",
 )
+# Asked for by their name alone, not by `alerts`: nothing that anybody has to be woken for.
+QUIET_CLASSES = ("finished",)
 MAX_SECRET_CHARS = 4_096
 
 
@@ -55,8 +57,9 @@ def _secret(value: Any) -> Any:
 
 def _event_names(names: list[str]) -> list[str]:
     for name in names:
-        if name not in (*ALERT_CLASSES, "alerts", "all") and not re.fullmatch(r"[a-z][a-z_]{2,40}", name):
-            raise ValueError(f"alerts, all, a class ({', '.join(ALERT_CLASSES)}) or a kind of event, e.g. worker_state")
+        if not re.fullmatch(r"[a-z][a-z_]{2,40}", name):
+            classes = ", ".join((*ALERT_CLASSES, *QUIET_CLASSES))
+            raise ValueError(f"alerts, all, a class ({classes}) or a kind of event, e.g. worker_state")
     return names
 
 
@@ -126,11 +129,14 @@ class AlertTarget(_NotificationSection):
     )
     events: Annotated[list[str], AfterValidator(_event_names)] = Field(
         default_factory=lambda: ["alerts"],
-        description="`alerts`: all alert classes; or a list of classes or event kinds; `all`: every event.",
+        description=(
+            "`alerts`: all alert classes but `finished`; or a list of classes or event kinds; `all`: every event; "
+            "`[]`: nothing but what `notify` routes to it."
+        ),
     )
     language: Literal["en", "zh"] = Field(default="en", description="Language of the messages.")
     group_wait: Wait = Field(
-        default=2.0, description="Seconds to wait after a first alert for others, to send them together."
+        default=1.0, description="Seconds to wait after a first alert for others, to send them together."
     )
     min_interval: Wait = Field(
         default=30.0, description="Minimum interval between messages, in seconds; alerts in between are grouped."
@@ -140,6 +146,10 @@ class AlertTarget(_NotificationSection):
     )
     unreachable_after: Wait = Field(
         default=60.0, description="Seconds that a host must be unreachable before an alert."
+    )
+    last_lines: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=5,
+        description="Last lines of the log in a message about a worker that has finished or failed; 0: none.",
     )
     timeout: Annotated[float, Field(gt=0, le=120)] = Field(
         default=10.0, description="Timeout of one attempt, in seconds."
@@ -189,6 +199,36 @@ class AlertTarget(_NotificationSection):
         for one in sorted({value for value in hidden if value}, key=len, reverse=True):
             text = text.replace(one, "…")
         return " ".join(text.split())[:300]
+
+
+def _names(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class NotifyRoute(_NotificationSection):
+    """One entry of `notify:`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_on(cls, values: Any) -> Any:
+        """YAML reads the key `on` as true."""
+        return (
+            {"on" if key is True else key: value for key, value in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
+
+    select: str = Field(
+        default="*",
+        max_length=4_096,
+        description="Selector of workers, as on the command line: `label.owner=li`, `group=trainers`, `host=gpu0*`.",
+    )
+    to: Annotated[list[str], BeforeValidator(_names)] = Field(
+        min_length=1, max_length=50, description="Name of a target of `notifications`, or a list of names."
+    )
+    on: Annotated[list[str], BeforeValidator(_names), AfterValidator(_event_names)] = Field(
+        default_factory=lambda: ["alerts"], description="Alert classes or event kinds, as in `events` of a target."
+    )
 
 
 def refuse_doubles(targets: list[AlertTarget]) -> list[AlertTarget]:

@@ -23,7 +23,7 @@ from procguard.config import errors, loader
 from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
-from procguard.config.notifications import EventSettings, MetricSettings, Targets
+from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Targets
 from procguard.config.types import STRICT, causes_of_failure, postgres_url_problem, size_in_bytes
 from procguard.errors import ConfigError
 
@@ -473,6 +473,13 @@ class Config(_Section):
             "and e-mail. All keys: docs/notifications.md."
         ),
     )
+    notify: Annotated[list[NotifyRoute], Field(max_length=200)] = Field(
+        default_factory=list,
+        description=(
+            "Routes: a list of `{select, to, on}` that send alerts of some workers to a target, besides what its "
+            "`events` ask for. See docs/notifications.md."
+        ),
+    )
     source: str = Field(default="", exclude=True)
 
     @property
@@ -570,6 +577,12 @@ def _validated(values: dict[str, Any], source: str, mistakes: Mistakes) -> Confi
     if monitoring.heartbeat_timeout <= monitoring.interval:
         expected = f"more than monitoring.interval ({monitoring.interval:g})"
         mistakes.add("monitoring.heartbeat_timeout", monitoring.heartbeat_timeout, expected)
+    names = {target.name for target in config.notifications}
+    for number, route in enumerate(config.notify):
+        for name in route.to:
+            if name not in names:
+                expected = f"the name of a target of notifications ({', '.join(sorted(names)) or 'there is none'})"
+                mistakes.add(f"notify.{number}.to", name, expected)
     return config
 
 

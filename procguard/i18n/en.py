@@ -383,6 +383,7 @@ TEXTS: dict[str, str] = {
     "alert.undelivered": "{n} earlier alert could not be delivered|{n} earlier alerts could not be delivered",
     "alert.other": "{n} event of kind {kind}|{n} events of kind {kind}",
     "alert.failed": "{n} worker failed|{n} workers failed",
+    "alert.finished": "{n} worker finished|{n} workers finished",
     "alert.suspect": "{n} worker looks hung|{n} workers look hung",
     "alert.suspect_info": "{n} worker no longer looks hung|{n} workers no longer look hung",
     "alert.host_unreachable": "{n} host out of reach|{n} hosts out of reach",

@@ -378,6 +378,7 @@ TEXTS: dict[str, str] = {
     "alert.undelivered": "此前有 {n} 条告警未能送达",
     "alert.other": "{n} 个 {kind} 事件",
     "alert.failed": "{n} 个 Worker 失败",
+    "alert.finished": "{n} 个 Worker 运行结束",
     "alert.suspect": "{n} 个 Worker 疑似卡住",
     "alert.suspect_info": "{n} 个 Worker 不再疑似卡住",
     "alert.host_unreachable": "{n} 台主机失去联系",

@@ -45,6 +45,7 @@ from procguard.manager.loops import measurements, operations
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.notifier import Notifier
+from procguard.notify.routes import Routes, facts_of
 from procguard.portal.api.access import new_token
 from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
@@ -115,7 +116,20 @@ class Manager:
         events = EventLog(store, event_bounds(config))
         bus = ChangeBus()
         bus.events.subscribe(_log_event)
-        self.notifier = Notifier(config.notifications, lambda: self.fleet.state.fleet_id, self._portal_url)
+        logs = LogStore(
+            os.path.join(config.state_directory, "logs"),
+            config.logs.keep_attempts,
+            keep_per_worker=config.logs.keep_per_worker,
+            keep_in_all=config.logs.keep_in_all,
+        )
+        routes = Routes(config.notify)
+        self.notifier = Notifier(
+            config.notifications,
+            lambda: self.fleet.state.fleet_id,
+            self._portal_url,
+            routed=lambda event: routes.targets(event, facts_of(self.fleet.state, event)) if config.notify else (),
+            last_lines=logs.last_lines,
+        )
         bus.events.subscribe(self.notifier.take)
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
         self.fleet.state.more_tables.append(self.notifier.tables)
@@ -136,12 +150,6 @@ class Manager:
             self.fleet, run_ssh=self._maintain_agent, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
         )
         bus.poll_lost.subscribe(self._tick_soon)
-        logs = LogStore(
-            os.path.join(config.state_directory, "logs"),
-            config.logs.keep_attempts,
-            keep_per_worker=config.logs.keep_per_worker,
-            keep_in_all=config.logs.keep_in_all,
-        )
         self.watchdog = LoopWatchdog()
         self.measurements = Measurements()
         self.measurement_files = MeasurementFiles(measurements_path(config.state.state_file))

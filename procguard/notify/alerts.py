@@ -9,17 +9,21 @@ message with a count, and an endpoint that is dead for days costs no memory.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.i18n.words import Words
 
 Event = dict[str, Any]
+Tails = Mapping[tuple[str, int], list[str]]
 Severity = Literal["critical", "warning", "info"]
 
 SAMPLES = 20  # events of a group that its message shows
 NAMES = 200  # subjects of a group that it remembers
+ENDED_SHOWN = 5  # workers that are over of which a message shows the last lines
 REMEMBERED = 10_000  # alerts that dedup knows
 
 # kind -> (class, severity). What ends an alert is of the same class, for information.
@@ -46,15 +50,21 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
 assert {alert for alert, _ in ALERT_OF_KIND.values()} == set(ALERT_CLASSES)
 
 
+FINISHED: tuple[str, Severity] = ("finished", "info")
+
+
 def classified(event: Event) -> tuple[str, Severity]:
     """The class of an event, or its kind where it is no alert."""
+    if event["kind"] == "worker_state" and event.get("after") == "exited":
+        return FINISHED
     return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
 
 
-def wanted(target: AlertTarget, event: Event) -> bool:
-    """Whether this target asked for such an event."""
+def among(asked: Sequence[str], event: Event) -> bool:
+    """Whether such an event is asked for. A failure is an end, too."""
     alert, _ = classified(event)
-    asked = set(target.events)
+    if alert == "failed" and FINISHED[0] in asked:
+        return True
     return "all" in asked or event["kind"] in asked or alert in asked or ("alerts" in asked and alert in ALERT_CLASSES)
 
 
@@ -74,6 +84,11 @@ class AlertGroup:
     first_seq: int = 0
     events: list[Event] = field(default_factory=list)  # the newest
     names: dict[str, None] = field(default_factory=dict)  # subjects, in the order they came
+
+    @property
+    def is_end(self) -> bool:
+        """Of workers that are over."""
+        return self.alert in (FINISHED[0], "failed")
 
     def add(self, event: Event) -> None:
         self.first_at = self.first_at or str(event["at"])
@@ -110,8 +125,9 @@ class Gathering:
     def waiting(self) -> bool:
         return bool(self._groups)
 
-    def take(self, event: Event, now: float) -> None:
-        if not wanted(self._target, event):
+    def take(self, event: Event, now: float, routed: bool = False) -> None:
+        """`routed`: to be told whatever the target asks for."""
+        if not routed and not among(self._target.events, event):
             return
         kind, host = event["kind"], str(event.get("host") or "")
         if kind == "agent_unreachable":
@@ -164,6 +180,23 @@ class Gathering:
 
 
 @dataclass(frozen=True)
+class EndedJob:
+    """A worker that has finished or failed. `line`: what proves its cause. `last_lines`: of its log, oldest first."""
+
+    worker_id: str
+    host: str
+    state: str
+    attempt: int
+    code: int | None
+    signal: int | None
+    cause: str
+    duration_s: float
+    line: str
+    last_lines: list[str]
+    link: str
+
+
+@dataclass(frozen=True)
 class Message:
     """What every format is made from."""
 
@@ -180,6 +213,7 @@ class Message:
     link: str = ""
     undelivered: int = 0  # alerts before this one that this target never got
     test: bool = False
+    ended: list[EndedJob] = field(default_factory=list)  # of some of the workers that are over
     message_id: str = ""  # the same where it is sent again, by whichever manager
 
     @property
@@ -187,7 +221,11 @@ class Message:
         return "\n".join(self.lines)
 
 
-def compose(group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, undelivered: int = 0) -> Message:
+def compose(
+    group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, undelivered: int = 0, tails: Tails | None = None
+) -> Message:
+    """`tails`: the last lines of (worker, attempt), where they are known."""
+    ended = [_ended(event, link, tails or {}) for event in group.events[-ENDED_SHOWN:]] if group.is_end else []
     words = Words(target.language)
     names = list(group.names)
     key = f"alert.{group.alert}_{group.severity}"
@@ -196,13 +234,30 @@ def compose(group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, un
     shown = words.listed([name for name in names if name], 5)
     title = words.say("alert.title", what=what, names=shown) if shown else what
     lines = [_line(event, words) for event in group.events]
+    if group.count == 1 and ended:
+        lines += [f"> {line}" for line in ended[0].last_lines]
+        link = ended[0].link
     if group.count > len(lines):
         lines.append(words.say("alert.more", n=group.count - len(lines)))
     if undelivered:
         lines.append(words.say("alert.undelivered", n=undelivered))
     return Message(
         group.alert, group.severity, title, lines, words.language, group.count, group.first_at, group.last_at,
-        group.events, fleet_id, link, undelivered, message_id=f"{fleet_id}-{group.alert}-{group.first_seq}",
+        group.events, fleet_id, link, undelivered, ended=ended,
+        message_id=f"{fleet_id}-{group.alert}-{group.first_seq}",
+    )  # fmt: skip
+
+
+def _ended(event: Event, link: str, tails: Tails) -> EndedJob:
+    evidence = event.get("evidence")
+    record = evidence.get("exit") if isinstance(evidence, dict) else None
+    record = record if isinstance(record, dict) else {}
+    worker, attempt = str(event.get("worker_id") or ""), int(event.get("attempt") or 0)
+    return EndedJob(
+        worker, str(event.get("host") or ""), str(event.get("after") or "failed"), attempt, record.get("code"),
+        record.get("signal"), str(event.get("cause") or ""), float(record.get("duration_s") or 0.0),
+        str(record.get("line") or ""), tails.get((worker, attempt), []),
+        f"{link}/#/workers/{quote(worker, safe='')}" if link else "",
     )  # fmt: skip
 
 
@@ -234,6 +289,7 @@ def payload(message: Message) -> dict[str, Any]:
         "first_at": message.first_at,
         "last_at": message.last_at,
         "events": message.events,
+        "ended": [asdict(one) for one in message.ended],
         "undelivered": message.undelivered,
         "fleet_id": message.fleet_id,
         "link": message.link,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class _Loop:
         self.greenlet: Any = None
 
     def take(self, event: Event, now: float) -> None:
-        self.gathering.take(event, now)
+        self.gathering.take(event, now, self.target.name in self._notifier.routed(event))
         self.taken_seq = max(self.taken_seq, int(event.get("seq") or 0))
         self._wake.set()
 
@@ -92,7 +92,12 @@ class _Loop:
             try:
                 self._deliver(
                     alerts.compose(
-                        group, self.target, self._notifier.fleet_id(), self._notifier.link(), self._undelivered
+                        group,
+                        self.target,
+                        self._notifier.fleet_id(),
+                        self._notifier.link(),
+                        self._undelivered,
+                        self._notifier.tails(group, self.target.last_lines),
                     )
                 )
             finally:
@@ -166,10 +171,15 @@ class Notifier:
         *,
         send: Send = transport.send,
         retry_for_s: float = RETRY_FOR_S,
+        routed: Callable[[Event], Container[str]] = lambda _: (),
+        last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
     ) -> None:
+        """`routed(event)`: the targets that get it by a route. `last_lines(worker, attempt, most)`: of its log."""
         self.fleet_id = fleet_id
         self.link = link
         self.send = send
+        self.routed = routed
+        self._last_lines = last_lines
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
         self._first_seq = 0  # of the events of this run of the manager
@@ -216,6 +226,14 @@ class Notifier:
         self._first_seq = self._first_seq or int(event.get("seq") or 0)
         for loop in self._loops.values():
             loop.take(event, now)
+
+    def tails(self, group: alerts.AlertGroup, most: int) -> dict[tuple[str, int], list[str]]:
+        """The last lines of the workers in it that are over."""
+        if not group.is_end or not most:
+            return {}
+        shown = group.events[-alerts.ENDED_SHOWN :]
+        keys = {(str(event.get("worker_id") or ""), int(event.get("attempt") or 0)) for event in shown}
+        return {key: self._last_lines(*key, most) for key in keys}
 
     def views(self) -> list[dict[str, Any]]:
         return [loop.view() for loop in self._loops.values()]

@@ -37,6 +37,7 @@ from procguard.portal.logs.reader import (
     newest_first,
 )
 from remote_agent.logs import retention as log_disk
+from remote_agent.logs.grep import COLOURS
 from remote_agent.protocol.messages import LogMatch, directory_name
 from remote_agent.system import paths
 
@@ -45,6 +46,7 @@ READ_THREADS = 2
 MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 CHECKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
+LAST_LINE_CHARS = 300
 STEP_S = 0.1
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -401,6 +403,16 @@ class LogStore:
 
     def attempts(self, worker_id: str) -> list[int]:
         return sorted({attempt for attempt, _ in self._streams(worker_id)})
+
+    def last_lines(self, worker_id: str, attempt: int, lines: int) -> list[str]:
+        """The last of an attempt that say something, cut and without control characters; none where none are here."""
+        try:
+            found = self.beside(self.tail, worker_id, lines * 4, attempt)
+        except OSError:
+            return []
+        own = (COLOURS.sub("", one.text.rpartition("\r")[2]) for one in found if not one.marker)
+        shown = ("".join(letter for letter in text if letter.isprintable()).rstrip() for text in own)
+        return [text[:LAST_LINE_CHARS] for text in shown if text][-lines:]
 
     def tail_steps(
         self,

@@ -8,6 +8,7 @@ import email.policy
 import hashlib
 import hmac
 import json
+import re
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +18,14 @@ import gevent
 import pytest
 
 from procguard.config import schema
-from procguard.config.notifications import ALERT_CLASSES, AlertTarget
+from procguard.config.notifications import ALERT_CLASSES, AlertTarget, NotifyRoute
 from procguard.errors import ConfigError
 from procguard.fleet.model.clock import Now, iso
 from procguard.notify import alerts, formats, transport
 from procguard.notify.alerts import Gathering, Message
 from procguard.notify.formats import Outcome
 from procguard.notify.notifier import Notifier
+from procguard.notify.routes import Routes, facts_of
 from tests import sinks
 from tests.sinks import HttpSink, Reply
 from tests.unit.fleet_world import World
@@ -71,12 +73,127 @@ def message(kind: str = "webhook", count: int = 1, **values: Any) -> Message:
         (["worker_state"], "worker_state", True),
         (["circuit_breaker", "stop_all"], "stop_all", True),
         (["all"], "token", True),
+        (["finished"], "worker_failed", True),
+        (["finished"], "worker_state", False),
+        ([], "worker_failed", False),
     ],
 )
 def test_a_target_receives_what_it_asked_for(asked: list[str], kind: str, expected: bool) -> None:
     gathering = Gathering(target(events=asked))
     gathering.take(event(kind, "w1"), 0.0)
     assert gathering.waiting is expected
+
+
+def finished(worker: str = "w1", seq: int = 7) -> dict[str, Any]:
+    evidence = {"exit": {"attempt": 2, "code": 0, "duration_s": 7_260.0}}
+    return event("worker_state", worker, seq=seq, before="running", after="exited", attempt=2, cause="finished",
+                 evidence=evidence)  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(["finished"], True), (["worker_state"], True), (["alerts"], False)])
+def test_a_good_end_goes_to_those_who_ask_for_it(asked: list[str], expected: bool) -> None:
+    gathering = Gathering(target(events=asked))
+    gathering.take(finished(), 0.0)
+    assert gathering.waiting is expected
+
+
+def test_the_message_of_an_end_says_how_long_which_attempt_why_and_the_last_lines() -> None:
+    for made, expected in ((finished(), ("exited", 2, 0, "finished", 7_260.0)),
+                           ({**failed(), "attempt": 4}, ("failed", 4, None, "oom", 540.0))):  # fmt: skip
+        gathering = Gathering(target(events=["finished"]))
+        gathering.take(made, 0.0)
+        group = gathering.pop()
+        assert group is not None
+        key = ("w1", made["attempt"])
+        said = alerts.compose(group, target(), "f-1", "http://head:5000", 0, {key: ["step 9", "saved"]})
+        ended = alerts.payload(said)["ended"]
+        assert [(one["state"], one["attempt"], one["code"], one["cause"], one["duration_s"]) for one in ended] == [
+            expected
+        ]
+        assert ended[0]["last_lines"] == ["step 9", "saved"] and said.lines[-2:] == ["> step 9", "> saved"]
+        assert said.link == ended[0]["link"] == "http://head:5000/#/workers/w1"
+    chinese = alerts.compose(group, target(language="zh"), "f-1", "")
+    assert "失败" in chinese.title
+
+
+def test_last_lines_are_read_only_where_a_target_wants_them() -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def last_lines(worker_id: str, attempt: int, most: int) -> list[str]:
+        asked.append((worker_id, attempt, most))
+        return ["bye"]
+
+    sent: list[Message] = []
+
+    def send(_target: AlertTarget, made: Message, _now: Now) -> Outcome:
+        sent.append(made)
+        return Outcome(True, "ok")
+
+    for number, most in enumerate((0, 3), 1):
+        one = target(events=["finished"], group_wait=0.0, last_lines=most)
+        notifier = Notifier([one], lambda: "f-1", lambda: "", send=send, last_lines=last_lines)
+        notifier.start()
+        notifier.take(finished())
+        with gevent.Timeout(5):
+            while len(sent) < number:
+                gevent.sleep(0.01)
+        notifier.stop()
+    assert [made.ended[0].last_lines for made in sent] == [[], ["bye"]]
+    assert asked == [("w1", 2, 3)]
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+def routed(world: World, made: dict[str, Any], *routes: dict[str, Any]) -> frozenset[str]:
+    found = Routes([NotifyRoute.model_validate(route) for route in routes])
+    return found.targets(made, facts_of(world.fleet.state, made))
+
+
+def test_a_route_sends_the_alerts_of_some_workers_to_a_target(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"gpu01": {"w1": {"command": "a", "labels": {"owner": "li"}, "group": "g"}, "w2": {"command": "b"}}})
+    li = {"select": "label.owner=li", "to": "feishu-li", "on": ["finished", "failed"]}
+    assert routed(world, finished("w1"), li) == {"feishu-li"}
+    assert routed(world, failed("w1"), li) == {"feishu-li"}
+    assert routed(world, finished("w2"), li) == frozenset()
+    assert routed(world, event("worker_suspect", "w1"), li) == frozenset()
+    assert routed(world, finished("w1"), {**li, "select": "group=g,state=exited"}) == {"feishu-li"}
+    assert routed(world, finished("gone"), {**li, "select": "gone"}) == {"feishu-li"}
+    hosts = {"select": "host=gpu0*", "to": ["a", "b"], "on": ["host_unreachable"]}
+    assert routed(world, event("agent_unreachable", host="gpu01"), hosts) == {"a", "b"}
+    assert routed(world, event("agent_unreachable", host="cpu1"), hosts) == frozenset()
+
+
+def test_a_target_without_events_gets_what_is_routed_to_it_and_nothing_else() -> None:
+    gathering = Gathering(target(events=[]))
+    gathering.take(failed("w1"), 0.0)
+    assert not gathering.waiting
+    gathering.take(failed("w2"), 0.0, True)
+    group = gathering.pop()
+    assert group is not None and list(group.names) == ["w2"]
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ({"to": "nobody"}, "the name of a target of notifications (oncall)"),
+        ({"to": []}, "notify.0.to"),
+        ({"to": "oncall", "on": ["Fin"]}, "a class (failed"),
+        ({"to": "oncall", "onn": []}, "unknown key"),
+    ],
+)
+def test_a_route_that_leads_nowhere_is_refused(route: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    targets = [{"name": "oncall", "type": "webhook", "url": "http://127.0.0.1:9/"}]
+    path.write_text(json.dumps({"notifications": targets, "notify": [route]}))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        schema.load(str(path))
+
+
+def test_a_selector_that_cannot_be_read_is_refused_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"notify, entry 1: select: selector.*can't be a worker's id"):
+        Routes([NotifyRoute.model_validate({"select": "a b", "to": ["x"]})])
 
 
 def test_every_alert_has_its_words_in_both_languages() -> None:

@@ -1,0 +1,56 @@
+"""Whom an event goes to besides what each target asks for: the routes of `notify:`, and what is muted. Pure.
+
+A route is a selector, a target and classes of alerts; a mute is a selector and a time. Both are asked about the worker
+or the host that an event is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from procguard.config.notifications import NotifyRoute
+from procguard.errors import ConfigError, UsageError
+from procguard.fleet.state import FleetState
+from procguard.fleet.workers import selectors
+from procguard.notify import alerts
+from procguard.notify.alerts import Event
+
+Facts = dict[str, Any]
+
+
+def facts_of(state: FleetState, event: Event) -> Facts:
+    """What a selector may ask about whom an event is of: the worker as it is declared, in the event's state; of a host
+    its name alone."""
+    facts: Facts = {"host": event.get("host") or "", "state": event.get("after") or ""}
+    worker = state.workers_by_id.get(str(event.get("worker_id") or ""))
+    if worker is None:
+        return {**facts, "worker_id": event.get("worker_id") or ""}
+    return {
+        "worker_id": worker.worker_id,
+        "host": worker.host,
+        "agent": worker.agent_id,
+        "group": worker.spec.group,
+        "labels": worker.spec.labels,
+        "desired": worker.desired,
+        "state": facts["state"] or worker.last_state,
+    }
+
+
+class Routes:
+    def __init__(self, routes: Sequence[NotifyRoute]) -> None:
+        """Raises ConfigError for a selector that cannot be read."""
+        self._routes = []
+        for number, route in enumerate(routes, 1):
+            try:
+                self._routes.append((selectors.parse(route.select), frozenset(route.to), route.on))
+            except UsageError as exc:
+                raise ConfigError(f"notify, entry {number}: select: {exc.message}", exc.next_step) from exc
+
+    def targets(self, event: Event, facts: Mapping[str, Any]) -> frozenset[str]:
+        """The names of those that get it by a route."""
+        found: frozenset[str] = frozenset()
+        for selector, names, classes in self._routes:
+            if not names <= found and alerts.among(classes, event) and selector.matches(facts):
+                found |= names
+        return found
