@@ -28,10 +28,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from procguard import __version__, hints
-from procguard.console.terminal import cleaned, say_block
+from procguard.cli.program import process
+from procguard.console.language import shown
+from procguard.console.terminal import cleaned, say
 from procguard.errors import ProcGuardError, UsageError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ABOUT = "ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery."
 EPILOG = """\
 examples:
   ./start_manager.sh --config configs/procguard_config.yaml
@@ -51,7 +54,9 @@ class ManagerParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     made = ManagerParser(
         prog=hints.commands("start_manager.sh"),
-        description="ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery.",
+        description=shown(
+            "ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery."
+        ),
         epilog=hints.commands(EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -59,23 +64,29 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--config",
         metavar="FILE",
-        help="configuration file; without it the built-in values apply, and the state is in ~/.local/share/procguard",
+        help=shown("configuration file (default: built-in values, and the state in ~/.local/share/procguard)"),
     )
-    made.add_argument("--host", help="address to listen on (web.host)")
-    made.add_argument("--port", type=_port, help="port to listen on (web.port)")
+    made.add_argument("--host", help=shown("address to listen on (web.host)"))
+    made.add_argument("--port", type=_port, help=shown("port to listen on (web.port)"))
     made.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="one configuration value, e.g. web.port=5055"
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help=shown("set a configuration value, e.g. web.port=5055; repeatable"),
     )
     mode = made.add_mutually_exclusive_group()
-    mode.add_argument("--daemon", action="store_true", help="run in the background")
-    mode.add_argument("--status", action="store_true", help="say whether a manager runs on this state")
-    mode.add_argument("--stop", action="store_true", help="end the manager of this state; its workers run on")
+    mode.add_argument("--daemon", action="store_true", help=shown("run in the background"))
+    mode.add_argument("--status", action="store_true", help=shown("show whether a manager is running"))
+    mode.add_argument("--stop", action="store_true", help=shown("stop the manager; workers keep running"))
     mode.add_argument(
-        "--install-service", action="store_true", help="start it at boot and when it dies: a systemd user unit, or cron"
+        "--install-service",
+        action="store_true",
+        help=shown("start at boot and restart on failure (systemd user unit, or cron)"),
     )
-    mode.add_argument("--remove-service", action="store_true", help="undo --install-service")
+    mode.add_argument("--remove-service", action="store_true", help=shown("undo --install-service"))
     mode.add_argument(
-        "--demo", action="store_true", help="run a demo: a manager, this machine as a host, three workers"
+        "--demo", action="store_true", help=shown("run a demo: a manager, this machine as a host, three workers")
     )
     made.add_argument(
         "--managers",
@@ -118,11 +129,11 @@ def run(argv: Sequence[str]) -> int:
         if arguments.config is None:  # the service's environment may name another place
             state_options = [value for value in given if value not in arguments.set]
             words = [word for value in state_options for word in ("--set", value)] + words
-        print(service.remove(settings) if arguments.remove_service else service.install(settings, words))
+        say(service.remove(settings) if arguments.remove_service else service.install(settings, words))
         return 0
     note = state_paths.note_of_another(settings.state.state_file)
     if note:
-        print(note, file=sys.stderr, flush=True)
+        say(note, err=True)
     if arguments.daemon:
         return daemon.start(argv, settings)
     lock = daemon.lock_state(settings)
@@ -143,16 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cleaned():
             return run(sys.argv[1:] if argv is None else argv)
     except ProcGuardError as exc:
-        say_block(hints.local(f"procguard: {exc}"), err=True)
+        process.say_error(exc)
         return exc.exit_code
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:
             raise
         where = f": {exc.filename}" if exc.filename else f", for example {os.getcwd()} or the state's folder"
-        print(
-            f"procguard: the disk refuses ({exc.strerror}){where}; free space or repair it, then repeat",
-            file=sys.stderr,
-        )
+        say(f"procguard: the disk refuses ({exc.strerror}){where}; free space or repair it, then repeat", err=True)
         return 1
     except KeyboardInterrupt:
         return 130

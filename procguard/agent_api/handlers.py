@@ -233,7 +233,7 @@ class AgentApi:
     # -------------------------------------------------------------------------------------------- first contact
 
     @get(
-        "/api/hello", "anyone", tag="agents", zh="证明这就是本集群的管理端", query=HelloQuery,
+        "/api/hello", "anyone", tag="agents", zh="证明这就是本机群的管理端", query=HelloQuery,
         answers={200: answers.Hello}, errors=(401, 421), often=True, example_query="?agent=gpu01&nonce=00",
     )  # fmt: skip
     def hello(self, call: Call) -> Answer:

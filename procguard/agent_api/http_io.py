@@ -20,6 +20,8 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from procguard import hints
 from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
+from procguard.i18n.messages.catalogue import localized
+from procguard.i18n.words import pick
 from procguard.runtime.cooperative import Pace
 
 log = logging.getLogger(__name__)
@@ -267,6 +269,7 @@ def _of(query: Query | None) -> Any:
 # ------------------------------------------------------------------------------------------------------- answers
 
 
+MAX_ACCEPT_LANGUAGE = 200  # characters of the header that are read
 JSON = {"Content-Type": "application/json"}  # the headers of an answer
 
 
@@ -292,9 +295,20 @@ def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:
     return error_body(exc.code, exc.message, exc.next_step, request_id) | getattr(exc, "extra", {})
 
 
+def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[str, Any]:
+    """An error with `localized`, its texts in the caller's language, where that is not English."""
+    language = pick(accept_language[:MAX_ACCEPT_LANGUAGE]) if accept_language else "en"
+    if language == "en":
+        return body
+    error = body["error"]
+    texts = {name: hints.commands(localized(error[name], language)) for name in ("message", "next")}
+    return {**body, "error": {**error, "localized": {"language": language, **texts}}}
+
+
 def error_response(exc: ProcGuardError, request_id: str) -> bottle.HTTPResponse:
     """The one shape of every error a caller meets."""
-    response = json_response(refusal_body(exc, request_id), exc.http_status)
+    body = with_localized(refusal_body(exc, request_id), bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
+    response = json_response(body, exc.http_status)
     if exc.http_status == 401:
         response.set_header("WWW-Authenticate", 'Bearer realm="procguard"')
     retry_after_s = getattr(exc, "retry_after_s", None)

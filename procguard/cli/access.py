@@ -10,7 +10,8 @@ from procguard import hints
 from procguard.cli.contexts import connect
 from procguard.cli.output.language import chosen
 from procguard.cli.program.command import ANSWER, OUTPUT, AnswerOptions, OutputOptions, operator_task
-from procguard.console.terminal import say, say_json
+from procguard.console.language import shown
+from procguard.console.terminal import say, say_as_is, say_json
 from procguard.errors import UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 
@@ -29,8 +30,8 @@ _FINGERPRINT = {"fingerprint": "fingerprint, if several launchers are pending un
 def agents_list(skew: bool = False, output: OutputOptions = OUTPUT) -> None:
     """List agents with their releases, and pending launchers. Example: invoke agents --skew
 
-    An agent of another release than the manager's works on; `invoke upgrade` brings it the manager's. Who waits is let
-    in by invoke approve worker1.
+    Agents of other releases keep working; `invoke upgrade` installs the manager's release. To admit a pending launcher:
+    invoke approve worker1.
     """
     from procguard.cli.output.listing import listed
     from procguard.console import tables
@@ -63,7 +64,7 @@ def deny(agent: str, fingerprint: str = "") -> None:
 def agents_revoke(agent: str) -> None:
     """Revoke an agent's secret, for example after theft. Its workers keep running. Example: invoke agents.revoke gpu01
 
-    A deployment (invoke deploy --limit gpu01) gives it another one; a launcher makes its own and waits for approval.
+    A deployment (invoke deploy --limit gpu01) issues a new secret; a launcher creates its own and waits for approval.
     """
     connect().revoke_agent(agent)
     launcher = agent.startswith("launcher:")
@@ -84,8 +85,8 @@ def agents_revoke(agent: str) -> None:
 def agents_rotate(target: str, limit: str = "", timeout: float = 60.0, answer: AnswerOptions = ANSWER) -> None:
     """Rotate agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
 
-    Each agent makes itself a new secret; the old one is valid until the new one was used. Workers run on. Agents that
-    are away do it when they return. A secret that was stolen: invoke agents.revoke.
+    Each agent creates its new secret; the old one stays valid until the new one has been used. Workers keep running.
+    Unreachable agents rotate when they return. If a secret was stolen, use invoke agents.revoke.
     """
     from procguard.cli.rotation import rotate
 
@@ -109,7 +110,8 @@ def token_list(output: OutputOptions = OUTPUT) -> None:
     from procguard.cli.output.listing import listed
     from procguard.console import tables
 
-    listed(connect().tokens(), tables.tokens(datetime.now(timezone.utc)), output, "token_id", empty="no tokens")
+    columns = tables.tokens(datetime.now(timezone.utc), chosen(output.lang))
+    listed(connect().tokens(), columns, output, "token_id", empty="no tokens")
 
 
 @operator_task(
@@ -127,7 +129,7 @@ def token_create(name: str = "", scope: str = "operator", expires: str = "", use
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
     life_s = seconds_of(expires) if expires else None
     answer = connect().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
-    say(answer["token"])
+    say_as_is(answer["token"])
     until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
     say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)
 
@@ -181,5 +183,5 @@ def audit(
         if json_:
             say_json(one, indent=None)
         else:
-            who = one["actor"] or "somebody"
-            say(f"{one['at']} {one['kind']:7} {one['status']} {who} from {one['address']}: {one['what']}")
+            who = f"{one['actor'] or shown('somebody')} {shown('from')} {one['address']}"
+            say_as_is(f"{one['at']} {one['kind']:7} {one['status']} {who}: {shown(one['what'])}")

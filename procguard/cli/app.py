@@ -15,7 +15,8 @@ from typing import NamedTuple
 from procguard import __version__, hints
 from procguard.cli.program import parser, process
 from procguard.cli.program.command import CliCommand
-from procguard.console.terminal import say
+from procguard.console import language
+from procguard.console.terminal import say, say_as_is
 from procguard.errors import UsageError
 
 # Topic -> module of procguard.cli -> its commands, in the order of the overview.
@@ -56,6 +57,7 @@ GROUPS = {
 }
 ALIASES = {"status": "ps"}
 _MODULE = {name: module for topic in TOPICS.values() for module, names in topic.items() for name in names}
+BEFORE_THE_COMMAND = {"--context": "PROCGUARD_CONTEXT", "--lang": language.VARIABLE}
 LAUNCHER = "worker"  # its words are the launcher's own, which has a parser of its own
 
 
@@ -117,10 +119,11 @@ def find(words: Sequence[str]) -> Found:
 def run(words: Sequence[str]) -> None:
     """Raises ProcGuardError, SystemExit of the launcher."""
     words = list(words)
-    while words and words[0] == "--context":
+    while words and words[0] in BEFORE_THE_COMMAND:
         if len(words) < 2:
-            raise UsageError("--context: a name is missing", "invoke context shows the names")
-        os.environ["PROCGUARD_CONTEXT"] = words[1]
+            next_step = "invoke context shows the names" if words[0] == "--context" else "one of: en, zh"
+            raise UsageError(f"{words[0]}: a name is missing", next_step)
+        os.environ[BEFORE_THE_COMMAND[words[0]]] = words[1] if words[0] == "--context" else language.checked(words[1])
         del words[:2]
     if not words or words[0] in ("-h", "--help") or words == ["help"]:
         if len(words) < 2:
@@ -136,18 +139,35 @@ def run(words: Sequence[str]) -> None:
         from procguard.cli import completion
 
         for one in completion.complete(words[1:], commands(), {name: group(name) for name in GROUPS}):
-            say(one)
+            say_as_is(one)
         return
     if words[0] == LAUNCHER:
         from procguard.cli import here
 
         here.worker(words[1:])
+    words = _with_language(words)
     found = find(words)
     if any(word in ("-h", "--help") for word in found.words):
         for line in parser.help_text(found.command, found.path).split("\n"):
-            say(line)
+            say_as_is(line)
         return
     found.command.run(parser.parse(found.command, found.path, found.words))
+
+
+def _with_language(words: list[str]) -> list[str]:
+    """Without `--lang zh`, which every command takes: it is kept in the environment, for errors and help too."""
+    kept = []
+    following = iter(words)
+    for word in following:
+        name, equals, value = word.partition("=")
+        if name != "--lang":
+            kept.append(word)
+            continue
+        value = value if equals else next(following, "")
+        if not value:
+            raise UsageError("--lang: a name is missing", "one of: en, zh")
+        os.environ[language.VARIABLE] = language.checked(value)
+    return kept
 
 
 def print_overview() -> None:
@@ -172,7 +192,8 @@ def print_overview() -> None:
 def _row(name: str, about: str, wide: int) -> None:
     from procguard.console.grid import shortened
 
-    say(shortened(f"  {name:<12}{about}", wide))
+    about = language.shown(f"{about}.").rstrip(".。") if name not in GROUPS else language.shown(about)
+    say_as_is(shortened(f"  {name:<12}{about}", wide))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -43,7 +43,7 @@ complete -c procguard -f -a '(procguard __complete (commandline -opc)[2..] (comm
 def completion(shell: str) -> None:
     """Print the completion script of a shell. Example: source <(invoke completion bash)
 
-    zsh: source <(procguard completion zsh), after compinit. fish: procguard completion fish | source
+    For zsh: source <(procguard completion zsh), after compinit. For fish: procguard completion fish | source
     """
     if shell not in _SCRIPTS:
         raise UsageError(f"no completion for {shell!r}", f"one of: {', '.join(_SCRIPTS)}")

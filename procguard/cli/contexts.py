@@ -23,7 +23,8 @@ def connect() -> Client:
 def context_list(output: OutputOptions = OUTPUT) -> None:
     """List contexts; * marks the current one. Example: invoke context
 
-    PROCGUARD_MANAGER_URL in the environment wins over the current context, --context NAME over both.
+    The environment variable PROCGUARD_MANAGER_URL takes precedence over the current context, and --context NAME over
+    both.
     """
     from procguard.cli.output.listing import listed
     from procguard.client import contexts

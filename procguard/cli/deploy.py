@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import OptionGroup, operator_task, option
+from procguard.console.language import shown
 from procguard.console.terminal import say, say_json
 from procguard.errors import PartlyFailed, UsageError
 
@@ -142,11 +143,12 @@ def deploy(
 ) -> None:
     """Deploy agents and workers to the hosts of an inventory. Example: invoke deploy --hosts inventory/prod.yaml
 
-    Brings the project's code first (procguard_sync): what changed, and not where workers run (--sync-running).
-    Does nothing where all is as it should be. Running workers are never touched: a changed one is shown as "restart
-    pending" (--restart-changed applies it, on one host first), one gone from the inventory runs on (--prune stops it).
-    A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
-    failed, or a worker that is to run is failed or in backoff.
+    Syncs the project's code first (procguard_sync): only changed files, and no folders in which workers are running
+    (--sync-running includes these). Hosts that are up to date are left unchanged. Running workers are never
+    interrupted: a worker whose specification changed is shown as "restart pending" (--restart-changed restarts it, on
+    one host first); a worker that was removed from the inventory keeps running (--prune stops it). If the agent of a
+    new release does not start or sends no heartbeat, the release is rolled back on that host. Exits with code 2 if a
+    host failed, or if a worker that should be running is failed or in backoff.
     """
     from procguard.client.coming_up import wait_limit
     from procguard.deploy.session import bundle
@@ -188,8 +190,8 @@ def upgrade(
 ) -> None:
     """Upgrade the agents to this release, one host first. Example: invoke upgrade --hosts inventory/prod.yaml
 
-    A deploy that begins with one host, ends at the first failure and leaves the others as they are. An agent that does
-    not start or is not heard goes back to its release before. No worker's process changes.
+    Upgrades one host first, stops at the first failure and leaves the remaining hosts unchanged. An agent that does not
+    start or sends no heartbeat is rolled back to its previous release. Worker processes are not restarted.
     """
     chosen = among.chosen("upgrade")
     if canary:
@@ -217,8 +219,8 @@ def undeploy(among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, log
 def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = LOGIN) -> None:
     """Show the hosts' SSH keys and add new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
 
-    Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
-    that has changed is never added.
+    Compare the fingerprints with those on the hosts: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A changed key is
+    never added.
     """
     from procguard.cli.output import deployment
     from procguard.deploy.ssh import known_hosts as trust
@@ -245,7 +247,8 @@ def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = 
 def doctor(host: str, inventory: InventoryOptions = INVENTORY, login: LoginOptions = LOGIN) -> None:
     """Diagnose a host. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
 
-    From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
+    Checks each step from name resolution to the agent's heartbeat at the manager, and names causes and remedies.
+    Changes nothing.
     """
     from procguard.cli.output import deployment
     from procguard.deploy.install.doctor import Doctor
@@ -290,8 +293,8 @@ def fetch(
 ) -> None:
     """Fetch files from many hosts. Example: invoke fetch 'gpu*' '~/project/out/*.csv' --hosts inventory/prod.yaml
 
-    Each file lands in ./fetched/HOST at the path that it has there. A path that is not absolute begins in the user's
-    home. Folders come with all below them, without links. Needs no manager.
+    Writes each file to ./fetched/HOST under its path on the host. Relative paths start at the user's home directory.
+    Folders are fetched recursively, without links. Does not need a manager.
     """
     from pathlib import Path
 
@@ -343,4 +346,4 @@ def _forks(number: int) -> int:
 
 
 def _agreed(question: str) -> bool:
-    return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")
+    return sys.stdin.isatty() and input(shown(question)).strip().lower() in ("y", "yes")

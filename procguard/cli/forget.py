@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def forget(name: str, agent: bool = False, yes: bool = False) -> None:
     """Remove a lost worker or agent from the fleet. Stops nothing. Example: invoke forget gpu07
 
-    A worker must have ended or be out of reach, an agent must not be connected (invoke undeploy removes that one). What
-    a host still has of a forgotten worker is removed there when it returns.
+    The worker must have ended or be unreachable; the agent must not be connected (to remove a connected one: invoke
+    undeploy). When the host returns, the remains of the worker are removed from it.
     """
     manager = connect()
     views = [] if agent else [view for view in manager.workers() if view["worker_id"] == name]

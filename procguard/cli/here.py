@@ -89,8 +89,8 @@ def _become(isolation: str, module: str, *words: str) -> None:
 def playbooks(folder: str) -> None:
     """Write the Ansible playbooks into a folder. Example: invoke playbooks ./playbooks
 
-    They do what deploy, upgrade, rollback and undeploy do, with Ansible's own connections. They start the Python that
-    runs this command now; write them again after ProcGuard was installed elsewhere.
+    The playbooks do what deploy, upgrade, rollback and undeploy do, over Ansible's own connections. They contain the
+    path of the Python that runs this command; write them again after installing ProcGuard in another place.
     """
     source = resources.path("playbooks")
     target = os.path.abspath(folder)

@@ -12,7 +12,8 @@ from procguard.cli.contexts import connect
 from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
-from procguard.console.terminal import json_escaped, say, say_json
+from procguard.console.language import shown
+from procguard.console.terminal import json_escaped, say, say_as_is, say_json
 from procguard.errors import PartlyFailed
 
 EVENTS_SHOWN = 50
@@ -107,8 +108,8 @@ def search(
 ) -> None:
     """Search the logs of all hosts, newest last. Example: invoke search 'CUDA error' --select group=trainers
 
-    Each agent searches the logs on its host; the manager searches what no host holds any longer (a worker that moved,
-    a host that is away). Exit code 2 where something was not searched; it is named.
+    Each agent searches the logs on its host; the manager searches the logs that no connected host holds (moved workers,
+    unreachable hosts). Exits with code 2 if something was not searched, and names it.
     """
     query = {"text" if text else "regex": pattern, "select": select, "ignore_case": 1 if ignore_case else None}
     query |= {"since": since, "until": until, "stream": stream, "limit": limit, "timeout": timeout}
@@ -127,7 +128,7 @@ def search(
             say_json(line, indent=None)
         else:
             moment = datetime.fromtimestamp(line["at"]).astimezone().strftime("%m-%d %H:%M:%S") if line["at"] else "?"
-            say(f"{moment} {line['worker_id']}: {line['text']}")
+            say_as_is(f"{moment} {line['worker_id']}: {line['text']}")
     if not totals:
         raise PartlyFailed("the search ended before all hosts had answered", "try again")
     say(
@@ -176,7 +177,7 @@ def notify_list(output: OutputOptions = OUTPUT) -> None:
         Column("SENT", lambda one: one["sent"]),
         Column("WAITING", lambda one: one["queued"]),
         Column("DROPPED", lambda one: one["dropped"]),
-        Column("LAST ERROR", lambda one: one["last_error"], 1, long=True),
+        Column("LAST ERROR", lambda one: shown(one["last_error"] or ""), 1, long=True),
     )
     empty = hints.local("no notifications are configured: docs/notifications.md shows how")
     listed(connect().notifications(), columns, output, "name", empty=empty)
@@ -186,11 +187,12 @@ def notify_list(output: OutputOptions = OUTPUT) -> None:
 def notify_test(name: str = "all") -> None:
     """Send a test message from the manager and show each response. Example: invoke notify.test
 
-    One target only: invoke notify.test --name oncall
+    To test a single target: invoke notify.test --name oncall
     """
     results = connect().test_notifications("" if name == "all" else name)
     for one in results:
-        say(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
+        status = "ok" if one["ok"] else "failed"
+        say(f"{one['name']}: {status} ({one['answer']}, {one['took_s']:.1f} s)")
     failed = [one for one in results if not one["ok"]]
     if failed:
         raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not accept the test message", "see above")

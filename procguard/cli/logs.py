@@ -46,8 +46,8 @@ def logs(
 ) -> None:
     """Show the log of a worker over all attempts, or of several workers, merged. Example: invoke logs 'train-*' -f
 
-    A terminal gets the text and its colours only; a file or a pipe gets the log unchanged.
-    Lines of several workers are ordered by time and prefixed with the worker's name.
+    On a terminal, control sequences other than colours are removed; a file or a pipe receives the log unchanged. Lines
+    of several workers are ordered by time and prefixed with the worker's name.
     """
     query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
     manager = connect()

@@ -11,6 +11,7 @@ from procguard import hints
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import Cell, Column
+from procguard.console.language import shown
 from procguard.console.terminal import say
 
 View = dict[str, Any]
@@ -19,10 +20,9 @@ _CLOCK_SHOWN_S = 0.5
 
 @operator_task(name="list", default=True)
 def managers_list(output: OutputOptions = OUTPUT) -> None:
-    """Who leads, who stands by, and what endangers a takeover. Example: invoke managers
+    """Show the leader, the standbys, and what endangers a takeover. Example: invoke managers
 
-    Also how the database is replicated, whether recovery over SSH works from each manager, and by how much clocks
-    differ.
+    Also shows how the database is replicated, whether each manager can recover hosts over SSH, and clock differences.
     """
     from procguard.cli.output.listing import listed
 
@@ -40,7 +40,7 @@ def managers_list(output: OutputOptions = OUTPUT) -> None:
 def managers_promote(name: str) -> None:
     """Hand over to a standby, for example before this machine is shut down. Example: invoke managers.promote manager2
 
-    It leads within a second; the manager that led stands by from then on. No worker is touched.
+    The standby leads within a second; the previous leader becomes a standby. Workers are not affected.
     """
     connect().promote_manager(name)
     say(hints.commands(f"{name}: takes over now; invoke managers shows when it leads"))
@@ -50,8 +50,8 @@ def _columns() -> tuple[Column[View], ...]:
     return (
         Column("NAME", lambda view: view["name"], long=True),
         Column("ROLE", _role),
-        Column("SEEN", lambda view: f"{view['seen_s']:.0f} s ago", 2),
-        Column("BEHIND", lambda view: "" if view["role"] == "leader" else f"{view['behind']} commits", 3),
+        Column("SEEN", lambda view: shown(f"{view['seen_s']:.0f} s ago"), 2),
+        Column("BEHIND", lambda view: "" if view["role"] == "leader" else shown(f"{view['behind']} commits"), 3),
         Column("SSH RECOVERY", _ssh, 1, long=True),
         Column("CLOCK", _clock, 4),
         Column("VERSION", lambda view: view["version"], 5),
@@ -61,17 +61,17 @@ def _columns() -> tuple[Column[View], ...]:
 
 def _role(view: View) -> Cell | str:
     role = str(view["role"])
-    return Cell(role, {"leader": "green", "away": "red"}.get(role, ""))
+    return Cell(shown(role), {"leader": "green", "away": "red"}.get(role, ""))
 
 
 def _ssh(view: View) -> str:
     ssh = view.get("ssh")
     if not ssh:
-        return "not tried yet" if view["role"] == "standby" else ""
+        return shown("not tried yet") if view["role"] == "standby" else ""
     if not ssh["failed"]:
-        return f"yes ({ssh['ok']} hosts)"
+        return shown(f"yes ({ssh['ok']} hosts)")
     reasons = "; ".join(f"{host}: {reason}" for host, reason in list(ssh["reasons"].items())[:1])
-    return f"no to {ssh['failed']} of {ssh['ok'] + ssh['failed']} hosts ({reasons})"
+    return shown(f"no to {ssh['failed']} of {ssh['ok'] + ssh['failed']} hosts ({reasons})")
 
 
 def _clock(view: View) -> str:

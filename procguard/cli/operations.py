@@ -27,6 +27,7 @@ from procguard.cli.program.command import (
     operator_task,
     option,
 )
+from procguard.console.language import shown
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 
@@ -67,8 +68,8 @@ BATCH = BatchOptions()
 def start(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER) -> None:
     """Start workers. Example: invoke start worker1
 
-    One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
-    line of error. Of many, each is followed as an operation.
+    A single worker is awaited until it is up; the command exits with code 2 and the first line of the error if the
+    worker is failed or in backoff. Several workers run as an operation.
     """
     _act("start", target, batch, answer, wait)
 
@@ -83,8 +84,8 @@ def stop(target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWE
 def restart(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER) -> None:
     """Restart running workers with their newest specification. Example: invoke restart 'train-*' --concurrency 4
 
-    One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
-    line of error. Of many, each is followed as an operation.
+    A single worker is awaited until it is up; the command exits with code 2 and the first line of the error if the
+    worker is failed or in backoff. Several workers run as an operation.
     """
     _act("restart", target, batch, answer, wait)
 
@@ -148,7 +149,9 @@ def _confirm(verb: str, target: str, number: int) -> None:
             f"to confirm: invoke {verb} {shlex.quote(target)} --yes",
             code="not_confirmed",
         )
-    given = input(f"{verb} {number} workers? Type {number} to continue: ").strip().replace(",", "").replace(" ", "")
+    given = (
+        input(shown(f"{verb} {number} workers? Type {number} to continue: ")).strip().replace(",", "").replace(" ", "")
+    )
     if given != str(number):
         raise UsageError("not confirmed; nothing was done", f"type {number} to continue", code="not_confirmed")
 
@@ -204,7 +207,7 @@ ID_HELP = {"operation_id": "as `invoke operations` shows it, e.g. o-7f3a91bc"}
 
 @operator_task(name="list", default=True)
 def operations_list(output: OutputOptions = OUTPUT) -> None:
-    """Batch operations, newest first: what, how far, with what result. Example: invoke operations"""
+    """List batch operations with progress and result, newest first. Example: invoke operations"""
     from procguard.cli.output import operations
     from procguard.cli.output.listing import listed
 
@@ -223,7 +226,7 @@ def operations_list(output: OutputOptions = OUTPUT) -> None:
     },
 )
 def operations_show(operation_id: str, result: str = "", json_: bool = False, lang: str = "") -> None:
-    """One operation, its failures by cause, its workers. Example: invoke operations.show o-7f3a91bc --result failed"""
+    """Show an operation: its failures by cause, and its workers. Example: invoke operations.show o-7f3a91bc"""
     from procguard.cli.output import listing, operations
     from procguard.console import grid
 
@@ -258,7 +261,7 @@ def operations_cancel(operation_id: str) -> None:
     help={**ID_HELP, "rest": "also what was never begun"},
 )
 def operations_retry(operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
-    """The failed ones once more, as an operation of its own. Example: invoke operations.retry o-7f3a91bc"""
+    """Retry the failed workers of an operation, as a new operation. Example: invoke operations.retry o-7f3a91bc"""
     manager = connect()
     _follow(manager, manager.retry_operation(operation_id, rest), answer)
 

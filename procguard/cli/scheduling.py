@@ -10,14 +10,14 @@ from procguard.console.terminal import say
 
 @operator_task(("host",), help={"host": "its name in the inventory", "reason": "why, for those who look later"})
 def cordon(host: str, reason: str = "") -> None:
-    """Place no new tasks on a host; what runs there runs on. Example: invoke cordon gpu01 --reason 'fan is loud'"""
+    """Place no new tasks on a host; running workers are not affected. Example: invoke cordon gpu01"""
     connect().cordon(host, reason)
     say(f"{host}: cordoned; what runs there runs on")
 
 
 @operator_task(("host",), help={"host": "its name in the inventory"})
 def uncordon(host: str) -> None:
-    """Let tasks be placed on a host again. Example: invoke uncordon gpu01"""
+    """Allow tasks to be placed on a host again. Example: invoke uncordon gpu01"""
     connect().uncordon(host)
     say(f"{host}: uncordoned")
 

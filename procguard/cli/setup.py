@@ -112,7 +112,7 @@ def init(hosts: list[str], folder: str = ".") -> None:
 def validate(inventory: InventoryOptions = INVENTORY, config: str = "") -> None:
     """Check an inventory, a configuration or both. Example: invoke validate --hosts inventory.yaml
 
-    Asks no host and no manager, changes nothing. Exit code 1 where something is wrong.
+    Contacts neither hosts nor the manager and changes nothing. Exits with code 1 if a file is invalid.
     """
     if not inventory.hosts and not config:
         raise UsageError("no file given", "invoke validate --hosts inventory.yaml --config procguard.yaml")

@@ -65,15 +65,15 @@ def show(state: str = "", config: str = "", json_: bool = False) -> None:
     say(f"  database  {facts['database']}, {facts['bytes']} bytes with all that belongs to it")
     if exchange.is_yaml(path):
         age = facts["snapshot_age_s"]
-        say("  snapshot  " + (f"{age} s old" if age is not None else "none yet"))
-    say("  manager   " + (f"running, pid {running.pid}" if running else "not running"))
+        say(f"  snapshot  {age} s old" if age is not None else "  snapshot  none yet")
+    say(f"  manager   running, pid {running.pid}" if running else "  manager   not running")
 
 
 @operator_task(("file",), name="backup", help={**WHERE, "file": "a new file"})
 def backup(file: str, state: str = "", config: str = "") -> None:
     """Back up the state and its history, also while the manager runs. Example: invoke state.backup b.db
 
-    It holds the fleet's key: only the owner can read the file. invoke state.import makes a state of it.
+    The backup contains the fleet's key, so only its owner can read the file. To restore it: invoke state.import.
     """
     from procguard.fleet.store import database, database_of
 
@@ -95,7 +95,7 @@ def backup(file: str, state: str = "", config: str = "") -> None:
 def export(file: str, state: str = "", config: str = "") -> None:
     """Export the state as JSON lines. Example: invoke state.export backup.jsonl
 
-    It holds the fleet's key: only the owner can read the file.
+    The export contains the fleet's key, so only its owner can read the file.
     """
     from procguard.fleet.store import exchange
 
@@ -162,7 +162,7 @@ def migrate(source: str, target: str, password_file: str = "") -> None:
 
     Example: invoke state.migrate data/fleet.yaml postgresql://pg@db1/fleet
 
-    Stop the manager first, start it on the new state afterwards: agents and workers run on meanwhile.
+    Stop the manager first and start it on the new state afterwards; agents and workers keep running meanwhile.
     """
     from procguard.config.types import is_postgres_url
     from procguard.fleet.store import database_of, exchange
@@ -267,10 +267,10 @@ def _checked_url(text: str) -> str:
 def rebuild(fleet: str, state: str = "", config: str = "") -> None:
     """Create an empty state for a fleet whose state is lost. Deploy next. Example: invoke state.rebuild f-0a1b2c3d4e
 
-    Its hosts know their fleet by this id: a deployment with it takes over the agents and workers that run, where one
-    with a new id would start everything a second time. The id is the name of the folder in ~/.procguard on each host.
-    That deployment reads over SSH what runs where. What runs on its host is taken over; what runs on another is not
-    started a second time; what runs nowhere is declared stopped, for you to start.
+    The hosts identify their fleet by this id: a deployment with the same id adopts the running agents and workers,
+    whereas a new id would start everything a second time. The id is the name of the folder in ~/.procguard on each
+    host. The next deployment reads over SSH what runs where. A worker that runs on its declared host is adopted; one
+    that runs on another host is not started again; one that runs nowhere is declared stopped, for you to start.
     """
     from procguard.fleet.store import exchange
 

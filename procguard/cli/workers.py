@@ -11,7 +11,7 @@ from typing import Any
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
-from procguard.console.terminal import say
+from procguard.console.terminal import say, say_as_is
 from procguard.errors import PartlyFailed, UsageError
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
@@ -26,7 +26,7 @@ POLL_INTERVAL_S = 0.5
 def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
     """List workers and agents. Example: invoke ps --select state=failed
 
-    `status` is the same command.
+    `status` is an alias.
     """
     from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import is_coloured, listed, say_painted
@@ -99,7 +99,7 @@ def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0)
                 live.update(Text.from_ansi("\n".join(lines[: size.lines - 1])), refresh=True)
             else:
                 for line in lines:
-                    say(line)
+                    say_as_is(line)
             rounds += 1
             if rounds == count:
                 return
@@ -110,6 +110,7 @@ def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0)
 
 
 def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> list[str]:
+    from procguard.cli.output.language import chosen
     from procguard.console import grid, tables
 
     def key(view: View) -> Any:
@@ -123,10 +124,11 @@ def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> lis
         }
         return by[sort], str(view["worker_id"])
 
-    now, colour = _now(), size is not None and grid.coloured()
-    head = f"{now.astimezone():%H:%M:%S}  {tables.summary(views, host_views, colour)}"
+    now, words, colour = _now(), chosen(), size is not None and grid.coloured()
+    head = f"{now.astimezone():%H:%M:%S}  {tables.summary(views, host_views, colour, words)}"
     width = size.columns if size else None
-    return [head, "", *grid.render(tables.workers(now, WORKER), sorted(views, key=key), width, colour=colour)]
+    shown = words.translated(sorted(views, key=key))
+    return [head, "", *grid.render(tables.workers(now, WORKER, words), shown, width, colour=colour)]
 
 
 @operator_task(("worker",), help={"worker": "worker id"})
@@ -142,7 +144,7 @@ def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
     if output.form in ("json", "yaml"):
         say_json(view) if output.form == "json" else say_yaml(view)
     elif output.form == "name":
-        say(view["worker_id"])
+        say_as_is(view["worker_id"])
     else:
         words = chosen(output.lang)
         explained = manager.explain(worker, words.language)
@@ -163,18 +165,18 @@ def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
 def wait(selector: str, for_: str = "running", timeout: float = 300.0) -> None:
     """Wait until workers reach a state. Example: invoke wait 'train-*' --for exited --timeout 86400
 
-    Exit code 2 where the time is over, or where one has failed and can't get there by itself.
+    Exits with code 2 on timeout, or as soon as a worker has failed and cannot reach the state without intervention.
     """
     from procguard.client import waiting
+    from remote_agent.protocol import reasons
 
     if for_ not in waiting.STATES:
         raise UsageError(f"--for {for_} is not known", f"one of: {', '.join(waiting.STATES)}")
     outcome = connect().wait(selector, for_, timeout)
     if outcome.missing:
-        named = ", ".join(f"{name} ({state})" for name, state in list(outcome.missing.items())[:8])
-        more = len(outcome.missing) - 8
+        named = reasons.listed([f"{name} ({state})" for name, state in outcome.missing.items()], 8)
         raise PartlyFailed(
-            f"{len(outcome.missing)} of {outcome.total} not {for_}: {named}{f' and {more} more' if more > 0 else ''}",
+            f"{len(outcome.missing)} of {outcome.total} not {for_}: {named}",
             f"why: procguard explain {next(iter(outcome.missing))}",
         )
     say(f"{outcome.total} {for_}")

@@ -27,10 +27,10 @@ _PLAIN = {
     "dict": "a section",
 }
 _BOUNDS = {
-    "greater_than": ("more than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
+    "greater_than": ("more than {}", "gt"),
+    "greater_than_equal": ("at least {}", "ge"),
+    "less_than": ("less than {}", "lt"),
+    "less_than_equal": ("at most {}", "le"),
 }
 
 
@@ -68,7 +68,7 @@ class Mistakes:
         elif elsewhere:
             hint = f"did you mean {elsewhere[0]}?"
         elif siblings:
-            hint = "expected one of " + ", ".join(siblings)
+            hint = f"expected one of {', '.join(siblings)}"
         else:
             hint = f"{section} is no section"
         where = self._where(".".join(names))
@@ -81,13 +81,13 @@ class Mistakes:
         if kind == "value_error":
             return str(context["error"])
         if kind == "literal_error":
-            return "one of " + str(context["expected"]).replace("'", "").replace(" or ", ", ")
+            return f"one of {context['expected']}".replace("'", "").replace(" or ", ", ")
         if kind == "model_type":
-            return "a section with keys: " + ", ".join(known_names(self._model_at(names)))
+            return f"a section with keys: {', '.join(known_names(self._model_at(names)))}"
         if kind in _BOUNDS:
             words, key = _BOUNDS[kind]
             bound = context[key]
-            return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
+            return words.format(f"{bound:g}" if isinstance(bound, float) else bound)
         return _PLAIN.get(kind.split("_", 1)[0], str(error["msg"]))
 
     def _model_at(self, names: Sequence[str]) -> Model | None:

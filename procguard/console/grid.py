@@ -83,9 +83,9 @@ def terminal_width(stream: Any) -> int | None:
 
 
 def say_wrapped(text: str, *, hang: str = "    ", err: bool = False) -> None:
-    """A line of ours, in as many as the terminal needs."""
+    """A line in the language of the command, in as many as the terminal needs."""
     for line in wrapped(terminal.line(text), terminal_width(sys.stderr if err else sys.stdout), hang):
-        terminal.say(line, err=err)
+        terminal.say_as_is(line, err=err)
 
 
 def render(

@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from procguard.console import terminal
+from procguard.console import language, terminal
 
 WIDTH_WITHOUT_TERMINAL = 200
 
@@ -25,32 +25,37 @@ def styled(template: str, *values: object) -> Text:
     """`styled("[blue]{}[/] {:<11}", host, state)`: values are text of one line, or Text that is styled already. None of
     them is ever read as markup."""
     made, given = Text(), iter(values)
-    for piece, spec in _pieces(template):
+    for piece, spec in _pieces(language.template(template)):
         if spec is None:
             made.append_text(piece)
             continue
-        value = next(given)
-        filled = value.copy() if isinstance(value, Text) else Text(format(terminal.line(value), spec))
+        number, _, form = spec.partition(":")
+        value = values[int(number)] if number else next(given)
+        filled = value.copy() if isinstance(value, Text) else Text(format(terminal.line(_shown(value)), form))
         for span in piece.spans:
             filled.stylize_before(span.style)
         made.append_text(filled)
     return made
 
 
+def _shown(value: object) -> str:
+    return language.shown(value) if isinstance(value, str) else str(value)
+
+
 @functools.lru_cache(maxsize=256)
 def _pieces(template: str) -> tuple[tuple[Text, str | None], ...]:
-    """The template in pieces: (text, None), or for a `{}` (a text with its styles, how to format it)."""
+    """The template in pieces: (text, None), or for a `{}` (a text with its styles, "number:form")."""
     whole = Text.from_markup(template, emoji=False)
     found: list[tuple[Text, str | None]] = []
     position = 0
-    for field in re.finditer(r"\{(?::([^{}]*))?\}", whole.plain):
+    for field in re.finditer(r"\{(\d?(?::[^{}]*)?)\}", whole.plain):
         found += [(whole[position : field.start()], None), (whole[field.start() : field.end()], field[1] or "")]
         position = field.end()
     return (*found, (whole[position:], None))
 
 
 def joined(parts: Iterable[str | Text], by: str = "") -> Text:
-    return Text(by).join(one if isinstance(one, Text) else Text(terminal.line(one)) for one in parts)
+    return Text(by).join(one if isinstance(one, Text) else Text(terminal.line(language.shown(one))) for one in parts)
 
 
 class CleanConsole(Console):
@@ -63,7 +68,9 @@ class CleanConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """A str that is printed, or stands in a cell, is text of one line."""
         style = options.get("style") or ""
-        return Text(terminal.line(text), style, justify=options.get("justify"), overflow=options.get("overflow"))
+        return Text(
+            terminal.line(language.shown(text)), style, justify=options.get("justify"), overflow=options.get("overflow")
+        )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from procguard.console.grid import Cell, Column, painted
+from procguard.console.language import shown
 from procguard.console.terminal import line
 from procguard.fields import ShownField
 from procguard.hints import program
@@ -251,28 +252,28 @@ def _what_of_agent(view: View, words: Words) -> str:
     return what
 
 
-def tokens(now: datetime) -> Columns:
+def tokens(now: datetime, words: Words = ENGLISH) -> Columns:
     return (
         Column("ID", lambda view: view["token_id"]),
         Column("SCOPE", lambda view: view["scope"], long=True),
         Column("NAME", lambda view: view["name"], 1, long=True),
-        Column("CREATED", lambda view: f"{age(view.get('created_at'), now) or '?'} ago", 4),
+        Column("CREATED", lambda view: _ago(view.get("created_at"), now, words) or "?", 4),
         Column("BY", lambda view: view.get("created_by"), 5, long=True),
         Column("ENDS", _end_of_token, 1, long=True),
-        Column("LAST USED", lambda view: _ago(view.get("last_used_at"), now) or "never", 2),
+        Column("LAST USED", lambda view: _ago(view.get("last_used_at"), now, words) or shown("never"), 2),
         Column("FROM", lambda view: view.get("last_used_from"), 3),
     )
 
 
 def _end_of_token(view: View) -> str:
     left = view.get("uses_left")
-    ends = str(view.get("expires_at") or "") + ("" if left is None else f" after {left} more launchers")
-    return ends.strip() or "never"
+    ends = str(view.get("expires_at") or "") + ("" if left is None else shown(f" after {left} more launchers"))
+    return ends.strip() or shown("never")
 
 
-def _ago(moment: Any, now: datetime) -> str:
-    passed = age(moment, now)
-    return f"{passed} ago" if passed else ""
+def _ago(moment: Any, now: datetime, words: Words) -> str:
+    passed = age(moment, now, words)
+    return words.say("cli.ago", d=passed) if passed else ""
 
 
 def event_line(event: Mapping[str, Any], colour: bool = False, words: Words = ENGLISH) -> str:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from procguard.console.language import shown
+
 # Controls (C0, DEL, C1), what reorders or hides text (bidi, zero width, tags), line separators, lone surrogates.
 # Not tab and newline: `clean` leaves them, `line` does not.
 _UNSAFE = re.compile(
@@ -36,13 +38,18 @@ def line(text: object) -> str:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print one line."""
+    """Print one line of ours, in the language of the command."""
+    _print(line(shown(str(text))), err)
+
+
+def say_as_is(text: object, *, err: bool = False) -> None:
+    """Print one line that others wrote, or whose language is chosen already."""
     _print(line(text), err)
 
 
 def say_block(text: str, *, err: bool = False) -> None:
     """Print several lines. All but the first are indented: none of them looks like the first of another message."""
-    first, *rest = clean(text).split("\n")
+    first, *rest = clean(shown(text)).split("\n")
     lines = [first, *(one if one[:1] in ("", " ") else f"  {one}" for one in rest)]
     _print("\n".join(lines), err)
 

@@ -21,6 +21,7 @@ from procguard import __version__, expression
 from procguard.client import discovery
 from procguard.config.schema import Config
 from procguard.console import log_format
+from procguard.console.language import shown
 from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
@@ -372,9 +373,8 @@ class Manager:
 
     def _print_summary(self) -> None:
         config = self._config
-        print(
-            f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C stops it, workers keep running", flush=True
-        )
+        running = f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C stops it, workers keep running"
+        print(shown(running), flush=True)
         what = "portal" if config.web.enabled else "API   "
         print(f"  {what}  {self.web.url}", flush=True)
         if config.communication.adapter_type == "zmq":
@@ -383,7 +383,7 @@ class Manager:
         print(f"  state   {self.fleet.state.store.path}", flush=True)
         if self._peers is not None:
             seat = self._peers.seat
-            print(f"  leads   as {seat.name}, term {seat.term}", flush=True)
+            print(shown(f"  leads   as {seat.name}, term {seat.term}"), flush=True)
         print(f"  log     {config.logging.file}", flush=True)
         if self.web.ca_file:
             print(f"  CA      {self.web.ca_file} ({self.web.pinned().fingerprint})", flush=True)
@@ -391,9 +391,10 @@ class Manager:
             print(f"  try     {curl}", flush=True)
         token_file = self._first_token()
         if token_file:
-            print(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)", flush=True)
+            token = f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)"
+            print(shown(token), flush=True)
         for note in (*self.fleet.notes, *interpreter.known_holes()):
-            print(f"  note    {note}", flush=True)
+            print(f"  note    {shown(note)}", flush=True)
             log.warning("%s", note)
         log.info("running url=%s fleet=%s state=%s", self.web.url, self.fleet.state.fleet_id, config.state.state_file)
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from procguard import hints
 from procguard.config import state_paths
+from procguard.console.language import shown
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent.system import processes
 
@@ -378,4 +379,4 @@ def _since(path: str, begin: int, at_most_bytes: int = 8000) -> str:
 
 
 def _say(text: str, to: TextIO | None = None) -> None:
-    print(text, file=to or sys.stdout, flush=True)
+    print(shown(text), file=to or sys.stdout, flush=True)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import resources
+from procguard.console.language import shown
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.manager import daemon, demo_database
 
@@ -442,4 +443,4 @@ def _tail(path: str, at_most_bytes: int = 8000) -> str:
 def _say(text: str, to: TextIO | None = None) -> None:
     """Print to the terminal; a closed terminal must not stop the shutdown."""
     with contextlib.suppress(OSError):
-        print(text, file=to or sys.stdout, flush=True)
+        print(shown(text), file=to or sys.stdout, flush=True)

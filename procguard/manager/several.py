@@ -23,6 +23,7 @@ import gevent.event
 
 from procguard import __version__
 from procguard.config.schema import Config
+from procguard.console.language import shown
 from procguard.deploy.install.helper_client import SshHelper
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Fenced
@@ -174,5 +175,5 @@ class _FencedEnd(ProcGuardError):
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - what a manager says at its start and end goes to its terminal
+    print(shown(text), flush=True)  # noqa: T201 - what a manager says at its start and end goes to its terminal
     log.info("%s", text)

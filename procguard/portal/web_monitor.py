@@ -415,4 +415,5 @@ def _error_as_json(error: bottle.HTTPError) -> bytes:
         code, message = "internal_error", "the manager failed to answer this request"
         next_step = f"look for request_id={identifier} in the manager's log and report it"
     bottle.response.content_type = "application/json"
-    return http_io.dumps(http_io.error_body(code, message, next_step, identifier))
+    body = http_io.error_body(code, message, next_step, identifier)
+    return http_io.dumps(http_io.with_localized(body, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE")))

@@ -1,10 +1,13 @@
 """Fixtures that several unit tests share; a file that needs other ones of these names defines its own. A test whose
 fixtures start an agent, a launcher, an SSH server or podman is `slow`."""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from procguard.console import language
 from procguard.fleet.history.events import EventLog
 from tests.agent_host import host, manager  # noqa: F401 - known to pytest by being here
 from tests.unit import languages
@@ -23,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if f"{made[-1].func.__module__.rpartition('.')[2]}.{name}" in SLOW:
                 item.add_marker(pytest.mark.slow)
                 break
+
+
+@pytest.fixture(autouse=True)
+def language_of_one_command() -> Iterator[None]:
+    """`--lang` is kept in the environment, for the process of one command."""
+    yield
+    os.environ.pop(language.VARIABLE, None)
 
 
 _add = EventLog.add

@@ -1,6 +1,7 @@
 /** REST calls to the manager: JSON in and out, the CSRF header, one ApiError. Knows no page. */
 
 import { noteServerDate } from './format.js';
+import { currentLanguage } from './i18n.js';
 
 const TIMEOUT_MS = 15000;
 export const FOR_THOUSANDS = { timeoutMs: 120000 }; // what is done to thousands at once may take its time
@@ -10,9 +11,9 @@ let onUnauthorized = () => {};
 
 export class ApiError extends Error {
   /** `code` is stable and names a text `error.<code>`; `next` is the manager's own advice; `requestId` finds its log. */
-  constructor({ code, message = '', next = '', requestId = '', status = 0, retryAfterS = null }) {
+  constructor({ code, message = '', next = '', language = 'en', requestId = '', status = 0, retryAfterS = null }) {
     super(message || code);
-    Object.assign(this, { code, next, requestId, status, retryAfterS });
+    Object.assign(this, { code, next, language, requestId, status, retryAfterS });
   }
 }
 
@@ -44,7 +45,7 @@ export async function request(method, path, { body, as = 'json', quiet401 = fals
 export async function stream(path, signal, take) {
   let answer;
   try {
-    answer = await fetch(path, { headers: { Accept: 'application/x-ndjson' }, credentials: 'same-origin', cache: 'no-store', signal });
+    answer = await fetch(path, { headers: { Accept: 'application/x-ndjson', 'Accept-Language': currentLanguage() }, credentials: 'same-origin', cache: 'no-store', signal });
   } catch {
     if (signal.aborted) return;
     throw new ApiError({ code: 'unreachable' });
@@ -70,7 +71,7 @@ export async function stream(path, signal, take) {
 }
 
 async function reach(method, path, body, timeoutMs) {
-  const headers = { Accept: 'application/json' };
+  const headers = { Accept: 'application/json', 'Accept-Language': currentLanguage() };
   if (method !== 'GET' && csrf) headers['X-ProcGuard-CSRF'] = csrf;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   try {
@@ -94,11 +95,13 @@ async function readError(answer) {
   } catch {
     /* not our JSON: a proxy's page, say; the status alone speaks */
   }
+  const shown = error.localized || error;
   const retryAfter = Number(answer.headers.get('Retry-After'));
   return new ApiError({
     code: error.code || `http_${answer.status}`,
-    message: error.message,
-    next: error.next,
+    message: shown.message,
+    next: shown.next,
+    language: error.localized ? error.localized.language : 'en',
     requestId: error.request_id || answer.headers.get('X-Request-Id') || '',
     status: answer.status,
     retryAfterS: retryAfter > 0 ? retryAfter : null,

@@ -79,8 +79,8 @@ export function errorBox(error, retry) {
     'div.error-box',
     { role: 'alert' },
     h('p.error-title', {}, h('span.glyph', { 'aria-hidden': 'true' }, '✖'), ' ', errorText(error)),
-    error.status && error.message !== error.code ? h('p.error-said', { lang: 'en' }, error.message) : null,
-    error.next ? h('p.error-said', { lang: 'en' }, error.next) : null,
+    error.status && error.message !== error.code ? h('p.error-said', { lang: error.language }, error.message) : null,
+    error.next ? h('p.error-said', { lang: error.language }, error.next) : null,
     h('p.error-facts', {}, facts.filter(Boolean).join(' · ')),
     retry ? h('button.button', { type: 'button', on: { click: retry } }, t('retry')) : null,
   );

@@ -11,7 +11,7 @@ from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OutputOptions
 from procguard.console import grid, terminal
 from procguard.console.grid import Column
-from procguard.console.terminal import say, say_json
+from procguard.console.terminal import say, say_as_is, say_json
 from procguard.hints import commands
 
 View = dict[str, Any]
@@ -34,7 +34,7 @@ def listed(
         say_yaml(views if whole is None else whole)
     elif form == "name":
         for view in views:
-            say(view.get(name) or "")
+            say_as_is(view.get(name) or "")
     elif not views and empty:
         say(commands(empty))
     else:

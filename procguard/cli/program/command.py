@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 JSON_TEXT = "the same as --output json"
+LANG_TEXT = "en or zh (default: LC_ALL, LC_MESSAGES, LANG)"
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
 LETTERS = {  # short forms, as in Ansible, kubectl or grep where they have the option; every other option has none
     "hosts": "i",
@@ -66,7 +67,7 @@ class OutputOptions(OptionGroup):
 
     output: str = option("table", f"one of {', '.join(OUTPUTS)}", OUTPUTS)
     json_: bool = option(False, JSON_TEXT)
-    lang: str = option("", "en or zh (default: LC_ALL, LC_MESSAGES, LANG)")
+    lang: str = option("", LANG_TEXT)
 
     @property
     def form(self) -> str:

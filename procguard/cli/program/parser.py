@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from procguard import hints
-from procguard.cli.program.command import CliCommand, Option, Positional
+from procguard.cli.program.command import LANG_TEXT, CliCommand, Option, Positional
+from procguard.console.grid import wrapped
+from procguard.console.language import of_environment, shown
 from procguard.errors import UsageError
 
 WIDEST = 120
@@ -43,9 +45,9 @@ def parse(command: CliCommand, path: str, words: Sequence[str]) -> dict[str, Any
     if unknown:
         flags = [option.flag for option in command.options]
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
-        kind = "option" if wrong.startswith("-") else "argument"
+        near = did_you_mean(wrong.partition("=")[0], flags)
         raise UsageError(
-            f"{path}: unknown {kind} {wrong}{did_you_mean(wrong.partition('=')[0], flags)}",
+            f"{path}: unknown option {wrong}{near}" if wrong[0] == "-" else f"{path}: unknown argument {wrong}{near}",
             f"its options: {hints.program(f'{path} -h')}",
         )
     return vars(found)
@@ -83,13 +85,15 @@ def help_text(command: CliCommand, path: str, columns: int | None = None) -> str
     """usage, what it does, its arguments and options."""
     wide = columns or width()
     positionals = " ".join(_usage(one) for one in command.positionals)
-    usage = f"usage: {hints.program(path)} {positionals}".rstrip() + (" [options]" if command.options else "")
-    lines = [usage, "", *_paragraphs(hints.commands(command.doc), wide)]
-    rows = [(_shown(one), one.help) for one in command.positionals]
+    usage = f"{shown('usage:')} {hints.program(path)} {positionals}".rstrip()
+    lines = [usage + f" [{shown('options')}]", "", *_paragraphs(hints.commands(command.doc), wide)]
+    rows = [(_shown(one), shown(one.help)) for one in command.positionals]
     if rows:
-        lines += ["", "arguments:", *_columns(rows, wide)]
+        lines += ["", shown("arguments:"), *_columns(rows, wide)]
     rows = [(_flags(one), _help(one)) for one in command.options]
-    lines += ["", "options:", *_columns([*rows, ("-h, --help", "this help")], wide)]
+    if all(one.name != "lang" for one in command.options):
+        rows.append(("    --lang LANG", shown(LANG_TEXT)))
+    lines += ["", shown("options:"), *_columns([*rows, ("-h, --help", shown("this help"))], wide)]
     return "\n".join(lines)
 
 
@@ -99,8 +103,8 @@ def _paragraphs(text: str, wide: int) -> list[str]:
     lines: list[str] = []
     for paragraph in (*head.split("\n\n"), *rest.split("\n\n")):
         if paragraph.strip():
-            lines += ([""] if lines else []) + _wrapped(" ".join(paragraph.split()), wide)
-    return lines + (["", f"example: {example.strip()}"] if example.strip() else [])
+            lines += ([""] if lines else []) + _wrapped(shown(" ".join(paragraph.split())), wide)
+    return lines + (["", f"{shown('example:')} {example.strip()}"] if example.strip() else [])
 
 
 def _columns(rows: Sequence[tuple[str, str]], wide: int) -> list[str]:
@@ -118,6 +122,8 @@ def _columns(rows: Sequence[tuple[str, str]], wide: int) -> list[str]:
 
 
 def _wrapped(text: str, wide: int) -> list[str]:
+    if not text.isascii() and of_environment() == "zh":
+        return wrapped(text, wide, "")
     return textwrap.wrap(text, wide, break_on_hyphens=False, break_long_words=False)
 
 
@@ -140,5 +146,6 @@ def _value(one: Option) -> str:
 
 
 def _help(one: Option) -> str:
-    shown = one.default not in (False, "", 0, None, [], ()) and str(one.default) not in one.help
-    return one.help + (f" ({one.default})" if shown else "")
+    is_shown = one.default not in (False, "", 0, None, [], ()) and str(one.default) not in one.help
+    default = f"（{one.default}）" if of_environment() == "zh" else f" ({one.default})"
+    return shown(one.help) + (default if is_shown else "")

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from procguard import hints
-from procguard.console.grid import say_wrapped
-from procguard.console.terminal import cleaned, install, say, say_block
+from procguard.console import grid, language
+from procguard.console.terminal import cleaned, install, say, say_as_is
 from procguard.errors import ProcGuardError
 
 
@@ -35,16 +35,21 @@ def guarded(action: Callable[[], None]) -> int:
         with cleaned():
             action()
     except ProcGuardError as exc:
-        first, *rest = hints.local(f"procguard: {exc}").split("\n")
-        say_wrapped(first, hang="  ", err=True)
-        if rest:
-            say_block("\n".join(f"  {line}" for line in rest), err=True)
+        say_error(exc)
         return exc.exit_code
     except BrokenPipeError:
         _discard_output()
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def say_error(exc: ProcGuardError) -> None:
+    """What went wrong and what to do next; of several lines, those after the first are indented."""
+    first, *rest = hints.local(f"procguard: {language.sentence(exc.message, exc.next_step)}").split("\n")
+    grid.say_wrapped(first, hang="  ", err=True)
+    for line in rest:
+        say_as_is(f"  {line}", err=True)
 
 
 def _flush() -> None:

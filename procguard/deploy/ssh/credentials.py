@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from procguard.console import terminal
+from procguard.console.language import shown
 from procguard.errors import UsageError
 
 SSH_PASSWORD = "PROCGUARD_SSH_PASSWORD"  # noqa: S105 - names of variables, no secrets
@@ -110,7 +111,7 @@ def ask_on_terminal(question: str) -> str:
             f"{question.strip(' :')}: no terminal for a prompt",
             f"write it to a file that only you can read, and set {SSH_PASSWORD}_FILE, {BECOME_PASSWORD}_FILE",
         )
-    return getpass.getpass(terminal.line(question))
+    return getpass.getpass(terminal.line(shown(question)))
 
 
 def _from(environ: Mapping[str, str], name: str) -> str:

@@ -275,7 +275,7 @@ def test_explain_uses_the_language_of_the_terminal(manager: FakeManager, monkeyp
     asked = [one[1].split("=")[1] for one in manager.asked("GET", "/api/workers/w1/explain")]
     assert asked == ["zh", "en"]
     wrong = run(manager.url, "explain", "w1", "--lang", "fr")
-    assert wrong.returncode == 1 and "one of: en, zh" in wrong.stderr
+    assert wrong.returncode == 1 and "可选值：en、zh" in wrong.stderr
 
 
 def test_a_failed_test_message_is_exit_code_2(manager: FakeManager) -> None:

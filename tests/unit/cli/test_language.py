@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -15,6 +16,7 @@ from procguard.console import grid, tables
 from procguard.errors import UsageError
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
+from procguard.i18n import zh
 from procguard.i18n.reasons import because
 from procguard.i18n.words import Words
 from tests.unit.fleet.history.test_explain import SITUATIONS
@@ -87,3 +89,14 @@ def test_the_language_is_the_option_s_then_the_terminal_s(monkeypatch: pytest.Mo
     assert language.chosen("").language == "en" and language.chosen("zh").language == "zh"
     with pytest.raises(UsageError, match="--lang fr"):
         language.chosen("fr")
+
+
+def test_each_column_has_a_chinese_title() -> None:
+    titles = set()
+    for path in sorted((Path(__file__).parents[3] / "procguard").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_column = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Column"
+            if is_column and node.args and isinstance(node.args[0], ast.Constant):  # type: ignore[attr-defined]
+                titles.add(str(node.args[0].value))  # type: ignore[attr-defined]
+    assert len(titles) > 40
+    assert [title for title in sorted(titles) if f"column.{title}" not in zh.TEXTS] == []

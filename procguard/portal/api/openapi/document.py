@@ -58,6 +58,14 @@ PATH_PARAMETERS = {
 }
 
 
+class Localized(BaseModel):
+    """The texts of an error in the language that Accept-Language prefers; absent in English."""
+
+    language: str
+    message: str
+    next: str
+
+
 class ErrorDetail(BaseModel):
     """`code` is a word for programs, `message` says what is wrong and where, `next` what to do now."""
 
@@ -65,6 +73,7 @@ class ErrorDetail(BaseModel):
     message: str
     next: str
     request_id: str
+    localized: Localized | None = None
 
 
 class Error(BaseModel):

@@ -1,0 +1,45 @@
+"""Chinese of the messages of argparse and pydantic, which stand within ours."""
+
+from __future__ import annotations
+
+CHINESE: dict[str, str] = {
+    # argparse
+    "the following arguments are required: {}": "缺少参数：{}",
+    "argument {}: {}": "参数 {}：{}",
+    "invalid choice: {} (choose from {})": "无效的值 {}（可选：{}）",
+    "expected one argument": "需要一个值",
+    "expected at least one argument": "至少需要一个值",
+    "invalid int value: {}": "{} 不是整数",
+    "invalid float value: {}": "{} 不是数字",
+    "not allowed with argument {}": "不能与 {} 同时使用",
+    "unrecognized arguments: {}": "未知参数：{}",
+    "ignored explicit argument {}": "多余的值 {}",
+    "show this help message and exit": "显示本帮助后退出",
+    "show program's version number and exit": "显示版本后退出",
+    # pydantic
+    "Field required": "缺少此字段",
+    "Input should be a valid string": "应为文本",
+    "Input should be a valid integer": "应为整数",
+    "Input should be a valid number": "应为数字",
+    "Input should be a finite number": "应为有限的数字",
+    "Input should be a valid boolean": "应为 true 或 false",
+    "Input should be a valid list": "应为列表",
+    "Input should be a valid dictionary": "应为对象",
+    "Input should be an object": "应为对象",
+    "Input should be a valid array": "应为列表",
+    "Input should be a dictionary or an instance of {}": "应为对象（{}）",
+    "Input should be greater than or equal to {}": "应大于或等于 {}",
+    "Input should be greater than {}": "应大于 {}",
+    "Input should be less than or equal to {}": "应小于或等于 {}",
+    "Input should be less than {}": "应小于 {}",
+    "Input should be {}": "应为 {}",
+    "String should have at most {} characters": "最多 {} 个字符",
+    "String should have at least {} character": "至少 {} 个字符",
+    "String should have at least {} characters": "至少 {} 个字符",
+    "String should match pattern {}": "应符合模式 {}",
+    "List should have at most {} items after validation, not {}": "最多 {} 项，得到 {} 项",
+    "List should have at least {} item after validation, not {}": "至少 {} 项，得到 {} 项",
+    "Dictionary should have at most {} items after validation, not {}": "最多 {} 项，得到 {} 项",
+    "Value error, {}": "{}",
+    "Extra inputs are not permitted": "未知的键",
+}
