@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--managers",
         type=int,
         metavar="N",
-        help="with --demo: N managers that share a PostgreSQL server, which the demo starts",
+        help=shown("with --demo: N managers that share a PostgreSQL server, which the demo starts"),
     )
     made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
     return made

@@ -305,9 +305,9 @@ def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[st
     return {**body, "error": {**error, "localized": {"language": language, **texts}}}
 
 
-def error_response(exc: ProcGuardError, request_id: str) -> bottle.HTTPResponse:
+def error_response(exc: ProcGuardError, request_id: str, accept_language: str | None = None) -> bottle.HTTPResponse:
     """The one shape of every error a caller meets."""
-    body = with_localized(refusal_body(exc, request_id), bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
+    body = with_localized(refusal_body(exc, request_id), accept_language)
     response = json_response(body, exc.http_status)
     if exc.http_status == 401:
         response.set_header("WWW-Authenticate", 'Bearer realm="procguard"')
@@ -329,6 +329,11 @@ def noted_change(environ: dict[str, Any]) -> tuple[str, bool]:
     return str(environ.get("procguard.change", "")), bool(environ.get("procguard.change_final", True))
 
 
+def accept_language() -> str | None:
+    found = bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE")
+    return None if found is None else str(found)
+
+
 def request_id() -> str:
     return str(bottle.request.environ.get("procguard.request_id", "-"))
 
@@ -343,7 +348,7 @@ def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
         except bottle.HTTPResponse:
             raise
         except ProcGuardError as exc:
-            return error_response(exc, request_id())
+            return error_response(exc, request_id(), accept_language())
         except Exception:
             log.exception("request failed request_id=%s route=%s", request_id(), bottle.request.path)
             return internal_error(request_id())

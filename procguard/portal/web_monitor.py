@@ -416,4 +416,4 @@ def _error_as_json(error: bottle.HTTPError) -> bytes:
         next_step = f"look for request_id={identifier} in the manager's log and report it"
     bottle.response.content_type = "application/json"
     body = http_io.error_body(code, message, next_step, identifier)
-    return http_io.dumps(http_io.with_localized(body, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE")))
+    return http_io.dumps(http_io.with_localized(body, http_io.accept_language()))

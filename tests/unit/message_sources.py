@@ -17,7 +17,7 @@ PROGRAM_LINES = 6  # a text of as many lines is a program, a schema or a file's 
 SHOWN = (
     "admission", "cli", "client", "config", "console", "deploy", "fleet", "main.py", "manager", "notify", "portal/api",
     "portal/auth", "portal/logs", "portal/web_monitor.py", "portal/http/sockets.py", "tls", "agent_api/http_io.py",
-    "agent_api/factory.py", "agent_api/decode.py", "agent_api/zmq/port.py",
+    "agent_api/factory.py", "agent_api/decode.py", "agent_api/handlers.py", "agent_api/zmq/port.py",
 )  # fmt: skip
 # Calls whose texts are not messages: reasons have codes, labels and facts both languages already; log files are
 # English; descriptions of keys, metrics and parameters are reference documentation.

@@ -485,6 +485,10 @@ CHINESE: dict[str, str] = {
     "  snapshot  none yet": "  快照      还没有",
     "  manager   running, pid {}": "  管理端    运行中，pid {}",
     "  manager   not running": "  管理端    未运行",
+    "number of managers; several share a PostgreSQL server that the demo starts": "管理端的数量；多个时共用一个由演示启动的 PostgreSQL 服务器",
+    "with --demo: N managers that share a PostgreSQL server, which the demo starts": "与 --demo 一起：N 个管理端，共用一个由演示启动的 PostgreSQL 服务器",
+    "--managers is an option of --demo": "--managers 只能与 --demo 一起使用",
+    "for a fleet of your own: docs/several_managers.md": "用于您自己的机群：docs/several_managers.md",
     "somebody": "未知用户",
     # further paragraphs of the help
     "Contacts neither hosts nor the manager and changes nothing. Exits with code 1 if a file is invalid.": "不连接任何主机或管理端，也不作修改。文件无效时退出码为 1。",

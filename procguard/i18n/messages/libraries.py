@@ -42,4 +42,23 @@ CHINESE: dict[str, str] = {
     "Dictionary should have at most {} items after validation, not {}": "最多 {} 项，得到 {} 项",
     "Value error, {}": "{}",
     "Extra inputs are not permitted": "未知的键",
+    # the parser of JSON
+    "{} at line {} column {}": "{}（第 {} 行第 {} 列）",
+    "expected value": "应为 JSON 的值",
+    "EOF while parsing a value": "内容提前结束",
+    "EOF while parsing an object": "内容提前结束",
+    "EOF while parsing a list": "内容提前结束",
+    "EOF while parsing a string": "内容提前结束",
+    "trailing characters": "末尾有多余的内容",
+    "trailing comma": "多余的逗号",
+    "key must be a string": "键必须是字符串",
+    "invalid number": "数字无效",
+    # RE2
+    "missing ): {}": "缺少右括号：{}",
+    "missing ]: {}": "缺少 ]：{}",
+    "unexpected ): {}": "多余的右括号：{}",
+    "no argument for repetition operator: {}": "没有可重复的内容：{}",
+    "bad repetition operator: {}": "重复符号无效：{}",
+    "invalid perl operator: {}": "不支持的语法：{}",
+    "invalid escape sequence: {}": "转义序列无效：{}",
 }

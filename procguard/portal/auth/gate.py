@@ -50,7 +50,7 @@ class Gate:
             except ProcGuardError as exc:
                 if changes:
                     self._audit.refused(environ, exc)
-                return http_io.error_response(exc, http_io.request_id())
+                return http_io.error_response(exc, http_io.request_id(), http_io.accept_language())
             environ[http_io.CLOSE_USE] = self._access.hold(caller, functools.partial(_cut, environ))
             if not changes:
                 return callback(**arguments)

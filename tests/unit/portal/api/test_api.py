@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,44 +89,44 @@ def test_workers_are_filtered_sorted_and_paged(server: RunningServer) -> None:
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
-@pytest.mark.parametrize(
-    "method, path, body, status, code",
-    [
-        ("POST", "/api/workers/nobody/command", {"command": "stop"}, 404, "unknown_worker"),
-        ("GET", "/api/remote-workers/nobody", None, 404, "unknown_worker"),
-        ("GET", "/api/remote-workers/nobody/logs", None, 404, "unknown_worker"),
-        ("POST", "/api/workers/worker1/command", {"command": "explode"}, 400, "unknown_command"),
-        ("POST", "/api/workers/worker1/command", {"command": ["stop"]}, 400, "unknown_command"),
-        ("POST", "/api/workers/worker1/command", {}, 400, "unknown_command"),
-        ("POST", "/api/workers/worker1/command", b"stop", 400, "bad_json"),
-        ("POST", "/api/workers/worker1/command", b"", 400, "bad_json"),
-        ("POST", "/api/workers/worker1/command", b'["stop"]', 400, "bad_json"),
-        ("POST", "/api/workers/..%2f..%2fetc/command", {"command": "stop"}, 404, "not_found"),
-        ("POST", "/api/workers/a%00b/command", {"command": "stop"}, 400, "bad_id"),
-        ("GET", "/api/workers/worker1/command?wait=NaN", None, 400, "bad_request"),
-        ("GET", "/nowhere", None, 404, "not_found"),
-        ("GET", "/api/%ff%fe", None, 404, "not_found"),
-        ("PUT", "/api/remote-workers", {}, 405, "method_not_allowed"),
-        ("DELETE", "/api/deployments", None, 405, "method_not_allowed"),
-        ("POST", "/api/deployments", {"hosts": "x"}, 400, "bad_request"),
-        ("PUT", "/api/agents/alpha/credentials", {"secret_sha256": "x"}, 400, "bad_request"),
-        ("PUT", "/api/agents/nobody/credentials", {"secret_sha256": "0" * 64}, 404, "unknown_agent"),
-        ("POST", "/api/tokens", {"scope": "god"}, 400, "bad_request"),
-        ("DELETE", "/api/tokens/t-none", None, 404, "not_found"),
-        ("POST", "/api/hosts/nowhere/check-ssh", None, 404, "not_found"),
-        ("GET", "/api/events?limit=x", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_expression"),
-        ("GET", "/api/remote-workers/worker1/logs?tail=many", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?since=yesterday", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?until=tomorrow", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?until=1m&follow=1", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?at=3.out", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?at=1.out.0&before=5001", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?stream=both", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?format=xml", None, 400, "bad_request"),
-        ("GET", "/ws", None, 426, "upgrade_required"),
-    ],
-)
+MISTAKES: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/api/workers/nobody/command", {"command": "stop"}, 404, "unknown_worker"),
+    ("GET", "/api/remote-workers/nobody", None, 404, "unknown_worker"),
+    ("GET", "/api/remote-workers/nobody/logs", None, 404, "unknown_worker"),
+    ("POST", "/api/workers/worker1/command", {"command": "explode"}, 400, "unknown_command"),
+    ("POST", "/api/workers/worker1/command", {"command": ["stop"]}, 400, "unknown_command"),
+    ("POST", "/api/workers/worker1/command", {}, 400, "unknown_command"),
+    ("POST", "/api/workers/worker1/command", b"stop", 400, "bad_json"),
+    ("POST", "/api/workers/worker1/command", b"", 400, "bad_json"),
+    ("POST", "/api/workers/worker1/command", b'["stop"]', 400, "bad_json"),
+    ("POST", "/api/workers/..%2f..%2fetc/command", {"command": "stop"}, 404, "not_found"),
+    ("POST", "/api/workers/a%00b/command", {"command": "stop"}, 400, "bad_id"),
+    ("GET", "/api/workers/worker1/command?wait=NaN", None, 400, "bad_request"),
+    ("GET", "/nowhere", None, 404, "not_found"),
+    ("GET", "/api/%ff%fe", None, 404, "not_found"),
+    ("PUT", "/api/remote-workers", {}, 405, "method_not_allowed"),
+    ("DELETE", "/api/deployments", None, 405, "method_not_allowed"),
+    ("POST", "/api/deployments", {"hosts": "x"}, 400, "bad_request"),
+    ("PUT", "/api/agents/alpha/credentials", {"secret_sha256": "x"}, 400, "bad_request"),
+    ("PUT", "/api/agents/nobody/credentials", {"secret_sha256": "0" * 64}, 404, "unknown_agent"),
+    ("POST", "/api/tokens", {"scope": "god"}, 400, "bad_request"),
+    ("DELETE", "/api/tokens/t-none", None, 404, "not_found"),
+    ("POST", "/api/hosts/nowhere/check-ssh", None, 404, "not_found"),
+    ("GET", "/api/events?limit=x", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_expression"),
+    ("GET", "/api/remote-workers/worker1/logs?tail=many", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?since=yesterday", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?until=tomorrow", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?until=1m&follow=1", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?at=3.out", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?at=1.out.0&before=5001", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?stream=both", None, 400, "bad_request"),
+    ("GET", "/api/remote-workers/worker1/logs?format=xml", None, 400, "bad_request"),
+    ("GET", "/ws", None, 426, "upgrade_required"),
+]
+
+
+@pytest.mark.parametrize("method, path, body, status, code", MISTAKES)
 def test_a_mistake_is_answered_in_json_with_the_next_step(
     server: RunningServer, method: str, path: str, body: object, status: int, code: str
 ) -> None:
@@ -461,3 +463,25 @@ def test_a_scraper_s_token_reads_metrics_and_nothing_else(server: RunningServer)
         assert server.ask("GET", path, headers=FAR, secret=token).status == 403
     assert server.ask("POST", "/api/login", {"token": token}).status == 401
     assert server.ask("GET", "/metrics", headers=FAR).status == 401
+
+
+SENTENCE = re.compile(r"(?<![\w./:=<'`-])[a-z]{3,} [a-z]{3,} [a-z]{2,}")
+TO_TYPE = re.compile(r"(?:invoke|procguard|curl) [^，；。]*")
+
+
+def test_an_error_is_chinese_where_the_page_asks_for_it(server: RunningServer) -> None:
+    """Each mistake above, and what a route and the server itself refuse; its English stays beside it."""
+    chinese = {"Accept-Language": "zh-CN"}
+    mistakes = [one[:3] for one in MISTAKES if one[1] != "/ws" and "wait=" not in one[1]]  # which pages don't ask
+    more = [("GET", "/api/nowhere", None), ("PUT", "/api/remote-workers", None), ("GET", "/api/operations/o-1", None)]
+    more += [("POST", "/api/tokens", {"scope": 7}), ("POST", "/api/tokens", {"scope": "none"})]
+    bad = []
+    for method, path, body in [*mistakes, *more]:
+        error = server.ask(method, path, body, chinese).json["error"]
+        shown = error["localized"]
+        for text in (shown["message"], shown["next"]):
+            if text and (not re.search(r"[\u4e00-\u9fff]", text) or SENTENCE.search(TO_TYPE.sub("", text))):
+                bad.append((path, text))
+        assert not re.search(r"[\u4e00-\u9fff]", error["message"] + error["next"])
+        assert "localized" not in server.ask(method, path, body).json["error"]
+    assert bad == []
