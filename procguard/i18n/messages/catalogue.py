@@ -23,16 +23,16 @@ OURS = commands.CHINESE | deploy.CHINESE | manager.CHINESE
 _VALUE = re.compile(r"\{(\d?)\}")
 
 
-class Entry(NamedTuple):
+class MessageTemplate(NamedTuple):
     head: str
     middle: tuple[str, ...]
     tail: str
     chinese: str
 
 
-class Catalogue(NamedTuple):
+class MessageCatalogue(NamedTuple):
     whole: dict[str, str]  # keys without values
-    templates: tuple[Entry, ...]  # those with the longest fixed text first
+    templates: tuple[MessageTemplate, ...]  # those with the longest fixed text first
 
 
 def localized(text: str, language: str) -> str:
@@ -40,7 +40,7 @@ def localized(text: str, language: str) -> str:
     if language == "en":
         return text
     lines = text.split("\n")
-    return "\n".join([*(_Translation(catalogue()).line(line) for line in lines[:MAX_LINES]), *lines[MAX_LINES:]])
+    return "\n".join([*(_MessageTranslation(catalogue()).line(line) for line in lines[:MAX_LINES]), *lines[MAX_LINES:]])
 
 
 def template_of(english: str) -> str:
@@ -49,20 +49,20 @@ def template_of(english: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def catalogue() -> Catalogue:
+def catalogue() -> MessageCatalogue:
     whole, templates = {}, []
     for key, text in (OURS | libraries.CHINESE).items():
         english, chinese = hints.commands(key).strip(), hints.commands(text).strip()
         head, *rest = english.split("{}")
         if rest:
-            templates.append(Entry(head, tuple(rest[:-1]), rest[-1], chinese))
+            templates.append(MessageTemplate(head, tuple(rest[:-1]), rest[-1], chinese))
         else:
             whole[english] = chinese
     templates.sort(key=lambda one: -len(one.head) - len(one.tail) - sum(map(len, one.middle)))
-    return Catalogue(whole, tuple(templates))
+    return MessageCatalogue(whole, tuple(templates))
 
 
-def values_of(entry: Entry, text: str) -> list[str] | None:
+def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
     """The values of an entry's slots; None where the text is not one of it."""
     if not text.startswith(entry.head) or not text.endswith(entry.tail):
         return None
@@ -79,10 +79,10 @@ def values_of(entry: Entry, text: str) -> list[str] | None:
     return [*values, text[at:end]]
 
 
-class _Translation:
+class _MessageTranslation:
     """Of one message."""
 
-    def __init__(self, known: Catalogue) -> None:
+    def __init__(self, known: MessageCatalogue) -> None:
         self._known = known
         self._left = MAX_LOOKUPS
 
