@@ -148,8 +148,12 @@ def _read_inventory(inventory: InventoryOptions) -> str:
 
 def _read_config(path: str) -> str:
     from procguard.config import schema
+    from procguard.notify.routes import Routes
+    from procguard.portal.logs import rules
 
-    schema.load(path, [])
+    found = schema.load(path, [])
+    Routes(found.notify)  # which read the selectors
+    rules.read(found.logs.retention)
     return "the configuration is valid"
 
 

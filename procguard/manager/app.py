@@ -11,7 +11,7 @@ import logging.handlers
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -42,12 +42,13 @@ from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.i18n.reasons import Reason, because
 from procguard.manager import daemon, ssh_checks
 from procguard.manager.liveness import DeadMan
-from procguard.manager.loops import measurements, operations
+from procguard.manager.loops import log_retention, measurements, operations
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.notifier import Notifier
 from procguard.notify.routes import Routes, facts_of
 from procguard.portal.api.access import new_token
+from procguard.portal.logs.rules import RetentionKeeper
 from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
@@ -151,6 +152,7 @@ class Manager:
             self.fleet, run_ssh=self._maintain_agent, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
         )
         bus.poll_lost.subscribe(self._tick_soon)
+        self.retention = RetentionKeeper(config.logs.retention, logs, self._facts)
         self.watchdog = LoopWatchdog()
         self.measurements = Measurements()
         self.measurement_files = MeasurementFiles(measurements_path(config.state.state_file))
@@ -166,6 +168,7 @@ class Manager:
             lags=self.watchdog.lags,
             managers=peers,
             listener=peers.listener if peers is not None else None,
+            retention=self.retention.rules,
         )
 
     def _manager_urls(self) -> list[str]:
@@ -212,6 +215,7 @@ class Manager:
                 gevent.spawn(self._loop),
                 gevent.spawn(operations.drive, self.fleet.operations),
                 gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.fleet),
+                gevent.spawn(log_retention.drive, self.retention),
             ]
             monitoring = self._config.monitoring
             if monitoring.dead_man_url:
@@ -235,6 +239,14 @@ class Manager:
             self.fleet.close()
             self._lock.release()
         return 0
+
+    def _facts(self) -> Iterator[dict[str, Any]]:
+        """What selectors ask about every worker, while others have their turns."""
+        rest = Pace()
+        for worker_id, worker in list(self.fleet.state.workers_by_id.items()):
+            rest()
+            if self.fleet.state.workers_by_id.get(worker_id) is worker:
+                yield self.fleet.state.facts(worker)
 
     def _end_with_the_term(self, peers: ManagerPeers) -> None:
         gevent.wait([peers.seat.fenced, peers.handed_over], count=1)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -48,6 +48,7 @@ from procguard.portal.http.proxies import TrustedProxies
 from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.rules import Rule
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics.exposition import Metrics, MetricsOptions
 from procguard.runtime.loop_lag import LagHistogram
@@ -85,8 +86,9 @@ class WebMonitor:
         keeper: websocket.PingReaper | None = None,
         managers: ManagersService | None = None,
         listener: Any = None,
+        retention: Sequence[Rule] = (),
     ) -> None:
-        """`managers`: where this is one of several; `listener`: a socket that listens already."""
+        """`managers`: where this is one of several; `listener`: a socket that listens already; `retention`: of logs."""
         self._config = config
         limits = config.web.limits
         self._book = ConnectionLimiter(limits)
@@ -161,6 +163,7 @@ class WebMonitor:
             tunnels=tunnels,
             maintenance=maintenance,
             managers=managers,
+            retention=retention,
         )
         self._resources = [kind(services) for kind in all_resources()]
         self._logs_api = next(one for one in self._resources if isinstance(one, LogsApi))

@@ -75,6 +75,25 @@ class Lines:
     target: Line | None = None
 
 
+@dataclass(frozen=True)
+class RetentionView:
+    """A rule of `logs.retention`. `workers`, `held_bytes`, `oldest_at` (Unix seconds): when it was applied last;
+    `deleted_bytes`: since the manager started."""
+
+    select: str
+    days: float | None
+    max_bytes: int | None
+    workers: int
+    held_bytes: int
+    oldest_at: float | None
+    deleted_bytes: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    rules: list[RetentionView]
+
+
 class LogsApi(Resource):
     def __init__(self, services: Services) -> None:
         super().__init__(services)
@@ -100,6 +119,28 @@ class LogsApi(Resource):
         for follower in self._followers:
             if follower.worker_id == worker_id:
                 follower.take(attempt, stream, offset, data, at)
+
+    @get("/api/logs/retention", "viewer", tag="logs", zh="日志保留规则及其占用")
+    def retention(self) -> Retention:
+        """The rules of `logs.retention` and what they hold.
+
+        They are applied a minute after the manager started, then every ten minutes.
+        """
+        rules = self.services.retention
+        return Retention(
+            [
+                RetentionView(
+                    one.select,
+                    one.days,
+                    one.max_bytes,
+                    one.workers,
+                    one.held_bytes,
+                    one.oldest_at,
+                    one.deleted_bytes,
+                )
+                for one in rules
+            ]
+        )
 
     @get(
         "/api/remote-workers/<worker_id>/logs", "viewer", tag="logs", zh="查看、跟踪或下载日志", answers={200: Lines},

@@ -34,6 +34,7 @@ from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.sessions import BrowserSessions
 from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.rules import Rule
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics.exposition import Metrics
 from procguard.tls.certificates import Pinned
@@ -100,6 +101,7 @@ class Services:
     tunnels: Opener | None = None
     maintenance: AgentMaintenance | None = None
     managers: ManagersService | None = None
+    retention: Sequence[Rule] = ()
 
 
 class Resource:

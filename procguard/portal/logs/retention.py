@@ -23,14 +23,15 @@ GONE = ".gone"  # how the folder of a worker that is no more ends
 
 @dataclass(frozen=True)
 class Held:
-    """One stream: its length, what of it takes room on the disk, and what its index and its list of gaps take, which
-    go with their attempt only."""
+    """One stream: its length, what of it takes room on the disk, what its index and its list of gaps take, which go
+    with their attempt only, and when it was written last."""
 
     attempt: int
     stream: str
     size: int
     held: int
     beside: int = 0
+    written_at: float = 0.0  # Unix seconds
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def measure(directory: str) -> dict[str, list[Held]]:
 
 
 def measure_one(folder: str) -> list[Held]:
-    logs: dict[tuple[int, str], tuple[int, int]] = {}
+    logs: dict[tuple[int, str], tuple[int, int, float]] = {}
     beside: Counter[tuple[int, str]] = Counter()
     try:
         for entry in os.scandir(folder):
@@ -59,12 +60,12 @@ def measure_one(folder: str) -> list[Held]:
             if match:
                 status, key = entry.stat(follow_symlinks=False), (int(match[1]), match[2])
                 if match[3] == "log":
-                    logs[key] = (status.st_size, status.st_blocks * 512)
+                    logs[key] = (status.st_size, status.st_blocks * 512, status.st_mtime)
                 else:
                     beside[key] += status.st_blocks * 512
     except FileNotFoundError:
         pass
-    return [Held(*key, size, held, beside[key]) for key, (size, held) in logs.items()]
+    return [Held(*key, size, held, beside[key], written_at) for key, (size, held, written_at) in logs.items()]
 
 
 def total(streams: list[Held]) -> int:

@@ -287,15 +287,31 @@ class LogStore:
         if cut is None:
             return
         if cut.floor:
-            paths.write_atomic(os.path.join(folder, "floor"), f"{cut.floor}\n".encode())
+            self._drop_below(folder, cut.floor, streams)
         for one in streams:
-            base = os.path.join(folder, f"{one.attempt}.{one.stream}")
-            if one.attempt < cut.floor:
-                with self._exclusive(base):
-                    self._in_thread(self._remove_stream, base)
-                self.bytes_dropped += one.held
-            elif (one.attempt, one.stream) in cut.heads:
+            if one.attempt >= cut.floor and (one.attempt, one.stream) in cut.heads:
+                base = os.path.join(folder, f"{one.attempt}.{one.stream}")
                 self._drop_head(base, cut.heads[(one.attempt, one.stream)], at)
+
+    def measured(self) -> dict[str, list[retention.Held]]:
+        """{a worker's folder: its streams}; those of workers that are gone end with `retention.GONE`."""
+        found: dict[str, list[retention.Held]] = self._in_thread(retention.measure, self._directory)
+        return found
+
+    def drop_below(self, folder: str, floor: int, streams: list[retention.Held]) -> int:
+        """Delete the attempts of a measured folder below `floor`; returns the bytes. Raises OSError."""
+        return self._drop_below(os.path.join(self._directory, folder), floor, streams)
+
+    def _drop_below(self, folder: str, floor: int, streams: list[retention.Held]) -> int:
+        paths.write_atomic(os.path.join(folder, "floor"), f"{floor}\n".encode())
+        going = [one for one in streams if one.attempt < floor]
+        for one in going:
+            base = os.path.join(folder, f"{one.attempt}.{one.stream}")
+            with self._exclusive(base):
+                self._in_thread(self._remove_stream, base)
+        dropped = sum(one.held for one in going)
+        self.bytes_dropped += dropped
+        return dropped
 
     def _drop_head(self, base: str, end: int, at: float) -> None:
         with self._exclusive(base):

@@ -66,6 +66,23 @@ def test_validate_says_every_mistake_with_its_place(tmp_path: Path, capsys: pyte
     assert run("validate") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "logs: {retention: [{select: 'state=quick', days: 1}]}",
+        "notify: [{select: 'state=quick', to: x, on: [finished]}]",
+    ],
+)
+def test_validate_reads_the_selectors_of_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """The manager would not start with them."""
+    config = tmp_path / "c.yaml"
+    config.write_text(text + "\nnotifications: [{name: x, type: webhook, url: 'http://127.0.0.1:9/'}]\n")
+    assert run("validate", "--config", str(config)) == 1
+    assert "entry 1: select: " in " ".join(capsys.readouterr().err.split())
+
+
 def test_playbooks_name_the_python_that_wrote_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "my plays"
     assert run("playbooks", str(target)) == 0
