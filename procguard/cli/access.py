@@ -144,11 +144,11 @@ def token_revoke(token_id: str) -> None:
 TOKENS = (token_list, token_create, token_revoke)
 
 
-def seconds_of(text: str) -> float:
+def seconds_of(text: str, option: str = "--expires") -> float:
     """ "30d" or "12h" in seconds. Raises UsageError."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smhdw])", text.strip())
     if match is None or not float(match[1]):
-        raise UsageError(f"--expires {text}: not a time", "write it like 30d, 12h or 45m")
+        raise UsageError(f"{option} {text}: not a time", "write it like 30d, 12h or 45m")
     return float(match[1]) * _UNITS_S[match[2]]
 
 

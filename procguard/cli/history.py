@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from procguard import hints
+from procguard.cli.access import seconds_of
 from procguard.cli.contexts import connect
 from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
 from procguard.console.language import shown
 from procguard.console.terminal import json_escaped, say, say_as_is, say_json
-from procguard.errors import PartlyFailed
+from procguard.errors import PartlyFailed, UsageError
 
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000
@@ -198,6 +199,54 @@ def notify_test(name: str = "all") -> None:
         raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not accept the test message", "see above")
 
 
+@operator_task(
+    ("select",),
+    name="mute",
+    help={
+        "select": "workers or hosts: group=trainers, 'host=gpu0*'",
+        "for_": "how long: 2h, 45m, 3d",
+        "at": "when it begins, e.g. 2026-12-01T22:00+08:00 (default: now)",
+        "note": "why, for those who look later",
+    },
+)
+def notify_mute(select: str, for_: str = "1h", at: str = "", note: str = "") -> None:
+    """Send no alerts of some workers for a while. Example: invoke notify.mute 'host=gpu0*' --for 2h --note disks
+
+    A maintenance window: invoke notify.mute group=trainers --at 2026-12-01T22:00+08:00 --for 4h
+    """
+    try:
+        begins = datetime.fromisoformat(at).timestamp() if at else None
+    except (ValueError, OverflowError) as exc:
+        raise UsageError(f"--at {at}: not a time", "write it like 2026-12-01T22:00+08:00") from exc
+    made = connect().mute(select, seconds_of(for_, "--for"), begins, note)
+    say(f"{made['mute_id']}: no alerts of {made['select']} until {_local_time(made['ends'])}")
+
+
+@operator_task(("mute",), name="unmute", help={"mute": "its id: invoke notify.mutes lists them"})
+def notify_unmute(mute: str) -> None:
+    """End a mute before its time. Example: invoke notify.unmute m-0f3a91bc"""
+    ended = connect().unmute(mute)
+    say(f"{ended['mute_id']}: alerts of {ended['select']} are sent again")
+
+
+@operator_task(name="mutes")
+def notify_mutes(output: OutputOptions = OUTPUT) -> None:
+    """List mutes and maintenance windows that have not ended. Example: invoke notify.mutes"""
+    from procguard.cli.output.listing import listed
+    from procguard.console.grid import Column
+
+    columns: tuple[Column[dict[str, Any]], ...] = (
+        Column("MUTE", lambda one: one["mute_id"]),
+        Column("SELECT", lambda one: one["select"], long=True),
+        Column("ACTIVE", lambda one: "yes" if one["active"] else "no"),
+        Column("FROM", lambda one: _local_time(one["begins"])),
+        Column("UNTIL", lambda one: _local_time(one["ends"])),
+        Column("BY", lambda one: one["by"], 1),
+        Column("NOTE", lambda one: one["note"], 1, long=True),
+    )
+    listed(connect().mutes(), columns, output, "mute_id", empty="nothing is muted")
+
+
 def _local_time(moment: str) -> str:
     try:
         return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -205,4 +254,4 @@ def _local_time(moment: str) -> str:
         return moment
 
 
-NOTIFY = (notify_list, notify_test)
+NOTIFY = (notify_list, notify_mute, notify_mutes, notify_test, notify_unmute)

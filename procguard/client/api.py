@@ -138,6 +138,16 @@ class ManagerClient:
     def notifications(self) -> list[Json]:
         return list(self.call("GET", "/api/notifications")["notifications"])
 
+    def mutes(self) -> list[Json]:
+        return list(self.call("GET", "/api/mutes")["mutes"])
+
+    def mute(self, select: str, for_s: float, begins: float | None, note: str) -> Json:
+        body: Json = {"select": select, "for_s": for_s, "note": note}
+        return dict(self.call("POST", "/api/mutes", body if begins is None else {**body, "begins": begins})["mute"])
+
+    def unmute(self, mute_id: str) -> Json:
+        return dict(self.call("DELETE", f"/api/mutes/{quote(mute_id)}")["mute"])
+
     def test_notifications(self, name: str = "") -> list[Json]:
         body = {"name": name} if name else {}
         return list(self.call("POST", "/api/notifications/test", body, timeout_s=150.0)["results"])

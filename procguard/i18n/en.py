@@ -127,6 +127,8 @@ TEXTS: dict[str, str] = {
     "event.takeover": "taken over by {host}",
     "event.reassigned": "given to {host}",
     "event.move": "{actor} asked to move it: {reason}",
+    "event.alerts_muted": "{actor} muted alerts: {reason}",
+    "event.alerts_unmuted": "{actor} ended a mute: {reason}",
     "event.host_cordoned": "{actor} cordoned {host}",
     "event.host_uncordoned": "{actor} uncordoned {host}",
     "event.operation": "{actor}: {reason}",

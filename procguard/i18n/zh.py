@@ -126,6 +126,8 @@ TEXTS: dict[str, str] = {
     "event.takeover": "由 {host} 接管",
     "event.reassigned": "已改派到 {host}",
     "event.move": "{actor} 要求迁移：{reason}",
+    "event.alerts_muted": "{actor} 静默了告警：{reason}",
+    "event.alerts_unmuted": "{actor} 结束了静默：{reason}",
     "event.host_cordoned": "{actor} 将 {host} 设为停止调度",
     "event.host_uncordoned": "{actor} 恢复 {host} 接收任务",
     "event.operation": "{actor}：{reason}",

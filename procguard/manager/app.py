@@ -45,6 +45,7 @@ from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import log_retention, measurements, operations
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
+from procguard.notify.mutes import Mutes
 from procguard.notify.notifier import Notifier
 from procguard.notify.routes import Routes, facts_of
 from procguard.portal.api.access import new_token
@@ -124,17 +125,19 @@ class Manager:
             keep_per_worker=config.logs.keep_per_worker,
             keep_in_all=config.logs.keep_in_all,
         )
-        routes = Routes(config.notify)
+        routes, self.mutes = Routes(config.notify), Mutes()
         self.notifier = Notifier(
             config.notifications,
             lambda: self.fleet.state.fleet_id,
             self._portal_url,
             routed=lambda event: routes.targets(event, facts_of(self.fleet.state, event)) if config.notify else (),
+            muted=lambda event: self.mutes.cover(event["at"], facts_of(self.fleet.state, event)),
             last_lines=logs.last_lines,
         )
         bus.events.subscribe(self.notifier.take)
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
-        self.fleet.state.more_tables.append(self.notifier.tables)
+        self.fleet.state.more_tables += [self.notifier.tables, self.mutes.tables]
+        self.mutes.restore(self.fleet.kept_tables["mutes"], now.wall)
         self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.fleet, TunnelProcess)
@@ -167,6 +170,7 @@ class Manager:
             measurements=self.measurements,
             lags=self.watchdog.lags,
             managers=peers,
+            mutes=self.mutes,
             listener=peers.listener if peers is not None else None,
             retention=self.retention.rules,
         )

@@ -39,6 +39,7 @@ class Counts:
     sent: int = 0
     failures: int = 0  # tries that failed
     dropped: int = 0
+    muted: int = 0
     last_ok: float | None = None
     last_error: str = ""
     last_error_at: float | None = None
@@ -60,8 +61,11 @@ class _Loop:
         self._wake = gevent.event.Event()
         self.greenlet: Any = None
 
-    def take(self, event: Event, now: float) -> None:
-        self.gathering.take(event, now, self.target.name in self._notifier.routed(event))
+    def take(self, event: Event, now: float, routed: bool, muted: bool) -> None:
+        if muted:
+            self.counts.muted += routed or alerts.among(self.target.events, event)
+        else:
+            self.gathering.take(event, now, routed)
         self.taken_seq = max(self.taken_seq, int(event.get("seq") or 0))
         self._wake.set()
 
@@ -156,6 +160,7 @@ class _Loop:
             "queued": self.gathering.queued + self.sending,
             "dropped": counts.dropped,
             "deduplicated": self.gathering.deduplicated,
+            "muted": counts.muted,
             "retry_in_s": None if retry_at is None else round(max(0.0, retry_at - clock.read().monotonic), 1),
         }
 
@@ -172,13 +177,15 @@ class Notifier:
         send: Send = transport.send,
         retry_for_s: float = RETRY_FOR_S,
         routed: Callable[[Event], Container[str]] = lambda _: (),
+        muted: Callable[[Event], bool] = lambda _: False,
         last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
     ) -> None:
-        """`routed(event)`: the targets that get it by a route. `last_lines(worker, attempt, most)`: of its log."""
+        """`routed(event)`: the targets that get it by a route. `muted(event)`: it goes to nobody.
+        `last_lines(worker, attempt, most)`: of its log."""
         self.fleet_id = fleet_id
         self.link = link
         self.send = send
-        self.routed = routed
+        self.routed, self.muted = routed, muted
         self._last_lines = last_lines
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
@@ -197,7 +204,7 @@ class Notifier:
             loop.taken_seq = max(loop.taken_seq, cursor)
             for event in events:
                 if cursor < event["seq"] and event["at"] >= since and not 0 < self._first_seq <= event["seq"]:
-                    loop.take(event, now)
+                    loop.take(event, now, name in self.routed(event), self.muted(event))
 
     def tables(self) -> dict[str, dict[str, dict[str, int]]]:
         """As the store keeps the cursors."""
@@ -224,8 +231,9 @@ class Notifier:
         """Every event of the history. O(targets), no I/O."""
         now = clock.read().monotonic
         self._first_seq = self._first_seq or int(event.get("seq") or 0)
+        routed, muted = self.routed(event), self.muted(event)
         for loop in self._loops.values():
-            loop.take(event, now)
+            loop.take(event, now, loop.target.name in routed, muted)
 
     def tails(self, group: alerts.AlertGroup, most: int) -> dict[tuple[str, int], list[str]]:
         """The last lines of the workers in it that are over."""

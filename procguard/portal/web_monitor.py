@@ -34,6 +34,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.i18n.reasons import for_portal
+from procguard.notify.mutes import Mutes
 from procguard.portal.api.logs import LogsApi
 from procguard.portal.api.resource import ManagersService, Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
@@ -77,6 +78,7 @@ class WebMonitor:
         log_store: LogStore,
         ssh: Ssh | None = None,
         notifier: Notifications | None = None,
+        mutes: Mutes | None = None,
         *,
         tunnels: Opener | None = None,
         maintenance: AgentMaintenance | None = None,
@@ -160,6 +162,7 @@ class WebMonitor:
             self.pinned,
             ssh=ssh,
             notifier=notifier,
+            mutes=mutes or Mutes(),
             tunnels=tunnels,
             maintenance=maintenance,
             managers=managers,

@@ -15,7 +15,8 @@ SENTENCE = re.compile(r"[A-Za-z']{2,}[ ,;]+[a-z']{2,}")
 PROGRAM_LINES = 6  # a text of as many lines is a program, a schema or a file's template
 # What is shown to people: by commands, by the manager at its start, as errors of the API in the portal.
 SHOWN = (
-    "admission", "cli", "client", "config", "console", "deploy", "fleet", "main.py", "manager", "notify", "portal/api",
+    "admission", "cli", "client", "config", "console", "deploy", "expression.py", "fleet", "main.py", "manager",
+    "notify", "portal/api",
     "portal/auth", "portal/logs", "portal/web_monitor.py", "portal/http/sockets.py", "tls", "agent_api/http_io.py",
     "agent_api/factory.py", "agent_api/decode.py", "agent_api/handlers.py", "agent_api/zmq/port.py",
 )  # fmt: skip
@@ -26,7 +27,7 @@ OTHER_CALLS = {
     "choice", "seconds", "whole", "answer_type", "_field", "Label", "post", "set_header", "get", "_name", "execute",
     "executemany", "executescript", "compile", "info", "exception", "warning", "error", "critical", "_warn_once",
     "note_change", "Principal", "AttributeError", "RuntimeError", "TypeError", "AssertionError", "_refuse_agent",
-    "set_desired", "ArgumentParser",
+    "set_desired", "ArgumentParser", "several",
 }  # fmt: skip
 
 

@@ -67,6 +67,8 @@ CAUSE_OF_KIND = {
     "host_disk_ok": "disk",
     "recovery_gave_up": "agent_lost",
     "host_cordoned": "operator",
+    "alerts_muted": "operator",
+    "alerts_unmuted": "operator",
     "host_uncordoned": "operator",
     "gang_incident": "gang",
     "gang_failed": "gang",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from procguard.agent_api.declaration import get, post
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import delete, get, post
 from procguard.agent_api.decode import Hints
+from procguard.agent_api.interface import Principal
 from procguard.errors import Conflict
-from procguard.portal.api.resource import Moment, RequestBody, Resource
+from procguard.fleet.model import clock
+from procguard.fleet.model.clock import iso
+from procguard.i18n.reasons import because
+from procguard.notify.mutes import TABLE
+from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
 
 
 class NameRequest(RequestBody):
@@ -36,6 +43,7 @@ class NotificationTarget(TypedDict):
     queued: int
     dropped: int
     deduplicated: int
+    muted: int
     retry_in_s: float | None
 
 
@@ -57,6 +65,43 @@ class NotificationsTried:
     results: list[Tried]
 
 
+class MuteRequest(RequestBody):
+    """{"select": "host=gpu0*", "for_s": 7200, "begins": 1790000000.0, "note": "new disks"}: `begins` in Unix seconds,
+    now without it."""
+
+    max_bytes: ClassVar[int | None] = 16_384
+    hints: ClassVar[Hints] = {
+        "select": ("", 'a selector, e.g. {"select": "group=trainers", "for_s": 7200}'),
+        "for_s": ("", 'how long, in seconds, e.g. {"select": "group=trainers", "for_s": 7200}'),
+    }
+
+    select: str
+    for_s: float
+    begins: float | None = None
+    note: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
+
+
+class MuteView(TypedDict):
+    mute_id: str
+    select: str
+    begins: Moment
+    ends: Moment
+    active: bool
+    note: str
+    by: str
+    made: Moment
+
+
+@dataclass(frozen=True)
+class MutesAnswer:
+    mutes: list[MuteView]
+
+
+@dataclass(frozen=True)
+class MuteAnswer:
+    mute: MuteView
+
+
 class NotificationsApi(Resource):
     @get("/api/notifications", "viewer", tag="history", zh="通知目标的状态")
     def targets(self) -> NotificationTargets:
@@ -66,6 +111,48 @@ class NotificationsApi(Resource):
         """
         notifier = self.services.notifier
         return NotificationTargets(cast(list[NotificationTarget], notifier.views() if notifier is not None else []))
+
+    @get("/api/mutes", "viewer", tag="history", zh="静默与维护时段")
+    def mutes(self) -> MutesAnswer:
+        """Mutes that have not ended: alerts that nobody is sent."""
+        return MutesAnswer(cast(list[MuteView], self.services.mutes.views(clock.read().wall)))
+
+    @post(
+        "/api/mutes", "operator", tag="history", zh="在一段时间内不发送部分告警", errors=(429,),
+        example={"select": "host=gpu0*", "for_s": 7200, "note": "new disks"},
+    )  # fmt: skip
+    def mute(self, caller: Principal, body: MuteRequest) -> MuteAnswer:
+        """Send no alerts of these workers and hosts for a time, now or in a window to come.
+
+        They stay in the history. A mute ends by itself.
+        """
+        mutes, now = self.services.mutes, clock.read()
+        mute = mutes.made(body.select, body.begins, body.for_s, body.note, caller.actor, now.wall)
+        http_io.note_change(f"{mute.mute_id} {body.select[:200]}: {body.note}")
+        with self.fleet.state.transaction(now, caller.actor) as tx:
+            for old in mutes.ended(now.wall):
+                tx.put(TABLE, old.mute_id, None)
+                mutes.take_out(old.mute_id)
+            tx.put(TABLE, mute.mute_id, mute.row())
+            mutes.put(mute)
+            tx.undo(lambda: mutes.take_out(mute.mute_id))
+            until = iso(mute.ends) or ""
+            reason = because("mute.made", select=body.select[:200], begins=iso(mute.begins) or "", until=until)
+            tx.event("alerts_muted", reason=reason.then(body.note), evidence={"mute_id": mute.mute_id})
+        return MuteAnswer(cast(MuteView, mute.view(now.wall)))
+
+    @delete("/api/mutes/<mute_id>", "operator", tag="history", zh="结束静默", errors=(404,))
+    def unmute(self, mute_id: str, caller: Principal) -> MuteAnswer:
+        """End a mute before its time."""
+        mutes, now = self.services.mutes, clock.read()
+        mute = mutes.find(mute_id)
+        with self.fleet.state.transaction(now, caller.actor) as tx:
+            tx.put(TABLE, mute_id, None)
+            mutes.take_out(mute_id)
+            tx.undo(lambda: mutes.put(mute))
+            reason = because("mute.ended", select=mute.select[:200])
+            tx.event("alerts_unmuted", reason=reason, evidence={"mute_id": mute_id})
+        return MuteAnswer(cast(MuteView, mute.view(now.wall)))
 
     @post(
         "/api/notifications/test", "operator", tag="history", zh="发送测试通知", body_optional=True, errors=(404, 409)

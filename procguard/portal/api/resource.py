@@ -12,7 +12,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
 import bottle
@@ -28,6 +28,7 @@ from procguard.deploy.install.helper_client import Result
 from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.telemetry.timeseries import Measurements
+from procguard.notify.mutes import Mutes
 from procguard.portal import api
 from procguard.portal.auth.access import CALLER, Auth
 from procguard.portal.auth.audit import Audit
@@ -98,6 +99,7 @@ class Services:
     pinned: Callable[[], Pinned]
     ssh: Ssh | None = None
     notifier: Notifications | None = None
+    mutes: Mutes = field(default_factory=Mutes)
     tunnels: Opener | None = None
     maintenance: AgentMaintenance | None = None
     managers: ManagersService | None = None

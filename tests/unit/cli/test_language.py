@@ -39,7 +39,7 @@ def free_texts(value: Any) -> Iterator[str]:
         for name, one in value.items():
             if value.get(f"{name}_code") in ("text", "") and isinstance(one, str):
                 yield one
-            elif name in ("error", "message", "detail", "command", "kind"):
+            elif name in ("error", "message", "detail", "command", "kind", "line"):
                 yield str(one)
             yield from free_texts(one)
 

@@ -1,0 +1,99 @@
+"""Mutes: alerts of some workers or hosts that nobody is sent for a while, now or in a maintenance window to come.
+
+What happens stays in the history; only messages are left out. A mute ends by itself. The rows are kept in the store's
+table `mutes`, so that whichever manager leads knows them; who changes one writes its row in the same transaction.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from procguard.errors import LimitExceeded, NotFound, UsageError
+from procguard.fleet.model.clock import iso
+from procguard.fleet.workers import selectors
+from procguard.fleet.workers.selectors import Selector
+
+TABLE = "mutes"
+MAX_MUTES = 500
+LONGEST_S = 366 * 86_400.0  # one that is forgotten ends after all
+AHEAD_S = 366 * 86_400.0
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Times are Unix seconds. `by`: who made it, at `made`."""
+
+    mute_id: str
+    select: str
+    begins: float
+    ends: float
+    note: str = ""
+    by: str = ""
+    made: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def view(self, wall: float) -> dict[str, Any]:
+        shown = {**self.row(), **{name: iso(getattr(self, name)) for name in ("begins", "ends", "made")}}
+        return {**shown, "active": self.begins <= wall < self.ends}
+
+
+class Mutes:
+    def __init__(self) -> None:
+        self._mutes: dict[str, tuple[Mute, Selector]] = {}
+
+    def restore(self, rows: Mapping[str, Mapping[str, Any]], wall: float) -> None:
+        """What the store kept; what has ended is left out."""
+        known = Mute.__dataclass_fields__
+        for row in rows.values():
+            mute = Mute(**{name: value for name, value in row.items() if name in known})
+            if mute.ends > wall:
+                self.put(mute)
+
+    def put(self, mute: Mute) -> None:
+        self._mutes[mute.mute_id] = (mute, selectors.parse(mute.select))
+
+    def take_out(self, mute_id: str) -> None:
+        self._mutes.pop(mute_id, None)
+
+    def find(self, mute_id: str) -> Mute:
+        if mute_id not in self._mutes:
+            raise NotFound(f"no mute {mute_id[:80]!r}", "list them: invoke notify.mutes")
+        return self._mutes[mute_id][0]
+
+    def made(self, select: str, begins: float | None, for_s: float, note: str, by: str, wall: float) -> Mute:
+        """A new one, not put in yet. `begins` None: now. Raises UsageError, LimitExceeded."""
+        selectors.parse(select)
+        if not 0 < for_s <= LONGEST_S:
+            raise UsageError(f"a mute of {for_s:g} s", "write how long, more than 0 s and at most 366 days")
+        begins = wall if begins is None else begins
+        if not wall - LONGEST_S <= begins <= wall + AHEAD_S or begins + for_s <= wall:
+            raise UsageError("a mute that is over already, or begins in more than a year", "check begins and for_s")
+        if len(self._mutes) - len(self.ended(wall)) >= MAX_MUTES:
+            raise LimitExceeded(
+                f"there are {MAX_MUTES} mutes already", "remove some: invoke notify.unmute ID", status=429
+            )
+        return Mute("m-" + secrets.token_hex(4), select, begins, begins + for_s, note, by, wall)
+
+    def ended(self, wall: float) -> list[Mute]:
+        return [mute for mute, _ in self._mutes.values() if mute.ends <= wall]
+
+    def views(self, wall: float) -> list[dict[str, Any]]:
+        """Those that have not ended, by their beginning."""
+        going = sorted((mute for mute, _ in self._mutes.values() if mute.ends > wall), key=lambda one: one.begins)
+        return [mute.view(wall) for mute in going]
+
+    def cover(self, at: str, facts: Mapping[str, Any]) -> bool:
+        """Whether an alert of that moment (ISO) is muted."""
+        if not self._mutes:
+            return False
+        wall = datetime.fromisoformat(at).timestamp()
+        return any(mute.begins <= wall < mute.ends and one.matches(facts) for mute, one in self._mutes.values())
+
+    def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return {TABLE: {mute_id: mute.row() for mute_id, (mute, _) in self._mutes.items()}}

@@ -1,0 +1,56 @@
+"""Mutes over HTTP: made by operators, seen by everyone, ended early, kept by the state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import RunningManager, RunningServer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    made = RunningServer(tmp_path_factory.mktemp("mutes"))
+    yield made
+    made.close()
+
+
+def test_a_mute_is_made_seen_and_ended(server: RunningServer) -> None:
+    asked = {"select": "group=trainers", "for_s": 60, "note": "new disks"}
+    made = server.ask("POST", "/api/mutes", asked).json["mute"]
+    assert (made["select"], made["note"], made["active"]) == ("group=trainers", "new disks", True)
+    assert made in server.ask("GET", "/api/mutes").json["mutes"]
+    events = server.ask("GET", "/api/events?kind=alerts_muted").json["events"]
+    assert events[-1]["evidence"] == {"mute_id": made["mute_id"]} and "group=trainers from " in events[-1]["reason"]
+    path = f"/api/mutes/{made['mute_id']}"
+    assert server.ask("DELETE", path).json["mute"]["mute_id"] == made["mute_id"]
+    assert server.ask("DELETE", path).status == 404
+    assert made["mute_id"] not in [one["mute_id"] for one in server.ask("GET", "/api/mutes").json["mutes"]]
+
+
+def test_what_cannot_be_muted_is_refused_in_words(server: RunningServer) -> None:
+    for body, words in (
+        ({"select": "a b", "for_s": 60}, "selector"),
+        ({"select": "*", "for_s": "long"}, "for_s"),
+        ({"select": "*", "for_s": 0}, "more than 0 s"),
+        ({"for_s": 60}, "select"),
+        ({"select": "*", "for_s": 60, "note": "x" * 501}, "note"),
+    ):
+        answer = server.ask("POST", "/api/mutes", body)
+        assert answer.status == 400 and words in answer.body.decode()
+    assert server.ask("PUT", "/api/mutes", {}).status == 405
+
+
+def test_a_mute_outlives_the_manager(tmp_path: Path) -> None:
+    first = RunningManager(tmp_path)
+    try:
+        made = first.ask("POST", "/api/mutes", {"select": "w*", "for_s": 600}).json["mute"]
+    finally:
+        first.close()
+    second = RunningManager(tmp_path)
+    try:
+        assert second.ask("GET", "/api/mutes").json["mutes"] == [made]
+    finally:
+        second.close()
