@@ -192,7 +192,7 @@ def print_overview() -> None:
 def _row(name: str, about: str, wide: int) -> None:
     from procguard.console.grid import shortened
 
-    about = language.shown(f"{about}.").rstrip(".。") if name not in GROUPS else language.shown(about)
+    about = language.shown(f"{about}.").rstrip(".。") if name in _MODULE and name != LAUNCHER else language.shown(about)
     say_as_is(shortened(f"  {name:<12}{about}", wide))
 
 

@@ -138,7 +138,7 @@ def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json
     elif not trouble:
         say(f"{worker_id}: {view['state']}" + (f" (pid {view['pid']})" if view.get("pid") else ""))
     if trouble:
-        raise PartlyFailed(f"{worker_id} {trouble}", f"its log: invoke logs {worker_id}")
+        raise PartlyFailed(f"{worker_id} {shown(trouble)}", f"its log: invoke logs {worker_id}")
 
 
 def _confirm(verb: str, target: str, number: int) -> None:
@@ -185,7 +185,8 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
     if answer.json_:
         say_json(manager.operation(operation_id, limit=20_000))
     else:
-        out.print(operations.summary(view))
+        words = chosen()
+        out.print(operations.summary(words.translated(view), words))
     _raise_unless_well(view)
 
 

@@ -9,6 +9,7 @@ A template is read by remote_agent/protocol/reasons.py and, in the portal, by we
 from __future__ import annotations
 
 MANAGER: dict[str, tuple[str, str]] = {
+    "message": ("{en}", "{zh}"),  # what has no code of its own
     # agents and hosts
     "agent.no_heartbeat": ("no heartbeat for {silent_s:duration} (heartbeat_timeout {timeout_s:duration})", "已有 {silent_s:duration}没有心跳（heartbeat_timeout 为 {timeout_s:duration}）"),
     "agent.connection_closed": ("its connection closed and has not returned yet", "连接已断开，尚未恢复"),

@@ -21,6 +21,7 @@ __all__ = [
     "Reason",
     "because",
     "for_portal",
+    "of_message",
     "reason_of",
     "rendered",
     "texts",
@@ -45,6 +46,13 @@ def because(code: str, /, **params: Any) -> Reason:
     """The reason of a code. Raises KeyError."""
     plain = {name: reasons.plain_value(value) for name, value in params.items()}
     return Reason(reasons.render(_TEXTS["en"][code], params, _english), code, plain)
+
+
+def of_message(text: str) -> Reason:
+    """A message of ours that has no code, such as an error's, as a reason: it brings its Chinese with it."""
+    from procguard.i18n.messages.catalogue import localized  # noqa: PLC0415 - 1,400 texts, for the few that need them
+
+    return text if isinstance(text, Reason) else because("message", en=text, zh=localized(text, "zh"))
 
 
 def with_head(reason: Reason, head: Reason) -> Reason:

@@ -39,7 +39,7 @@ from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.i18n.reasons import Reason, because
+from procguard.i18n.reasons import Reason, because, of_message
 from procguard.manager import daemon, ssh_checks
 from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import log_retention, measurements, operations
@@ -320,7 +320,7 @@ class Manager:
                 refused = str(exc)
                 if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
                     disk_refuses = True
-                    self._emit_event("not_durable", because("state.not_durable", error=exc.message), now)
+                    self._emit_event("not_durable", because("state.not_durable", error=of_message(exc.message)), now)
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)

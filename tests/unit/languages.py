@@ -16,8 +16,23 @@ from remote_agent.protocol.reasons import TEXT, also_of, is_plain
 
 # What others wrote: jobs, tools, the operating system, operators, SSH's own messages, older releases.
 OF_OTHERS = {"text", "error", "message", "detail", "command", "line", "path", "url", "labels", "selector", "what"}
+OF_OTHERS |= {"en", "zh"}  # of a message, which has its Chinese beside it
 OF_OTHERS |= {"why", "how"}  # of a test's own words; that none is a literal of ours, test_reasons.py reads
 SENTENCE = re.compile(r"(?:\b[a-z']{2,}\b[ ,;]+){3,}[a-z']{2,}")
+# Every kind of event that the manager writes: i18n/test_every_kind.py shows one of each in both languages.
+EVERY_KIND = frozenset(
+    {
+        "agent_addresses", "agent_connected", "agent_denied", "agent_ended", "agent_enrolled", "agent_maintenance",
+        "agent_pending", "agent_removed", "agent_restart_failed", "agent_restarted", "agent_started", "agent_suspect",
+        "agent_unreachable", "agent_upgrade_failed", "agent_upgraded", "circuit_breaker_closed", "circuit_breaker_open",
+        "command", "credentials", "deploy", "durable_again", "gang_begun", "gang_failed", "gang_finished",
+        "gang_forming", "gang_healthy", "gang_incident", "gang_restart", "gang_started", "gang_stopped",
+        "host_cordoned", "host_disk_full", "host_disk_ok", "host_uncordoned", "move", "no_spare", "not_durable",
+        "operation", "reassigned", "recovery", "recovery_gave_up", "state", "stop_all", "takeover", "task_gave_up",
+        "task_waiting", "token", "tunnel_down", "tunnel_up", "warning", "worker_clear", "worker_failed",
+        "worker_registered", "worker_removed", "worker_state", "worker_suspect",
+    }
+)  # fmt: skip
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -41,6 +56,7 @@ def untranslated(reason_code: str, params: dict[str, Any]) -> Iterator[str]:
 
 def check(event: dict[str, Any]) -> None:
     """Raises AssertionError."""
+    assert event["kind"] in EVERY_KIND, f"add {event['kind']} to EVERY_KIND, and its texts to procguard/i18n"
     if event["reason_code"] in ("", TEXT):
         return  # a test's own words; that the manager has none, test_reasons.py reads in its code
     assert list(untranslated(event["reason_code"], event["reason_params"])) == [], event["kind"]

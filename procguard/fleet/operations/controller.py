@@ -28,7 +28,7 @@ from procguard.fleet.store.interface import Tables
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.service import WorkerService
-from procguard.i18n.reasons import Reason, because, reason_of
+from procguard.i18n.reasons import Reason, because, of_message, reason_of
 from remote_agent.protocol import messages
 
 ACTOR = "manager"
@@ -307,7 +307,7 @@ class Operations:
                     tx, item.worker_id, operation.command, operation.reason, operation.operation_id
                 )
         except ProcGuardError as exc:
-            operation.set(index, ItemOutcome("failed", "", reason_of(exc.message)))
+            operation.set(index, ItemOutcome("failed", "", of_message(exc.message)))
             return
         item.command, item.command_id = record.command, record.command_id
         item.generation, item.attempt = record.generation, record.attempt

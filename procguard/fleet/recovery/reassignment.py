@@ -23,7 +23,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, TaskDecision
 from procguard.fleet.transaction import Transaction
-from procguard.i18n.reasons import Reason, because, reason_of
+from procguard.i18n.reasons import Reason, because, of_message
 from remote_agent.protocol import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
@@ -143,7 +143,7 @@ class Reassignment:
                 reason = why.then(found.reason)
                 self._fleet.placement.reassign(tx, worker, found.agent_id, reason, actor=ACTOR, counts=True)
         except Conflict as exc:  # something came between deciding and doing: the next look knows
-            self._emit_event(worker, RecoveryStatus("waiting", reason_of(exc.message)), now)
+            self._emit_event(worker, RecoveryStatus("waiting", of_message(exc.message)), now)
             return
         self._close(worker.worker_id)
         self._moved.add(worker.worker_id)

@@ -18,7 +18,7 @@ import gevent.event
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import ANSWER_GRACE_S, OPEN, Part, Search
 from procguard.fleet.model import clock
-from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from procguard.i18n.reasons import NONE, Reason, because, of_message
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs.store import STEP_S, LogStore
@@ -158,7 +158,7 @@ class OwnSearch:
             try:
                 self._matching.scan(self._caller, self._search_all())
             except LimitExceeded as exc:
-                self._problem = ("failed", reason_of(exc.message))
+                self._problem = ("failed", of_message(exc.message))
         if part.status not in OPEN:
             return  # given up
         status, part.reason = self._problem

@@ -24,6 +24,7 @@ DATA = {
     "Traceback (most recent call last):", "application/json, text/plain", "agents approve", "tag:procguard,name",
     "No authentication methods", "No existing session", "SQLite format 3",
     "RE2's dialect: docs/protocol.md#regular-expressions",
+    "`failure`: each cause that a host finds in a log's last lines",  # of a parameter
     "agent or operator", "viewer or metrics",  # who may use a route, for its description
     "gang keeper", "failure handler", "stopped by an operator",  # names, which words.py translates
     "nginx -g 'daemon off;'", "redis-server --daemonize no", "valkey-server --daemonize no",

@@ -67,9 +67,9 @@ def test_each_code_has_a_sentence_in_both_languages() -> None:
 
 
 def test_no_template_needs_what_the_other_language_does_not_name_but_ssh() -> None:
-    """SSH's own message names ports and files; its Chinese names the host."""
+    """SSH's own message names ports and files; its Chinese names the host. A message without a code brings both."""
     for code in CODES:
-        if not code.startswith("ssh"):
+        if not code.startswith("ssh") and code != "message":
             assert needed(code) - {"n"} == needed(code, "zh") - {"n"}, code
 
 
