@@ -659,4 +659,9 @@ CHINESE: dict[str, str] = {
     "remove some: invoke notify.unmute ID": "请删除一些：invoke notify.unmute ID",
     "notify, entry {}: select: {}": "notify 第 {} 项：select：{}",
     'how long, in seconds, e.g. {"select": "group=trainers", "for_s": 7200}': '时长，以秒为单位，例如 {"select": "group=trainers", "for_s": 7200}',
+    # log retention
+    "days, max or both are expected": "应给出 days、max 或两者",
+    "logs.retention, entry {}: select: {}": "logs.retention 第 {} 项：select：{}",
+    "this machine's clock was set by {} s while the manager ran; no log is deleted by age": "管理端运行期间本机时钟被调整了 {} 秒；不再按时间删除日志",
+    "check the clock, then restart the manager": "请检查时钟，然后重启管理端",
 }
