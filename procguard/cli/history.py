@@ -27,6 +27,7 @@ MOST_EVENTS_SHOWN = 10_000
         "host": "filter by host",
         "kind": "filter by kind, e.g. worker_state,worker_failed",
         "cause": "filter by cause, e.g. oom",
+        "reason_code": "filter by code of the reason, e.g. exit.code, or exit for all that begin with it",
         "actor": "filter by actor",
         "operation": "filter by batch operation",
         "since": "start of the range: 10m, 2h, or an ISO 8601 time",
@@ -43,6 +44,7 @@ def events(
     host: str = "",
     kind: str = "",
     cause: str = "",
+    reason_code: str = "",
     actor: str = "",
     operation: str = "",
     since: str = "",
@@ -60,7 +62,7 @@ def events(
     words = chosen(lang)
     manager = connect()
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
-    query |= {"operation": operation, "since": since, "until": until}
+    query |= {"operation": operation, "reason_code": reason_code, "since": since, "until": until}
     if json_ and not limit and not follow:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in manager.export_events(**query):

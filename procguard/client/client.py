@@ -129,7 +129,7 @@ class Client(api.ManagerClient):
     ) -> Iterator[EventInfo]:
         """What happened, oldest of the newest `limit` first; with `follow` it goes on as they come.
 
-        `filters`: worker, host, kind, cause, actor, operation, since ("2h" or ISO), until, q (text).
+        `filters`: worker, host, kind, cause, reason_code, actor, operation, since ("2h" or ISO), until, q (text).
         """
         after = 0
         while True:

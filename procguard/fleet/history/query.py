@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.fleet.model.clock import iso
+from remote_agent.protocol.reasons import also_of
 
 _TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "after")
 
@@ -24,6 +25,7 @@ class EventQuery:
     cause: tuple[str, ...] = ()
     actor: tuple[str, ...] = ()
     operation: tuple[str, ...] = ()
+    reason_code: tuple[str, ...] = ()  # a code, or the codes below it: `exit` is each that begins with "exit."
     since: float | None = None
     until: float | None = None
     text: str = ""  # every word of it somewhere in the event, in whatever case
@@ -42,6 +44,8 @@ class EventQuery:
                 return False
         if self.operation and operation_of(event) not in self.operation:
             return False
+        if self.reason_code and not self._has_code(event):
+            return False
         if self.since_text is not None and event["at"] < self.since_text:
             return False
         if self.until_text is not None and event["at"] > self.until_text:
@@ -56,6 +60,13 @@ class EventQuery:
     @functools.cached_property
     def until_text(self) -> str | None:
         return None if self.until is None else iso(self.until)
+
+    def _has_code(self, event: dict[str, Any]) -> bool:
+        """Also of the reasons that follow the first."""
+        params = event.get("reason_params")
+        following = [one["code"] for one in also_of(params)] if isinstance(params, dict) else []
+        codes = [f"{code}." for code in (event.get("reason_code"), *following) if code]
+        return any(code.startswith(f"{wanted}.") for code in codes for wanted in self.reason_code)
 
     def _has_words(self, event: dict[str, Any]) -> bool:
         text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
@@ -87,7 +98,7 @@ def read_pages(
     newest = after is None
     boundary = (query.before or None) if newest else after
     while len(found) < limit:
-        count = page_size if query.text else min(page_size, limit - len(found))
+        count = page_size if query.text or query.reason_code else min(page_size, limit - len(found))
         page = read(boundary, count, newest)
         found += [event for event in page if query.matches(event)]
         if len(page) < count:

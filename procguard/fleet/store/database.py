@@ -387,6 +387,9 @@ def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
     for bound, sign in ((query.since_text, ">="), (query.until_text, "<=")):
         if bound is not None:
             where, values = [*where, f"at {sign} ?"], [*values, bound]
+    if query.reason_code:  # a code is in `body` alone, as it stands in JSON; the rest is for `matches`
+        where.append(f"({' OR '.join(['body LIKE ?'] * len(query.reason_code))})")
+        values += [f'%"{code}%' for code in query.reason_code]
     for word in query.words:
         if word.isascii() and word.isalnum():  # as it stands in JSON; the rest is for `matches`
             where, values = [*where, "body LIKE ?"], [*values, f"%{word}%"]

@@ -144,6 +144,7 @@ CHINESE: dict[str, str] = {
     "filter by host": "按主机筛选",
     "filter by kind, e.g. worker_state,worker_failed": "按种类筛选，例如 worker_state,worker_failed",
     "filter by cause, e.g. oom": "按原因筛选，例如 oom",
+    "filter by code of the reason, e.g. exit.code, or exit for all that begin with it": "按原因代码筛选，例如 exit.code；exit 表示以它开头的全部代码",
     "filter by actor": "按操作者筛选",
     "filter by batch operation": "按批量操作筛选",
     "number of newest events (0: 50, or all within --since)": "最新事件的数量（0：50 条，或 --since 以来的全部）",

@@ -46,7 +46,9 @@ class ChangesQuery:
     before: int = whole(0, 0, 2**53, "a `seq`: only earlier ones")
     limit: int = whole(200, 1, 10_000)
 
-    def wanted(self, cause: tuple[str, ...] = (), operation: tuple[str, ...] = ()) -> EventQuery:
+    def wanted(
+        self, cause: tuple[str, ...] = (), operation: tuple[str, ...] = (), reason_code: tuple[str, ...] = ()
+    ) -> EventQuery:
         """Raises UsageError for what is no time."""
         now_wall = clock.read().wall
         return EventQuery(
@@ -58,6 +60,7 @@ class ChangesQuery:
             cause=cause,
             actor=self.actor,
             operation=operation,
+            reason_code=reason_code,
             since=parse_since(self.since, now_wall, "since") if self.since else None,
             until=parse_since(self.until, now_wall, "until") if self.until else None,
             text=self.q,
@@ -68,6 +71,7 @@ class ChangesQuery:
 class EventsQuery(ChangesQuery):
     cause: tuple[str, ...] = several("`failure`: each cause that a host finds in a log's last lines")
     operation: tuple[str, ...] = several()
+    reason_code: tuple[str, ...] = several("a code, or those below it: `exit` is `exit.code`, `exit.signal`, …")
     format: str = choice("json", "jsonl", default="json", says="`jsonl`: all that is on disk, one object a line")
 
 
@@ -148,7 +152,9 @@ class HistoryApi(Resource):
         The newest, oldest first, of all that is on disk or in memory ([below](#events)). `format=jsonl`: all that is
         on disk, one JSON object a line, streamed.
         """
-        wanted = query.wanted(causes.named(query.cause, self.fleet.state.settings.causes), query.operation)
+        wanted = query.wanted(
+            causes.named(query.cause, self.fleet.state.settings.causes), query.operation, query.reason_code
+        )
         if query.format == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
             return bottle.HTTPResponse(_lines(self.fleet.state.event_log.stream(wanted)), 200, headers)

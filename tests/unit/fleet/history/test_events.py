@@ -11,6 +11,7 @@ import pytest
 from procguard.fleet.history.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
+from procguard.i18n.reasons import because
 from remote_agent.protocol import messages
 from tests.unit import store_rig
 from tests.unit.fleet_world import World
@@ -23,6 +24,9 @@ def opened(tmp_path: Path, **bounds: int) -> EventLog:
     log = EventLog(store_rig.opened(tmp_path / "s.db")[0], EventBounds(**bounds))
     log.restore()
     return log
+
+
+ENDED = because("exit.code", code=1, ran_s=3.0).then(because("restart.off"))
 
 
 def later(seconds: float) -> Now:
@@ -48,28 +52,33 @@ def test_evidence_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        (EventQuery(), ["a", "b", "c ended"]),
-        (EventQuery(worker=("w1",)), ["a", "c ended"]),
-        (EventQuery(worker=("w1", "w2")), ["a", "b", "c ended"]),
+        (EventQuery(), ["a", "b", ENDED]),
+        (EventQuery(worker=("w1",)), ["a", ENDED]),
+        (EventQuery(worker=("w1", "w2")), ["a", "b", ENDED]),
         (EventQuery(host=("h2",)), ["b"]),
-        (EventQuery(kind=("worker_failed",)), ["c ended"]),
-        (EventQuery(cause=("oom",)), ["c ended"]),
+        (EventQuery(kind=("worker_failed",)), [ENDED]),
+        (EventQuery(cause=("oom",)), [ENDED]),
         (EventQuery(actor=("me",)), ["a"]),
-        (EventQuery(since=NOW.wall + 5), ["b", "c ended"]),
+        (EventQuery(since=NOW.wall + 5), ["b", ENDED]),
         (EventQuery(until=NOW.wall + 15), ["a", "b"]),
         (EventQuery(since=NOW.wall + 5, until=NOW.wall + 15), ["b"]),
-        (EventQuery(text="ENDED oom"), ["c ended"]),
+        (EventQuery(text="CODE oom"), [ENDED]),
         (EventQuery(text="nowhere"), []),
-        (EventQuery(after=2), ["c ended"]),
+        (EventQuery(after=2), [ENDED]),
         (EventQuery(before=3), ["a", "b"]),
         (EventQuery(operation=("o-1",)), ["b"]),
+        (EventQuery(reason_code=("exit.code",)), [ENDED]),
+        (EventQuery(reason_code=("exit",)), [ENDED]),
+        (EventQuery(reason_code=("restart.off", "no.such")), [ENDED]),  # a reason that follows the first
+        (EventQuery(reason_code=("exit.cod",)), []),
+        (EventQuery(reason_code=("text",), kind=("command",)), ["a"]),
     ],
 )
 def test_every_filter_holds_in_memory_and_on_disk_alike(tmp_path: Path, query: EventQuery, found: list[str]) -> None:
     log = opened(tmp_path)
     log.add("command", NOW, reason="a", worker_id="w1", host="h1", actor="me")
     log.add("worker_state", later(10), reason="b", worker_id="w2", host="h2", evidence={"operation_id": "o-1"})
-    log.add("worker_failed", later(20), reason="c ended", worker_id="w1", host="h1", cause="oom")
+    log.add("worker_failed", later(20), reason=ENDED, worker_id="w1", host="h1", cause="oom")
     assert reasons(log.find(query)) == found
     assert reasons(log.stream(query)) == found
     assert reasons(log.search(query)) == found
