@@ -97,7 +97,7 @@ static=0 # a failed check does not keep the tests from running: one run shows ev
 # its last file does.
 tests=0
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
-side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=12 "${@:2}"; }
+side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25 "${@:2}"; }
 side_by_side 5 tests --ignore=tests/browser -m 'not alone'
 side_by_side 4 tests/browser
 run tests --ignore=tests/unit --ignore=tests/browser -m alone
