@@ -41,6 +41,10 @@ class ChangeBus:
         self.hosts = Signal[[str]]()  # an agent's id, or a waiting launcher's item
         self.operations = Signal[[str]]()
         self.topics = {"workers": self.workers, "hosts": self.hosts, "operations": self.operations}
+        # The same ids, where an agent's report differs from the one before in measurements alone.
+        self.worker_measures = Signal[[str]]()
+        self.host_measures = Signal[[str]]()
+        self.measures = {"workers": self.worker_measures, "hosts": self.host_measures}
         self.events = Signal[[dict[str, Any]]]()
         self.commands = Signal[[CommandRecord]]()  # after each step of a command's life but its first
         self.news = Signal[[str]]()  # an agent's id: its held request has something to answer
@@ -49,10 +53,5 @@ class ChangeBus:
         self.secret_taken = Signal[[str]]()  # an agent's id: it has stored a new secret
         self.secret_replaced = Signal[[str]]()  # an agent's id: the secret before its new one has ended
         self.token_ended = Signal[[TokenRecord]]()  # revoked; what was opened with it ends now
-        # Nobody sees what is measured of workers; who looks again sets it back. Each report of the awaited matters.
-        self.measures_unseen = False
-        self.awaited_workers: Container[str] = ()
-
-    def measures_matter(self, worker_id: str) -> bool:
-        """Whether anybody wants to know of a report that differs from the one before in measurements alone."""
-        return not self.measures_unseen or worker_id in self.awaited_workers
+        self.unseen: set[str] = set()  # topics whose measurements nobody sees; who looks again empties it
+        self.awaited_workers: Container[str] = ()  # each of their reports is a change

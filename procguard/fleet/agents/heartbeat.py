@@ -6,6 +6,8 @@ Owns the rules by which a report changes the state. A method marked "durable" re
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 
 from procguard.fleet.agents import host_disks
 from procguard.fleet.agents.assignments import AssignmentBuilder
@@ -27,6 +29,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.records import names
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
 EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; it sends worker events again, others are counted
@@ -34,6 +37,10 @@ EVENTS_TOGETHER = 50  # minimum that is taken together
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent: an allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
+# What a heartbeat says of its host beside measurements: every field but those that the host's view does not read, or
+# reads as measurements.
+_NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}
+_OF_HOST = operator.attrgetter(*(name for name in names(messages.AgentHeartbeat) if name not in _NOT_OF_HOST))
 
 
 class HeartbeatProcessor:
@@ -65,7 +72,7 @@ class HeartbeatProcessor:
             # Heartbeats are answered even if the disk refuses writes: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
-        self._state.bus.hosts(agent_id)
+        self._show_host(agent_id, observed, beat)
         self._refuse_unless_leading(self._state.leadership.may_renew())
         reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
         if reply is None:
@@ -109,6 +116,25 @@ class HeartbeatProcessor:
         self._finish_removals(tx, agent, beat)
         self._gangs.step(tx)  # before leases are granted: who is held by its gang gets none
         return acked
+
+    def _show_host(self, agent_id: str, observed: AgentObserved, beat: messages.AgentHeartbeat) -> None:
+        """Nearly every heartbeat tells nothing new of its host but measurements."""
+        usage = beat.usage
+        shown = (
+            self._state.worker_count(agent_id),
+            observed.state,
+            observed.reason,
+            observed.channel,
+            observed.address,
+            observed.disk_trouble,
+            (len(usage.gpus), usage.gpu_trouble) if usage is not None else None,
+            _OF_HOST(beat),
+        )
+        if shown != observed.shown:
+            observed.shown = shown
+            self._state.bus.hosts(agent_id)
+        elif "hosts" not in self._state.bus.unseen:
+            self._state.bus.host_measures(agent_id)
 
     @staticmethod
     def _charge(observed: AgentObserved, records: int, now: Now) -> None:
@@ -276,8 +302,21 @@ class HeartbeatProcessor:
         happened = before is None or _something_happened(before, report)
         if happened:
             self._gangs.worker_reported(worker)
-        if happened or (self._state.bus.measures_matter(worker.worker_id) and before != report):
-            tx.show("workers", worker.worker_id)
+        self._show_report(tx, worker.worker_id, None if happened else before, report)
+
+    def _show_report(
+        self, tx: Transaction, worker_id: str, before: messages.WorkerReport | None, report: messages.WorkerReport
+    ) -> None:
+        """`before`: None where it is known that more than measurements has changed."""
+        bus = self._state.bus
+        awaited = worker_id in bus.awaited_workers
+        if before is None:
+            tx.show("workers", worker_id)
+        elif awaited or "workers" not in bus.unseen:
+            if not _same_but_measured(before, report) or (awaited and before != report):
+                tx.show("workers", worker_id)
+            elif before.usage != report.usage:
+                tx.once_over(functools.partial(bus.worker_measures, worker_id))
 
     def _has_grant(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
         """Whether the report carries a valid grant for its worker and epoch."""
@@ -428,10 +467,14 @@ class HeartbeatProcessor:
             self._mark_connected(tx, agent, observed)
             before = worker_status.report
             if before is not None and not tx.has_news and self._only_measured(worker, before, beat):
+                usage_before = before.usage
                 before.usage, worker_status.last_seen = beat.usage, now.monotonic
                 self._state.fresh_reports.add(worker_id)
-                if self._state.bus.measures_matter(worker_id):
+                bus = self._state.bus
+                if worker_id in bus.awaited_workers or _gpus(usage_before) != _gpus(beat.usage):
                     tx.show("workers", worker_id)
+                elif "workers" not in bus.unseen:
+                    tx.once_over(functools.partial(bus.worker_measures, worker_id))
                 self._refuse_unless_leading(self._state.leadership.may_direct())
                 return self._replies.usual_for_worker(worker, worker_status)
             self._take_plain_report(tx, agent, worker, beat, before)
@@ -513,3 +556,20 @@ def _something_happened(before: messages.WorkerReport, report: messages.WorkerRe
         or before.generation != report.generation
         or before.epoch != report.epoch
     )
+
+
+def _same_but_measured(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:
+    """Whether the reports differ in their measurements alone, if at all."""
+    usage = report.usage
+    if _gpus(before.usage) != _gpus(usage):
+        return False
+    report.usage = before.usage
+    try:
+        return before == report
+    finally:
+        report.usage = usage
+
+
+def _gpus(usage: messages.WorkerUsage | None) -> list[int] | None:
+    """Those of a worker are no measurement (shapes/workers.py)."""
+    return usage.gpus if usage is not None else None

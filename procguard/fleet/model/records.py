@@ -313,6 +313,7 @@ class AgentObserved:
     address: str = ""
     reason: Reason = NONE
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
+    shown: tuple[Any, ...] = ()  # what its last heartbeat told of the host, beside measurements
     disk_trouble: str = ""  # as the history has it; see host_disks
     disk_reported_at: float | None = None
 

@@ -145,6 +145,8 @@ class LiveHub:
         bus = self._fleet.state.bus
         for name, signal in bus.topics.items():
             signal.subscribe(functools.partial(self._on_change, name))
+        for name, signal in bus.measures.items():
+            signal.subscribe(functools.partial(self._on_measured, name))
         bus.events.subscribe(self._on_event)
         self._log_store.on_append(self._on_log)
         self._greenlet = gevent.spawn(self._loop)
@@ -175,10 +177,22 @@ class LiveHub:
             seen = True
         else:
             whole.skip()
-            if topic == "workers" and not seen and not self._singles:
-                self._fleet.state.bus.measures_unseen = True
         if seen:
             self._signal.set()
+
+    def _on_measured(self, topic: str, item_id: str) -> None:
+        """Only measurements have changed: the lists tell them once a second, and read nothing else again."""
+        if self._is_seen(topic) or (self._singles and f"{topic[:-1]}:{item_id}" in self._singles):
+            self._on_change(topic, item_id)
+            return
+        rows = self._rows[topic]
+        self._topics[topic].skip()
+        moving = rows.moving
+        if rows.mark_measured(item_id):
+            if rows.moving and not moving:  # else the loop comes round within the second
+                self._signal.set()
+        elif not self._singles:
+            self._fleet.state.bus.unseen.add(topic)
 
     def _on_event(self, event: dict[str, Any]) -> None:
         self._topics["events"].change(str(event["seq"]), event)
@@ -225,13 +239,13 @@ class LiveHub:
 
     def snapshot(self, name: str) -> bytes | None:
         """The list of workers or hosts as JSON; None: there is no such list."""
-        self._fleet.state.bus.measures_unseen = False
+        self._fleet.state.bus.unseen.clear()
         rows = self._rows.get(name)
         return rows.snapshot(self._fleet.state.instance_id) if rows is not None else None
 
     def subscribe(self, client: LiveClient, name: str, seq: int) -> str:
         """ "" or why not."""
-        self._fleet.state.bus.measures_unseen = False
+        self._fleet.state.bus.unseen.clear()
         topic = self._topics.get(name)
         if topic is not None:
             topic.subscribe(client, seq)

@@ -86,6 +86,7 @@ class RowTopic:
         self._measured: list[Row | None] = []
         self._free: list[int] = []
         self._dirty: set[str] = set()
+        self._measuring: set[str] = set()  # items whose measures may have changed, and nothing else of them
         self._moved: set[int] = set()  # slots whose measures were not told yet
         self._new: set[TableClient] = set()  # have no measures yet
         self._behind: set[TableClient] = set()  # were left out: they get all measures
@@ -103,7 +104,7 @@ class RowTopic:
     @property
     def moving(self) -> bool:
         """Whether there is something for `flush_measures`."""
-        return bool(self._moved or self._behind or self._new) and bool(self.clients)
+        return bool(self._moved or self._measuring or self._behind or self._new) and bool(self.clients)
 
     @property
     def awaited(self) -> bool:
@@ -114,6 +115,14 @@ class RowTopic:
         """This item may have changed; whether anybody sees it. Costs next to nothing."""
         if self.seen:
             self._dirty.add(item_id)
+            return True
+        self._stale = True
+        return False
+
+    def mark_measured(self, item_id: str) -> bool:
+        """The same where it is known that nothing but its measures has: they are read when they are told."""
+        if self.seen:
+            self._measuring.add(item_id)
             return True
         self._stale = True
         return False
@@ -153,11 +162,14 @@ class RowTopic:
             if row != before:
                 self._rows[slot] = row
                 changed[slot] = None if before is None else changed.get(slot, before)
-            measured = self._source.measured(item_id)
-            if measured != self._measured[slot]:
-                self._measured[slot] = measured
-                self._moved.add(slot)
+            self._measure(item_id, slot)
         return gone, changed
+
+    def _measure(self, item_id: str, slot: int) -> None:
+        measured = self._source.measured(item_id)
+        if measured != self._measured[slot]:
+            self._measured[slot] = measured
+            self._moved.add(slot)
 
     def _place(self, item_id: str) -> int:
         if self._free:
@@ -198,9 +210,17 @@ class RowTopic:
 
     def flush_measures(self) -> None:
         """Tell what was measured since the last time; once a second is enough."""
-        moved, self._moved = self._moved, set()
         if not self.clients:
+            self._moved.clear()
             return
+        measuring, self._measuring = self._measuring, set()
+        for number, item_id in enumerate(measuring, 1):
+            if number % REST_EVERY == 0:
+                self._rest()
+            slot = self._slots.get(item_id)
+            if slot is not None:
+                self._measure(item_id, slot)
+        moved, self._moved = self._moved, set()
         if moved:
             frame = self._measures(sorted(moved))
             for client in self.clients - self._new - self._behind:
@@ -284,6 +304,7 @@ class RowTopic:
             self._history.clear()
             self.seq += 1
             self._dirty.clear()
+            self._measuring.clear()
             self._take([*self._source.ids(), *[one for one in self._slots if self._source.row(one, None, 0.0) is None]])
         finally:
             self._building = False
