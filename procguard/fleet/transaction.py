@@ -54,7 +54,7 @@ class Transaction:
         self.now = now
         self.actor = actor
         self._state = state
-        self._wait = wait
+        self.wait = wait  # may be changed until it is left
         self._before: dict[int, tuple[Record, dict[str, Any]]] = {}
         self._added: dict[int, Record] = {}
         self._removed: list[Record] = []
@@ -173,6 +173,9 @@ class Transaction:
 
     def _finish(self) -> None:
         state, bus = self._state, self._state.bus
+        if not (self._before or self._added or self._removed or self._other or self._events or self._woken):
+            self._tell()  # as after nearly every heartbeat
+            return
         changes, concerned = list(self._other), set[str]()
         for record in self._removed:
             if record.key not in state.tables_by_name[record.TABLE].rows:
@@ -202,14 +205,17 @@ class Transaction:
         refused = self._refused() if changes or self._events else None
         for event in state.event_log.take_unpublished():
             bus.events(event)
-        for topic, item_id in self._shown:
-            bus.topics[topic](item_id)
-        for step in self._after:
-            step()
+        self._tell()
         for agent_id in concerned | self._woken:
             bus.news(agent_id)
         if refused is not None:
             raise refused
+
+    def _tell(self) -> None:
+        for topic, item_id in self._shown:
+            self._state.bus.topics[topic](item_id)
+        for step in self._after:
+            step()
 
     def _show_record(self, record: Record, names: set[str] | None) -> None:
         """`names`: of the values that have changed; None: all of it is new, or gone."""
@@ -218,9 +224,9 @@ class Transaction:
 
     def _refused(self) -> NotDurable | None:
         durability = self._state.durability
-        if self._wait == "durable" or (self._wait == "tried" and not durability.unwritten):
+        if self.wait == "durable" or (self.wait == "tried" and not durability.unwritten):
             try:
                 durability.commit()
             except NotDurable as exc:
-                return exc if self._wait == "durable" else None  # durability.unwritten says why
+                return exc if self.wait == "durable" else None  # durability.unwritten says why
         return None

@@ -591,6 +591,9 @@ def encode(message: Any) -> dict[str, Any]:
     return values
 
 
+_AS_IT_IS = frozenset((str, int, float, bool, type(None)))
+
+
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
@@ -604,10 +607,11 @@ def _plain(value: Any) -> Any:
 def _plain_items(items: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in items:
-        if type(value) is Reason:
+        kind = type(value)
+        if kind is Reason:
             values.update(reason_fields(name, value))
         elif name not in values:
-            values[name] = _plain(value)
+            values[name] = value if kind in _AS_IT_IS else _plain(value)
     return values
 
 

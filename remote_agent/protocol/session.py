@@ -98,7 +98,8 @@ def _xor(shared: bytes, data: bytes) -> bytes:
     pad = b""
     while len(pad) < len(data):
         pad += _mac(shared, _PAD_BYTES, "seal", str(len(pad))).digest()
-    return bytes(one ^ other for one, other in zip(data, pad))
+    mixed = int.from_bytes(data, "big") ^ int.from_bytes(pad[: len(data)], "big")
+    return mixed.to_bytes(len(data), "big")
 
 
 def body_digest(body: Optional[bytes]) -> str:

@@ -67,8 +67,13 @@ class HeartbeatProcessor:
         observed.channel = channel
         with self._state.transaction(now, wait="tried") as tx:
             acked = self._take(tx, agent, observed, beat)
-            if tx.size:
-                self._charge(observed, tx.size, now)
+            size = tx.size
+            if size:
+                self._charge(observed, size, now)
+            elif not (beat.events or beat.results):
+                # Events alone, of what the manager has seen by itself (this agent is back), acknowledge nothing and are
+                # told again where they are lost: they wait for the next commit. Thousands may come back at once.
+                tx.wait = "nothing"
             # Heartbeats are answered even if the disk refuses writes: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.

@@ -60,6 +60,7 @@ def everything(state: FleetState) -> Any:
 
 
 def test_a_change_its_events_and_its_command_are_one_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.fleet.state.durability.commit()  # that the agents have come
     commits = Commits(world, monkeypatch)
     world.fleet.workers.command("w1", "stop", "tester", world.now)
     [(changes, history)] = commits.made
