@@ -174,7 +174,7 @@ class Transaction:
     def _finish(self) -> None:
         state, bus = self._state, self._state.bus
         if not (self._before or self._added or self._removed or self._other or self._events or self._woken):
-            self._tell()  # as after nearly every heartbeat
+            self._publish()  # as after nearly every heartbeat
             return
         changes, concerned = list(self._other), set[str]()
         for record in self._removed:
@@ -205,13 +205,13 @@ class Transaction:
         refused = self._refused() if changes or self._events else None
         for event in state.event_log.take_unpublished():
             bus.events(event)
-        self._tell()
+        self._publish()
         for agent_id in concerned | self._woken:
             bus.news(agent_id)
         if refused is not None:
             raise refused
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         for topic, item_id in self._shown:
             self._state.bus.topics[topic](item_id)
         for step in self._after:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gevent.socket import socket
+
 from procguard.admission.turns import work_of
 
 AT_ONCE_BYTES = 16 * 1024
@@ -37,7 +39,13 @@ class SocketReader:
 
     def wait(self) -> bool:
         """Until something is here; False where nothing will come any more."""
-        return bool(self._here) or self._more(AT_ONCE_BYTES)
+        if self._here:
+            return True
+        sock = self._sock
+        kind: Any = type(sock)
+        if kind is socket:  # nearly always nothing has come yet: asking for it in vain costs an exception
+            sock._wait(sock._read_event)  # TLS may have read more than was asked for, and is asked itself
+        return self._more(AT_ONCE_BYTES)
 
     def begins_with(self, data: bytes) -> bool:
         """Of what is here."""

@@ -25,8 +25,11 @@ _JOINED_BY = {"HTTP_COOKIE": "; "}
 # Fields that say one thing about the whole request: twice is a contradiction, or an attempt to smuggle.
 _ONCE = ("CONTENT_LENGTH", "HTTP_HOST", "HTTP_AUTHORIZATION", "HTTP_TRANSFER_ENCODING")
 _NAMES: dict[bytes, str] = {}  # as they come -> as WSGI calls them
+_LINES: dict[bytes, tuple[str, str]] = {}  # whole headers that were good: an agent says nearly all of them each time
 _HOSTS: set[str] = set()  # that were good
+_KEPT = {"HTTP_HOST", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT", "HTTP_USER_AGENT", "CONTENT_TYPE", "CONTENT_LENGTH"}
 _MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # a peer that invents names does not fill the memory
+_MAX_LINES, _MAX_LINE_KEPT_BYTES = 1_000, 64
 
 
 class BadHead(ValueError):
@@ -128,6 +131,10 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
     if len(lines) > MAX_FIELDS + 2:  # the empty line and what stands after its end
         raise TooLarge(f"more than {MAX_FIELDS} headers")
     for line in lines:
+        known = _LINES.get(line)
+        if known is not None and known[0] not in found:
+            found[known[0]] = known[1]
+            continue
         if len(line) > MAX_LINE_BYTES - 2:
             raise TooLarge("a header is too long")
         raw_name, colon, raw_value = line.partition(b":")
@@ -142,6 +149,10 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
         if not name:
             continue
         text = value.decode("latin-1")
+        if name in _KEPT and len(line) <= _MAX_LINE_KEPT_BYTES:
+            if len(_LINES) >= _MAX_LINES:
+                _LINES.clear()
+            _LINES[line] = (name, text)
         if name in found:
             if name in _ONCE:
                 raise BadHead(f"{raw_name[:40].decode('latin-1')} came twice")

@@ -67,6 +67,21 @@ def test_names_that_are_never_used_again_do_not_fill_the_memory() -> None:
     assert len(parser._NAMES) <= parser._MAX_NAMES
 
 
+def test_a_header_that_was_said_before_is_checked_no_less() -> None:
+    for _ in range(3):
+        with pytest.raises(parser.BadHead, match="came twice"):
+            parsed(b"Content-Length: 7", b"Content-Length: 7")
+        assert parsed(b"Accept: a", b"Accept: a").fields["HTTP_ACCEPT"] == "a,a"
+        assert parsed(b"Content-Length: 7").content_length == 7
+
+
+def test_headers_that_are_kept_fill_no_memory_and_hold_no_secret() -> None:
+    for number in range(3 * parser._MAX_LINES):
+        parsed(f"User-Agent: {number}".encode(), b"Authorization: Bearer x", b"Cookie: c=x", b"X-Other: 1")
+    assert len(parser._LINES) <= parser._MAX_LINES
+    assert {name for name, _ in parser._LINES.values()} <= {"HTTP_HOST", "HTTP_USER_AGENT"}
+
+
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_understood_or_refused(data: bytes) -> None:
     try:
