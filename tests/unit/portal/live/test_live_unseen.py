@@ -185,7 +185,7 @@ def host_beats() -> list[tuple[str, dict[str, Any]]]:
     return beats + [(f"usage.{name}", {"usage": one}) for name, one in variants(usage)]
 
 
-def test_what_a_hosts_row_shows_is_told_as_a_change_not_as_a_measurement(
+def test_what_a_hosts_row_shows_is_published_as_a_change_not_as_a_measurement(
     portal: Portal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, changed, measured = HostColumns(portal.fleet), list[str](), list[str]()
@@ -194,12 +194,12 @@ def test_what_a_hosts_row_shows_is_told_as_a_change_not_as_a_measurement(
     bus.hosts.subscribe(changed.append)
     bus.host_measures.subscribe(measured.append)
     watch(portal, "hosts", monkeypatch)
-    for field, told in host_beats():
+    for field, sent in host_beats():
         portal.world.beat("h1", report, usage=protocol.HostUsage())
         before = rows.row("h1", None, 0.0)
         changed.clear()
         measured.clear()
-        portal.world.beat("h1", report, **{"usage": protocol.HostUsage(), **told})
+        portal.world.beat("h1", report, **{"usage": protocol.HostUsage(), **sent})
         assert rows.row("h1", None, 0.0) == before or changed, field
         assert changed or measured, field
         if field in ("at", "beat", "assignments_rev", "commands_seq", "usage.load1"):
@@ -213,7 +213,7 @@ def worker_reports() -> list[tuple[str, Any]]:
     return reports + [(f"usage.{name}", dataclasses.replace(report, usage=one)) for name, one in usages]
 
 
-def test_what_a_workers_row_shows_is_told_as_a_change_not_as_a_measurement(
+def test_what_a_workers_row_shows_is_published_as_a_change_not_as_a_measurement(
     portal: Portal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, changed, measured = WorkerColumns(portal.fleet), list[str](), list[str]()
