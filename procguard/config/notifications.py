@@ -11,9 +11,9 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from procguard.config.types import STRICT, size_in_bytes
+from procguard.config.types import Section, size_in_bytes
 
 TargetType = Literal["webhook", "slack", "feishu", "dingtalk", "wecom", "email"]
 
@@ -73,11 +73,7 @@ Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Wait = Annotated[float, Field(ge=0, le=24 * 3600)]
 
 
-class _NotificationSection(BaseModel):
-    model_config = STRICT
-
-
-class EventSettings(_NotificationSection):
+class EventSettings(Section):
     """The history of the fleet."""
 
     keep: int = Field(
@@ -96,7 +92,7 @@ class EventSettings(_NotificationSection):
     )
 
 
-class MetricSettings(_NotificationSection):
+class MetricSettings(Section):
     """What Prometheus is told at /metrics."""
 
     per_worker: bool = Field(
@@ -111,7 +107,7 @@ class MetricSettings(_NotificationSection):
     )
 
 
-class AlertTarget(_NotificationSection):
+class AlertTarget(Section):
     """One entry of `notifications:`."""
 
     name: Annotated[str, AfterValidator(_target_name)] = Field(description="Unique name of the target.")
@@ -205,7 +201,7 @@ def _names(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class NotifyRoute(_NotificationSection):
+class NotifyRoute(Section):
     """One entry of `notify:`."""
 
     @model_validator(mode="before")

@@ -23,8 +23,9 @@ from procguard.config import errors, loader
 from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
+from procguard.config.logs import Logs
 from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Targets
-from procguard.config.types import STRICT, causes_of_failure, postgres_url_problem, size_in_bytes
+from procguard.config.types import Section, causes_of_failure, postgres_url_problem, size_in_bytes
 from procguard.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------- kinds of value
@@ -108,10 +109,6 @@ def _manager_url(text: str) -> str:
     return text.rstrip("/")
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -119,7 +116,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 # ------------------------------------------------------------------------------------------------------ sections
 
 
-class Logging(_Section):
+class Logging(Section):
     """The manager's own log."""
 
     level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(default="INFO", description="Log level of the manager.")
@@ -133,7 +130,7 @@ class Logging(_Section):
     )
 
 
-class State(_Section):
+class State(Section):
     """What the manager remembers across restarts."""
 
     state_file: Annotated[str, AfterValidator(_state_path), AfterValidator(_absolute_path)] = Field(
@@ -183,7 +180,7 @@ class State(_Section):
     )
 
 
-class AdapterConfig(_Section):
+class AdapterConfig(Section):
     """Settings of that channel."""
 
     mock_workers: int = Field(
@@ -216,7 +213,7 @@ class AdapterConfig(_Section):
     )
 
 
-class Communication(_Section):
+class Communication(Section):
     """A further channel beside HTTP."""
 
     adapter_type: Literal["mock", "zmq"] = Field(
@@ -230,7 +227,7 @@ class Communication(_Section):
     adapter_config: AdapterConfig = Field(default_factory=AdapterConfig, description="Settings of the channel.")
 
 
-class Monitoring(_Section):
+class Monitoring(Section):
     """When something counts as silent or suspicious."""
 
     interval: Seconds = Field(default=1.0, description="Monitor interval, in seconds.")
@@ -268,7 +265,7 @@ class Monitoring(_Section):
     dead_man_interval: Seconds = Field(default=60.0, description="Interval of requests to `dead_man_url`, in seconds.")
 
 
-class Recovery(_Section):
+class Recovery(Section):
     """What is done about failures."""
 
     enable_auto_recovery: bool = Field(
@@ -313,7 +310,7 @@ class Recovery(_Section):
     )
 
 
-class Tls(_Section):
+class Tls(Section):
     """https for API and portal."""
 
     shorthand: ClassVar[str] = "mode"  # `web.tls: auto` says this key alone
@@ -356,7 +353,7 @@ def _tls(value: Any) -> Any:
     return value
 
 
-class Web(_Section):
+class Web(Section):
     """HTTP: the API for agents, launchers and operators, and the portal."""
 
     enabled: bool = Field(
@@ -404,86 +401,7 @@ class Web(_Section):
     limits: WebLimits = Field(default_factory=WebLimits, description="Limits per caller and in total.")
 
 
-class RetentionRule(_Section):
-    """How long, and how much, of the logs of some workers is kept."""
-
-    select: str = Field(
-        min_length=1,
-        max_length=10_000,
-        description="Selector of the workers, e.g. `group=trainers`; `*`: all, and the logs of workers that are gone.",
-    )
-    days: float | None = Field(
-        default=None,
-        gt=0,
-        le=36_500,
-        description="Attempts whose log was last written more than this many days ago are deleted.",
-    )
-    max: Annotated[int | None, BeforeValidator(size_in_bytes)] = Field(
-        default=None,
-        ge=2**20,
-        description=(
-            "Maximum size of the logs of these workers together, in bytes; the oldest attempts are deleted first. Also"
-            " as text: `20 GiB`."
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _says_what(self) -> RetentionRule:
-        if self.days is None and self.max is None:
-            raise ValueError("days, max or both are expected")
-        return self
-
-
-class Logs(_Section):
-    """The workers' logs."""
-
-    keep_attempts: int = Field(
-        default=50,
-        ge=1,
-        le=1_000_000,
-        description=(
-            "Number of attempts per worker whose logs are kept, by the manager and, within `keep_local`, on the "
-            "worker's host. Older logs are deleted."
-        ),
-    )
-    keep_per_worker: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
-        default=4 * 2**30,
-        ge=2**20,
-        description=(
-            "Maximum size of one worker's logs on the manager, in bytes. The oldest attempts are deleted first, "
-            "then the beginning of the newest; the log shows how much. Also as text: `4 GiB`."
-        ),
-    )
-    keep_in_all: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
-        default=64 * 2**30,
-        ge=16 * 2**20,
-        description=(
-            "Maximum size of all logs on the manager, in bytes, and at most half of the disk. Workers with more "
-            "than an equal share are trimmed first. Also as text: `64 GiB`."
-        ),
-    )
-    keep_local: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
-        default=256 * 2**20,
-        ge=2**20,
-        description=(
-            "Maximum size of each log on its host, in bytes, shipped or not. Bytes beyond it are dropped, and the"
-            " log shows how many. If the file system cannot free parts of a file, the limit applies after the "
-            "attempt has ended. Also as text: `256 MiB`."
-        ),
-    )
-    retention: list[RetentionRule] = Field(
-        default_factory=list,
-        max_length=100,
-        description=(
-            "Rules by age and size, each for the workers that it selects: a list of `{select, days, max}`. A worker may"
-            " be in several; each rule applies. Whole attempts are deleted, never the newest one of a worker that is"
-            " not settled, and the newest one of a failed worker only by age. On the manager; `keep_local` bounds"
-            " hosts."
-        ),
-    )
-
-
-class Config(_Section):
+class Config(Section):
     """The whole configuration. `source` is the file it came from, "" for the built-in values."""
 
     logging: Logging = Field(default_factory=Logging, description="The manager's own log.")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from procguard.errors import UsageError
 
 # strict: `port: true` and `enabled: "no"` are mistakes, not 1 and yes. YAML already gives numbers as numbers.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class Section(BaseModel):
+    model_config = STRICT
+
 
 _SIZE_UNITS = {
     "": 1,

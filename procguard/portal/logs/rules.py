@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.config.schema import RetentionRule
+from procguard.config.logs import RetentionRule
 from procguard.errors import ConfigError, UsageError
 from procguard.fleet.workers import selectors
 from procguard.portal.logs import retention

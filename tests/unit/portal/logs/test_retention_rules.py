@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procguard.config import schema
-from procguard.config.schema import RetentionRule
+from procguard.config.logs import RetentionRule
 from procguard.errors import ConfigError, ProcGuardError
 from procguard.portal.logs import rules
 from procguard.portal.logs.rules import DAY_S, AttemptLog, RetentionKeeper
