@@ -68,6 +68,7 @@ TEXTS: dict[str, str] = {
     "exit.hint_143": "its shell reports SIGTERM",
     "exit.signal": "was killed by signal {number} ({name}) after {d}",
     "exit.oom": "was killed by the kernel for want of memory (OOM) after {d}",
+    "exit.time_limit": "was stopped after {d}, at its time limit",
     "exit.unhealthy": "was ended after {d}, because a health check failed",
     "exit.start_timeout": "did not get running within {d}",
     "exit.not_started": "could not be started",
@@ -170,6 +171,7 @@ TEXTS: dict[str, str] = {
     "why.restart_in_open": "It is started again in {d}.",
     "why.waits": "It waits: “{detail}”.",
     "why.budget_spent": "It may be restarted {n} time, and has been.|It may be restarted {n} times, and has been.",
+    "why.time_limit": "It is not restarted: it has used the time that max_run_s allows.",
     "why.never_on": "It is not restarted: restart.never_on names the cause {cause}.",
     "why.never_on_saves": "The attempt before failed of the same cause: restart: {{never_on: [{cause}]}} would have "
     "saved {n} restart.|"

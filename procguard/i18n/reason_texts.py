@@ -310,6 +310,8 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "exit.left_named": "它在后台留下了 {n} 个进程（{names}），已被终止",
     "exit.foreground": "Worker 必须在前台运行，启动时请去掉守护进程选项、nohup、& 或 tmux",
     # what follows
+    "exit.time_limit": "运行 {ran_s:duration}后因达到时长上限被停止",
+    "run.time_limit": "已达到时长上限 {limit_s:duration}；正在收集证据，随后停止",
     "exit.proof": "{cause}：{line}",
     "failure.gpu_oom": "显存不足",
     "failure.gpu_fault": "GPU 故障",
@@ -349,6 +351,7 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "restart.gang": "gang 的成员从不单独重启",
     "restart.off": "已关闭自动重启",
     "restart.never_on": "不再重启：restart.never_on 包含 {cause}",
+    "restart.time_limit": "不再重启：max_run_s 已用完",
     "restart.none": "不允许重启（max_attempts 为 0）",
     "restart.spent": "{n} 次重启已全部用完",
     "restart.always": "策略为 always：{delay_s:in}再次启动",

@@ -128,7 +128,9 @@ class Words:
             cause, detail = "not_started", reasons.written(record, self.language)
         if cause == "lost" and not record.get("duration_s"):
             cause = "lost_unseen"
-        if cause in ("not_started", "unhealthy", "start_timeout", "lost", "lost_unseen"):
+        if cause == "time_limit" and record.get("line"):  # Slurm's
+            cause = ""
+        if cause in ("not_started", "unhealthy", "start_timeout", "time_limit", "lost", "lost_unseen"):
             text = self.say(f"exit.{cause}", d=after)
             return self.say("with_detail", text=text, detail=detail) if detail else text
         number = record.get("signal")

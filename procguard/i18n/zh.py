@@ -68,6 +68,7 @@ TEXTS: dict[str, str] = {
     "exit.hint_143": "其 shell 报告 SIGTERM",
     "exit.signal": "运行 {d}后被信号 {number}（{name}）终止",
     "exit.oom": "运行 {d}后因内存不足被内核终止（OOM）",
+    "exit.time_limit": "运行 {d}后因达到时长上限被停止",
     "exit.unhealthy": "运行 {d}后因健康检查失败被终止",
     "exit.start_timeout": "在 {d}内未能进入运行状态",
     "exit.not_started": "未能启动",
@@ -169,6 +170,7 @@ TEXTS: dict[str, str] = {
     "why.restart_in_open": "将在 {d}后再次启动。",
     "why.waits": "正在等待：“{detail}”。",
     "why.budget_spent": "允许自动重启 {n} 次，现已全部用完。",
+    "why.time_limit": "不再重启：已用完 max_run_s 允许的时长。",
     "why.never_on": "不再重启：restart.never_on 包含原因 {cause}。",
     "why.never_on_saves": "之前 {n} 次启动也因同一原因失败："
     "设置 restart: {{never_on: [{cause}]}} 可以省去 {n} 次重启。",

@@ -200,6 +200,9 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
             check()
         except ValueError as exc:
             found.append(str(exc))
+    limit = spec.max_run_s
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+        found.append(f"max_run_s {limit!r}: expected seconds above 0")
     never_on = spec.restart.never_on
     for word in never_on[: MAX_CAUSES + 1]:
         if not word.replace("_", "a").isalnum() or not word.isascii() or word != word.lower() or len(word) > 40:

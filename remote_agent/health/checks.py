@@ -11,7 +11,7 @@ import os
 from remote_agent.health.schedule import Due, Elsewhere, HealthMonitor, LogWatch, Result, timeout_of
 from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import Assignment, encode
-from remote_agent.protocol.reasons import Reason, because, reason_of
+from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol.records import record
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
@@ -44,6 +44,7 @@ class _EvidenceGathering:
     attempt: int
     detail: Reason
     until: float  # monotonic
+    over_time: bool = False  # its time limit is over; else a check has failed
 
 
 class Checks:
@@ -62,16 +63,23 @@ class Checks:
         self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
         self._python, self._base_env = python, base_env
         self._gathering: dict[str, _EvidenceGathering] = {}
+        self._over_time: dict[str, int] = {}  # the attempts whose evidence was asked for at their time limit
 
     def tick(self, worker: CheckedWorker, now: float) -> None:
         checks = worker.assignment.spec.health if worker.assignment is not None else []
-        if not checks or worker.link is None or worker.state != RUNNING:
+        over_time = bool(worker.attempt) and worker.status.get("over_time") == worker.attempt
+        if not (checks or over_time) or worker.link is None or worker.state != RUNNING:
             worker.health.stopped()
             self._gathering.pop(worker.worker_id, None)
             return
         gathering = self._gathering.get(worker.worker_id)
         if gathering is not None and now >= gathering.until:
             self._end(worker, gathering, because("evidence.slow", limit_s=EVIDENCE_TIMEOUT_S))
+        elif over_time and gathering is None and self._over_time.get(worker.worker_id) != worker.attempt:
+            self._over_time[worker.worker_id] = worker.attempt
+            self._gather(worker, NONE, now, over_time=True)
+        if not checks:
+            return
         assert worker.assignment is not None
         directory, attempt = worker.directory, worker.attempt
         log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(worker))
@@ -137,11 +145,11 @@ class Checks:
 
     # ------------------------------------------------------------------------------------------------- evidence
 
-    def _gather(self, worker: CheckedWorker, detail: Reason, now: float) -> None:
+    def _gather(self, worker: CheckedWorker, detail: Reason, now: float, over_time: bool = False) -> None:
         """Before the runner ends it: what was it doing?"""
         assert worker.assignment is not None
         gathering = self._gathering[worker.worker_id] = _EvidenceGathering(
-            worker.attempt, detail, now + EVIDENCE_TIMEOUT_S
+            worker.attempt, detail, now + EVIDENCE_TIMEOUT_S, over_time
         )
         spec, status = worker.assignment.spec, worker.status
         facts = {
@@ -151,7 +159,7 @@ class Checks:
             "runner_pid": int(status.get("runner_pid") or 0),
             "pid": int(status.get("pid") or 0),
             "pid_start": int(status.get("pid_start") or 0),
-            "reason": detail,
+            "reason": detail or because("failure.time_limit"),
             "gpus": list(self._measuring.gpus_of(worker.worker_id)),
             "signal": spec.evidence_signal,
             "path": spec.env.get("PATH") or self._base_env.get("PATH") or os.defpath,
@@ -167,7 +175,9 @@ class Checks:
         self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=found)
         if worker.link is None or worker.attempt != gathering.attempt or worker.state != RUNNING:
             return
-        if health is not None and health.status == "failing":
+        if gathering.over_time:
+            worker.link.time_limit(gathering.attempt, found)
+        elif health is not None and health.status == "failing":
             worker.link.health("failing", gathering.detail.then(found), True)
 
 

@@ -18,6 +18,7 @@ HOST = {
     "exit.not_running_why": "not running after {ran_s:duration}: {why}",
     "exit.unhealthy": "unhealthy after {ran_s:duration}",
     "exit.unhealthy_why": "unhealthy after {ran_s:duration}: {why}",
+    "exit.time_limit": "stopped at its time limit after {ran_s:duration}",
     "exit.finished": "finished: {why}",
     "exit.left": "it left {n} process in the background, ended now|it left {n} processes in the background, ended now",
     "exit.left_named": "it left {n} process in the background ({names}), ended now|"
@@ -64,6 +65,7 @@ HOST = {
     "restart.gang": "a member of a gang never restarts alone",
     "restart.off": "restarts are off",
     "restart.never_on": "not restarted: restart.never_on names {cause}",
+    "restart.time_limit": "not restarted: max_run_s is used up",
     "restart.none": "no restarts allowed (max_attempts 0)",
     "restart.spent": "the one restart is used up|all {n} restarts are used up",
     "restart.always": "policy always: next start {delay_s:in}",
@@ -81,6 +83,7 @@ HOST = {
     # where it is
     "run.running": "running (pid {pid})",
     "run.ending": "{why}; ending it",
+    "run.time_limit": "its time limit of {limit_s:duration} is over; gathering evidence, then stopping it",
     "run.ending_left": "ending what it left behind first",
     "run.post_stop": "post_stop runs",
     "run.stuck": "process {pids} does not end after SIGKILL: it is blocked in the kernel, often on a disk or a device",

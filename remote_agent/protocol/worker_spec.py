@@ -160,6 +160,9 @@ class WorkerSpec:
         "", "Signal sent before a health check restarts the worker, so that it prints its stacks (faulthandler): USR1"
     )
     oneshot: bool = key(False, "Run once to completion: a successful exit is final, independent of restart.policy")
+    max_run_s: Union[float, None] = key(
+        None, "Seconds that an attempt may run; then it is stopped, with evidence, and failed of the cause time_limit"
+    )
     on_partition: Literal["keep", "fence"] = key(
         "keep",
         "While the host cannot reach the manager: keep the worker running, or fence: stop it when its lease "

@@ -195,6 +195,10 @@ class RunnerLink(JsonConnection):
     def kill(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
         self.send({"op": "kill", "attempt": attempt, "id": command_id, "until_ns": until_ns})
 
+    def time_limit(self, attempt: int, detail: Reason) -> None:
+        """The evidence of an attempt that has run for max_run_s is gathered: end it."""
+        self.send({"op": "time_limit", "attempt": attempt, **reasons.fields("detail", detail)})
+
     def health(self, status: str, detail: Reason, restart: bool) -> None:
         """`restart`: the policy wants the attempt ended because of this; otherwise it is only shown."""
         self.send({"op": "health", "status": status, **reasons.fields("detail", detail), "restart": restart})

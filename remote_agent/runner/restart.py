@@ -7,6 +7,8 @@ decision with its reason. Plain classes, because the runner must stay small.
 - The first restart of a budget is immediate, then the delays of `backoff_s` (the last one repeats), each ± jitter.
 - `max_attempts` automatic restarts, then failed. Running `healthy_after_s` gives the budget back.
 - A gang's member never restarts alone: what would be restarted has failed, what finished well has finished.
+- An attempt that has run for max_run_s fails and is not restarted; under "always" the next one follows at once. Neither
+  spends a restart.
 - What failed of a cause of `never_on` (runner/failure_causes.py) is not restarted.
 - A clean end under "always" spends nothing once the attempt had been running; one that ran shorter than the second
   delay waits for that delay, so that nothing spins.
@@ -54,8 +56,8 @@ class Ending:
 
     `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is told where the exit
     status alone misleads: "" | "not_started" (and would not the next time) | "start_timeout" | "unhealthy" | "lost"
-    (nobody saw the exit) | "taken" (it had to end, for no fault of its own); `detail` explains it. `failure`: why it
-    failed by itself, where its last lines prove it; `proof` says so in words.
+    (nobody saw the exit) | "time_limit" (max_run_s) | "taken" (it had to end, for no fault of its own); `detail`
+    explains it. `failure`: why it failed by itself, where its last lines prove it; `proof` says so in words.
     """
 
     def __init__(
@@ -90,6 +92,10 @@ def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.
         return Decision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
     if succeeded(ending, policy):
         return _after_success(ending, restarts, policy, roll, why)
+    if ending.cause == "time_limit":  # its end, as was asked for, or under "always" its next beginning: no failure
+        if policy.policy == "always":
+            return Decision(RESTART, 0.0, restarts, why.then(because("restart.always", delay_s=0.0)))
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.time_limit")))
     if policy.policy == "never":
         return Decision(FAIL, 0.0, restarts, why.then(because("restart.off")))
     if ending.failure and ending.failure in policy.never_on:
@@ -194,6 +200,8 @@ def _how(ending: Ending) -> Reason:
         return (
             because("exit.not_running_why", why=why, ran_s=ran_s) if why else because("exit.not_running", ran_s=ran_s)
         )
+    if ending.cause == "time_limit":
+        return because("exit.time_limit", ran_s=ran_s).then(why)
     if ending.cause == "unhealthy":
         return because("exit.unhealthy_why", why=why, ran_s=ran_s) if why else because("exit.unhealthy", ran_s=ran_s)
     if ending.signal is not None:

@@ -48,6 +48,7 @@ class WorkerState:
             "last_exit": None,
             "event_seq": 0,
             "writes": 0,  # of this state, by all runners: which copy of two is the newer one
+            "over_time": 0,  # the attempt that has run for max_run_s: the agent gathers evidence before it is ended
             "held": False,  # stopped by an operator: only a new generation starts it
             "in_hand": False,  # a runner is at work: found so without one, a child may live whatever `state` says
             # Whether whatever lives of it does so by a lease; the newest one as of the last change, of this boot only.

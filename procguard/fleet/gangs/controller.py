@@ -21,6 +21,7 @@ from procguard.fleet.gangs import decider, rendezvous
 from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.gangs.decider import GangFailure, GangLimits, GangRecord, GangStep, Mark, Member
 from procguard.fleet.gangs.policy import FleetGroups, by_hand
+from procguard.fleet.history import causes
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled
@@ -513,7 +514,7 @@ def _never_on(worker: WorkerRecord, report: messages.WorkerReport | None) -> str
     record = report.last_exit if report is not None else None
     if report is None or record is None or report.state != "failed" or record.attempt != report.attempt:
         return ""
-    return record.cause if record.cause in worker.spec.restart.never_on else ""
+    return record.cause if causes.final(record, worker.spec) else ""
 
 
 def _culprit(worker: WorkerRecord, why: Reason) -> Reason:

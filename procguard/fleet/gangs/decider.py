@@ -98,7 +98,7 @@ class Member(NamedTuple):
     gone: bool  # surely nothing of it is left: settled, or fenced
     ready: bool  # its agent is connected: it can be started
     lost: bool  # its agent is out of reach
-    never_on: str = ""  # the cause of its last failure, where its policy says that it is not restarted for that
+    never_on: str = ""  # the cause of its last failure, where that is its end: of never_on, or its time limit
 
 
 class GangLimits(NamedTuple):
@@ -201,7 +201,10 @@ def _incident(gang: GangRecord, first: Member, how: Reason, limits: GangLimits, 
         reason = what.then(because("gang.auto_off"))
         return GangStep("fail", reason, first.worker_id, what, gang.attempts)
     if first.never_on:
-        reason = what.then(because("restart.never_on", cause=first.never_on))
+        limit = first.never_on == "time_limit"
+        reason = what.then(
+            because("restart.time_limit") if limit else because("restart.never_on", cause=first.never_on)
+        )
         return GangStep("fail", reason, first.worker_id, what, gang.attempts)
     if gang.attempts >= limits.max_attempts:
         most = limits.max_attempts

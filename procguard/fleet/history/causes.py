@@ -64,6 +64,13 @@ def is_word(cause: str) -> bool:
     return len(cause) <= MAX_WORD_CHARS and re.fullmatch(r"[a-z][a-z0-9_]*", cause) is not None
 
 
+def final(record: messages.ExitRecord | None, spec: messages.WorkerSpec) -> bool:
+    """Whether it is not to be started again for that: its time limit is over, or its policy says so."""
+    if record is None:
+        return False
+    return record.cause in spec.restart.never_on or (record.cause == "time_limit" and spec.max_run_s is not None)
+
+
 def named(asked: tuple[str, ...], own: Iterable[str]) -> tuple[str, ...]:
     """The causes of a filter, with all of the last lines in the place of `failure`; `own`: the configuration's."""
     return tuple(dict.fromkeys([*asked, *FOUND, *own])) if "failure" in asked else asked

@@ -240,6 +240,8 @@ def _why_no_restart(facts: Facts, words: Words) -> list[str]:
     if not facts.auto_recovery:
         return [words.say("why.auto_off")]
     cause = _cause(facts)
+    if cause == "time_limit" and facts.restart_policy != "always" and not (facts.worker["last_exit"] or {}).get("line"):
+        return [words.say("why.time_limit")]
     if cause and cause in facts.never_on:
         return [words.say("why.never_on", cause=cause)]
     if facts.restart_policy == "never" or facts.allowed_restarts == 0:

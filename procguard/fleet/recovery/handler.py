@@ -144,7 +144,8 @@ class FailureHandler:
             source=worker.agent_id,
         )
         self._fleet.placement.note_failure(tx, worker.agent_id, "worker_failed", reason_of(worker.worker_id))
-        tx.once_over(lambda: self.tasks.failed(worker.worker_id))
+        if not causes.final(last_exit, worker.spec):  # else no spare is to start it again
+            tx.once_over(lambda: self.tasks.failed(worker.worker_id))
         if self._settings.stop_all_on_failure:
             reason = because("fleet.stopped", worker=worker.worker_id, why=worker.last_reason)
             self._fleet.workers.stop_all(tx, reason)

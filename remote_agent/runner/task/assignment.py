@@ -58,6 +58,13 @@ class TaskAssignment:
         return found if isinstance(found, list) else []
 
     @property
+    def max_run_s(self) -> float | None:
+        """How long an attempt may run; None: as long as it likes."""
+        limit = self.spec.get("max_run_s")
+        is_time = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+        return float(limit) if is_time else None  # type: ignore[arg-type]
+
+    @property
     def causes(self) -> dict[str, str]:
         """The users' own causes of failures: the word -> what a last line of it matches."""
         return {word: str(expression) for word, expression in _object(self.values.get("causes")).items()}

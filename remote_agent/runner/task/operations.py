@@ -47,9 +47,23 @@ def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
         _assign(task, message, now)
     elif operation in (RESTART, KILL):
         _receive(runner, message, now)
+    elif operation == "time_limit":
+        _end_at_limit(task, message, now)
     elif operation == "health" and message.get("restart") and task.phase == phases.RUNNING:
         task.take_down(now, "unhealthy", reasons.read(message, "detail"))
     runner.advance(now)
+
+
+def _end_at_limit(task: WorkerTask, message: dict[str, object], now: float) -> None:
+    """The agent has its evidence. Nothing where the attempt may run for longer by now."""
+    attempt, limit_s = task.attempt, task.assignment.max_run_s
+    if attempt is None or task.phase != phases.RUNNING or message.get("attempt") != attempt.number:
+        return
+    if limit_s is not None and now >= attempt.started + limit_s:
+        task.end_at_limit(now, reasons.read(message, "detail"))
+    else:
+        task.state.values["over_time"] = 0
+        task.state.say(because("run.running", pid=attempt.first_pid or attempt.pid))
 
 
 def terminate(runner: TaskRunner, now: float) -> None:

@@ -143,7 +143,13 @@ class WorkerTask:
         if self.attempt and self.phase in phases.WITH_ATTEMPT:
             self.attempt.cause, self.attempt.detail = cause, detail
             self.begin_ending(now)
-            self.state.say(because("run.ending", why=detail or cause))
+            why = detail or (because("failure.time_limit") if cause == "time_limit" else cause)
+            self.state.say(because("run.ending", why=why))
+
+    def end_at_limit(self, now: float, detail: Reason) -> None:
+        """It has run for max_run_s."""
+        self.state.values["over_time"] = 0
+        self.take_down(now, "time_limit", detail)
 
     def schedule(self, action: str, reason: Reason, now: float) -> None:
         """To be followed as soon as nothing lives. Neither spends of the budget nor gives any of it back."""

@@ -31,6 +31,8 @@ HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
 # A start that the host's disk prevents is not a failure: it waits and is retried at this interval.
 ROOM_AGAIN_S = 2.0
+# So long an agent may gather evidence of an attempt that has run for max_run_s; without an agent it is ended then.
+EVIDENCE_S = 35.0
 NO_ROOM_NEXT = because("run.no_room")
 
 
@@ -81,9 +83,17 @@ class TaskRunner:
             return attempt.hook_until
         if phase == phases.STARTING and attempt:
             return min(attempt.start_deadline, attempt.ready_at if attempt.executed else never)
-        if phase == phases.RUNNING and attempt and task.state.values["restarts"]:
-            return attempt.healthy_at
+        if phase == phases.RUNNING and attempt:
+            return min(attempt.healthy_at if task.state.values["restarts"] else never, self._over_time_at(attempt))
         return never
+
+    def _over_time_at(self, attempt: Attempt) -> float:
+        """When its time limit is over; once it is, when it is ended at the latest."""
+        limit_s = self.task.assignment.max_run_s
+        if limit_s is None:
+            return float("inf")
+        waits = self.task.state.values["over_time"] == attempt.number
+        return attempt.started + limit_s + (EVIDENCE_S if waits else 0.0)
 
     def lease_ends_ns(self, now: float) -> int:
         """When a lease ends on which something may run; 0: there is none, or it has ended."""
@@ -281,7 +291,19 @@ class TaskRunner:
         if task.state.values["restarts"] and now >= task.attempt.healthy_at:
             task.state.values["restarts"] = 0
             task.state.publish()
+        if now >= self._over_time_at(task.attempt):
+            self._end_at_limit(task.attempt, now)
         return False
+
+    def _end_at_limit(self, attempt: Attempt, now: float) -> None:
+        """Have the agent gather evidence first; it then asks for the end (operations.py)."""
+        task = self.task
+        if task.state.values["over_time"] != attempt.number:
+            task.state.values["over_time"] = attempt.number
+            task.state.note_reason(because("run.time_limit", limit_s=task.assignment.max_run_s))
+            task.state.publish()
+        else:
+            task.end_at_limit(now, NONE)
 
     # ------------------------------------------------------------------------------------------------- what follows
 

@@ -198,3 +198,13 @@ def test_a_failure_of_a_cause_of_never_on_is_final_and_of_any_other_is_not():
     for failure in ("gpu_oom", ""):
         assert decide(Ending(code=1, ran_s=3.0, failure=failure), 1, rules).action == RESTART
     assert decide(Ending(code=1, failure="import_error"), 1, RestartRules()).action == RESTART
+
+
+def test_an_attempt_at_its_time_limit_is_over_and_spends_no_restart():
+    over = Ending(ran_s=3600.0, was_running=True, signal=15, cause="time_limit")
+    for policy in ("on-failure", "never"):
+        decision = decide(over, 2, RestartRules({"policy": policy, "healthy_after_s": 1e6}))
+        assert (decision.action, decision.restarts) == (FAIL, 2)
+        assert decision.reason == "stopped at its time limit after 1 h; not restarted: max_run_s is used up"
+    again = decide(over, 2, RestartRules({"policy": "always", "healthy_after_s": 1e6}))
+    assert (again.action, again.delay_s, again.restarts) == (RESTART, 0.0, 2)

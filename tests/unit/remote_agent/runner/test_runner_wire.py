@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from remote_agent.agent.worker import WorkerHandle
+from remote_agent.protocol.reasons import Reason
 from remote_agent.runner import control
 from remote_agent.runner.control import JsonConnection, RunnerLink
 from remote_agent.system import paths
@@ -63,6 +64,7 @@ def test_an_agent_of_today_says_what_a_runner_of_then_understands():
     link.kill(3, "c-2", 16077000000000)
     link.lease(1000003, 16077000000000)
     link.health("failing", "http: 500 three times", restart=True)
+    link.time_limit(3, Reason(str(OPERATIONS["op.time_limit"]["detail"])))
     said = runner.receive()
     for golden in OPERATIONS.values():
         assert any(golden.items() <= message.items() for message in said), golden
