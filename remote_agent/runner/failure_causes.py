@@ -490,6 +490,8 @@ def _word_of(one: Traceback, lower: Sequence[str], end: int) -> str:
     known = EXCEPTIONS.get(one.name, "")
     if known in ("import_error", "syntax_error"):
         return known
+    if text.startswith("ray.exceptions.outofmemoryerror"):
+        return "out_of_memory"  # the node's, not a GPU's
     word = word_in(text)
     if one.name == "ResourceExhaustedError":
         about = lower[one.at : min(end, one.at + 7)]
