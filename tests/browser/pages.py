@@ -27,6 +27,7 @@ PORTAL_PAGES = [
     PortalPage("hosts", "#/hosts", ".hosts-table .table-body .table-row"),
     PortalPage("host", "#/host/{host}", ".host-workers li"),
     PortalPage("host, unknown", "#/host/no-such-host", ".empty"),
+    PortalPage("gpus", "#/gpus", ".gpus-table .table-body .table-row"),
     PortalPage("operations", "#/operations", ".operations-table .table-body .table-row"),
     PortalPage("operation", "#/operation/{operation}", ".items-table .table-body .table-row"),
     PortalPage("events", "#/events", ".events-table .table-body .table-row"),

@@ -152,3 +152,18 @@ def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor
     expect(page.get_by_role("button", name="Restart")).to_be_visible()  # actions stay, whichever tab is open
     page.goto(f"{world.rig.url}/#/host/gpu-00000")
     expect(page.get_by_role("img", name=re.compile("^Load; Load: now "))).to_be_visible()
+
+
+def test_times_are_shown_in_utc_where_that_is_chosen(world: World, visitor: Visitor) -> None:
+    """Every time of a page names its zone, and the switch is remembered."""
+    page = visitor.open(f"{world.rig.url}/#/events")
+    time_of = page.locator(".events-table time").first
+    expect(time_of).to_have_attribute("title", re.compile(r"\d\d:\d\d:\d\d (UTC|GMT|[A-Z]{3,4})"))
+    page.context.new_cdp_session(page).send("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Shanghai"})
+    page.reload()
+    expect(time_of).to_have_attribute("title", re.compile(r"GMT\+8"))
+    page.get_by_role("button", name=re.compile("Times in GMT")).click()
+    expect(time_of).to_have_attribute("title", re.compile("UTC"))
+    page.reload()
+    expect(page.get_by_role("button", name=re.compile("Times in UTC"))).to_have_attribute("aria-pressed", "true")
+    expect(time_of).to_have_attribute("title", re.compile("UTC"))

@@ -264,10 +264,10 @@ def test_an_operation_is_one_row_of_the_events_which_unfolds(fleet: ManagerRig, 
     row = page.locator(".events-table .table-body .table-row").filter(has_text="one row")
     expect(row).to_have_count(1)
     expect(row).to_contain_text(f"Restart: {EACH} workers")
-    unfold = row.get_by_role("button", name=re.compile(r"operation: \d+ events"))
+    unfold = row.get_by_role("button", name=re.compile(r"\d+ events"))
     events = fleet.ask("GET", f"/api/events?operation={name}&limit=1000")["events"]
     assert len(events) >= 2 + 2 * EACH
-    wait_until(lambda: int(unfold.inner_text().split()[1]) >= len(events), 10, "all of them are counted")
+    wait_until(lambda: int(unfold.inner_text().split()[0]) >= len(events), 10, "all of them are counted")
     rows = page.locator(".events-table .table-body .table-row")
     before = rows.count()
     unfold.press("Enter")
@@ -345,3 +345,19 @@ def test_who_stopped_it_and_why_is_two_clicks_from_the_overview(fleet: ManagerRi
     expect(event.first).to_contain_text("by ")
     assert clicks.count <= 2
     fleet.ask("POST", "/api/workers/gpu-00001-w7/command", {"command": "start"})
+
+
+def test_which_gpu_is_free_is_one_click(fleet: ManagerRig, visitor: Visitor) -> None:
+    page, clicks = visitor.open(f"{fleet.url}/#/overview"), Clicks()
+    clicks.on(page.get_by_role("link", name="which are free?"))
+    gpus = fleet.ask("GET", "/api/gpus")["gpus"]
+    states = [gpu["state"] for gpu in gpus]
+    assert len(gpus) == 8 * HOSTS and set(states) >= {"busy"}
+    expect(page.locator(".page-head .count")).to_have_text(f"{states.count('free')} free of {len(gpus)}")
+    assert clicks.count == 1
+    page.get_by_role("group", name="GPUs by state").get_by_role("button", name=re.compile("^free")).click()
+    rows = page.locator(".gpus-table .table-body .table-row:visible")
+    expect(rows.first).to_contain_text("gpu-00000-w")  # the rest is held
+    page.get_by_label("Filter GPUs").fill("gpu-00001-w5")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("busy")

@@ -32,7 +32,9 @@ def small_world(directory: Path) -> Iterator[World]:
     try:
         made.start_manager()
         made.start_worker("worker1")
-        with Swarm(made.url, 3, 4, seed=3, behaviour=Behaviour(refuse=0.3), prefix="gpu") as swarm:
+        with Swarm(
+            made.url, 3, 4, seed=3, behaviour=Behaviour(refuse=0.3, gpus=True, gpus_per_host=8), prefix="gpu"
+        ) as swarm:
             swarm.wait_running(60)
             names = {"worker": "worker1", "host": "gpu-00000", "operation": _operation(made)}
             swarm.crash(["gpu-00001-w0", "gpu-00002-w3"])

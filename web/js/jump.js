@@ -4,7 +4,7 @@ import { fill, h, setAttr, show } from './dom.js';
 import { t } from './i18n.js';
 import { link } from './router.js';
 
-const PAGES = ['overview', 'workers', 'hosts', 'logs', 'operations', 'recovery', 'events', 'api'];
+const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'api'];
 const FOUND = 12;
 
 /** Opens the box; `store` knows the names. */

@@ -4,11 +4,13 @@ import { get, onLoggedOut, post, setCsrf } from './api.js';
 import { errorBox, notifyError } from './dialogs.js';
 import { h, paced } from './dom.js';
 import { loadFields } from './fields.js';
+import { chooseUtc } from './format.js';
 import { chooseLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
 import { apiPage } from './pages/api.js';
 import { eventsPage } from './pages/events.js';
+import { gpusPage } from './pages/gpus.js';
 import { hostPage } from './pages/host.js';
 import { hostsPage } from './pages/hosts.js';
 import { loginPage } from './pages/login.js';
@@ -32,6 +34,7 @@ const PAGES = {
   worker: workerPage,
   hosts: hostsPage,
   host: hostPage,
+  gpus: gpusPage,
   logs: logsPage,
   search: searchPage,
   operations: operationsPage,
@@ -132,6 +135,7 @@ class App {
       live: this.live,
       store: this.store,
       onLanguage: (language) => this.changeLanguage(language),
+      onZone: (utc) => this.changeZone(utc),
       onLogOut: () => this.logOut(),
     });
     this.shell.showSession(session);
@@ -154,6 +158,13 @@ class App {
     } else {
       this.showApp(this.session);
     }
+  }
+
+  changeZone(utc) {
+    chooseUtc(utc);
+    this.leavePage();
+    this.showApp(this.session);
+    document.querySelector('.zone').focus();
   }
 
   async logOut() {

@@ -2,22 +2,22 @@
 
 import { commands } from './commands.js';
 import { h, setAttr, setClass, setText, show } from './dom.js';
-import { formatDuration } from './format.js';
+import { formatDuration, inUtc, zoneName } from './format.js';
 import { LANGUAGES, currentLanguage, t } from './i18n.js';
 import { icon } from './icons.js';
 import { openHelp, openJump } from './jump.js';
 import { isLive } from './operations.js';
-import { link } from './router.js';
+import { link, readRoute } from './router.js';
 import { recall, remember } from './storage.js';
 
-const PAGES = ['overview', 'workers', 'hosts', 'logs', 'operations', 'recovery', 'events'];
+const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events'];
 const PARENTS = { worker: 'workers', host: 'hosts', operation: 'operations', search: 'logs' };
 const THEMES = ['auto', 'light', 'dark'];
 const THEME_ICONS = { auto: 'auto', light: 'sun', dark: 'moon' };
 
 export class Shell {
-  /** `onLanguage(language)`, `onLogOut()`; `live` and `store` feed the badge and the counts beside the pages. */
-  constructor({ live, store, onLanguage, onLogOut }) {
+  /** `onLanguage(language)`, `onZone(utc)`, `onLogOut()`; `live` and `store` feed the badge and the counts beside the pages. */
+  constructor({ live, store, onLanguage, onZone, onLogOut }) {
     this.live = live;
     this.store = store;
     this.counts = {};
@@ -39,7 +39,7 @@ export class Shell {
         {},
         brand,
         h('nav.nav', { 'aria-label': t('nav.label') }, h('ul', {}, [...this.links.values()].map((one) => h('li', {}, one)))),
-        h('div.side-foot', {}, this.role, this.badge, h('div.switches', {}, languageSwitch(onLanguage), jump, help, themeSwitch(), this.logout)),
+        h('div.side-foot', {}, this.role, this.badge, h('div.switches', {}, languageSwitch(onLanguage), zoneSwitch(onZone), jump, help, themeSwitch(), this.logout)),
       ),
       this.main,
     );
@@ -68,21 +68,23 @@ export class Shell {
   }
 
   /** How many rows are so; recounted only when a row changed. */
-  counted(topic, isSo) {
+  counted(topic, isSo, name = topic) {
     const table = this.store.tables[topic];
-    const known = this.counts[topic];
+    const known = this.counts[name];
     if (!known || known.version !== table.version) {
       let n = 0;
       for (const row of table.rows.values()) if (isSo(row)) n += 1;
-      this.counts[topic] = { version: table.version, n };
+      this.counts[name] = { version: table.version, n };
     }
-    return this.counts[topic].n;
+    return this.counts[name].n;
   }
 
   update() {
     this.badge.update(this.live);
     this.links.get('workers').update(this.counted('workers', (worker) => worker.state === 'failed'));
     this.links.get('hosts').update(this.counted('hosts', (agent) => agent.agent_state === 'pending'));
+    const hasGpus = this.counted('hosts', (agent) => agent.gpus > 0, 'gpus') > 0;
+    show(this.links.get('gpus').parentNode, hasGpus || readRoute().page === 'gpus');
     this.links.get('operations').update([...this.store.operations.values()].filter(isLive).length);
   }
 }
@@ -124,6 +126,14 @@ export function languageSwitch(onLanguage) {
     LANGUAGES.map((one) => h('option', { value: one, lang: one, selected: one === current }, t(`language.${one}`))),
   );
   return select;
+}
+
+/** Times in UTC, as logs of other machines and colleagues elsewhere have them, or in the zone of this browser. */
+function zoneSwitch(onZone) {
+  const name = t('zone.now', { zone: zoneName() });
+  const button = h('button.icon-button.zone', { type: 'button', 'aria-pressed': inUtc() ? 'true' : 'false', 'aria-label': name, title: name }, t('zone.utc'));
+  button.addEventListener('click', () => onZone(!inUtc()));
+  return button;
 }
 
 function themeSwitch() {

@@ -1,4 +1,4 @@
-"""Measurements of a worker or a host over 15 minutes, an hour or a day, for charts."""
+"""Measurements of a worker or a host over 15 minutes, an hour or a day, for charts; what every GPU does now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from procguard.agent_api.declaration import choice, get
 from procguard.fleet.model import clock
+from procguard.fleet.shapes import gpus
+from procguard.fleet.shapes.gpus import GpuView
 from procguard.fleet.telemetry.timeseries import SPANS, Span
 from procguard.portal.api.resource import Resource
 
@@ -49,6 +51,11 @@ class HostMeasurements(Measured):
     gpus: list[GpuMeasurements]
 
 
+@dataclass(frozen=True)
+class GpusAnswer:
+    gpus: list[GpuView]
+
+
 class MeasurementsApi(Resource):
     @get("/api/measurements/workers/<worker_id>", "viewer", tag="history", zh="worker 的历史度量", errors=(404,))
     def of_worker(self, worker_id: str, query: SpanQuery) -> WorkerMeasurements:
@@ -77,3 +84,28 @@ class MeasurementsApi(Resource):
     def _read(self, kind: str, item_id: str, span: Span) -> _Read:
         since = clock.read().wall - span.step_s * span.points
         return self.services.measurements.tables[kind].read(item_id, span, since) or ([], {})
+
+
+class GpusApi(Resource):
+    @get("/api/gpus", "viewer", tag="hosts", zh="全部主机的 GPU")
+    def gpus(self) -> GpusAnswer:
+        """Every GPU of the fleet, by host and index.
+
+        As its host's last heartbeat said; `state` is `free`, `busy`, `idle`, `hung`, `other` (processes of nobody's
+        worker), `nobody` (memory in use without a process) or `lost` (it cannot be read, or its host is out of reach).
+        """
+        state = self.fleet.state
+        hung = frozenset(name for name, seen in state.worker_status.items() if seen.suspect)
+        machines: dict[str, list[GpuView]] = {}
+        for agent_id in sorted(state.agents_by_id):
+            host = state.host_source(agent_id)
+            found = [
+                gpus.view(gpu, agent_id, host.agent.host, away=host.seen.state != "connected", hung=hung)
+                for gpu in (host.usage.gpus if host.usage else ())
+            ]
+            known = machines.get(host.agent.host)
+            if found and (
+                known is None or known[0]["state"] == "lost"
+            ):  # launchers beside an agent report the same ones
+                machines[host.agent.host] = found
+        return GpusAnswer([gpu for host in sorted(machines) for gpu in machines[host]])

@@ -44,7 +44,7 @@ export function attemptsPanel(id, store) {
 export function attemptsOf(events, worker) {
   const found = new Map();
   const of = (number) => {
-    if (!found.has(number)) found.set(number, { number, began: null, exit: null, ended: null, reason: null, now: null });
+    if (!found.has(number)) found.set(number, { number, began: null, exit: null, ended: null, stopped: false, reason: null, now: null });
     return found.get(number);
   };
   for (const event of events) {
@@ -59,8 +59,10 @@ export function attemptsOf(events, worker) {
     } else if (['starting', 'running'].includes(event.after)) {
       const attempt = of(event.attempt);
       attempt.began = attempt.began || event.at;
+      const before = found.get(event.attempt - 1);
+      if (before && !before.ended) before.ended = event.at; // started again at once
     } else if (event.after === 'stopped') {
-      of(event.attempt).ended = event.at;
+      Object.assign(of(event.attempt), { ended: event.at, stopped: true });
     }
   }
   if (worker.last_exit && worker.last_exit.attempt) {
@@ -84,12 +86,13 @@ function lasted({ began, ended, exit, now }) {
 }
 
 /** How it ended, and why that is, where the manager knows more than the exit status. */
-function endText({ exit, reason, now, ended }) {
+function endText({ exit, reason, now, stopped }) {
   if (now) return stateName(now);
-  if (!exit) return ended ? stateName('stopped') : t('attempts.unknown_end');
+  if (!exit) return stopped ? stateName('stopped') : t('attempts.unknown_end');
   const words = exitInWords(exit);
   const why = reason ? reasonOf(reason) : reasonOf(exit);
-  return why && why !== words ? t('attempts.end', { words, why }) : words;
+  if (!why || why === words) return words;
+  return why.startsWith(words) ? why : t('attempts.end', { words, why });
 }
 
 function columns(id) {

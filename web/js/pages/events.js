@@ -206,13 +206,13 @@ function columns({ store, open, onToggle }) {
   ];
 }
 
-/** "operation ▸ 181 events": unfolds to what happened in it. */
+/** "181 events ▸": unfolds to what happened in it. */
 function foldButton(row, open, onToggle) {
   const button = h('button.fold', { type: 'button', on: { click: () => onToggle(row.operation) } });
   button.update = (next) => {
     const unfolded = open.has(next.operation);
     setAttr(button, 'aria-expanded', unfolded ? 'true' : 'false');
-    setText(button, t(unfolded ? 'events.fold' : 'events.unfold', { kind: kindName('operation'), n: next.count }));
+    setText(button, t(unfolded ? 'events.fold' : 'events.unfold', { n: next.count }));
   };
   return button;
 }

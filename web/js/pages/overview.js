@@ -173,7 +173,8 @@ function fleetFigures() {
   const names = ['hosts', 'workers', 'cpu', 'memory', 'worker_memory', 'gpu', 'gpu_memory'];
   const values = Object.fromEntries(names.map((name) => [name, h('dd')]));
   const meters = Object.fromEntries(['cpu', 'memory', 'gpu', 'gpu_memory'].map((name) => [name, meter()]));
-  const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`)), values[name], meters[name] || null)]));
+  const gpuLink = h('a', { href: link('gpus', '', { state: 'free' }) }, t('overview.free_gpus'));
+  const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`), name === 'gpu' ? [' · ', gpuLink] : null), values[name], meters[name] || null)]));
   const list = h('dl.figures', {}, names.map((name) => boxes[name]));
 
   /** `part` of `whole` as text and as a bar; nothing where it is not known. */

@@ -258,6 +258,26 @@ def test_a_specification_is_shown_without_the_values_of_its_environment(server: 
     assert server.ask("POST", "/api/workers/w1/spec", {}).status == 405
 
 
+def test_every_gpu_of_the_fleet_says_whose_it_is(server: RunningServer) -> None:
+    secret = server.deploy("delta", "d1", "d2")
+    process = messages.GpuProcess
+    gpus = [
+        messages.GpuUsage(0, utilization_percent=90.0, worker_id="d1"),
+        messages.GpuUsage(1, utilization_percent=0.0, processes=[process(7, worker_id="d2")]),
+        messages.GpuUsage(2, utilization_percent=40.0, processes=[process(8, name="python", user="ann")]),
+        messages.GpuUsage(3, utilization_percent=0.0, memory_used_bytes=9 << 30),
+        messages.GpuUsage(4, utilization_percent=0.0, memory_used_bytes=1 << 20),
+        messages.GpuUsage(5, trouble="fallen off the bus"),
+    ]
+    server.beat("delta", secret, usage=messages.HostUsage(gpus=gpus))
+    said = server.ask("GET", "/api/gpus").json["gpus"]
+    own = [gpu for gpu in said if gpu["host"] == "delta"]
+    assert [gpu["state"] for gpu in own] == ["busy", "idle", "other", "nobody", "free", "lost"]
+    assert [gpu["workers"] for gpu in own[:3]] == [["d1"], ["d2"], []]
+    assert own[2]["others"] == ["8 ann python"]
+    assert server.ask("POST", "/api/gpus", {}).status == 405
+
+
 # ----------------------------------------------------------------------------------------------------------------- logs
 
 
