@@ -135,8 +135,9 @@ USUAL = (
 AFTERWARDS = (
     "wandb:", "srun:", "slurmstepd:", "make:", "make[", "mpirun", "prterun", "[rank", "[c10d]", "pdsh@",
     "warning:torch.distributed", "error:torch.distributed", "info:torch.distributed", "error conda.cli",
-    "exception ignored", "node.js v", "npm err!", "npm error", "error command failed", "real\t", "user\t", "sys\t",
-    "+ ", "process ", "primary job", "note: run with `rust_backtrace", "command exited with",
+    "exception ignored", "node.js v", "npm err!", "npm error", "error command failed", "real  ", "user  ", "sys  ",
+    "+ ", "process ", "primary job", "🏃 ", "🧪 ",
+    "set the environment variable hydra_full_error", "note: run with `rust_backtrace", "command exited with",
 )  # fmt: skip
 ENDING = ("error", "exit", "abort", "terminat", "shut", "clean", "finish", "kill", "giving up", "stopping", "failed")
 
