@@ -38,7 +38,7 @@ GROUPS = {
     "agents": ("approve", "deny", "list", "revoke", "rotate"),
     "context": ("add", "list", "remove", "use"),
     "managers": ("list", "promote"),
-    "notify": ("list", "mute", "mutes", "test", "unmute"),
+    "notify": ("ack", "list", "mute", "mutes", "test", "unmute"),
     "operations": ("cancel", "list", "retry", "show"),
     "state": ("backup", "export", "import", "migrate", "rebuild", "show"),
     "token": ("create", "list", "revoke"),

@@ -224,6 +224,13 @@ def notify_mute(select: str, for_: str = "1h", at: str = "", note: str = "") -> 
     say(f"{made['mute_id']}: no alerts of {made['select']} until {_local_time(made['ends'])}")
 
 
+@operator_task(("worker",), name="ack", help={"worker": "its id", "note": "what is known, or done about it"})
+def notify_ack(worker: str, note: str = "") -> None:
+    """Acknowledge what is wrong with a worker; explain shows it to everyone. Example: invoke notify.ack worker1"""
+    connect().acknowledge(worker, note)
+    say(f"{worker}: acknowledged")
+
+
 @operator_task(("mute",), name="unmute", help={"mute": "its id: invoke notify.mutes lists them"})
 def notify_unmute(mute: str) -> None:
     """End a mute before its time. Example: invoke notify.unmute m-0f3a91bc"""
@@ -256,4 +263,4 @@ def _local_time(moment: str) -> str:
         return moment
 
 
-NOTIFY = (notify_list, notify_mute, notify_mutes, notify_test, notify_unmute)
+NOTIFY = (notify_ack, notify_list, notify_mute, notify_mutes, notify_test, notify_unmute)

@@ -138,6 +138,9 @@ class ManagerClient:
     def notifications(self) -> list[Json]:
         return list(self.call("GET", "/api/notifications")["notifications"])
 
+    def acknowledge(self, worker_id: str, note: str) -> Json:
+        return self.call("POST", f"/api/workers/{quote(worker_id)}/acknowledge", {"note": note})
+
     def mutes(self) -> list[Json]:
         return list(self.call("GET", "/api/mutes")["mutes"])
 

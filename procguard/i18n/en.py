@@ -128,6 +128,7 @@ TEXTS: dict[str, str] = {
     "event.takeover": "taken over by {host}",
     "event.reassigned": "given to {host}",
     "event.move": "{actor} asked to move it: {reason}",
+    "event.acknowledged": "{actor} acknowledged it: {reason}",
     "event.alerts_muted": "{actor} muted alerts: {reason}",
     "event.alerts_unmuted": "{actor} ended a mute: {reason}",
     "event.host_cordoned": "{actor} cordoned {host}",
@@ -172,6 +173,7 @@ TEXTS: dict[str, str] = {
     "why.waits": "It waits: “{detail}”.",
     "why.budget_spent": "It may be restarted {n} time, and has been.|It may be restarted {n} times, and has been.",
     "why.time_limit": "It is not restarted: it has used the time that max_run_s allows.",
+    "why.acknowledged": "{actor} acknowledged it {ago}: {note}.",
     "why.never_on": "It is not restarted: restart.never_on names the cause {cause}.",
     "why.never_on_saves": "The attempt before failed of the same cause: restart: {{never_on: [{cause}]}} would have "
     "saved {n} restart.|"

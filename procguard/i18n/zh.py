@@ -127,6 +127,7 @@ TEXTS: dict[str, str] = {
     "event.takeover": "由 {host} 接管",
     "event.reassigned": "已改派到 {host}",
     "event.move": "{actor} 要求迁移：{reason}",
+    "event.acknowledged": "{actor} 已确认：{reason}",
     "event.alerts_muted": "{actor} 静默了告警：{reason}",
     "event.alerts_unmuted": "{actor} 结束了静默：{reason}",
     "event.host_cordoned": "{actor} 将 {host} 设为停止调度",
@@ -171,6 +172,7 @@ TEXTS: dict[str, str] = {
     "why.waits": "正在等待：“{detail}”。",
     "why.budget_spent": "允许自动重启 {n} 次，现已全部用完。",
     "why.time_limit": "不再重启：已用完 max_run_s 允许的时长。",
+    "why.acknowledged": "{actor} {ago}确认已知晓：{note}。",
     "why.never_on": "不再重启：restart.never_on 包含原因 {cause}。",
     "why.never_on_saves": "之前 {n} 次启动也因同一原因失败："
     "设置 restart: {{never_on: [{cause}]}} 可以省去 {n} 次重启。",

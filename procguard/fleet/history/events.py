@@ -68,6 +68,7 @@ CAUSE_OF_KIND = {
     "recovery_gave_up": "agent_lost",
     "host_cordoned": "operator",
     "alerts_muted": "operator",
+    "acknowledged": "operator",
     "alerts_unmuted": "operator",
     "host_uncordoned": "operator",
     "gang_incident": "gang",

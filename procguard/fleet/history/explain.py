@@ -397,10 +397,21 @@ def _signs(facts: Facts, words: Words) -> list[str]:
     return said
 
 
+def _acknowledged(facts: Facts, words: Words) -> list[str]:
+    """Who has seen what is wrong with this attempt."""
+    seen = (one for one in reversed(facts.events) if one["kind"] == "acknowledged")
+    event = next((one for one in seen if one["attempt"] == facts.worker["attempt"]), None)
+    if event is None:
+        return []
+    ago = words.ago(_unix(event["at"]), facts.now)
+    return [words.say("why.acknowledged", actor=words.actor(event["actor"]), ago=ago, note=words.reason(event))]
+
+
 # In the order in which a person asks.
 _TOPICS: tuple[tuple[str, Callable[[Facts, Words], list[str]]], ...] = (
     ("why", _why),
     ("signs", _signs),
+    ("signs", _acknowledged),
     ("desired", _desired),
     ("budget", _budget),
     ("host", _host),

@@ -18,7 +18,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.deployment import Deployment
 from procguard.fleet.workers.placement_service import PlacementService
-from procguard.i18n.reasons import NONE, Reason, because
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages, states
 
 
@@ -119,6 +119,18 @@ class WorkerService:
         with self._state.transaction(now, "monitor", wait="nothing") as tx:
             tx.event(kind, worker_id=worker_id, host=worker.host, reason=reason, source=worker.agent_id)
             tx.show("workers", worker_id)
+
+    def acknowledge(self, worker_id: str, note: str, actor: str, now: Now) -> None:
+        """Somebody has seen what is wrong with it, and says so to everyone: in its history and in its explanation."""
+        worker = self._state.find(worker_id)
+        with self._state.transaction(now, actor) as tx:
+            tx.event(
+                "acknowledged",
+                worker_id=worker_id,
+                host=worker.host,
+                attempt=worker.attempt,
+                reason=reason_of(note) or because("worker.acknowledged"),
+            )
 
     # ------------------------------------------------------------------------------------------ leaving
 

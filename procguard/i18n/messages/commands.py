@@ -524,6 +524,10 @@ CHINESE: dict[str, str] = {
     "{}: unknown option {}{}": "{}：未知选项 {}{}",
     "{}: unknown argument {}{}": "{}：多余的参数 {}{}",
     "{}: a name is missing": "{}：缺少名称",
+    # acknowledgements
+    "{}: acknowledged": "{}：已确认",
+    "what is known, or done about it": "已知的情况，或正在采取的措施",
+    "Acknowledge what is wrong with a worker; explain shows it to everyone.": "确认已知晓 worker 的问题；explain 会向所有人显示。",
     # mutes
     "write it like 2026-12-01T22:00+08:00": "请写成 2026-12-01T22:00+08:00 的形式",
     "{}: no alerts of {} until {}": "{}：不再发送 {} 的告警，直至 {}",

@@ -64,6 +64,12 @@ class CommandRequest(RequestBody):
     reason: Reason = ""
 
 
+class NoteRequest(RequestBody):
+    """{"note": "the disk is being replaced"}"""
+
+    note: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
+
+
 class MoveRequest(RequestBody):
     """{"host": "gpu02"}"""
 
@@ -216,6 +222,19 @@ class WorkersApi(Resource):
         http_io.note_change(f"to {body.host}")
         self.fleet.placement.move(worker_id, body.host, caller.actor, clock.read())
         return Moving(worker_id, body.host)
+
+    @post(
+        "/api/workers/<worker_id>/acknowledge", "operator", tag="workers", zh="确认已知晓，并留下备注",
+        body_optional=True, errors=(404,), example={"note": "the disk is being replaced"},
+    )  # fmt: skip
+    def acknowledge(self, worker_id: str, caller: Principal, body: NoteRequest) -> OfWorker:
+        """Say to everyone that somebody has seen what is wrong with it.
+
+        An event, and a sentence of its explanation until its next attempt.
+        """
+        http_io.note_change(body.note)
+        self.fleet.workers.acknowledge(worker_id, body.note, caller.actor, clock.read())
+        return OfWorker(worker_id, "acknowledged")
 
     @delete("/api/workers/<worker_id>", "operator", tag="workers", zh="删除已结束的 worker", errors=(404, 409))
     def forget(self, worker_id: str, caller: Principal) -> OfWorker:

@@ -122,6 +122,13 @@ def stopped_at_its_time_limit(path: Path) -> World:
     return world
 
 
+def failed_and_acknowledged(path: Path) -> World:
+    world = failed(path)
+    world.fleet.workers.acknowledge("w1", "more memory is ordered", "anna", world.now)
+    world.pass_time(60)
+    return world
+
+
 def failed_of_never_on(path: Path) -> World:
     world = three_hosts(path, {"restart": {"never_on": ["import_error"]}})
     ran_for(world, "failed", 5, last_exit=exit_of(1, **IMPORT_ERROR))
@@ -389,7 +396,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
     made.__name__: made
     for made in (
         running, running_after_a_crash, backoff, waiting_for_gpus, failed, failed_without_restarts,
-        failed_of_a_lasting_cause, failed_of_never_on, stopped_at_its_time_limit,
+        failed_of_a_lasting_cause, failed_of_never_on, stopped_at_its_time_limit, failed_and_acknowledged,
         failed_recovery_off, never_got_running, stopped_by_an_operator, stopped_with_the_fleet, a_stop_on_its_way,
         cannot_start, cannot_start_says_a_runner_of_before, after_a_power_cut, two_launchers_on_one_host,
         finished, not_started_yet, starting, stopping, never_connected, host_out_of_reach, host_out_of_reach_fenced,

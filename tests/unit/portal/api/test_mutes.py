@@ -54,3 +54,18 @@ def test_a_mute_outlives_the_manager(tmp_path: Path) -> None:
         assert second.ask("GET", "/api/mutes").json["mutes"] == [made]
     finally:
         second.close()
+
+
+def test_an_acknowledgement_is_an_event_with_its_note_for_everyone(server: RunningServer) -> None:
+    body = {"worker_id": "acked", "host": "h1", "command": "sleep 1"}
+    assert server.ask("POST", "/api/workers/register", body).status in (200, 202)
+    server.ask("POST", "/api/agents/acked/approve", {})
+    path = "/api/workers/acked/acknowledge"
+    assert server.ask("POST", path, {"note": "known; disk ordered"}).json["status"] == "acknowledged"
+    event = server.ask("GET", "/api/events?kind=acknowledged").json["events"][-1]
+    assert (event["worker_id"], event["reason"], event["cause"]) == ("acked", "known; disk ordered", "operator")
+    sentences = server.ask("GET", "/api/workers/acked/explain").json["sentences"]
+    assert any("acknowledged it" in one["text"] and "known; disk ordered" in one["text"] for one in sentences)
+    assert server.ask("POST", "/api/workers/nobody/acknowledge", {}).status == 404
+    assert server.ask("POST", path, {"note": 7}).status == 400
+    assert server.ask("GET", path).status == 405

@@ -100,6 +100,7 @@ ROWS = {
 }
 EXAMPLES = {"gpu01": "h1", "gpu02": "h2", "train-1": "w1"}  # names in examples -> names of what is here
 NAMES = {
+    "mute_id": "m-1",
     "worker_id": "w1",
     "agent_id": "h1",
     "host": "h1",
