@@ -1,6 +1,6 @@
-"""By which of its addresses the manager is reached from this host: what a deployment offers, and which the agent gets.
+"""Selects the manager's address for this host: which candidates a deployment offers, and which one the agent gets.
 
-An address counts that has proven the fleet's key from here (reachability.py, imported where one has to be asked).
+An address is accepted if it proved possession of the fleet's key from this host (reachability.py, imported on demand).
 Writes nothing.
 """
 

@@ -1,13 +1,13 @@
-"""Files of this host for `invoke fetch`: found by a path or pattern, bounded, and read out over the session.
+"""Finds files on this host for `invoke fetch`, by path or pattern, and sends them over the session.
 
     -> {"op": "fetch", "path": "~/out/*.csv", "max_bytes": n, "max_files": n}
     <- {"found": {"files": 2, "bytes": 5120, "left_out": 1}}, then for each file
     <- {"file": {"name": "/home/ml/out/a.csv", "mtime": 1764000000.0}}, its pieces (length in a line, then the bytes)
-       and a line that is 0 (it is whole) or -1 (it could not be read)
+       and a line that is 0 (complete) or -1 (could not be read)
 
-A pattern is never given to a shell. Folders are taken with all below them; links in them are left out and counted, and
-what is no regular file is never opened. Where root asks, a file is read with the rights of whose place it is in
-(system/owners.py): a link that a user put there leads to what that user may read.
+Patterns are never passed to a shell. Folders are read recursively; links in them are skipped and counted, and only
+regular files are opened. As root, each file is read with the rights of the owner of the folder it is in
+(system/owners.py), so that a user's link gives access only to files that this user can read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is done to one agent directory of this host: install, ensure, start, stop, roll back (uninstall: removal.py).
+"""Operations on one agent directory of this host: install, ensure, start, stop, roll back (uninstall: removal.py).
 
-One at a time per directory (flock); each is idempotent and returns a report. Nothing here ever signals a runner or a
-child. Knows no command line (`__main__.py`). Here, and in what this imports, the rest is imported where it is used: a
-session that finds all well is most of what a second deployment costs a host, and it needs little.
+Serialized per directory by flock; each operation is idempotent and returns a report. Nothing here signals a runner or
+a child. Knows no command line (`__main__.py`). This module and its imports load other modules where they are used: on
+a host that is up to date, the start of the session is most of the cost of a deployment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What brings the agent back when it dies or the host reboots: a systemd user unit, cron, or nothing.
+"""Restarts the agent after a crash or reboot: a systemd user unit, cron, or nothing.
 
-Owns the unit file and the cron lines of one agent; knows nothing of what an agent does. All calls of other programs
-have deadlines: a hung systemctl must not hang a deployment.
+Owns the unit file and the cron lines of one agent; does not know what an agent does. All calls of other programs have
+deadlines, so that a hung systemctl does not hang a deployment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What an operator does about one agent from afar: restart it, give it the deploying side's release, read its log.
+"""Maintenance of one agent on behalf of an operator: restart it, install the deploying side's release, read its log.
 
-Uses the installer's own operations; runs on the host, sent with the session. Never touches a runner or a child.
+Uses the installer's operations; runs on the host, sent with the session. Never touches a runner or a child.
 """
 
 from __future__ import annotations

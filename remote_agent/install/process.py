@@ -1,6 +1,6 @@
-"""The agent as a process: is it there, start it so that it outlives us, stop it. Never touches a runner or a child.
+"""The agent's process: checks whether it runs, starts it detached, stops it. Never touches a runner or a child.
 
-Owns the start command line and the reading of `agent.lock` and `agent.pid`; knows no HTTP and no release.
+Owns the start command line and reads `agent.lock` and `agent.pid`; knows no HTTP and no release.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which address of the manager works from this host: asked all at once, believed only with proof.
+"""Finds addresses of the manager that work from this host. All are tried in parallel; each must prove its identity.
 
-Knows HTTP and the proof in hello (protocol/session.py); sends no secret, changes nothing. An address of this host
-counts only where no other user listens there (tunnel/port_owner.py). Used by the installer.
+Knows HTTP and the proof in hello (protocol/session.py); sends no secret, changes nothing. An address of this host is
+accepted only if no other user listens on it (tunnel/port_owner.py). Used by the installer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The manager's addresses in agent.json when the manager has moved: written over SSH, read again by the running agent.
+"""Writes the manager's new addresses to agent.json after the manager has moved; the running agent reloads them.
 
-Runs on the host, sent with the session that recovery opens; the agent's half is transport/address_file.py. Only
-addresses change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new
-address counts only if it proves that key from this host (reachability.py). Neither agent nor runners nor children are
-restarted.
+Runs on the host, sent with the session that recovery opens; the agent's part is transport/address_file.py. Only
+addresses change: the agent's identity, its secret and the manager's key stay the same, and a new address is accepted
+only if it proves possession of that key from this host (reachability.py). Neither the agent nor runners nor children
+are restarted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Releases on a host: check, unpack, switch, forget. Owns `<home>/releases` and the `current`/`previous` links.
+"""Releases on a host: verify, unpack, switch, delete. Owns `<home>/releases` and the `current`/`previous` links.
 
 Knows neither the manager nor the agent's configuration. A release is named after the first 16 hex digits of the
-bundle's SHA-256 and is never changed once it stands there; several agents (and, over NFS, several hosts) share it.
+bundle's SHA-256 and is immutable; several agents (and, over NFS, several hosts) share it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Removes an agent from this host: stops it and its workers, and leaves nothing of them, except launchers."""
+"""Removes an agent from this host: stops it and its workers, and deletes their files. Launchers are kept."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Looks for a text or a regular expression in log files, newest first; a process of its own.
+"""Searches log files for a text or regular expression, newest first, in a separate process.
 
-Run as a script (`python -I -S grep.py`), it imports nothing of ours. A process, because a regular expression can run
-away: it gives a line LINE_CPU_S, passes over it, and counts it; and the agent kills the process at the deadline, where
-what it has said by then counts. The manager has checked the expression and rewritten it for Python's `re`.
-It takes what CPU and disk others leave over, little memory, and is the first to go when memory is short.
+Run as a script (`python -I -S grep.py`); imports none of our modules. A regular expression may take unbounded time: a
+line gets at most LINE_CPU_S, after which it is skipped and counted. The agent kills the process at the deadline;
+results that were printed by then are used. The manager has validated the expression and converted it to Python's `re`.
+The process runs at low CPU and disk priority, uses little memory, and is the preferred victim of the OOM killer.
 
 In: one JSON object (see `main`). Out: JSON lines: {"held": …} (see `held_of`), then each match as [worker, attempt,
-stream, offset, at, text, begin, end], or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found",
+stream, offset, at, text, begin, end], periodically {"bytes": n, "found": n}, and at the end {"bytes", "found",
 "skipped", "done": true}; or {"error": "…"}.
 """
 

@@ -1,6 +1,6 @@
-"""Parts of logs that a new leader never had and asks for: what this host still has of them, and what is gone.
+"""Serves ranges of logs that a new leader requests because it never received them: what is still here, what is lost.
 
-Owns what is sent for one LogRange; how it is posted is the shipper's. Reads files only.
+Owns the content sent for one LogRange; the shipper posts it. Only reads files.
 """
 
 from __future__ import annotations

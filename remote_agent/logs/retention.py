@@ -1,7 +1,7 @@
-"""What of a worker's logs stays on the host's disk (a pure decision), and the file operations that carry it out.
+"""Decides which parts of a worker's logs stay on the host's disk (pure), and performs the file operations.
 
-Bytes are given back by punching holes: the file keeps its size, so that an offset always names the same byte. Where
-the file system can't, a finished log is replaced by a sparse copy of its end. Knows neither threads nor the manager.
+Space is freed by punching holes: the file keeps its size, so that an offset always refers to the same byte. On file
+systems without holes, a finished log is replaced by a sparse copy of its end. Knows neither threads nor the manager.
 """
 
 from __future__ import annotations

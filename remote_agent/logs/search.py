@@ -1,7 +1,7 @@
-"""Looks through this host's logs for the manager: one search at a time, on a thread and in a process of its own.
+"""Searches this host's logs for the manager: one search at a time, in a separate thread and process.
 
-Owns that thread, which is there only while there is something to look for, its connection, and the process (grep.py)
-with its deadline. Nothing of the agent waits for it: not its loop, not its links, not the shipping of logs.
+Owns the thread, which exists only during a search, its connection, and the process (grep.py) with its deadline. No
+other part of the agent waits for it: neither the main loop nor the links nor log shipping.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Ships the bytes of log files to the manager, from the offset that it acknowledged last: none lost, none twice.
+"""Ships log bytes to the manager, starting at the last acknowledged offset: no byte is lost or sent twice.
 
-Owns the conversation with the manager about log bytes; what lies on the disk is log_files'. Reads files only, so that
-it can never block a child. Two threads: one watches the files (with or without a manager), one sends.
+Owns the exchange with the manager about log bytes; files on disk are owned by log_files. Only reads files, so that it
+can never block a child. Two threads: one watches the files (with or without a manager), one sends.
 
-What the manager has is the truth: this side asks for it (an empty POST) after each start, and goes back to it when it
-is told 409. Bytes that are gone here (punched, trimmed) are announced with gap=1 and the offset of the next byte.
+The manager's offset is authoritative: the shipper requests it (an empty POST) after each start, and returns to it on a
+409. Bytes that no longer exist here (punched, trimmed) are announced with gap=1 and the offset of the next byte.
 """
 
 from __future__ import annotations

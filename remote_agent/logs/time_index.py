@@ -1,8 +1,8 @@
-"""When the bytes of a log were written: points (offset, wall time), made where the bytes are first seen.
+"""Records when the bytes of a log were written: points (offset, wall time), created when bytes are first observed.
 
-Owns the points of one log file, in memory and beside it (`<n>.log.idx`), both bounded. Bytes between two points were
-written at the second one's time. Knows no manager and no thread. Points of bytes that were shipped are forgotten; the
-file lets the next agent know when bytes were written that wait for a manager, and until when the last one watched.
+Owns the points of one log file, in memory and in a file beside it (`<n>.log.idx`), both bounded. Bytes between two
+points were written at the time of the second one. Knows no manager and no thread. Points of shipped bytes are
+dropped; the file tells the next agent when unshipped bytes were written, and until when the previous agent observed.
 """
 
 from __future__ import annotations

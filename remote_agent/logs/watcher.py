@@ -1,9 +1,9 @@
-"""Watches the log files of this host's workers: how long they are, when their bytes came, what must leave the disk.
+"""Watches the log files of this host's workers: their length, the times of their bytes, and what must be deleted.
 
-Owns the table of log files, their time index and the disk's bounds (`logs.keep_local`, `logs.keep_attempts`), which
-hold whether the manager is there or not, and the room that is set aside in the log of what runs: a child writes into
-the file itself, and on a full disk its print would fail. Only looks at files, and gives and takes blocks, so that it
-can never block a child. Knows no HTTP. A thread of its own: a manager that hangs must not stop the clock.
+Owns the table of log files, their time indexes and the limits on disk (`logs.keep_local`, `logs.keep_attempts`), which
+apply with or without a manager, and the space reserved in the logs of running workers: a child writes directly to the
+file, and on a full disk its writes would fail. Only stats files and allocates or frees blocks, so that it can never
+block a child. Knows no HTTP. Runs in its own thread, so that a hanging manager does not stop it.
 """
 
 from __future__ import annotations

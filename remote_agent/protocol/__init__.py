@@ -1,4 +1,4 @@
-"""What both sides share: messages, worker specification, states, ids, sessions. Knows neither sockets nor files.
+"""Shared by both sides: messages, worker specification, states, ids, sessions. Knows neither sockets nor files.
 
 Start with `messages.py`.
 """

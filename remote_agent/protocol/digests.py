@@ -1,7 +1,7 @@
-"""SHA-256, HMAC-SHA-256 and BLAKE2b without OpenSSL, which `hashlib` brings into memory (3.6 MB) for a few digests.
+"""SHA-256, HMAC-SHA-256 and BLAKE2b without OpenSSL, which `hashlib` would load (3.6 MB of memory).
 
-CPython carries its own SHA-256 and BLAKE2b, as modules that hashlib itself falls back on; elsewhere (PyPy) they are
-hashlib's. Same bytes either way. Knows nothing of what is digested.
+CPython includes its own SHA-256 and BLAKE2b as modules that hashlib uses as a fallback; elsewhere (PyPy) hashlib is
+used. The results are identical.
 """
 
 from __future__ import annotations

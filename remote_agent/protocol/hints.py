@@ -1,8 +1,8 @@
-"""The names of `typing` for annotations, without the module: 0.6 MB of each agent's memory, and 3 ms of each start.
+"""The names of `typing` for annotations without importing it, which saves 0.6 MB of memory and 3 ms per agent start.
 
-Nobody evaluates an annotation on a host (every module has `from __future__ import annotations`), so that a name which
-can be subscripted is enough there. Whoever has loaded `typing` already gets the true ones, and `evaluate` puts them in
-place later, when somebody asks `dataclasses` about a record: pydantic then reads its annotations.
+Annotations are not evaluated on hosts (every module has `from __future__ import annotations`), so that any object
+that can be subscripted is sufficient. If `typing` is already loaded, its names are used; `evaluate` installs
+them later, when `dataclasses` is used to inspect a record: pydantic then reads the annotations.
 """
 
 from __future__ import annotations

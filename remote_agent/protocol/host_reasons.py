@@ -1,5 +1,6 @@
-"""The English of the codes that runner and agent use; their Chinese stands in procguard/i18n/reasons.py. A code is one
-line here and one there. Codes are added, never renamed: agents outlive manager upgrades."""
+"""English templates of the reason codes that runner and agent use; the Chinese ones are in procguard/i18n/reasons.py.
+A code is one line in each. Codes are added, never renamed, because agents outlive upgrades of the manager.
+"""
 
 HOST = {
     "text": "{text}",

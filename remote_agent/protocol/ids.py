@@ -1,7 +1,7 @@
-"""Names and secrets on the wire: which ids are allowed, which directory a worker has, what proves a secret.
+"""Ids and secrets on the wire: valid ids, the directory of a worker, the proof of a secret.
 
-Part of the protocol and found there too; apart from it because the installer's session needs nothing else of it, and
-the messages cost 20 ms of a processor to import.
+Part of the protocol, which re-exports it; separate because the installer's session needs nothing else, and importing
+the messages takes 20 ms of processor time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which manager leads: the `term` and the list `managers` in replies, and the answer of a manager that stands by.
+"""The leader among managers: `term` and `managers` in replies, and the answer of a standby.
 
-Pure. Owns what of them is taken and what is refused; who remembers it is transport/addresses.py. A term only rises: a
-reply with a lower one than was seen comes from a manager that has been replaced, and nothing in it counts.
+Pure. Decides what is accepted and what is rejected; transport/addresses.py stores it. Terms only increase: a
+reply with a lower term than was seen comes from a manager that has been replaced, and is ignored as a whole.
 """
 
 from __future__ import annotations

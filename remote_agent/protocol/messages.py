@@ -1,8 +1,8 @@
-"""Every message between agents and the manager, as records (records.py). The manager imports them from here.
+"""All messages between agents and the manager, as records (records.py). The manager imports them from here.
 
-Owns names, shapes and units; knows neither sockets nor files. Unknown keys are ignored and fields are only ever
-added, so that an agent and a manager of different releases understand each other. Times on this wire are seconds:
-`at` is wall clock (Unix time, display only), `*_s` is a duration. docs/protocol.md shows each message.
+Owns names, types and units; knows neither sockets nor files. Unknown keys are ignored and fields are only
+added, so that agents and managers of different releases can communicate. Times are seconds:
+`at` is wall clock (Unix time, for display only), `*_s` is a duration. docs/protocol.md shows each message.
 """
 
 from __future__ import annotations

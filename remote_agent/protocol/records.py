@@ -1,10 +1,10 @@
-"""Dataclasses without the module `dataclasses`, which costs every start of an agent 25 ms of a processor and 1.5 MB: it
-loads `inspect`, `ast` and `dis`, and compiles three methods for each class.
+"""Dataclasses without the module `dataclasses`, which costs 25 ms of processor time per agent start and 1.5 MB: it
+imports `inspect`, `ast` and `dis`, and compiles three methods for each class.
 
-`@record` and `field` are to a class what `@dataclass` and `dataclasses.field` are, and to the type checker they are
-just these. `__init__` is compiled when the first of a class is made. Whoever asks `dataclasses` about a record (fields,
-replace, asdict, is_dataclass; pydantic) is answered as for a dataclass; only then that module is loaded. Left out is
-what nobody here uses: inheritance of fields, ordering, `__post_init__`. Knows nothing of what is in a record.
+`@record` and `field` replace `@dataclass` and `dataclasses.field`; for the type checker they are identical.
+`__init__` is compiled when the first instance of a class is created. Functions of `dataclasses` (fields,
+replace, asdict, is_dataclass; pydantic) accept a record; that module is loaded only then. Not supported, because
+unused here: inheritance of fields, ordering, `__post_init__`. Knows nothing of the content of records.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How an agent and its manager recognise each other over a connection that somebody else may relay or read.
+"""Mutual authentication of an agent and its manager over a connection that others may relay or read.
 
-The agent's secret never travels in clear. Hello, with a nonce that begins with NONCE_PREFIX:
+The agent's secret is never sent in the clear. Hello, with a nonce that begins with NONCE_PREFIX:
 
     GET /api/hello?agent=gpu01&nonce=session.HEX&to=http://10.0.0.5:5000
     {"fleet_id": "f-1", "session": {"id": "…", "uid": 1000, "machine": "…", "proof": "…"}}
@@ -10,14 +10,14 @@ The agent's secret never travels in clear. Hello, with a nonce that begins with 
     sealed    = secret XOR MAC(handshake, "seal", 0), …           in the first request, X-ProcGuard-Open
     key       = MAC(handshake, "key", secret)
 
-Each request then carries a MAC over its number, method, address and body, each answer one over the request's number,
-the status and the body. Whoever is in between can delay or drop them, and change, replay or invent nothing. An
-agent accepts no other proof, and the manager gives no other for such a nonce.
+Each request then carries a MAC over its number, method, address and body, and each response a MAC over the request's
+number, the status and the body. An intermediary can delay or drop messages, but cannot change, replay or forge them.
+For such a nonce an agent accepts no other proof, and the manager gives no other.
 
-A launcher that brings an enrolment token does the same with the token as the secret, its SHA-256 as the proof key and
-"token:" + `token_mark` in place of the agent's id; the key that it is given for later is sealed, too.
+A launcher with an enrolment token uses the token as the secret, its SHA-256 as the proof key and
+"token:" + `token_mark` in place of the agent's id; the key that it receives for later is sealed, too.
 
-MAC: keyed BLAKE2b (RFC 7693) over the parts, joined with NUL. Both sides use this module; it keeps no state but
+MAC: keyed BLAKE2b (RFC 7693) over the parts, joined with NUL. Both sides use this module; its only state is
 `ClientSession`, the agent's side of one session.
 """
 

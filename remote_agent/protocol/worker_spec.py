@@ -1,7 +1,7 @@
-"""What a worker is: every key an inventory may give one, with its default and what it means.
+"""The specification of a worker: every key of the inventory, with its default and description.
 
-The one place of these words: scripts/worker_schema.py turns the descriptions here into docs/worker.schema.json, and
-docs/worker.md shows each key with an example. Part of the wire (messages.py re-exports it): fields are only ever added.
+The single source of these keys: scripts/worker_schema.py converts the descriptions here to docs/worker.schema.json, and
+docs/worker.md shows an example of each key. Part of the wire (re-exported by messages.py): fields are only added.
 Knows neither files nor processes.
 """
 

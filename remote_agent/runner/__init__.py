@@ -1,4 +1,4 @@
-"""One worker: attempts, restart policy, termination, leases. A process of its own that outlives the agent.
+"""One worker: attempts, restart policy, termination, leases. A separate process that outlives the agent.
 
 Must not know the manager or the network, and must stay small. Start with `task/`; `__main__.py`
 is the command that becomes the daemon.

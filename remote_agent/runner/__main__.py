@@ -1,15 +1,15 @@
-"""The command that becomes a worker's runner: a small daemon, the child's parent, that outlives the agent.
+"""The command that becomes a worker's runner: a small daemon that is the child's parent and outlives the agent.
 
     python3 -I -S remote_agent/runner/__main__.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS]
         [--stop GENERATION:EPOCH] [--seen PID:START,…] [--foreground]
 
---stop: the worker is not to run, which a full disk keeps from spec.json. --seen: processes of this boot that the agent
-saw below a runner that died.
+--stop: the desired state is stopped, which could not be written to spec.json because the disk is full. --seen:
+processes of this boot that the agent observed below a runner that has died.
 
-It ends with 0 when the daemon listens on its socket, with EXIT_ALREADY_RUNNING when another runner has the worker.
-The daemon ends by itself once the worker is settled. SIGHUP is ignored; SIGTERM stops the child and leaves the worker
-to be started again by the next runner. Only arguments and daemonising are here, for this file alone is compiled
-at each start; runner and loop import only what keeps them under 12 MB.
+Exits with 0 when the daemon listens on its socket, and with EXIT_ALREADY_RUNNING if another runner has the worker.
+The daemon exits when the worker is settled. SIGHUP is ignored; SIGTERM stops the child, and the next runner starts
+the worker again. This file contains only argument parsing and daemonising, because it is compiled
+at each start; runner and loop import only what keeps them below 12 MB.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The agent's end of a runner's control socket: connect, send operations, read what the runner says.
+"""The agent's end of a runner's control socket: connects, sends operations, reads messages.
 
-JSON lines both ways over a unix stream socket; the protocol is versioned by `v` in the hello, because a runner may be
-older or newer than the agent that adopts it. Never blocks after `connect`: what the socket does not take at once
-waits in a bounded buffer. Knows nothing of workers' states; who calls it decides what to do with a message.
+JSON lines in both directions over a unix stream socket. The protocol is versioned by `v` in the hello, because a runner
+may be older or newer than the agent that adopts it. Never blocks after `connect`: unsent data waits in a bounded
+buffer. Knows nothing of workers' states; the caller interprets the messages.
 
     agent -> runner   {"op":"hello","v":1}  {"op":"assign","desired":"stopped","generation":4,"epoch":1000003}
                       {"op":"restart","attempt":3,"id":"c-1","until_ns":…}

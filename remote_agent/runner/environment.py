@@ -1,8 +1,8 @@
-"""The environment a child is started in: the host's, then env_file, then env, then its conda or venv on top of them.
+"""The environment of a child: the host's, then env_file, then env, then its conda or venv.
 
-Everything is read at each start, so that an edited file or a rebuilt environment is used after a restart; that
-costs a few system calls and nothing for workers that use none of it. Raises child.NotStarted with a sentence naming
-file and line. Knows neither states nor processes; imported by the runner, so it stays small (no re, no shlex).
+All sources are read at each start, so that an edited file or a rebuilt environment takes effect after a restart; the
+cost is a few system calls, and none for workers without these keys. Raises child.NotStarted with the file and line.
+Knows neither states nor processes. Kept small because the runner imports it (no re, no shlex).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The post_stop hooks of an attempt that has ended: one after the other, each within its time, whatever they say.
+"""The post_stop hooks of an attempt that has ended, run in sequence with a time limit each, whatever their result.
 
-Owns which of them runs. Knows no states: task/task_runner.py asks `step` once the attempt's tree is gone, hands over
-the wait status of `pid`, and ends what is overdue. (pre_start hooks are part of the attempt; see attempt.go_on.)
+Owns which hook is running. Knows no states: task/task_runner.py calls `step` once the attempt's tree has ended, passes
+the wait status of `pid`, and kills overdue hooks. (pre_start hooks are part of the attempt; see attempt.go_on.)
 """
 
 from __future__ import annotations

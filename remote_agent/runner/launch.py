@@ -1,9 +1,9 @@
-"""Starts one attempt's child: a session of its own, append-only output, exec. Says in words why it could not.
+"""Starts the child of one attempt: new session, append-only output, exec. Explains failures to start.
 
-Knows argv, directory, environment and log files; nothing of states, policies or the control socket. posix_spawn does
-it in 0.3 ms, where a fork of this process takes 2 to 3 (it copies page tables and then page after page); pypy has no
-posix_spawn and forks: there, whether the exec came about is read from a pipe that closes with it. The price: a working
-directory or command on a hung file system holds the runner up, as its own files on that file system would.
+Knows argv, directory, environment and log files; nothing of states, policies or the control socket. posix_spawn
+takes 0.3 ms, a fork of this process 2 to 3 (it copies page tables and then page after page). PyPy has no
+posix_spawn and forks; the success of exec is then read from a pipe that closes on exec. Drawback of posix_spawn: a
+working directory or command on a hung file system blocks the runner, as would its own files on that file system.
 """
 
 from __future__ import annotations

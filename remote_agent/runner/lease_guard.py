@@ -1,8 +1,8 @@
-"""The fence of one worker as its runner keeps it: whether a child may be there now, and when the last one must be gone.
+"""Fencing of one worker in its runner: whether a child may run now, and the deadline by which it must have ended.
 
 A fenced worker runs only while it holds a lease of its current epoch. A child that was started before the worker was
-fenced is bound by it from its first lease on: switching a worker to `fence` never stops it. Pure but for its leases: no
-clock, no process; task/task_runner.py does what follows. Seconds are those of attempt.now_s, on CLOCK_BOOTTIME.
+fenced is bound from its first lease on, so that switching a worker to `fence` never stops it. Pure except for its
+leases: no clock, no process; task/task_runner.py acts. Seconds are those of attempt.now_s, on CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""At most one runner per worker: its lock, the check of the former runner, and the socket that comes with the lock.
+"""Ensures one runner per worker: the lock, the check of the previous runner, and the socket that belongs to the lock.
 
-Knows paths and processes, nothing of what a runner does with them.
+Knows paths and processes, but not what a runner does with them.
 """
 
 from __future__ import annotations

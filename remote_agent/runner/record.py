@@ -1,9 +1,9 @@
-"""The files a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
+"""The files that a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
 
-Every write may fail (full disk, read-only home): then it is kept, bounded, and tried again later; the runner goes on.
-`kept` says whether the last state is on some disk (system/state_files.py): while it is not, nothing starts and nobody
-leaves. On the hot path nothing waits for the disk: files are replaced by rename, and `sync` makes them durable
-afterwards.
+Any write may fail (full disk, read-only home); the data is then kept in a bounded buffer and retried, and the runner
+continues. `kept` tells whether the latest state is on some disk (system/state_files.py); until it is, nothing is
+started and the runner does not exit. The hot path does not wait for the disk: files are replaced by rename, and `sync`
+makes them durable afterwards.
 """
 
 from __future__ import annotations

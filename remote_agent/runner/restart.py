@@ -1,17 +1,17 @@
-"""Decides what follows when an attempt has ended: restart (and when), finished, or failed. Pure: no clock, no files.
+"""Decides what follows the end of an attempt: restart (and when), finished, or failed. Pure: no clock, no files.
 
-The runner hands over how the attempt ended, how many automatic restarts are spent and the worker's policy, and gets a
-decision with its reason. Plain classes, because the runner must stay small.
+The runner passes the ending of the attempt, the number of automatic restarts used and the worker's policy, and receives
+a decision with a reason. Plain classes, because the runner must stay small.
 
-- policy "on-failure" restarts what failed, "always" also what finished well, "never" nothing at all.
-- The first restart of a budget is immediate, then the delays of `backoff_s` (the last one repeats), each ± jitter.
-- `max_attempts` automatic restarts, then failed. Running `healthy_after_s` gives the budget back.
-- A gang's member never restarts alone: what would be restarted has failed, what finished well has finished.
+- policy "on-failure" restarts failed attempts, "always" also successful ones, "never" none.
+- The first restart of a budget is immediate, then the delays of `backoff_s` apply (the last one repeats), ± jitter.
+- After `max_attempts` automatic restarts the worker is failed. Running for `healthy_after_s` resets the budget.
+- A member of a gang never restarts alone: where others restart it fails, and where others finish it finishes.
 - An attempt that has run for max_run_s fails and is not restarted; under "always" the next one follows at once. Neither
-  spends a restart.
-- What failed of a cause of `never_on` (runner/failure_causes.py) is not restarted.
-- A clean end under "always" spends nothing once the attempt had been running; one that ran shorter than the second
-  delay waits for that delay, so that nothing spins.
+  uses a restart.
+- Failures with a cause in `never_on` (runner/failure_causes.py) are not restarted.
+- A successful end under "always" uses no restart if the attempt was running; if it ran for less than the second
+  delay, the next start is delayed by that time to prevent a busy loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The state of one worker as its runner knows it: the only place that changes it, and whoever must know is told.
+"""The state of one worker in its runner: the only place that changes it and notifies others.
 
-`values` is state.json. Every change of state is checked against states.TRANSITIONS, becomes an event with a reason a
-person can read, is written to disk and told to the connected agents. Decides nothing.
+`values` is state.json. Every change of state is checked against states.TRANSITIONS, recorded as an event with a
+readable reason, written to disk and sent to the connected agents. Decides nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ends a process tree step by step: stop signal, grace, SIGKILL, again until nothing is left. Owns no clock, no state.
+"""Ends a process tree in steps: stop signal, grace period, SIGKILL, repeated until empty. Owns no clock, no state.
 
-`find` names the living members, `is_empty` says that none can be left, `kill_group` has the kernel kill all it knows
-at one instant. Who drives it calls `step(now)` when `due` is reached or when a child was reaped, until it returns true.
+`find` returns the live members, `is_empty` reports that none can be left, `kill_group` makes the kernel kill all
+members atomically. The caller invokes `step(now)` at `due` and after a child was reaped, until it returns true.
 """
 
 from __future__ import annotations

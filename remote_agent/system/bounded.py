@@ -1,7 +1,7 @@
-"""Calls that may never come back (a hung file system, a driver): each on a thread of its own, waited for so long.
+"""Runs calls that may never return (hung file systems, drivers) in separate threads with a timeout.
 
-Owns those threads. A call that hangs leaves its thread behind, but one for each key: while it hangs, the key's next
-calls fail at once. For what hangs so hard that even SIGKILL waits (a GPU driver) use a process instead.
+Owns these threads. A call that hangs leaves its thread behind, at most one per key: while it hangs, further calls for
+the key fail at once. For hangs that even SIGKILL cannot end (GPU drivers), use a separate process instead.
 """
 
 from __future__ import annotations

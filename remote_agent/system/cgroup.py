@@ -1,11 +1,11 @@
-"""A control group (v2) per worker, where this user may make one: the kernel's own list of a tree, and its end at once.
+"""A control group (v2) per worker, if this user may create one: the kernel tracks the tree and can kill it atomically.
 
-The runner itself joins the group before its first start, so that every child is born inside it without a race and
-without cost at a restart (moving a process takes the kernel milliseconds). To kill, it steps out, has the kernel kill
-the whole group (`cgroup.kill`, atomic: no fork escapes), and joins again before the next start. A runner that died
-leaves its tree in the group: the next one, still outside, finds and kills it there, whatever it did to its
-environment, session or parents. Where anything is missing (v1 only, no right, a kernel before 5.14) every call quietly
-does nothing, and process_tree's other ways stand alone. Knows no states and no files but the kernel's.
+The runner joins the group before the first start, so that every child is created inside it without a race and
+without cost at a restart (moving a process takes milliseconds). To kill the tree, the runner leaves the group, kills
+the whole group (`cgroup.kill`, atomic: no fork escapes), and joins it again before the next start. If a runner died,
+its tree remains in the group; the next runner, still outside, finds and kills it there, regardless of changes to
+environment, session or parents. If a prerequisite is missing (v1 only, no permission, a kernel before 5.14), all
+calls do nothing, and only the other methods of process_tree apply. Knows no states, and no files but the kernel's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How much room a file system has left, and room set aside inside a file before its bytes come.
+"""Free space of a file system, and space reserved inside a file for later writes.
 
-Blocks allocated beyond the end of a file (fallocate with KEEP_SIZE) are its own: whatever else fills the disk, an
-append up to there succeeds. Knows neither logs nor workers.
+Blocks allocated beyond the end of a file (fallocate with KEEP_SIZE) belong to the file: appends up to there succeed
+even if the disk is full. Knows neither logs nor workers.
 """
 
 from __future__ import annotations

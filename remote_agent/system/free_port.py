@@ -1,5 +1,5 @@
-"""Names a TCP port of this host for somebody's rendezvous: free on all addresses now, and outside the range from which
-the kernel gives ports to whoever asks for any. Nothing is reserved: it is looked at again at each heartbeat.
+"""Chooses a TCP port of this host for a rendezvous: currently free on all addresses, and outside the range of ephemeral
+ports. The port is not reserved; it is checked again at each heartbeat.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""memory_max and cpu_max of a worker, enforced by the kernel through its control group (v2); where that can't be, why.
+"""Enforces memory_max and cpu_max of a worker through its control group (v2), or reports why this is not possible.
 
-Knows the kernel's files and nothing else. A group may be limited only where its parent hands the controller down, and a
-parent that does so may hold no processes itself (but for the root). So nothing is moved about here: it works where the
-host delegates the controllers to the agent's parent, and says plainly that it does not elsewhere.
+Knows only the kernel's files. A group can be limited only if its parent delegates the controller, and such a parent
+must not contain processes (except the root). No processes are moved for this: limits work where the host delegates
+the controllers to the agent's parent, and are reported as unavailable elsewhere.
 """
 
 from __future__ import annotations

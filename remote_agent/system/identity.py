@@ -1,9 +1,9 @@
-"""Becoming a worker's user for good, and asking a question with that user's rights.
+"""Switches permanently to a worker's user, and runs queries with that user's rights.
 
-`run_as` is what agent/spec_file.py resolved `user:` to: {"name", "uid", "gid", "groups", "home", "shell"}. Under a root
-agent what is done for a worker (its start, its checks, looks at its files) is done by a process that has gone through
-`become`, so that a link, a pipe or a program which the user put in the way gains nothing. Imported only where a worker
-has a user of its own; knows no states.
+`run_as` is the result of resolving `user:` in agent/spec_file.py: {"name", "uid", "gid", "groups", "home", "shell"}.
+Under a root agent, all actions for a worker (start, checks, reading its files) are done by a process that has called
+`become`, so that a link, pipe or program planted by the user has no effect. Imported only for workers
+with their own user; knows no states.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Locks on files: whether somebody holds one, which is how agents and runners are known to be alive (a pid file alone
-proves nothing), and waiting for one."""
+"""File locks: checking whether one is held, by which agents and runners are known to be alive (a pid file alone proves
+nothing), and waiting for one.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Keeps a long-lived process small: what the C library is told about memory. Knows nothing of what the process does.
+"""Keeps the memory of long-lived processes low by settings of the C library. Independent of what the process does.
 
-Not by MALLOC_ARENA_MAX and the like in the environment: runners and jobs would inherit it.
+Environment variables such as MALLOC_ARENA_MAX are not used, because runners and jobs would inherit them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often the kernel's OOM killer has struck near us: a counter that rises says whom a SIGKILL came from."""
+"""Counts kills by the kernel's OOM killer in this control group or host: an increase explains a SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Other fleets on this host: which of a worker's ids already run here for somebody else's manager.
+"""Detects other fleets on this host: ids of workers that are already running here for another manager.
 
-Another state file is another fleet, and a fleet does not know what another one runs: the same inventory deployed from
-it would start every worker a second time. Looks below one procguard_home, where the agents of all fleets of a user lie
-by default; reads files and locks only.
+A different state file is a different fleet, and fleets do not know about each other: deploying the same inventory
+from another state would start every worker a second time. Searches one procguard_home, where the agents of all
+fleets of a user are installed by default; reads only files and locks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Whose place a path leads to, so that root does there only what that user may do itself.
+"""Determines the owner of a path, so that root acts there only with that owner's rights.
 
-A session of root's follows paths through folders of users: each of them can put a link, a pipe or another folder in
-the way at any moment. So from the first part on that belongs to somebody else, that user's rights are all that counts:
-`walk` says whose, `acting_as` takes them for a while. Who is not root has no rights to lend, and stays who it is.
+A session of root follows paths through users' folders, where a user can place a link, a pipe or another folder at any
+moment. From the first path component that belongs to another user on, only that user's rights apply:
+`walk` returns the owner, `acting_as` switches to it temporarily. Processes that are not root do not switch.
 
-For a process of one thread (the installer's). Knows nothing of what is done there.
+For single-threaded processes (the installer).
 """
 
 from __future__ import annotations

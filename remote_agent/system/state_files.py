@@ -1,11 +1,11 @@
-"""Where a runner's last word about its worker is kept, so that a disk that refuses writes does not lose it.
+"""Stores a runner's latest state so that it is not lost when a disk rejects writes.
 
-    state.json       replaced by rename, as always; needs a block and an inode
-    state.reserve    two slots of SLOT_BYTES, made while there was room and overwritten in place, in turn: needs neither
-    <runtime>/*.state   where that fails as well (read-only, I/O errors): a host-local file system
+    state.json       replaced by rename; needs a block and an inode
+    state.reserve    two slots of SLOT_BYTES, allocated in advance and overwritten in turn: needs neither
+    <runtime>/*.state   if this fails too (read-only, I/O errors): on a host-local file system
 
-Readers take the newest: the one with the highest (event_seq, writes). Knows no state's meaning; small, for the runner
-imports it.
+Readers use the newest one, with the highest (event_seq, writes). Does not interpret the state; kept small because the
+runner imports it.
 """
 
 from __future__ import annotations

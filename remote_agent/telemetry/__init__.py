@@ -1,2 +1,3 @@
-"""What is measured on this host: processes, the host itself, GPUs and who has which, signs of a hang. Start with
-`sampler.py`."""
+"""Measurements on this host: processes, the host, GPUs and their allocation, signs of a hang. Start with
+`sampler.py`.
+"""

@@ -1,8 +1,8 @@
-"""Who has which GPU: hands them out, never one to two of this agent's workers, and says for whom it waits.
+"""Allocates GPUs: a GPU is never allocated to two of this agent's workers, and waiting workers are reported.
 
-Owns gpus.json (a restarted agent must not hand out again what a living process uses). A worker keeps its GPUs from
-before its first attempt until it is settled: through its restarts, and through restarts of the agent. Knows neither
-drivers nor runners: it is given what was read of the GPUs. Main loop only.
+Owns gpus.json (a restarted agent must not reallocate GPUs that a running process uses). A worker keeps its GPUs from
+before its first attempt until it has ended, across its restarts and restarts of the agent. Knows neither
+drivers nor runners; GPU readings are passed in. Main loop only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The GPUs of this host as the agent sees them: read by a helper process with a deadline, and whose processes use them.
+"""The GPUs of this host and the processes that use them, read by a helper process with a deadline.
 
-Owns the helper (nvml_helper.py), which is started only where a driver shows. A helper that hangs is killed and left; no
-other is started while it is still there. Knows neither workers' states nor who may use what. One thread at a time may
-call `read`.
+Owns the helper (nvml_helper.py), which is started only if a driver is present. A helper that hangs is killed and
+abandoned; no other is started while it exists. Knows neither workers' states nor allocations. Only one thread at a
+time may call `read`.
 """
 
 from __future__ import annotations

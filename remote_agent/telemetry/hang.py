@@ -1,8 +1,8 @@
-"""Looks for signs that one worker hangs: evidence in words, never a verdict. Nothing is ever ended for it.
+"""Detects signs that a worker hangs. The result is evidence only; no process is ended because of it.
 
-Pure: `observe` is handed what was read and `now` (monotonic seconds), and keeps only what the next look needs. Signs:
-processes that are stopped, dead and not collected, or stuck in the kernel; a GPU that is busy at the power of an idle
-one; output that has paused for much longer than this job ever did.
+Pure: `observe` receives readings and `now` (monotonic seconds), and keeps only what the next call needs. Signs:
+processes that are stopped, zombies, or in uninterruptible sleep; a GPU that is busy at the power of an idle
+one; a pause in the output that is much longer than any before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the host is (HostFacts) and which meter measures it: /proc where it can be read, else none.
+"""Facts about the host (HostFacts), and the choice of the meter: /proc if it is readable, otherwise none.
 
-`sample()` of either gives a proc_usage.Sample. Without /proc everything else works and usage is "unavailable".
+`sample()` of either returns a proc_usage.Sample. Without /proc, usage is "unavailable" and everything else works.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether the disk under procguard_home takes what is written to it; told to the manager while it does not.
+"""Checks whether the disk under procguard_home accepts writes, and reports to the manager while it does not.
 
-Looks on a helper thread, for a file system may hang. Main loop only. Knows no worker.
+Checks in a helper thread, because a file system may hang. Main loop only. Knows no worker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether a process tree waits for connections and has none: a server that nobody uses now, which is no hang.
+"""Detects process trees that listen for connections and have none: idle servers, which are not hangs.
 
-Reads /proc alone, in bounded time; blocks for as long as the kernel needs to print its tables of sockets, so it runs on
-a helper thread. Knows neither workers' states nor the manager. A rank of a distributed job has connections to its peers
-as long as it lives, so it never counts as waiting.
+Only reads /proc, in bounded time. It blocks while the kernel prints its socket tables, so it runs in
+a helper thread. Knows neither workers' states nor the manager. A rank of a distributed job is connected to its peers
+for its whole life and therefore never counts as idle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A process of its own that reads the NVIDIA GPUs: one line in, one line of JSON out. Ends when its input ends.
+"""A separate process that reads the NVIDIA GPUs: one line of input, one line of JSON as output. Exits at end of input.
 
-Run as a script (`python -I -S nvml_helper.py`), it imports nothing of ours. A process, because a hung driver can hold a
-caller so hard that even SIGKILL waits: the agent must never be that caller. NVML through ctypes; where the library is
-missing, nvidia-smi. `trouble` says in words what cannot be read.
+Run as a script (`python -I -S nvml_helper.py`); imports none of our modules. It is a process because a hung driver can
+block a caller so that even SIGKILL waits, which must not happen to the agent. Uses NVML through ctypes, or nvidia-smi
+if the library is missing. `trouble` describes what cannot be read.
 
     {"source": "nvml", "gpus": [{"index": 0, "minor": 0, "name": "…", "processes": [{"pid": 42, "memory_bytes": 1}]},
      …], "trouble": ""}

@@ -1,8 +1,8 @@
-"""Measures the host and each worker's process tree by reading /proc: no package, no process of its own.
+"""Measures the host and each worker's process tree by reading /proc, without packages or helper processes.
 
-Owns the numbers and the earlier readings that rates need. Knows neither workers' states nor the manager. One thread at
-a time may call `sample`. /proc/<pid>/stat, status and io never wait for the process; smaps_rollup may (it takes the
-lock of its memory map), so PSS is read seldom and bounded in time.
+Owns the values and the previous readings that rates require. Knows neither workers' states nor the manager. Only one
+thread at a time may call `sample`. Reading /proc/<pid>/stat, status and io never waits for the process; smaps_rollup
+may (it takes the lock of the memory map), so PSS is read rarely and with a time limit.
 """
 
 from __future__ import annotations

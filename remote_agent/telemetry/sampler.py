@@ -1,6 +1,6 @@
-"""What the agent measures and when: usage of host and workers, GPUs, and from these the signs of a hang.
+"""Schedules the agent's measurements: usage of host and workers, GPUs, and signs of a hang.
 
-Owns the meters and their pace; the reading itself is done on helper threads and comes back through `take`. Main loop
+Owns the meters and their intervals. Readings are done in helper threads and returned through `take`. Main loop
 only. Knows no manager.
 """
 

@@ -1,7 +1,7 @@
-"""The agent's own look at the manager's addresses in agent.json: read again when none of those it knows answers.
+"""Reloads the manager's addresses from agent.json when none of the known addresses responds.
 
-Whoever writes them there (install/readdress.py) changes addresses only; a new one counts only if it proves the key by
-which the agent knows its manager. Neither agent nor runners nor children are restarted.
+The writer (install/readdress.py) changes addresses only; a new one is accepted only if it proves possession of the
+manager's key that the agent knows. Neither the agent nor runners nor children are restarted.
 """
 
 from __future__ import annotations

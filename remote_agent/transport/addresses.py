@@ -1,8 +1,8 @@
-"""The addresses at which a manager may be found, which of them is in use, and the term of the manager that leads.
+"""The known addresses of managers, the one in use, and the term of the leader.
 
-Those of agent.json come from a deployment or from the launcher's user; further ones come from managers that have proven
-themselves, with their term, and are remembered in known_managers.json. Each of them has to prove the fleet's key like
-any other. Shared by all connections of one agent; thread-safe. Knows no HTTP.
+Addresses in agent.json come from a deployment or the launcher's user; further ones come from authenticated managers,
+with their term, and are stored in known_managers.json. Each must prove possession of the fleet's key. Shared by all
+connections of one agent; thread-safe. Knows no HTTP.
 """
 
 from __future__ import annotations

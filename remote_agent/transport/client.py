@@ -1,8 +1,8 @@
-"""The way to the manager: which address, proof that it is our manager, one connection per thread, retry times. HTTP, or
-zmq where both sides have it (negotiation.py).
+"""The connection to the manager: choice of address, authentication of the manager, one connection per thread, retry
+intervals. Uses HTTP, or zmq if both sides support it (negotiation.py).
 
-Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and answers
-carry MACs under a key made of it (protocol/session.py), and nothing is asked of a manager that has not proven itself.
+Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and responses
+carry MACs under a key derived from it (protocol/session.py), and no request is sent to an unauthenticated manager.
 """
 
 from __future__ import annotations

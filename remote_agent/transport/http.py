@@ -1,8 +1,8 @@
-"""A small HTTP/1.1 client: one kept-alive connection, one request at a time, every wait bounded.
+"""A small HTTP/1.1 client: one persistent connection, one request at a time, every wait bounded.
 
-Owns what goes over the wire and what an answer must look like; knows neither managers nor secrets. In place of
-http.client, which brings the e-mail parser and OpenSSL into memory (8 MB of the agent's 20). https works (tls.py).
-Answers: Content-Length, chunked, or up to the end of the connection.
+Owns the format of requests and the validation of responses; knows neither managers nor secrets. Replaces
+http.client, which loads the e-mail parser and OpenSSL (8 MB of the agent's 20). Supports https (tls.py), and responses
+with Content-Length, chunked, or up to the end of the connection.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which channel this agent speaks by: zmq where the manager offers it and this Python can, HTTP everywhere else.
+"""Selects the channel of this agent: zmq if the manager offers it and this Python supports it, otherwise HTTP.
 
-Owns that choice for all connections of the agent, and what is said about it. The manager's offer comes with the hello
-over HTTP, and under its proof: nobody between can put another key or port in its place. What can't be reached is tried
-again later; meanwhile everything goes over HTTP. Imports pyzmq only when it is offered.
+Owns this choice for all connections of the agent, and its log messages. The manager's offer is part of the hello
+over HTTP and covered by its proof, so that an attacker cannot substitute a key or port. If zmq cannot be reached, it
+is tried again later, and HTTP is used meanwhile. pyzmq is imported only when offered.
 """
 
 from __future__ import annotations

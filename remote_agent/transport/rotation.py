@@ -1,12 +1,12 @@
-"""The agent's half of replacing its secret while it runs (`invoke agents.rotate`; the manager's:
+"""The agent's part of replacing its secret while it runs (`invoke agents.rotate`; the manager's part is
 fleet/agents/rotation.py).
 
-    1 make a secret, store it beside agent.json     2 tell the manager its digest     3 it goes into agent.json
-    4 every connection is reopened with it; its first use ends the old one
+    1 create a secret, store it beside agent.json     2 send its digest to the manager     3 write it to agent.json
+    4 reopen every connection with it; its first use invalidates the old one
 
-The manager takes both secrets from 2 to 4. Killed before 3, the agent comes back with the old one and is asked again;
-after 3, with the new one. The secret itself never travels. Owns the steps and the file of the new secret; runs in a
-thread of its own, which ends with them.
+The manager accepts both secrets from step 2 to 4. If the agent is killed before step 3, it returns with the old secret
+and is asked again; after step 3, it returns with the new one. The secret itself is never sent. Owns the steps and the
+file of the new secret; runs in its own thread, which ends with them.
 """
 
 from __future__ import annotations

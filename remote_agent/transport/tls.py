@@ -1,6 +1,6 @@
-"""Which certificate of a manager is believed, and TLS around a connection to it.
+"""Verification of the manager's certificate, and TLS connections.
 
-`ssl` costs 5 MB: it is imported where an address begins with https, never otherwise.
+`ssl` uses 5 MB of memory and is imported only for https addresses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""ZeroMQ to the manager, where this Python has pyzmq: one DEALER connection with CURVE, one request at a time.
+"""ZeroMQ connection to the manager, if this Python has pyzmq: one DEALER socket with CURVE, one request at a time.
 
-The only module here that imports pyzmq, and only when the manager has offered its zmq channel (`Zmq`). Owns frames
-and how a connection is seen to be up or gone; knows neither proofs nor retries. Requests and answers are those of
-HTTP: each is one frame, a line of JSON ({"id", "method", "path"}; {"id", "status"}) and behind it the body.
+The only module that imports pyzmq, and only after the manager has offered its zmq channel (`Zmq`). Owns frames
+and the detection of lost connections; knows neither proofs nor retries. Requests and responses are those of
+HTTP: each is one frame, a line of JSON ({"id", "method", "path"}; {"id", "status"}) followed by the body.
 """
 
 from __future__ import annotations

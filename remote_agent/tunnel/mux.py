@@ -1,11 +1,11 @@
-"""Many connections over one byte stream: the way of a tunnel's traffic between the manager and a host.
+"""Multiplexes connections over one byte stream: the traffic of a tunnel between the manager and a host.
 
-Used at both ends (relay.py on the host, the manager's tunnels at the other), one thread each. A frame is the number of
-a connection, a kind and a length, then that many bytes. Bounds: the stream is read ahead of no more than one frame's
-worth per connection once HIGH_BYTES wait to be written; where MAX_WAITING_BYTES wait for the local ends of all
-connections, the one for which most waits is cut (a request and its answer are smaller by far); connections begin no
-faster than OPENS_PER_S. Who has many streams has them share a `Store`. Whoever hears nothing for SILENT_S ends: a
-half-open connection looks like a quiet one, so each end speaks at least every PING_S.
+Used at both ends (relay.py on the host, the manager's tunnels at the other), one thread each. A frame consists of the
+connection's number, a kind and a length, followed by the bytes. Limits: once HIGH_BYTES are waiting to be written, at
+most one frame per connection is read ahead; once MAX_WAITING_BYTES are waiting for the local ends of all
+connections, the connection with the most is closed (a request and its response are far smaller); new connections are
+limited to OPENS_PER_S. Several streams can share a `Store`. An end that receives nothing for SILENT_S closes: a
+half-open connection looks like an idle one, so each end sends at least every PING_S.
 """
 
 from __future__ import annotations

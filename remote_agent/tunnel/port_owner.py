@@ -1,8 +1,8 @@
-"""Whose socket listens at an address of this host: the manager's, our own relay's, or another user's.
+"""Identifies the owner of a listening socket on an address of this host: the manager, our relay, or another user.
 
-The proof that an agent demands of the manager can be passed on by whoever stands between. On addresses of this host
-(loopback, a bridge, any interface) that may be another user who listens there; the kernel says who does. Loopback and
-the host's other addresses are treated alike.
+An intermediary could relay the proof that an agent requires of the manager. On addresses of this host
+(loopback, a bridge, any interface) this may be another user who listens there; the kernel reports who does. Loopback
+and other addresses of the host are treated alike.
 """
 
 from __future__ import annotations

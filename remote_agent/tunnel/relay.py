@@ -1,7 +1,7 @@
-"""The host's end of a tunnel: connections to a port of this machine go over the installer's session to the manager.
+"""The host's end of a tunnel: forwards connections to a local port over the installer's session to the manager.
 
-Runs inside `remote_agent.install session` (over the manager's SSH) until that ends. Only one for each agent: a new one
-ends the one before it, whose connection may be dead without having noticed. Needs no forwarding by sshd.
+Runs inside `remote_agent.install session` (over the manager's SSH) until the session ends. One per agent: a new relay
+ends the previous one, whose connection may be dead without having been detected. Needs no forwarding by sshd.
 """
 
 from __future__ import annotations

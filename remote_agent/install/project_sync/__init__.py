@@ -1,1 +1,1 @@
-"""A project's code on this host: what is there, putting in place what was sent, and who runs in it."""
+"""Syncs a project's code to this host: lists existing files, installs received ones, finds workers that use them."""

@@ -1,15 +1,15 @@
-"""One project's folder on this host: what of the code is here, and putting in place what was brought.
+"""One project's folder on this host: compares it with a manifest and installs the files that were received.
 
-What was brought is known by a record in the folder itself (hosts may share it), in `.procguard-sync/`. Only what was
-brought is ever changed or removed: a job's own files stay. New content is gathered in `incoming/` on the same file
-system, checked by its digest, and moved in by renames. No path is followed through a link below the folder. Where
-root brings code to a folder of a user's, all of it is done with that user's rights (system/owners.py), and is theirs.
+A record in `.procguard-sync/` inside the folder (hosts may share it) lists the synced files. Only these are ever
+changed or removed; a job's own files are kept. New content is collected in `incoming/` on the same file system,
+verified by digest, and moved into place by renames. Links below the folder are never followed. As root, all operations
+in a user's folder are done with that user's rights (system/owners.py), and the files belong to that user.
 
-The manifest, from the deploying side, its digest over its canonical JSON (`digest_of`):
+The manifest comes from the deploying side; its digest is computed over its canonical JSON (`digest_of`):
 
     {"files": {"pkg/a.py": [420, 1234, "sha256…"]}, "links": {"data": "/mnt/data"}, "folders": ["empty"]}
 
-Knows no network, no workers (users.py) and nothing of why. Used by remote_agent.install's session; one user at a time.
+Knows neither the network nor workers (users.py). Used by the session of remote_agent.install; not concurrently.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which workers run in a folder right now: its code is not changed under them unless somebody asks for it.
+"""Finds the workers that are running in a folder, whose code is not changed unless this is requested.
 
-Reads what lies on this host's disk and /proc; changes nothing.
+Reads files on this host's disk and /proc; changes nothing.
 """
 
 from __future__ import annotations

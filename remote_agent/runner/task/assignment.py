@@ -1,5 +1,6 @@
-"""What is asked of a runner: by spec.json, read with defaults (the agent that wrote it may be older or newer), and by
-whoever wants a start or an end, with the words for the reason of the state that follows. Pure."""
+"""The requests to a runner: spec.json, read with defaults (its agent may be older or newer), and requested
+starts and stops with the reason of the resulting state. Pure.
+"""
 
 from __future__ import annotations
 

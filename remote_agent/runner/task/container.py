@@ -1,13 +1,13 @@
-"""A worker in a container of podman's: the words that start and remove it, and its processes once it runs.
+"""A worker in a podman container: the commands that start and remove it, and its processes while it runs.
 
-The container is owned like a plain command: `podman run --detach` is the last step before the command, and ends. What
-is left below this runner, which is subreaper, is conmon and below it the job. conmon ends with the job's exit code, and
-is what is waited for. Where conmon is killed the job becomes a child of this runner, and goes on. Output goes from the
-job straight into the worker's log (--log-driver=passthrough).
+The container is owned like a plain command: `podman run --detach` is the last step before the command, and exits.
+Below this runner, which is a subreaper, remain conmon and the job as its child. conmon exits with the job's exit code
+and is the process that is awaited. If conmon is killed, the job becomes a child of this runner and continues. The job
+writes directly to the worker's log (--log-driver=passthrough).
 
-At most one: its name says fleet and worker, podman gives a name once, and --replace ends whoever has it. That comes
-after everything of a former attempt was found by its mark and ended. Imported only for workers with a container; knows
-no states.
+At most one container exists: its name contains the fleet and the worker, podman assigns a name once, and --replace
+ends the container that has it. This happens after everything of a previous attempt was found by its mark and ended.
+Imported only for workers with a container; knows no states.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the agent (by the control socket) and SIGTERM ask of a runner: checked, then noted on its task.
+"""Requests to a runner by the agent (control socket) and by SIGTERM: validated, then recorded on its task.
 
-Owns which operation means what in which state. Unknown ones, of a newer agent, are ignored.
+Owns the meaning of each operation in each state. Unknown operations of a newer agent are ignored.
 
-The runner being told to end by SIGTERM (a shutdown of the host) stops the worker's process and leaves the worker
-"stopped" without `held`, so that whoever starts runners next starts it again. So does the end of a fenced worker's
-lease. A gang's member fails instead: what becomes of it is the manager's to say.
+On SIGTERM (a shutdown of the host) the runner stops the worker's process and leaves the worker "stopped" without
+`held`, so that it is started again by the next runner. The end of a fenced worker's lease has the same effect. A
+member of a gang fails instead; the manager decides what follows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The first thing a runner does: take over from a former runner of the worker, or start afresh.
+"""The first action of a runner: take over from a previous runner of the worker, or start from the beginning.
 
-Reads what that one left (state.json, exit records, processes) and notes on the task what follows, as
-restart.take_over decides; it is done once nothing of the former one lives.
+Reads what the previous runner left (state.json, exit records, processes) and records on the task what follows, as
+decided by restart.take_over; it takes effect once no process of the previous runner is alive.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a runner knows of its worker, and every change of it: state, phase, what was asked for, what lives.
+"""The data of a runner about its worker, and every change of it: state, phase, requests, live processes.
 
-The state (protocol/states.py) and the phase (phases.py) change by `become` and `enter` alone, checked against their
-tables. task_runner.py does what is due, takeover.py notes what a former runner left, operations.py what others ask;
-none of them changes either but by this. Knows no sockets: `send` takes messages.
+The state (protocol/states.py) and the phase (phases.py) change only through `become` and `enter`, which check their
+tables. task_runner.py performs due actions, takeover.py records what a previous runner left, operations.py records
+requests; they change state and phase only through these methods. Knows no sockets: `send` takes messages.
 """
 
 from __future__ import annotations

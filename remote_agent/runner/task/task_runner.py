@@ -1,11 +1,11 @@
-"""Runs one worker: starts attempts, watches them, ends them, and follows what was decided or asked for.
+"""Runs one worker: starts attempts, watches them, ends them, and carries out decisions and requests.
 
-A step for each phase (phases.py) of a WorkerTask. `advance(now)` is called after anything happened (a process ended, a
-request came, a deadline passed) and does whatever is due; `next_deadline` says when it must be called at the latest.
+Has a step for each phase (phases.py) of a WorkerTask. `advance(now)` is called after every event (a process ended, a
+request arrived, a deadline passed) and performs all due actions; `next_deadline` is the latest time of the next call.
 Knows no sockets.
 
-Taking down a failing attempt (never started, unhealthy) keeps its state until it is gone: "stopping" is only what
-somebody asked for.
+While a failing attempt (never started, unhealthy) is being ended, its state does not change: "stopping" is used only
+for requested stops.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The processes of one worker: starts those of an attempt, collects the dead, finds the living, kills them all at once.
+"""The processes of one worker: starts those of an attempt, reaps the dead, finds the living, kills all at once.
 
-Owns the worker's control group and its limits. Decides nothing and keeps no state of the worker.
+Owns the worker's control group and its limits. Decides nothing and stores no state of the worker.
 """
 
 from __future__ import annotations
