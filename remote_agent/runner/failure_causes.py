@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 from remote_agent.protocol.host_reasons import HOST
-from remote_agent.protocol.reasons import Reason, because
+from remote_agent.protocol.reasons import because, reason_of
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ class ProvenCause:
     def __init__(self, word: str, line: str = "", stream: str = "", offset: int = 0, where: str = "") -> None:
         self.word, self.line, self.stream, self.offset, self.where = word, line, stream, offset, where
         code = f"failure.{word}"
-        known = because(f"failure.{word}") if code in HOST else Reason(word)
+        known = because(f"failure.{word}") if code in HOST else word
         shown = f"{line} ({where})" if where else line
-        self.reason = because("exit.proof", cause=known, line=shown) if line else known
+        self.reason = because("exit.proof", cause=known, line=shown) if line else reason_of(known)
 
 
 def of_attempt(
