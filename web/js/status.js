@@ -107,10 +107,23 @@ export function exitInWords(exit) {
 function endInWords(exit) {
   const d = formatDuration(exit.duration_s || 0);
   if (exit.oom) return t('exit.oom', { d });
-  if (exit.signal) return t('exit.signal', { number: String(exit.signal), name: signalName(exit.signal), d });
+  if (exit.cause === 'time_limit' && !exit.line) return reasonOf(exit);
+  const proof = proofOf(exit);
+  if (exit.signal) {
+    const killed = t('exit.signal', { number: String(exit.signal), name: signalName(exit.signal), d });
+    return proof ? t('exit.with_hint', { text: killed, hint: proof }) : killed;
+  }
   if (exit.code === 0) return t('exit.zero', { d });
   if (exit.code === null || exit.code === undefined) return reasonOf(exit) || t('exit.unclear');
   const known = { 126: 'exit.code_126', 127: 'exit.code_127', 137: 'exit.code_137', 143: 'exit.code_143' }[exit.code];
   const text = t('exit.code', { code: String(exit.code), d });
+  if (proof) return t('exit.with_hint', { text, hint: proof });
   return known ? t('exit.with_hint', { text, hint: t(known) }) : text;
+}
+
+/** Why it failed by itself, with the line that proves it; '' where that is not known. */
+function proofOf(exit) {
+  const also = (exit.reason_params && exit.reason_params.also) || [];
+  const proof = also.find((one) => one && (one.code === 'exit.proof' || String(one.code).startsWith('failure.')));
+  return proof ? reasonOf({ reason: proof }) : '';
 }
