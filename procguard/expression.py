@@ -252,7 +252,7 @@ class _Translation:
 
     def _push(self, flags: _Flags) -> None:
         if len(self._frames) > MAX_DEPTH:
-            raise _NotInDialect(f"a group in {MAX_DEPTH} others", self._at - 1, "write it flatter")
+            raise _NotInDialect(f"a group in {MAX_DEPTH} others", self._at - 1, "reduce the nesting")
         self._frames.append(_Frame(flags))
 
     def _close(self) -> None:
@@ -338,7 +338,7 @@ class _Translation:
             raise _NotInDialect(f"\\{one}", at, foreign[one])
         if one.isascii() and not one.isalnum():
             return ord(one)
-        raise ValueError(f"\\{one} means nothing")
+        raise ValueError(f"\\{one} is not defined")
 
     # ------------------------------------------------------------------------------------------------ classes
 

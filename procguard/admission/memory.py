@@ -86,7 +86,7 @@ class Bodies:
     """Larger bodies of requests: strangers have a small share of their own, and no known caller takes more than a
     quarter of what the known ones have."""
 
-    CROWD = "many send large bodies at once"
+    CROWD = "too many large bodies at once"
 
     def __init__(self, known_bytes: int, strangers_bytes: int) -> None:
         self._known = ByteBudget(known_bytes)

@@ -411,7 +411,7 @@ class AgentApi:
         """A part of what this manager never had and has asked for. Raises Conflict where it has not."""
         ranges, attempt, stream = self._fleet.log_ranges, asked.attempt, asked.stream
         if not ranges.admits(agent_id, asked.fill, worker_id, attempt, stream):
-            raise Conflict("nobody waits for this part of a log", "nothing to do", code="no_range")
+            raise Conflict("no request is waiting for this part of the log", "nothing to do", code="no_range")
         try:
             if asked.gap:
                 self._logs.lose(worker_id, attempt, stream, asked.offset, asked.end, at)

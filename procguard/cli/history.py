@@ -208,7 +208,7 @@ def notify_test(name: str = "all") -> None:
         "select": "workers or hosts: group=trainers, 'host=gpu0*'",
         "for_": "how long: 2h, 45m, 3d",
         "at": "when it begins, e.g. 2026-12-01T22:00+08:00 (default: now)",
-        "note": "why, for those who look later",
+        "note": "reason, for other operators",
     },
 )
 def notify_mute(select: str, for_: str = "1h", at: str = "", note: str = "") -> None:

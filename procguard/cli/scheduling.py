@@ -8,7 +8,7 @@ from procguard.cli.program.command import operator_task
 from procguard.console.terminal import say
 
 
-@operator_task(("host",), help={"host": "its name in the inventory", "reason": "why, for those who look later"})
+@operator_task(("host",), help={"host": "its name in the inventory", "reason": "reason, for other operators"})
 def cordon(host: str, reason: str = "") -> None:
     """Place no new tasks on a host; running workers are not affected. Example: invoke cordon gpu01"""
     connect().cordon(host, reason)
@@ -22,7 +22,7 @@ def uncordon(host: str) -> None:
     say(f"{host}: uncordoned")
 
 
-@operator_task(("worker", "host"), help={"worker": "its id", "host": "where it is to live"})
+@operator_task(("worker", "host"), help={"worker": "its id", "host": "the host to run it"})
 def move(worker: str, host: str) -> None:
     """Stop a worker where it is, then start it on another host. Example: invoke move worker1 gpu02"""
     connect().move(worker, host)

@@ -293,7 +293,7 @@ class ManagerClient:
         if len(self._managers.all) == 1:
             raise failures[at.url]
         reasons = "; ".join(dict.fromkeys(one.message for one in failures.values()))
-        raise ManagerUnreachable(f"no manager leads: {reasons}", "look at the log of each", code=NO_LEADER)
+        raise ManagerUnreachable(f"no manager leads: {reasons}", "see the log of each manager", code=NO_LEADER)
 
     def _ask(
         self, at: ManagerUrl, method: str, target: str, body: Json | None, timeout_s: float | None
@@ -340,7 +340,7 @@ class ManagerClient:
         elif isinstance(exc, ConnectionRefusedError):
             cause = "refused"
         elif isinstance(exc, socket.gaierror):
-            cause = "its name can't be resolved"
+            cause = "its name cannot be resolved"
         return ManagerUnreachable(f"cannot reach the manager at {url} ({cause})", _NEXT_URL)
 
 
@@ -352,7 +352,7 @@ class _Elsewhere(ManagerUnreachable):
         self.nothing_done = nothing_done
 
 
-_NEXT_UNSURE = "whether it was done is not known: look before you repeat it"
+_NEXT_UNSURE = "it is unknown whether the request was carried out; check before you repeat it"
 _NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)"
 
 
@@ -397,7 +397,7 @@ def error_of(status: int, body: bytes) -> ProcGuardError:
         error = json.loads(body)["error"]
         message, next_step, code = str(error["message"]), str(error.get("next") or ""), str(error.get("code") or "")
     except (ValueError, KeyError, TypeError):
-        message, next_step, code = f"the manager answered with HTTP {status}", "see its log", ""
+        message, next_step, code = f"the manager answered with HTTP {status}", "see the manager's log", ""
     return _BY_STATUS.get(status, ProcGuardError)(message, next_step, code=code)
 
 

@@ -46,7 +46,7 @@ class ManagerContext:
                     raise ConfigError(f"{path}: other users can read this token", f"chmod 600 {path}")
                 return file.read(4096).strip()
         except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{path}: {getattr(exc, 'strerror', '') or 'not text'}", "its context names it") from exc
+            raise ConfigError(f"{path}: {getattr(exc, 'strerror', '') or 'not text'}", "set in the context") from exc
 
 
 @dataclass(frozen=True)

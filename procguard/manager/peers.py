@@ -78,7 +78,7 @@ class ManagerPeers:
         if name not in known:
             raise NotFound(f"no manager {name!r}", f"there are: {', '.join(sorted(known))}", code="unknown_manager")
         if name == self.seat.name:
-            raise Conflict(f"{name} leads already", "nothing has to be done", code="leads_already")
+            raise Conflict(f"{name} leads already", "nothing to do", code="leads_already")
         if known[name].seen_s > TAKEOVER_S:
             raise Conflict(
                 f"{name} was last seen {known[name].seen_s:.0f} s ago", "start it first, or name another", code="away"

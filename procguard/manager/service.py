@@ -79,4 +79,4 @@ def remove(config: Config) -> str:
     if was == "systemd":
         service.systemctl("stop")
     service.remove()
-    return "there was none" if was == "none" else f"removed ({was})"
+    return "none was installed" if was == "none" else f"removed ({was})"

@@ -86,7 +86,7 @@ def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent
             lock.announce(url)
         while not won and not ending.is_set():
             leader = seat.leader or (
-                "nobody leads" if not seat.unreachable else "unknown: the database does not answer"
+                "there is no leader" if not seat.unreachable else "unknown: the database does not answer"
             )
             if leader != said:
                 said = leader

@@ -402,8 +402,8 @@ def _not_a_websocket() -> bottle.HTTPResponse:
 
 
 _STATUS_CODES = {
-    400: ("bad_request", "the manager does not understand this request", "check the address and the body"),
-    403: ("forbidden", "not from here", "see the list of routes in docs/protocol.md"),
+    400: ("bad_request", "the manager cannot process this request", "check the address and the body"),
+    403: ("forbidden", "not permitted from this address", "see the list of routes in docs/protocol.md"),
     404: ("not_found", "no such route", "see the list of routes in docs/protocol.md"),
     405: ("method_not_allowed", "this address does not take that method", "see the Allow header"),
 }

@@ -56,7 +56,7 @@ class Authority:
         ca, ca_key = self._load_ca()
         if ca.not_valid_after_utc <= now:
             raise ProcGuardError(
-                f"web.tls: the manager's CA {self.ca_file} ended at {ca.not_valid_after_utc:%Y-%m-%d}",
+                f"web.tls: the manager's CA {self.ca_file} expired at {ca.not_valid_after_utc:%Y-%m-%d}",
                 f"remove {self._directory}, start the manager again, and deploy again: agents get the new one over SSH",
                 code="bad_certificate",
             )

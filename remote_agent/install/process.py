@@ -156,4 +156,4 @@ def _tail(path: str, start: int) -> str:
     except OSError:
         return "no log"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-3:])[-400:] or "it said nothing"
+    return " | ".join(lines[-3:])[-400:] or "no output"

@@ -105,7 +105,7 @@ def cause(exc: Exception) -> str:
     if of_tls:
         return of_tls
     if isinstance(exc, socket.gaierror):
-        return "its name can't be resolved"
+        return "its name cannot be resolved"
     if isinstance(exc, (socket.timeout, TimeoutError)):
         return "timed out"
     if isinstance(exc, ConnectionRefusedError):

@@ -127,7 +127,7 @@ def test_the_doctor_follows_a_host_from_nothing_to_well(world: World) -> None:
     try:
         code, text = world.doctor()
         assert code == 0, text
-        for step in ("manager", "name", "port", "login", "python", "agent", "way to the manager", "heartbeat"):
+        for step in ("manager", "name", "port", "login", "python", "agent", "path to the manager", "heartbeat"):
             assert f"✓ {step}" in text, text
         with socket.socket() as deaf:  # accepts and says nothing
             deaf.bind(("127.0.0.1", 0))

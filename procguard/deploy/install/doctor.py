@@ -110,7 +110,7 @@ class Doctor:
         except ProcGuardError as exc:
             return {"state": "down", "reason": exc.message}
         found = next((view.get("tunnel") for view in views if view.get("host") == host.name), None)
-        return dict(found or {"state": "none", "reason": "the manager has not been told of it yet"})
+        return dict(found or {"state": "none", "reason": "not reported to the manager yet"})
 
     def _reach(
         self,
@@ -135,12 +135,12 @@ class Doctor:
         }
         report = session.perform("reach", request, deadline)
         if report.get("found"):
-            yield DoctorStep("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+            yield DoctorStep("path to the manager", "ok", f"{report['found']} answers from there and proves who it is")
             yield from _agents_addresses(report, host)
             return
         tried = "; ".join(f"{url}: {why}" for url, why in report.get("failures", {}).items()) or "no address is known"
         yield DoctorStep(
-            "way to the manager", "bad", f"none of its addresses works from there ({tried})",
+            "path to the manager", "bad", f"none of its addresses works from there ({tried})",
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ class Doctor:
             view = next((one for one in answer["hosts"] if one.get("agent") == agent_id), None)
             if view is None:
                 yield DoctorStep(
-                    "heartbeat", "bad", "the manager knows no such host", f"deploy it: --limit {host.name}"
+                    "heartbeat", "bad", "the manager does not know this host", f"deploy it: --limit {host.name}"
                 )
                 return
             connected = view.get("agent_state") == "connected"
@@ -168,7 +168,7 @@ class Doctor:
             yield DoctorStep(
                 "recovery over SSH", "ok" if back.get("ok") else "warn",
                 "the manager itself can log in" if back.get("ok") else f"no: {back.get('reason')}",
-                "" if back.get("ok") else "give the manager's user a key without a prompt for this host",
+                "" if back.get("ok") else "give the manager's user an SSH key for this host that needs no prompt",
             )  # fmt: skip
         except ProcGuardError as exc:
             yield DoctorStep("heartbeat", "bad", exc.message, exc.next_step)
@@ -192,7 +192,7 @@ def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
         return DoctorStep("tunnel", "ok", what)
     if tunnel["state"] == "none":
         return DoctorStep("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
-    what = f"{tunnel['state']}: {tunnel.get('reason') or 'it is being opened'}"
+    what = f"{tunnel['state']}: {tunnel.get('reason') or 'opening'}"
     return DoctorStep("tunnel", "bad", what, "the manager opens it with its own SSH: see recovery over SSH")
 
 
@@ -218,7 +218,9 @@ def _network(target: Target) -> Iterator[DoctorStep]:
     except OSError as exc:
         cause = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         status: StepStatus = "bad" if target.port else "warn"  # ~/.ssh/config may name another port
-        yield DoctorStep("port", status, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
+        yield DoctorStep(
+            "port", status, f"{target.port or 22}: {cause}", "is the host up, and is sshd listening there?"
+        )
 
 
 def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
@@ -242,7 +244,7 @@ def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
         detail = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} this machine's" if wrong else "right"
         yield DoctorStep(
             "clock", "warn" if wrong else "ok", detail,
-            "only what is displayed is affected; let the host's time be set (chrony, ntp)" if wrong else "",
+            "only displayed times are affected; set the host's clock (chrony, ntp)" if wrong else "",
         )  # fmt: skip
     yield _agent(found)
 
@@ -251,9 +253,13 @@ def _agent(found: dict[str, Any]) -> DoctorStep:
     if not found.get("installed"):
         return DoctorStep("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
     if found.get("stopped_by_hand"):
-        return DoctorStep("agent", "bad", "stopped by hand with remote_agent.install stop", "a deploy starts it again")
+        return DoctorStep(
+            "agent", "bad", "stopped by hand with remote_agent.install stop", "a deployment starts it again"
+        )
     if not found.get("running"):
-        return DoctorStep("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
+        return DoctorStep(
+            "agent", "bad", "installed, but not running", "a deployment starts it; see agent.log on the host"
+        )
     wanted = bundle.build().sha256[:16]
     release = str(found.get("release"))
     kept = f"keep-alive: {found.get('keep_alive') or 'none'}"

@@ -71,7 +71,7 @@ class Fetcher:
         if unread:
             raise HostError(
                 f"{host.name}: {len(unread)} files could not be read, {unread[0]} among them",
-                "who may read them there?", code="unreadable",
+                "check who may read them on the host", code="unreadable",
             )  # fmt: skip
 
     @staticmethod

@@ -117,7 +117,7 @@ def become(pipe: Pipe, target: Target, password: str, deadline: float) -> None:
         if not data or len(said) > MAX_NOISE_BYTES:
             text = said.decode("utf-8", "replace").replace(SUDO_ASKS, " ")
             words = " ".join((text + " " + pipe.errors()).split())[-400:]
-            raise _no_sudo(target, f"sudo to {target.become_user} failed ({words or 'it said nothing'})")
+            raise _no_sudo(target, f"sudo to {target.become_user} failed ({words or 'no output'})")
         if said.count(SUDO_ASKS.encode()) > asked:
             asked += 1
             if asked > 1:

@@ -258,7 +258,9 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
     if isinstance(exc, paramiko.AuthenticationException) or "No authentication methods" in str(exc):
         return _refused(exc, target)
     if isinstance(exc, paramiko.ProxyCommandFailure):
-        return _unreachable(target, "proxy", f"its ProxyCommand ended early ({exc.command})", "try that command alone")
+        return _unreachable(
+            target, "proxy", f"its ProxyCommand ended early ({exc.command})", "try that command by itself"
+        )
     if isinstance(exc, paramiko.ssh_exception.NoValidConnectionsError) and exc.errors:
         return explain(next(iter(exc.errors.values())), target)
     if isinstance(exc, socket.gaierror):
@@ -273,11 +275,14 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
         or "Timeout" in type(exc).__name__
     ):
         return _unreachable(
-            target, "timeout", f"cannot connect (timeout, {where})", "is it on, and reachable from here?"
+            target, "timeout", f"cannot connect (timeout, {where})", "is it up, and reachable from here?"
         )
     if isinstance(exc, (EOFError, ConnectionResetError)) or "banner" in str(exc) or "No existing session" in str(exc):
         return _unreachable(
-            target, "dropped", f"it closed the connection ({where})", "is it sshd that listens there? see its log"
+            target,
+            "dropped",
+            f"the connection was closed by the server ({where})",
+            "is it sshd that listens there? see its log",
         )
     if isinstance(exc, OSError):
         return _unreachable(target, "network", f"cannot connect ({exc.strerror or exc}, {where})", "is the network up?")
@@ -335,7 +340,7 @@ def _not_forwarded(exc: paramiko.ChannelException, target: Target, hop: Target) 
         )
     else:
         what = f"its jump host {hop.host} can't connect to {target.describe()} ({exc.text or 'no reason given'})"
-        next_step = "is the host on, and reachable from there?"
+        next_step = "is the host up, and reachable from the jump host?"
     return _unreachable(target, "jump", what, next_step)
 
 

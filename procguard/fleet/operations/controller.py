@@ -70,7 +70,7 @@ class Operations:
         self._state = state
         self._workers = workers
         self._operations: dict[str, Operation] = {}  # oldest first
-        self._previews = Previews[OperationPreview]("p-", "look again at what matches")
+        self._previews = Previews[OperationPreview]("p-", "review the matching workers again")
         self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
         self._by_command: dict[str, tuple[str, int]] = {}
         self._deadlines: list[tuple[float, str, int]] = []  # a heap: monotonic, operation, index
@@ -170,7 +170,7 @@ class Operations:
         """Items that have not started are skipped; accepted items finish and are still watched. Durable."""
         operation = self._get(operation_id)
         if not operation.live:
-            raise Conflict(f"{operation_id} has already finished", "see its items", code="has_ended")
+            raise Conflict(f"{operation_id} has already finished", "show its items", code="has_ended")
         if operation.status == "running":
             operation.status = "cancelling"
             operation.note = because("operation.cancelled_by", actor=actor)

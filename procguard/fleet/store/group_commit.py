@@ -123,7 +123,7 @@ class GroupCommit(Generic[Item]):
             begun.append(True)
             try:
                 if given_up:
-                    raise OSError(errno.EAGAIN, "nobody waits for it any more")
+                    raise OSError(errno.EAGAIN, "the request is no longer waiting")
                 work()
                 outcome.append(None)
             except OSError as exc:

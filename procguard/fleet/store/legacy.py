@@ -71,7 +71,7 @@ def begin_migration(path: str, database: str) -> Migration | None:
             if connection.execute("SELECT term FROM state").fetchone()[0]:
                 raise ProcGuardError(
                     f"state.state_file: files of an earlier format lie at {path} beside {database}, which is in use",
-                    "move away the one that is not this manager's state",
+                    "move the one away that is not this manager's state",
                     code="bad_state_file",
                 )
     loaded = read(path)

@@ -167,7 +167,7 @@ class PostgresqlStore:
     def _ended(self) -> Fenced:
         return Fenced(
             f"{self.path}: term {self.term} has ended: another manager leads",
-            "this one ends; started again it is a standby",
+            "this manager exits; after a restart it is a standby",
         )
 
     def _prepare(self, batch: list[_Submitted]) -> Callable[[], None]:
@@ -378,6 +378,6 @@ def _clean(row: Row) -> Row:
 def _cannot_use(path: str, exc: OSError) -> ProcGuardError:
     return ProcGuardError(
         f"state.database: cannot use {path} ({exc.strerror or exc})",
-        "see that the server runs and lets this user in; docs/several_managers.md says how to set it up",
+        "check that the server is running and accepts this user; see docs/several_managers.md for its setup",
         code="bad_database",
     )

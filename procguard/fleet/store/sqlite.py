@@ -193,7 +193,7 @@ class SqliteStore:
     def _ended(self) -> Fenced:
         return Fenced(
             f"{self.path}: another manager has opened this state since",
-            "this one ends; look for the other one, and end one of the two",
+            "this manager exits; find the other one, and stop one of the two",
         )
 
     def _prepare(self, batch: list[_Commit]) -> Callable[[], None]:

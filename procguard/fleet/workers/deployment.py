@@ -371,7 +371,7 @@ class Deployment:
             if tx is not None:
                 replace_spec(tx.edit(worker), spec)
                 worker.undeclared, worker.moving = False, dataclasses.replace(worker.moving, settles=True)
-            return "unchanged", f"it is moving here from {worker.host}"
+            return "unchanged", f"moving here from {worker.host}"
         if not self._leases.is_confirmed_stopped(worker.worker_id, self._now):
             return "refused", (
                 f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "

@@ -34,7 +34,7 @@ class Purge:
         self._fleet = fleet
         self._pause = pause
         self._began = began
-        self._previews = Previews[PurgeNumbers]("g-", "look again at what is gone")
+        self._previews = Previews[PurgeNumbers]("g-", "review the list again")
 
     def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
         """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
@@ -67,7 +67,7 @@ class Purge:
         if worker is None:
             raise NotFound(f"{worker_id} is gone already", "nothing to do")
         if not self._is_gone(worker, silent_s, tx.now):
-            raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
+            raise Conflict(f"{worker_id} is part of the fleet again", "keep it")
         self._fleet.workers.take_out(tx, worker_id)
 
     def _rest(self, number: int) -> bool:

@@ -260,10 +260,10 @@ CHINESE: dict[str, str] = {
     "{} of {} agents rotated": "{1} 个 Agent 中已轮换 {0} 个",
     # cli/scheduling.py
     "{}: cordoned; what runs there runs on": "{}：已停止调度；正在运行的 worker 继续运行",
-    "why, for those who look later": "理由，供以后查看",
+    "reason, for other operators": "理由，供以后查看",
     "{}: goes to {} as soon as it has stopped; invoke ps shows it": "{0}：停止后立即转到 {1}；可用 invoke ps 查看",
     "its id": "它的 ID",
-    "where it is to live": "要运行它的主机",
+    "the host to run it": "要运行它的主机",
     # cli/setup.py
     "choose another --folder, or remove it": "请用 --folder 另选目录，或删除它",
     "[user@]host[:port] of each host; localhost for this machine, without SSH": "各主机的 [user@]host[:port]；localhost 表示本机，不经 SSH",
@@ -331,17 +331,17 @@ CHINESE: dict[str, str] = {
     # client/api.py
     "{} does not answer like a ProcGuard manager": "{} 的应答不像是 ProcGuard 管理端",
     "no manager leads: {}": "没有主管理端：{}",
-    "look at the log of each": "请查看各管理端的日志",
+    "see the log of each manager": "请查看各管理端的日志",
     "{} does not lead ({})": "{} 不是主管理端（{}）",
     "{} is not the manager: it redirects to {}": "{} 不是管理端：它重定向到 {}",
     "cannot reach the manager at {}: {}": "无法连接管理端 {}：{}",
     "timed out": "超时",
-    "its name can't be resolved": "其名称无法解析",
+    "its name cannot be resolved": "其名称无法解析",
     "cannot reach the manager at {} ({})": "无法连接管理端 {}（{}）",
-    "whether it was done is not known: look before you repeat it": "无法确定操作是否已执行：请先查看，再决定是否重试",
+    "it is unknown whether the request was carried out; check before you repeat it": "无法确定操作是否已执行：请先查看，再决定是否重试",
     "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)": "用 PROCGUARD_CA=FILE 指定要信任的证书（tls: auto 时为状态旁的 tls/ca.pem）",
     "the manager answered with HTTP {}": "管理端返回 HTTP {}",
-    "see its log": "请查看其日志",
+    "see the manager's log": "请查看其日志",
     # client/client.py
     "see list_workers()": "见 list_workers()",
     # client/coming_up.py
@@ -359,7 +359,7 @@ CHINESE: dict[str, str] = {
     "is out of reach on {} ({}); {}": "在 {} 上失去联系（{}）；{}",
     # client/contexts.py
     "{}: other users can read this token": "{}：其他用户可以读取此令牌",
-    "its context names it": "由其上下文指定",
+    "set in the context": "由其上下文指定",
     "no context {} in {} ({})": "{1} 中没有上下文 {0}（{2}）",
     "add it: procguard context add NAME --url …": "可添加：procguard context add NAME --url …",
     "repair or remove it": "请修复或删除它",

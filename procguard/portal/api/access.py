@@ -236,7 +236,7 @@ class AccessApi(Resource):
         environ[ASKS] = caller
         wait_s = self._log_in_rate.wait_s(record.token_id, now.monotonic)
         if wait_s > 0:
-            next_step = f"wait {wait_s:.0f} s; sessions that are open go on"
+            next_step = f"wait {wait_s:.0f} s; open sessions are not affected"
             raise LimitExceeded.for_now(f"{caller.actor} logs in too often", next_step, wait_s, "too_often")
         self._wrong_tokens.succeeded(address)
         self.fleet.tokens.used(record, address, now)

@@ -50,7 +50,9 @@ class ManagerApi(Resource):
         """
         pinned = self.services.pinned()
         if not pinned.ca:
-            raise NotFound("this manager names no CA of its own", "its certificate is one that machines know, or none")
+            raise NotFound(
+                "this manager has no CA of its own", "its certificate is signed by a public CA, or it has none"
+            )
         return Ca(pinned.ca, pinned.any_name, pinned.fingerprint)
 
     @get("/healthz", "anyone", tag="manager", zh="存活检查")

@@ -73,7 +73,7 @@ class NoteRequest(RequestBody):
 class MoveRequest(RequestBody):
     """{"host": "gpu02"}"""
 
-    hints: ClassVar[Hints] = {"host": ("", 'say where to, e.g. {"host": "gpu02"}')}
+    hints: ClassVar[Hints] = {"host": ("", 'name the target, e.g. {"host": "gpu02"}')}
 
     host: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS)]
 

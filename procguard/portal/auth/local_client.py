@@ -246,7 +246,7 @@ def _why_not_ours(other: Tcp | None, uid: int) -> str:
     if other is None:
         return "another machine"
     if other.inode == 0:
-        return "somebody who has gone"
+        return "a process that has exited"
     if other.uid not in (uid, 0):
         return f"uid {other.uid}"
     if other.uid == 0 and os.geteuid() != 0:

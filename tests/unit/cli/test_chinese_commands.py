@@ -75,7 +75,7 @@ def test_a_mistake_is_explained_in_chinese(manager: HostileManager, line: str) -
 def test_a_planted_english_sentence_is_found() -> None:
     def planting() -> None:
         say("nobody has translated this")
-        raise ManagerUnreachable("the manager went for a walk", "wait until it is back")
+        raise ManagerUnreachable("the manager went for a walk", "wait until it returns")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROCGUARD_LANG", "zh")

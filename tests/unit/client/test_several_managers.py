@@ -83,7 +83,7 @@ def test_a_change_that_broke_off_is_not_made_again_elsewhere(managers: tuple[Fak
 
     first.routes["POST /api/workers/w1/command"] = break_off
     client = Client([first.url, second.url])
-    with pytest.raises(ManagerUnreachable, match="whether it was done is not known"):
+    with pytest.raises(ManagerUnreachable, match="it is unknown whether the request was carried out"):
         client.command("w1", "restart")
     assert not second.requests
     assert client.command("w1", "restart")["command_id"] == "c-1"

@@ -127,7 +127,7 @@ def test_near_the_cas_own_end_the_certificate_is_not_recreated_each_time(tmp_pat
     late = NOW + authority.CA_LIFE - timedelta(days=100)
     made = certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     assert made.refresh(late) and not made.refresh(late + timedelta(days=1))
-    with pytest.raises(ProcGuardError, match="ended at"):
+    with pytest.raises(ProcGuardError, match="expired at"):
         made.refresh(late + timedelta(days=200))
 
 
