@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
@@ -357,7 +358,96 @@ def test_which_gpu_is_free_is_one_click(fleet: ManagerRig, visitor: Visitor) -> 
     assert clicks.count == 1
     page.get_by_role("group", name="GPUs by state").get_by_role("button", name=re.compile("^free")).click()
     rows = page.locator(".gpus-table .table-body .table-row:visible")
-    expect(rows.first).to_contain_text("gpu-00000-w")  # the rest is held
+    expect(rows.first).to_contain_text(re.compile(r"busy.*gpu-0000\d-w"))  # every one is held
     page.get_by_label("Filter GPUs").fill("gpu-00001-w5")
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("busy")
+
+
+def test_the_filter_understands_selectors_completes_them_and_says_what_is_impossible(
+    fleet: ManagerRig, visitor: Visitor
+) -> None:
+    page = workers_page(fleet, visitor)
+    box, count = page.get_by_label("Filter workers"), page.locator(".page-head .count")
+    for text, n in (
+        ("state=running,host=gpu-00001", EACH),
+        ("host=gpu-00001|gpu-00002, state!=failed", 2 * EACH),
+        ("gpu-00001-*", EACH),
+        ("gpu-00001-w1,gpu-00002-w1", 2),
+        ("running", ALL),
+        ("failed", 0),
+    ):
+        box.fill(text)
+        expect(count).to_have_text(f"{n} of {ALL}")
+        selected = fleet.ask("GET", f"/api/remote-workers?limit=1&select={quote(text.replace(', ', ','))}")
+        if "=" in text or "*" in text:
+            assert selected["total"] == n, "the same as the manager means by it"
+    box.fill("state=faild")
+    expect(page.get_by_text("There is no state “faild”")).to_be_visible()
+    box.fill("")
+    box.press_sequentially("gro")
+    box.press("ArrowDown")
+    box.press("Enter")
+    expect(box).to_have_value("group=")
+    box.press_sequentially("fi")
+    expect(page.get_by_role("option", name="finetune")).to_contain_text(f"{ALL} workers")
+    box.press("ArrowDown")
+    box.press("Tab")
+    expect(box).to_have_value("group=finetune")
+    expect(count).to_have_text(f"{ALL} of {ALL}")
+
+    page.keyboard.press("Control+k")
+    page.get_by_role("combobox", name="Go to").fill("restart gpu-00002-w5")
+    page.get_by_role("option", name="Restart gpu-00002-w5").click()
+    expect(page.get_by_role("dialog")).to_contain_text("gpu-00002-w5")
+    page.get_by_role("button", name="Cancel").click()
+
+
+def test_hosts_with_old_agents_are_one_click(fleet: ManagerRig, visitor: Visitor) -> None:
+    page, clicks = visitor.open(f"{fleet.url}/#/overview"), Clicks()
+    clicks.on(page.get_by_role("link", name=f"{HOSTS} old agents"))
+    rows = page.locator(".hosts-table .table-body .table-row:visible")
+    expect(rows).to_have_count(HOSTS)
+    assert clicks.count == 1
+    page.get_by_text("Command that upgrades them").click()
+    expect(page.get_by_text("invoke upgrade --hosts")).to_be_visible()
+
+
+def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: ManagerRig, visitor: Visitor) -> None:
+    """After everything that the other tests did to this fleet."""
+
+    def total(query: str) -> int:
+        return int(fleet.ask("GET", f"/api/remote-workers?limit=1&{query}")["total"])
+
+    settled_states = ("running", "failed", "stopped", "exited", "unknown")
+    page = visitor.open(f"{fleet.url}/#/overview")
+    for state in settled_states:
+        expect(page.locator(f".tile.is-{state} .tile-count")).to_have_text(str(total(f"state={state}")))
+    hosts = fleet.ask("GET", "/api/hosts")["hosts"]
+    connected = sum(host["agent_state"] == "connected" for host in hosts)
+    expect(page.locator(".figures div").first).to_contain_text(f"{connected} of {len(hosts)}")
+    no_recoveries = page.get_by_text("No automatic restarts yet.")
+    recoveries = fleet.ask("GET", "/api/events?cause=signal,agent_lost,lost,exit_code&limit=1")["events"]
+    assert no_recoveries.is_visible() == (not recoveries)
+
+    count = page.locator(".page-head .count")
+    page.goto(f"{fleet.url}/#/workers")
+    expect(count).to_have_text(f"{total('')} of {total('')}")
+    for state in settled_states:
+        expect(page.locator(f".facet[data-state={state}] .facet-count")).to_have_text(str(total(f"state={state}")))
+    page.goto(f"{fleet.url}/#/hosts")
+    expect(count).to_have_text(f"{connected} of {len(hosts)} connected")
+    page.goto(f"{fleet.url}/#/operations")
+    operations = fleet.ask("GET", "/api/operations")["operations"]
+    expect(page.locator(".operations-table .table-body .table-row")).to_have_count(len(operations))
+    page.goto(f"{fleet.url}/#/events")
+    events = fleet.ask("GET", "/api/events?limit=10000")["events"]
+    shown = f"{len(events):,} events" if len(events) < 1000 else "newest 1,0"
+    expect(count).to_contain_text(shown)
+    for worker in ("gpu-00000-w0", "gpu-00002-w11"):
+        page.goto(f"{fleet.url}/#/worker/{worker}?tab=attempts")
+        newest = fleet.worker(worker)["attempt"]
+        rows = page.locator(".attempts-table .table-body .table-row")
+        expect(rows.first).to_contain_text(str(newest))
+        expect(rows).to_have_count(newest)
+        expect(page.get_by_text("No events on record.")).to_be_hidden()

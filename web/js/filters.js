@@ -4,7 +4,8 @@
  */
 
 import { reasonOf } from './reasons.js';
-import { conditionText, isCondition, parseSelector, selectorMatches } from './selector.js';
+import { conditionText, parseSelector, readTyped, selectorMatches } from './selector.js';
+import { stateNamed } from './status.js';
 
 /** What values can be chosen of, each with `of(worker)`: the values a worker has. */
 export const FIELDS = {
@@ -17,11 +18,11 @@ export const FIELD_NAMES = Object.keys(FIELDS);
 
 /** {q, facets: {state: {in: [], out: []}, …}, words, selector, conditions} of an address. */
 export function readFilters(query) {
-  const typed = (query.get('q') || '').split(/\s+/).filter(Boolean);
-  const selector = typed.filter(isCondition).join(',');
+  const typed = readTyped(query.get('q') || '', stateNamed);
+  const selector = typed.conditions.join(',');
   return {
     text: query.get('q') || '',
-    words: typed.filter((word) => !isCondition(word)).map((word) => word.toLowerCase()),
+    words: typed.words,
     selector,
     conditions: parseSelector(selector),
     facets: Object.fromEntries(FIELD_NAMES.map((name) => [name, readValues(query.get(name) || '')])),

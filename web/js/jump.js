@@ -1,7 +1,9 @@
 /** Going anywhere by typing (Ctrl-K, or "/" where a page has no filter), and the list of keys ("?"). */
 
+import { VERBS, act, allowed } from './actions.js';
 import { fill, h, setAttr, show } from './dom.js';
 import { t } from './i18n.js';
+import { mayAct } from './rights.js';
 import { link } from './router.js';
 
 const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'api'];
@@ -39,8 +41,10 @@ export function openJump(store) {
 
   function go(at) {
     if (!found[at]) return;
+    const place = found[at];
     dialog.close();
-    location.hash = found[at].href;
+    if (place.run) place.run();
+    else location.hash = place.href;
   }
 
   input.addEventListener('input', draw);
@@ -66,7 +70,7 @@ export function openJump(store) {
   input.focus();
 }
 
-/** Pages, hosts and workers whose name holds every word; what begins with the text comes first. Pure. */
+/** Pages, hosts, workers and actions whose name holds every word; what begins with the text comes first. Pure. */
 export function search(store, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const found = [];
@@ -80,7 +84,23 @@ export function search(store, text) {
     for (const host of store.agents()) if (!add(host.agent, t('jump.host'), link('host', host.agent))) break;
     for (const id of store.workers.keys()) if (!add(id, t('jump.worker'), link('worker', id))) break;
   }
+  if (words.length > 1 && mayAct()) found.push(...actions(store, words));
   return [...found.filter((place) => place.first), ...found.filter((place) => !place.first)].slice(0, FOUND);
+}
+
+/** "restart train-7": what may be done to the workers whose name holds the words that follow. */
+function actions(store, [verbWord, ...words]) {
+  const verbs = VERBS.filter((verb) => verb.startsWith(verbWord) || t(`action.${verb}`).toLowerCase().startsWith(verbWord));
+  const found = [];
+  if (!verbs.length) return found;
+  for (const worker of store.workers.values()) {
+    if (!words.every((word) => worker.worker_id.toLowerCase().includes(word))) continue;
+    for (const verb of verbs.filter((one) => allowed(one, worker))) {
+      found.push({ name: t('jump.act', { action: t(`action.${verb}`), worker: worker.worker_id }), kind: t('jump.action'), run: () => act(verb, worker), first: true });
+    }
+    if (found.length >= FOUND) break;
+  }
+  return found;
 }
 
 const KEYS = [

@@ -6,9 +6,65 @@
 const FIELDS = { state: 'state', host: 'host', group: 'group', agent: 'agent', desired: 'desired', id: 'worker_id', worker_id: 'worker_id' };
 const MAGIC = /[*?[]/;
 
-/** Whether a typed word is a condition and no mere text: `host!=gpu03`, `!train-7`. */
+const STATES = ['failed', 'unknown', 'backoff', 'starting', 'stopping', 'running', 'exited', 'stopped'];
+const KNOWN = { state: STATES, desired: ['running', 'stopped', 'removed'] };
+const NAMES = ['state', 'host', 'group', 'agent', 'desired', 'id'];
+const MAX_VALUES = 50; // of a field, to complete from
+
+/** Whether a typed word is a condition and no mere text: `host!=gpu03`, `!train-7`, `train-*`. */
 export function isCondition(word) {
-  return /^!?[\w./-]+!?=[^=,|][^=,]*$/.test(word) || /^![\w.*?[\]-]+$/.test(word);
+  return /^!?[\w./-]+!?=[^=,|][^=,]*$/.test(word) || /^![\w.*?[\]-]+$/.test(word) || /^[\w.-]*[*?[][\w.*?[\]!-]*$/.test(word);
+}
+
+/** The selectors and the mere words of what was typed: `state=failed,group=finetune crash`. `stateOf(word)`: the state it names, or ''. */
+export function readTyped(text, stateOf = () => '') {
+  const conditions = [];
+  const words = [];
+  for (const word of text.replace(/\s*,\s*/g, ',').split(/\s+/).filter(Boolean)) {
+    const parts = word.split(',').filter(Boolean);
+    const several = parts.length > 1 && parts.every((part) => isCondition(part) || /^[\w.-]+$/.test(part));
+    if (several || (parts.length === 1 && isCondition(parts[0]))) conditions.push(...parts);
+    else if (stateOf(word)) conditions.push(`state=${stateOf(word)}`);
+    else words.push(word.toLowerCase());
+  }
+  return { conditions, words };
+}
+
+/** A condition that can match nothing, for its value does not exist: `state=faild` -> {name, value}; null where all may. */
+export function impossible(conditions) {
+  for (const { name, values } of conditions) {
+    const wrong = KNOWN[name] && values.find((value) => typeof value === 'string' && !KNOWN[name].includes(value));
+    if (wrong) return { name, value: wrong };
+  }
+  return null;
+}
+
+/** How the condition that is being typed may go on: [{text, label, hint}]. `workers()`: whose values there are. */
+export function completions(text, workers, countText) {
+  const [, before, part] = /^(.*?)([^\s,]*)$/s.exec(text);
+  const found = /^(!?)([\w./-]+)(!?=)(.*)$/.exec(part);
+  if (!found) return part ? namesLike(part, before, workers()) : [];
+  const [, not, name, sign, typed] = found;
+  const [, others, value] = /^(.*\|)?([^|]*)$/.exec(typed);
+  const counts = new Map((KNOWN[name] || []).map((one) => [one, 0]));
+  const field = FIELDS[name];
+  for (const worker of workers()) {
+    const one = field ? worker[field] : (worker.labels || {})[name.replace(/^label\./, '')];
+    if (one) counts.set(String(one), (counts.get(String(one)) || 0) + 1);
+  }
+  const low = value.toLowerCase();
+  const fits = [...counts].filter(([one]) => one.toLowerCase().startsWith(low) && one !== value && !/[\s,|=!*?[\]]/.test(one));
+  fits.sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+  return fits.slice(0, MAX_VALUES).map(([one, n]) => ({ text: `${before}${not}${name}${sign}${others || ''}${one}`, label: one, hint: countText(n) }));
+}
+
+function namesLike(part, before, workers) {
+  const [, not, typed] = /^(!?)(.*)$/.exec(part);
+  const low = typed.toLowerCase();
+  const labels = new Set();
+  for (const worker of workers) for (const name of Object.keys(worker.labels || {})) labels.add(name);
+  const names = [...NAMES, ...[...labels].filter((name) => !NAMES.includes(name)).sort()];
+  return names.filter((name) => name.toLowerCase().startsWith(low)).map((name) => ({ text: `${before}${not}${name}=`, label: `${name}=`, hint: '' }));
 }
 
 /** The conditions of a selector that is known to be well formed. */

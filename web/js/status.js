@@ -21,6 +21,12 @@ export const GLYPHS = {
 
 export const AGENT_GLYPHS = { connected: '●', suspect: '◐', unreachable: '✖', pending: '…', never: '○', ended: '■' };
 
+/** The state that a word names, as programs or this language call it; '' where it names none. */
+export function stateNamed(word) {
+  const low = word.toLowerCase();
+  return STATES.find((state) => state === low || stateName(state).toLowerCase() === low) || '';
+}
+
 export function stateName(state) {
   return t(`state.${state}`);
 }

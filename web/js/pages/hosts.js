@@ -7,6 +7,7 @@ import { compareNames, formatAge, formatBytes, formatMoment, formatPercent } fro
 import { Grid } from '../grid.js';
 import { reasonOf } from '../reasons.js';
 import { formatNumber, t } from '../i18n.js';
+import { isOld, loadReleases } from '../releases.js';
 import { go, link, replaceQuery } from '../router.js';
 import { AGENT_GLYPHS, agentChip } from '../status.js';
 import { textCell } from '../table.js';
@@ -30,11 +31,14 @@ const SORTS = {
 export function hostsPage({ store, query }) {
   let chosen = readQuery(query);
   let known = '';
+  let releasesSeen = 0; // answers that say which agents are old
   const pending = pendingLaunchers(store);
   const search = h('input.input.search', { type: 'search', 'aria-label': t('hosts.filter'), placeholder: t('hosts.filter_hint'), value: chosen.q, data: { jump: '' } });
   const writeText = debounced(() => setFilter({ q: search.value.trim() }), 120);
   search.addEventListener('input', writeText);
   const facets = ORDER.map((state) => agentFacet(state, () => setFilter({ agent: chosen.agent === state ? '' : state })));
+  const old = h('button.facet.agent-suspect', { type: 'button', hidden: true, title: t('hosts.old_means'), on: { click: () => setFilter({ old: chosen.old ? '' : '1' }) } }, h('span.glyph', { 'aria-hidden': 'true' }, '↑'), h('span'));
+  const how = h('details.batch-command', { hidden: true }, h('summary', {}, t('hosts.old_how')), commandBox('invoke upgrade --hosts inventory/prod.yaml'));
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
   const grid = new Grid({
     label: t('nav.hosts'),
@@ -48,8 +52,8 @@ export function hostsPage({ store, query }) {
   const none = emptyBox(t('hosts.none'), h('p', {}, t('overview.empty_deploy')), commandBox('invoke deploy --hosts inventory/prod.yaml'));
   const nothing = h('p.empty-title');
   const noMatch = h('div.empty', { hidden: true }, nothing, h('button.button', { type: 'button', on: { click: clearFilters } }, t('workers.clear')));
-  const toolbar = h('div.toolbar', {}, search, h('div.facets', { role: 'group', 'aria-label': t('hosts.agent') }, facets), clear);
-  const node = h('div.page.fills', {}, pageHead(t('nav.hosts'), count), pending, toolbar, noMatch, none, grid.node);
+  const toolbar = h('div.toolbar', {}, search, h('div.facets', { role: 'group', 'aria-label': t('hosts.agent') }, facets, old), clear);
+  const node = h('div.page.fills', {}, pageHead(t('nav.hosts'), count), pending, toolbar, how, noMatch, none, grid.node);
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
@@ -60,7 +64,7 @@ export function hostsPage({ store, query }) {
   function clearFilters() {
     writeText.cancel();
     search.value = '';
-    setFilter({ q: '', agent: '' });
+    setFilter({ q: '', agent: '', old: '' });
     search.focus();
   }
 
@@ -68,7 +72,7 @@ export function hostsPage({ store, query }) {
     pending.update();
     const table = store.tables.hosts;
     const order = SORTS[chosen.sort.replace(/^-/, '')];
-    const now = JSON.stringify([table.version, order.measured ? table.measured : 0, chosen]);
+    const now = JSON.stringify([table.version, order.measured ? table.measured : 0, chosen, releasesSeen]);
     if (now === known) {
       grid.refresh();
       return;
@@ -76,13 +80,19 @@ export function hostsPage({ store, query }) {
     known = now;
     const hosts = store.agents();
     const words = chosen.q.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = hosts.filter((host) => matches(host, words));
+    const named = hosts.filter((host) => matches(host, words));
+    const outdated = named.filter(isOld);
+    const found = chosen.old ? outdated : named;
+    setText(old.lastChild, t('hosts.old', { n: outdated.length }));
+    setAttr(old, 'aria-pressed', chosen.old ? 'true' : 'false');
+    show(old, outdated.length > 0 || Boolean(chosen.old));
+    show(how, Boolean(chosen.old) && outdated.length > 0);
     const shown = sorted(found.filter((host) => !chosen.agent || host.agent_state === chosen.agent), chosen.sort);
     grid.showSort(chosen.sort.replace(/^-/, ''), chosen.sort.startsWith('-'));
     grid.setItems(shown);
     for (const facet of facets) facet.update(found.filter((host) => host.agent_state === facet.dataset.state).length, chosen.agent === facet.dataset.state);
     const loaded = store.loaded.has('hosts');
-    show(clear, Boolean(chosen.q || chosen.agent));
+    show(clear, Boolean(chosen.q || chosen.agent || chosen.old));
     show(toolbar, hosts.length > 0);
     show(none, loaded && hosts.length === 0);
     show(noMatch, hosts.length > 0 && shown.length === 0);
@@ -91,19 +101,28 @@ export function hostsPage({ store, query }) {
     setText(count, loaded ? t('hosts.count', { some: connected, all: hosts.length }) : t('loading'));
   }
 
+  function started() {
+    loadReleases(() => {
+      releasesSeen += 1;
+      update();
+    });
+    releasesSeen += 1;
+    update();
+  }
+
   function setQuery(next) {
     chosen = readQuery(next);
     search.value = chosen.q;
     update();
   }
 
-  return { node, title: t('nav.hosts'), topics: ['hosts'], update, setQuery, unmount: () => grid.destroy() };
+  return { node, title: t('nav.hosts'), topics: ['hosts'], update, setQuery, started, unmount: () => grid.destroy() };
 }
 
 function readQuery(query) {
   const sort = query.get('sort') || '';
   const agent = query.get('agent') || '';
-  return { q: query.get('q') || '', agent: ORDER.includes(agent) ? agent : '', sort: SORTS[sort.replace(/^-/, '')] ? sort : 'agent' };
+  return { q: query.get('q') || '', agent: ORDER.includes(agent) ? agent : '', old: query.get('old') === '1' ? '1' : '', sort: SORTS[sort.replace(/^-/, '')] ? sort : 'agent' };
 }
 
 function matches(host, words) {

@@ -12,6 +12,7 @@ import { formatNumber, t } from '../i18n.js';
 import { icon } from '../icons.js';
 import { isLive, operationTitle } from '../operations.js';
 import { reasonOf } from '../reasons.js';
+import { isOld, loadReleases } from '../releases.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
 import { GLYPHS, agentChip, isProblem, stateChip, stateName } from '../status.js';
@@ -98,7 +99,12 @@ export function overviewPage({ store, session }) {
     setText(problemsMore, t('overview.more', { n: found.length - MAX_PROBLEMS }));
   }
 
-  return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started: () => history.load({ cause: RECOVERY_CAUSES.join(',') }) };
+  function started() {
+    history.load({ cause: RECOVERY_CAUSES.join(',') });
+    loadReleases(update);
+  }
+
+  return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started };
 }
 
 /** One pass over the fleet: counts by state, who is a problem, how much memory all take. */
@@ -173,8 +179,9 @@ function fleetFigures() {
   const names = ['hosts', 'workers', 'cpu', 'memory', 'worker_memory', 'gpu', 'gpu_memory'];
   const values = Object.fromEntries(names.map((name) => [name, h('dd')]));
   const meters = Object.fromEntries(['cpu', 'memory', 'gpu', 'gpu_memory'].map((name) => [name, meter()]));
+  const oldLink = h('a', { href: link('hosts', '', { old: '1' }), hidden: true });
   const gpuLink = h('a', { href: link('gpus', '', { state: 'free' }) }, t('overview.free_gpus'));
-  const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`), name === 'gpu' ? [' · ', gpuLink] : null), values[name], meters[name] || null)]));
+  const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`), name === 'gpu' ? [' · ', gpuLink] : name === 'hosts' ? [' ', oldLink] : null), values[name], meters[name] || null)]));
   const list = h('dl.figures', {}, names.map((name) => boxes[name]));
 
   /** `part` of `whole` as text and as a bar; nothing where it is not known. */
@@ -191,6 +198,9 @@ function fleetFigures() {
     const busy = sum(measured, (host) => (host.usage.cpu_percent || 0) * (host.cpus || 1));
     const units = cpus || measured.length;
     setText(values.hosts, t('overview.of', { some: connected.length, all: machines.length }));
+    const outdated = hosts.filter(isOld).length;
+    show(oldLink, outdated > 0);
+    setText(oldLink, t('overview.old_agents', { n: outdated }));
     setText(values.workers, formatNumber(workers));
     fillIn('cpu', units ? (cpus ? t('overview.cpu_of', { percent: formatPercent(busy / units), cpus }) : formatPercent(busy / units)) : t('none'), busy, units * 100);
     const used = sum(measured, (host) => host.usage.memory_used_bytes || 0);

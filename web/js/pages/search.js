@@ -2,12 +2,14 @@
 
 import { pieces } from '../ansi.js';
 import { stream } from '../api.js';
+import { completed } from '../completion.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { fill, framed, h, keyed, setAttr, setText, show } from '../dom.js';
 import { formatBytes, formatClock, formatDuration, formatMoment } from '../format.js';
 import { reasonOf } from '../reasons.js';
 import { t } from '../i18n.js';
 import { link, replaceQuery } from '../router.js';
+import { completions } from '../selector.js';
 import { rangePick, rangeQuery, readRange } from '../timerange.js';
 import { logTabs, pageHead } from './parts.js';
 
@@ -16,7 +18,7 @@ const TIMEOUT_S = 15;
 const STREAMS = ['', 'out', 'err'];
 const STATUS_GLYPHS = { asked: '…', done: '✓', timeout: '⧖', failed: '✖', no_answer: '✖', away: '?' };
 
-export function searchPage({ query }) {
+export function searchPage({ store, query }) {
   let chosen = readQuery(query);
   let running = null; // the AbortController of the search under way
   let lines = [];
@@ -28,6 +30,7 @@ export function searchPage({ query }) {
   const mode = h('select.input', { 'aria-label': t('search.mode') }, ['text', 'regex'].map((one) => h('option', { value: one, selected: one === chosen.mode }, t(`search.mode_${one}`))));
   const exact = h('input', { type: 'checkbox', id: 'exact', checked: chosen.exact });
   const select = h('input.input', { id: 'select', type: 'text', value: chosen.select, spellcheck: 'false', placeholder: t('search.select_hint') });
+  const completion = completed(select, t('workers.filter_suggestions'), (text) => completions(text, () => store.workers.values(), (n) => t('workers.suggested', { n })));
   const streams = h('select.input', { 'aria-label': t('logs.stream') }, STREAMS.map((one) => h('option', { value: one, selected: one === chosen.stream }, t(`logs.stream_${one || 'both'}`))));
   let range = { since: chosen.since, until: chosen.until };
   const ranges = rangePick(range, (next) => {
@@ -40,7 +43,7 @@ export function searchPage({ query }) {
     'form.search-form',
     { role: 'search', on: { submit: (event) => submitted(event) } },
     h('div.search-what', {}, h('label.hidden-text', { for: 'pattern' }, t('search.pattern')), pattern, go, stop),
-    h('div.search-where', {}, mode, h('label.check', { for: 'exact' }, exact, t('search.exact')), h('label.hidden-text', { for: 'select' }, t('search.select')), select, streams, ranges),
+    h('div.search-where', {}, mode, h('label.check', { for: 'exact' }, exact, t('search.exact')), h('label.hidden-text', { for: 'select' }, t('search.select')), completion.node, streams, ranges),
   );
   const progress = h('p.search-progress', { role: 'status' });
   const bar = h('progress', { max: '1', value: '0', 'aria-label': t('search.progress_label'), hidden: true });

@@ -2,6 +2,7 @@
 
 import { VERBS } from '../actions.js';
 import { batch, batchBar } from '../batch.js';
+import { completed } from '../completion.js';
 import { emptyBox, notify } from '../dialogs.js';
 import { debounced, h, setAttr, setText, show } from '../dom.js';
 import { chosenChips, facetMenu } from '../facets.js';
@@ -14,6 +15,7 @@ import { popover } from '../popover.js';
 import { purgeButton } from '../purge.js';
 import { go, link, replaceQuery } from '../router.js';
 import { Selection } from '../selection.js';
+import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
 import { choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
 import { MAX_WORKERS } from './logs.js';
@@ -32,6 +34,8 @@ export function workersPage({ store, query }) {
   const search = h('input.input.search', { type: 'search', 'aria-label': t('workers.filter'), placeholder: t('workers.filter_hint'), value: filters.text, data: { jump: '' } });
   const writeText = debounced(() => setFilter({ text: search.value.trim() }), 120);
   search.addEventListener('input', writeText);
+  const completion = completed(search, t('workers.filter_suggestions'), (text) => completions(text, () => store.workers.values(), (n) => t('workers.suggested', { n })));
+  const wrong = h('p.bad', { role: 'status', hidden: true });
   const facets = STATES.map((state) => stateFacet(state, (side) => setFilter({ facets: withValue(filters.facets, 'state', state, side) })));
   const menus = MENUS.map((field) =>
     facetMenu(field, {
@@ -73,9 +77,10 @@ export function workersPage({ store, query }) {
     'div.page.fills',
     {},
     pageHead(t('nav.workers'), count, h('span.spring'), purge),
-    h('div.toolbar', {}, search, menus.map((menu) => menu.node), chooser.node, clear),
+    h('div.toolbar', {}, completion.node, menus.map((menu) => menu.node), chooser.node, clear),
     h('div.facets', { role: 'group', 'aria-label': t('workers.states') }, facets),
     chosen,
+    wrong,
     bar,
     noMatch,
     none,
@@ -134,6 +139,9 @@ export function workersPage({ store, query }) {
     for (const menu of menus) menu.update();
     chosen.update(filters.facets);
     show(clear, isFiltered(filters));
+    const bad = impossible(filters.conditions);
+    show(wrong, Boolean(bad));
+    setText(wrong, bad ? t('workers.no_such', bad) : '');
     show(noMatch, list.all > 0 && list.shown.length === 0);
     show(none, loaded && list.all === 0);
     setText(nothing, t('workers.no_match', { n: list.all }));
