@@ -245,10 +245,9 @@ def notify_mutes(output: OutputOptions = OUTPUT) -> None:
     from procguard.console.grid import Column
 
     columns: tuple[Column[dict[str, Any]], ...] = (
-        Column("MUTE", lambda one: one["mute_id"]),
-        Column("SELECT", lambda one: one["select"], long=True),
-        Column("ACTIVE", lambda one: "yes" if one["active"] else "no"),
-        Column("FROM", lambda one: _local_time(one["begins"])),
+        Column("ID", lambda one: one["mute_id"]),
+        Column("SELECTOR", lambda one: one["select"], long=True),
+        Column("BEGINS", lambda one: _local_time(one["begins"])),
         Column("UNTIL", lambda one: _local_time(one["ends"])),
         Column("BY", lambda one: one["by"], 1),
         Column("NOTE", lambda one: one["note"], 1, long=True),
