@@ -25,6 +25,7 @@ MESSAGES = {
 PEOPLES_OWN_KEYS = (
     "env",
     "labels",
+    "causes",
     "requires",
     "events_acked",
     "log_offsets",
