@@ -93,7 +93,7 @@ class EventSettings(Section):
 
 
 class MetricSettings(Section):
-    """What Prometheus is told at /metrics."""
+    """Settings of GET /metrics."""
 
     per_worker: bool = Field(
         default=True,

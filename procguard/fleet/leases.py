@@ -111,7 +111,7 @@ class Leases:
         return instance.reason if instance.gone else NONE
 
     def judge(self, worker_id: str, now: Now) -> InstanceStatus:
-        """Whether the instance is surely gone, or what speaks against it and for how long."""
+        """Whether the instance is confirmed stopped, or why not and for how long."""
         worker = self._state.workers_by_id[worker_id]
         ended = self._reported_ended(worker)
         if ended:
@@ -137,7 +137,7 @@ class Leases:
         observed, here = self._state.agent_status.get(worker.agent_id), self._state.worker_status[worker.worker_id]
         if observed is None or observed.state != "connected":
             return NONE
-        if here.plain:  # a launcher in any language: it speaks for its one worker
+        if here.plain:  # a launcher in any language, with one worker
             report = here.report
         else:  # what an earlier process of this agent said does not count
             named = observed.heartbeat.workers if observed.heartbeat else ()

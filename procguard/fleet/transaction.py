@@ -125,7 +125,7 @@ class Transaction:
         self._shown[topic, item_id] = None
 
     def wake(self, agent_id: str) -> None:
-        """This agent is to be told of something new."""
+        """There are new changes for this agent."""
         self._woken.add(agent_id)
 
     def once_over(self, step: Callable[[], object]) -> None:

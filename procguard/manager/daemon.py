@@ -336,7 +336,7 @@ def readiness(url: str, timeout_s: float = 2.0) -> Literal["ready", "standby", "
     the environment is not in the way."""
     parts = urlsplit(url)
     where = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
-    if parts.scheme == "https":  # nothing is told there, and its answer is only shown
+    if parts.scheme == "https":  # no secret is sent there, and the response is only displayed
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             *where,
             timeout=timeout_s,

@@ -56,7 +56,7 @@ class DemoDatabase:
         self.url = ""
 
     def start(self, port: int, waited: Callable[[Callable[[], bool], float], bool]) -> bool:
-        """`waited(reached, timeout_s)`: False when the demo is told to end. Raises ProcGuardError, UsageError."""
+        """`waited(reached, timeout_s)`: False if the demo is being stopped. Raises ProcGuardError, UsageError."""
         found = programs()
         place = tempfile.mkdtemp(prefix="procguard-demo-db-")
         data = os.path.join(place, "data")

@@ -43,7 +43,7 @@ class Tunnels:
         self._fleet = fleet
         self._process = process(self._verifier)
         self._to_port = 0
-        self._kept: dict[str, Json] = {}  # agent -> what the process was told, without the port on the host
+        self._kept: dict[str, Json] = {}  # agent -> the settings sent to the process, without the port on the host
         self._news: dict[str, threading.Event] = {}  # for those who wait for a tunnel
 
     def start(self, to_port: int) -> None:
@@ -88,7 +88,7 @@ class Tunnels:
             news.clear()
             status = self._status(host)
             if status is not None and status.state == "down":
-                break  # the process tries again; who deploys is told why it did not work now
+                break  # the process retries; the deployment reports the current error
         status = self._status(host)
         known = messages.encode(status) if status is not None else {"state": "opening"}
         return {**known, "port": agent.tunnel_port}

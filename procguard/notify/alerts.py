@@ -108,7 +108,7 @@ class Gathering:
         self._groups: dict[tuple[str, Severity], AlertGroup] = {}
         self._sent_at: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
         self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
-        self._reported_silent: set[str] = set()  # hosts whose silence was told: their return is told too
+        self._reported_silent: set[str] = set()  # hosts whose silence was reported: their return is reported too
         self.deduplicated = 0
 
     @property
@@ -117,7 +117,7 @@ class Gathering:
 
     @property
     def oldest_seq(self) -> int | None:
-        """Of the events that this target is still to be told; None where there is none."""
+        """The seq of the oldest event not yet reported to this target; None if there is none."""
         silent = (int(event.get("seq") or 0) for _, event in self._silent.values())
         return min((*(group.first_seq for group in self._groups.values()), *silent), default=None)
 

@@ -30,7 +30,7 @@ class _Deadline(gevent.Timeout):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A webhook that moved is told to its owner: a followed redirect would turn the POST into a GET."""
+    """Reports a redirect as an error instead of following it, which would turn the POST into a GET."""
 
     def redirect_request(self, *_arguments: Any, **_options: Any) -> None:
         return None

@@ -51,7 +51,7 @@ class Agent:
         self._measuring, self._checks, self._gpus, self._disk = parts.measuring, parts.checks, parts.gpus, parts.disk
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._inbox, selectors.EVENT_READ, None)
-        # A launcher starts nothing before it has the manager's word, or knows that there is none to be had.
+        # A launcher starts nothing before the manager has responded, or is known to be unreachable.
         self.may_start = parts.registrar is None
         self.start_after_reply = False
         self._leaving = ""  # "now", or "stopped": once every worker is settled
@@ -152,7 +152,7 @@ class Agent:
         elif tag == "channel":
             self._log.changed("channel", value)
         elif tag in ("secret", "checked"):
-            self.link.changed(now)  # the first use of a new secret ends the old one; a verdict is told at once
+            self.link.changed(now)  # the first use of a new secret ends the old one; results are reported at once
         elif tag == "leave":
             self._begin_leaving(value, now)
 

@@ -303,7 +303,7 @@ class Launcher:
         _stop(worker)
 
     def _is_what_it_had(self, directory: str) -> bool:
-        """Whether the stored assignment is the command given now: then it may start before the manager is heard."""
+        """Whether the stored assignment is the given command: then it may start before the manager has responded."""
         stored = _object(paths.assignments_file(directory)).get("assignments") or []
         mine = messages.launch_digest(self._options.spec())
         return any(messages.launch_digest(messages.decode(Assignment, one).spec) == mine for one in stored)

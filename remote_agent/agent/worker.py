@@ -42,7 +42,7 @@ from remote_agent.telemetry import gpu_allocator
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
 HEARTBEATS_IN_A_LEASE = 4
-MAX_SEEN = 1000  # processes that a new runner is told of
+MAX_SEEN = 1000  # processes that are passed to a new runner
 STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
 _NEXT_STEPS = {
     errno.ENOSPC: because("run.write_space"),
@@ -162,7 +162,7 @@ class WorkerHandle:
             self._grant = (value["epoch"], value["grant"])
 
     def report(self) -> WorkerReport:
-        """What the manager is told of this worker now."""
+        """The report on this worker for the manager."""
         status = self.status
         assignment = self.assignment
         generation, epoch = int(status.get("generation") or 0), int(status.get("epoch") or 0)

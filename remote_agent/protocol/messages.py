@@ -386,7 +386,7 @@ class AgentHeartbeat:
     commands_seq: int = 0  # the highest Command.seq this agent process has received; 0 after its start
     beat: int = 0  # when it was made, in ns of the host's CLOCK_BOOTTIME; the answer says it again
     free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
-    channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
+    channel_trouble: str = ""  # why HTTP is used although the manager offers zmq
     ends: bool = False  # of a launcher: it was told to end, its worker has ended, and this may be its last heartbeat
     # Its disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it takes them. And which disk.
     disk_trouble: str = ""

@@ -145,7 +145,7 @@ class WorkerState:
         self._send(result)
 
     def note_exit(self, number: int, ending: Ending, failure: str = "", found: ProvenCause | None = None) -> None:
-        """How attempt `number` ended. Written before anybody is told, but not before the next child has started."""
+        """How attempt `number` ended. Written before it is reported, but not before the next child has started."""
         record: dict[str, object] = {
             "attempt": number,
             "code": ending.code,

@@ -14,7 +14,7 @@ EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
 class FreePort:
-    """`offer()` at each heartbeat; `handed_out` once somebody was told to use a port."""
+    """`offer()` at each heartbeat; `handed_out` after a port was assigned."""
 
     def __init__(self, first: int = FIRST_PORT, count: int = PORTS) -> None:
         self._first, self._count = first, count

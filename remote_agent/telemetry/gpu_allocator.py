@@ -212,7 +212,7 @@ def allowed_by(environment: dict[str, str]) -> Optional[list[int]]:
 
 
 def environment(indexes: list[int]) -> dict[str, str]:
-    """What the job is told of its GPUs."""
+    """The environment variables for the job's GPUs."""
     return {**CUDA_ORDER, CUDA_DEVICES: ",".join(str(index) for index in indexes)} if indexes else {}
 
 

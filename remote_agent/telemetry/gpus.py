@@ -32,7 +32,7 @@ NO_GPUS = Reading(False, [], {}, "", "none", 0.0)
 
 
 def driver_shows(signs: tuple[str, ...] = DRIVER_SIGNS) -> bool:
-    """Something on this host speaks of NVIDIA GPUs. Cheap; no driver is asked."""
+    """Whether this host seems to have NVIDIA GPUs. Cheap; does not call the driver."""
     if any(os.path.exists(path) for path in signs):
         return True
     directories = (os.environ.get("PATH") or os.defpath).split(os.pathsep)

@@ -190,7 +190,7 @@ class Measuring:
                 except OSError:
                     return  # tried again in a minute
 
-    # --------------------------------------------------------------------------------------------- what is told
+    # --------------------------------------------------------------------------------------------------- reports
 
     def host_usage(self, workers: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
         """For the heartbeat; fills in the workers' share of the GPUs, too."""

@@ -47,7 +47,7 @@ class Channels:
         return f"&curve={own.public_key}&mac={proof}"
 
     def due(self) -> bool:
-        """Whether a connection that speaks HTTP should say hello again, because zmq may be had by now."""
+        """Whether an HTTP connection should send hello again, because zmq may be available by now."""
         return self._offered and not self._cannot and time.monotonic() >= self._again_at
 
     def read_offer(self, data: Any, proof_key: str, agent_id: str, nonce: str) -> Optional[ZmqOffer]:

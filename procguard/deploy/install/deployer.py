@@ -71,7 +71,7 @@ class Deployer:
         self._specs: dict[str, Json] = {}  # of all that is declared
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
-        self._reported = 0  # of these hosts, how many the manager was told of
+        self._reported = 0  # the number of these hosts that were reported to the manager
         self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
         self._readiness = (
             WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None

@@ -82,7 +82,7 @@ def merged(each: Iterable[tuple[str, Policies]], report: ReportMistake, where: s
 
 
 def remarks(host: str, workers: Iterable[DeclaredWorker], policies: Policies) -> list[str]:
-    """What is told to people, and is no mistake."""
+    """Notes for the user that are not errors."""
     members = [worker for worker in workers if _policy_of(worker, policies) == "gang"]
     return [
         f"{host}: worker {worker.worker_id} says on_partition: keep, but its group {worker.spec['group']} restarts "

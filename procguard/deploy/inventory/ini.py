@@ -26,7 +26,7 @@ _GROUP_NAME = re.compile(r"([^:\]\s]+)\s*(?:#.*)?")
 
 
 def read(path: Path, groups: Groups) -> None:
-    """Raises InventoryError where the file can't be read; mistakes in it are told to `groups`."""
+    """Raises InventoryError if the file cannot be read; errors in it are reported to `groups`."""
     _IniReader(path, groups).read(positions.read_text(path).removeprefix("\ufeff").splitlines())
 
 

@@ -50,7 +50,7 @@ TRUTHS = {
 
 @dataclass(frozen=True)
 class Host:
-    """One machine: how to reach it and what it runs. `warnings` are told, not fatal."""
+    """One machine: how to reach it and what it runs. `warnings` are shown, but not fatal."""
 
     name: str
     target: Target

@@ -13,7 +13,7 @@ KEYS = ("hosts", "vars", "children")
 
 
 def read(path: Path, groups: Groups) -> None:
-    """Raises InventoryError where nothing can be read; smaller mistakes are told to `groups`."""
+    """Raises InventoryError if nothing can be read; lesser errors are reported to `groups`."""
     data = positions.load(path, groups.vault, groups.warn)
     if not isinstance(data, positions.Map) or not data:
         raise InventoryError(f"{path} holds no inventory", "it begins with `all:`; see inventory/prod.yaml")

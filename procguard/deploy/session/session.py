@@ -18,7 +18,7 @@ from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError
 from remote_agent.install.__main__ import LINE_MARK
 
-MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session speaks
+MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session starts
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_QUOTED_CHARS = 300  # of what a host printed, in a message
 NO_PYTHON = "procguard-no-python"

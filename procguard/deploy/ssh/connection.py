@@ -116,7 +116,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             self.connect_kwargs.update(pkey=key, allow_agent=False, look_for_keys=False, key_filename=[])
 
     def open_gateway(self) -> Any:
-        """The way through the jump host. What goes wrong there is told as the jump host's."""
+        """The connection through the jump host. Errors there are reported as errors of the jump host."""
         if isinstance(self.gateway, str):
             return paramiko.ProxyCommand(self.gateway)  # Fabric would fill in %h and its like a second time
         try:

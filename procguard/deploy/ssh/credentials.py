@@ -72,7 +72,7 @@ class LoginCredentials:
         return self._jump_password
 
     def become_password(self, host: str) -> str:
-        """What sudo on `host` is told when it asks; "" = nothing is known."""
+        """The password for sudo on `host`; "" if none is known."""
         return self._of(host).become_password or self._become_password
 
     def key(self, path: str, host: str, unlock: Callable[[str], Any]) -> Any:

@@ -102,7 +102,7 @@ HARMLESS = frozenset({
 
 
 def parse_ssh_args(text: str) -> tuple[dict[str, Any], list[str]]:
-    """The fields that `ansible_ssh_common_args` sets, and the options that are not followed (to be told once).
+    """The fields that `ansible_ssh_common_args` sets, and the unsupported options (reported once).
 
     Raises ValueError for text that no shell could split.
     """

@@ -37,7 +37,7 @@ class SyncWave:
     """`with wave: wave.bring(hosts, …)`, then `session(host, …)` for each."""
 
     def __init__(self, sessions: Sessions, stage: Callable[[str, str], None], code: CodeSync) -> None:
-        """`stage(host, stage)` is told how far each host is, from many threads."""
+        """`stage(host, stage)` reports the progress of each host, from many threads."""
         self._sessions = sessions
         self._stage = stage
         self._code = code

@@ -48,7 +48,7 @@ class TunnelProcess:
                 self._send([{"op": "kick", "agent_id": agent_id}])
 
     def moved(self, agent_id: str, port: int) -> None:
-        """The port on the host is known now; the next process is told to take the same."""
+        """Stores the port on the host; the next process requests the same one."""
         with self._lock:
             if agent_id in self._specs:
                 self._specs[agent_id].update(port=port, may_move=False)
@@ -68,7 +68,7 @@ class TunnelProcess:
         self._send([{"op": "keep", **spec} for spec in self._specs.values()])
 
     def _send(self, requests: list[Json]) -> None:
-        """Call with the lock held. A process that has died is told by the next one's start."""
+        """Call with the lock held. The death of a process is reported when the next one starts."""
         if self._process is None:
             return
         try:

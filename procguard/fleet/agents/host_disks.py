@@ -11,7 +11,7 @@ from procguard.i18n.reasons import Reason, because
 from remote_agent.protocol import messages
 
 KINDS = ("space", "inodes", "quota", "read_only", "io")
-EVENT_EVERY_S = 10.0  # of one host: an agent that changes its mind faster is told of less often
+EVENT_EVERY_S = 10.0  # per host: faster changes are not recorded individually
 
 
 def trouble_of(beat: messages.AgentHeartbeat | None) -> str:
@@ -28,6 +28,6 @@ def why(beat: messages.AgentHeartbeat) -> Reason:
 
 
 def last_reported(history: EventLog) -> dict[str, str]:
-    """host -> what of its disk was told last, also by an earlier run of the manager: nothing is told twice."""
+    """host -> the last recorded state of its disk, also from an earlier run of the manager, to prevent duplicates."""
     found = history.find(EventQuery(kind=("host_disk_full", "host_disk_ok")), limit=100_000)
     return {event["host"]: event["after"] or "" for event in found}

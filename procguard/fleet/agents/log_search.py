@@ -180,7 +180,7 @@ class LogSearches:
         self._searches.pop(search.search_id, None)
 
     def for_agent(self, agent_id: str, now: Now) -> list[messages.LogSearch]:
-        """What this agent is to be told now: each search once, and again where its answer may not have arrived."""
+        """The searches to send to this agent now: each once, and again if the response may not have arrived."""
         requests = []
         for search in self._searches.values():
             part = search.parts.get(agent_id)

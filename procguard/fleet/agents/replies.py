@@ -28,7 +28,7 @@ class ReplyBuilder:
         self._resync = resync
 
     def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
-        """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
+        """The changes to send to this agent, which are durable. None if there are none, or if it must wait."""
         if self._state.durability.unwritten or self._resync.open(now):
             return None
         try:
@@ -71,7 +71,7 @@ class ReplyBuilder:
         return messages.AgentReply(self._state.fleet_id, assignments_rev=rev, managers=managers, term=leadership.term)
 
     def news_for_worker(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
-        """What this plain launcher was not told yet; None when it was told everything."""
+        """The changes to send to this plain launcher; None if there are none."""
         worker = self._state.find(worker_id)
         if not self._state.command_queue.waits_for(worker_id) or not self._state.leadership.may_direct():
             return None

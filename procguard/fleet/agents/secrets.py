@@ -60,7 +60,7 @@ class AgentSecrets:
             revoked = agent.secret_sha256 or agent.revoked_sha256
             self._state.set_secrets(tx, agent, secret_sha256="")
             agent.revoked_sha256, agent.rotation = revoked, None
-            if agent.kind == "deployed":  # a launcher could not be told the new one
+            if agent.kind == "deployed":  # a launcher cannot be sent the new one
                 agent.key_generation += 1
             for worker in self._state.workers_of(agent_id):  # who had it may have used up the numbers of its events
                 tx.edit(worker).event_seq = 0

@@ -58,7 +58,7 @@ def master_port(first: MemberAddress, epoch: int, chosen: int = 0) -> int:
 def environment(
     kind: str, group: str, rank: int, members: int, nproc_per_node: int, address: str, port: int
 ) -> dict[str, str]:
-    """What a member of rank `rank` is told. `kind`: the group's `rendezvous`.
+    """The rendezvous variables of the member with rank `rank`. `kind`: the group's `rendezvous`.
 
     RANK and LOCAL_RANK are those of the member's own process; torchrun, which starts `nproc_per_node` of them, tells
     each of these its own, and takes what it needs itself from the variables that begin with PET_.

@@ -323,7 +323,7 @@ class WorkerRecord(Record):
     TABLE, KEY, SHOWN_IN = "workers", "worker_id", "workers"
     UNSHOWN = frozenset({"event_seq", "leased", "lease_bound_s", "attempts_before"})
     NESTED: ClassVar[Mapping[str, type[Any]]] = {"moving": Move}
-    # What its agent is told of it (agents/assignments.py).
+    # The assignment of its agent (agents/assignments.py).
     ASSIGNED: ClassVar[frozenset[str]] = frozenset(
         {"agent_id", "spec", "desired", "generation", "epoch", "gang", "held"}
     )
@@ -375,12 +375,12 @@ class WorkerRecord(Record):
 
     @property
     def assigned_state(self) -> messages.Desired:
-        """What its agent is told to make of it."""
+        """The desired state in its agent's assignment."""
         return "stopped" if self.held and self.desired == "running" else self.desired
 
 
 class ResolvedSpec(NamedTuple):
-    """A specification as its agent is told it, with the manager's settings filled in."""
+    """A specification as sent to its agent, with the manager's settings filled in."""
 
     declared: messages.WorkerSpec  # what it was made of
     spec: messages.WorkerSpec

@@ -52,7 +52,7 @@ class ProcessMonitor:
         self._grace_until = started.monotonic + START_GRACE_TIMEOUTS * settings.heartbeat_timeout_s
         self._circuit_breaker = RecoveryCircuitBreaker(settings.heartbeat_timeout_s)
         self._hangs = Hangs(fleet, settings)
-        self._lost: dict[str, float] = {}  # agent -> poll_lost_at of the loss that was told
+        self._lost: dict[str, float] = {}  # agent -> poll_lost_at of the last reported loss
 
     @property
     def circuit_open(self) -> bool:

@@ -111,7 +111,7 @@ class CommandQueue:
         return self.table.rows.get(command_id) or self._finished.get(command_id)
 
     def status(self, record: CommandRecord) -> CommandStatus:
-        """As people are told it."""
+        """As shown to users."""
         delivered = record.status == "accepted" and record.command_id in self._delivered_to
         return "delivered" if delivered else record.status
 
@@ -199,7 +199,7 @@ class CommandQueue:
         return late
 
     def message(self, record: CommandRecord, now: Now) -> messages.Command:
-        """The command as its agent is told it. By `ttl_s` the agent knows how long it may still act on it."""
+        """The command as sent to its agent. `ttl_s` is the time within which the agent may still act on it."""
         deadline = self._deadlines.get(record.command_id, now.monotonic + LIFETIME_S)  # start and stop have none
         return messages.Command(
             seq=record.seq,

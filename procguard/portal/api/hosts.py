@@ -157,7 +157,7 @@ class AgentLogAnswer(TypedDict):
 
 @dataclass(frozen=True)
 class TunnelOpened:
-    """`url`: what its agent is told, "" where the tunnel is not up."""
+    """`url`: the address that its agent receives; "" while the tunnel is down."""
 
     host: str
     ok: bool
@@ -257,7 +257,7 @@ class HostsApi(Resource):
     def tunnel(self, host: str) -> TunnelOpened:
         """Have its tunnel opened (procguard_tunnel), and wait until it is.
 
-        `{"host", "ok", "url", "reason"}`; `url` is what its agent is told.
+        `{"host", "ok", "url", "reason"}`; `url` is the address that its agent receives.
         """
         if self.services.tunnels is None:
             raise Conflict("this manager keeps no tunnels", "restart the manager")

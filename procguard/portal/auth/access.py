@@ -93,7 +93,7 @@ class Auth:
         fleet.state.bus.token_ended.subscribe(self._token_ended)
         sessions.on_closed(self.uses.end_session)
         self._agent_sessions = agent_sessions
-        self.ca_file = ""  # of the manager's own CA, where it speaks https by that
+        self.ca_file = ""  # of the manager's own CA, if it is used for https
 
     # ----------------------------------------------------------------------------------------------- who is it
 

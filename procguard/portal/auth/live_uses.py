@@ -107,7 +107,7 @@ class LiveUses:
             self.sweep()
 
     def sweep(self) -> None:
-        """End what has expired. Nobody is told of that moment, so it is looked for."""
+        """End what has expired. There is no notification of expiry, so it is checked periodically."""
         for number, right in enumerate(list(self._by_right), 1):
             if number % REST_EVERY == 0:
                 yield_to_hub()

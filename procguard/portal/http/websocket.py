@@ -135,7 +135,7 @@ class WebSocketConnection:
         return self._queued_bytes
 
     def overflow(self) -> None:
-        """The reader is too slow: what waits for it is dropped, and it is told to come back."""
+        """The reader is too slow: its queue is dropped, and it is closed with a request to reconnect."""
         self._drop_queue()
         self.close(CLOSE_OVERFLOW, "reading too slowly")
 

@@ -32,7 +32,7 @@ class WorkerColumns:
         return list(self._fleet.state.workers_by_id)
 
     def row(self, worker_id: str, before: Row | None, wall: float) -> Row | None:
-        """None: there is no such worker. `before`: its row as it was told last."""
+        """None: there is no such worker. `before`: its row as last sent."""
         state = self._fleet.state
         worker = state.workers_by_id.get(worker_id)
         if worker is None or worker_id not in state.worker_status or worker.agent_id not in state.agent_status:

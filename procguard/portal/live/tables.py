@@ -8,7 +8,7 @@ changed, encoded once for all clients.
               reader, whose next one is whole
     gap       {"t":"gap","topic","seq"}   what was missed is not known any more: take a snapshot
 
-`slots` are told as differences (the first from 0). A column of few distinct values is told as these and an index each.
+`slots` are sent as differences (the first from 0). A column of few distinct values is sent as these and an index each.
 Knows rows and clients; where rows come from is columns.py.
 """
 
@@ -30,7 +30,7 @@ SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are s
 COMPRESSED_FROM_BYTES, COMPRESSION = 1024, 5
 ASIDE_FROM_BYTES = 32 * 1024  # deflated in about a millisecond
 REST_EVERY = 50  # rows; less than a millisecond
-DISTINCT_SHARE = 0.5  # a column with more distinct values than this is told as it is
+DISTINCT_SHARE = 0.5  # a column with more distinct values than this is sent unchanged
 
 Row = tuple[Any, ...]
 
@@ -120,7 +120,7 @@ class RowTopic:
         return False
 
     def mark_measured(self, item_id: str) -> bool:
-        """The same where it is known that nothing but its measures has: they are read when they are told."""
+        """The same where it is known that nothing but its measures has: they are read when they are sent."""
         if self.seen:
             self._measuring.add(item_id)
             return True
@@ -280,7 +280,7 @@ class RowTopic:
             self._seen_until = time.monotonic() + SEEN_FOR_S
 
     def snapshot(self, epoch: str) -> bytes:
-        """The whole table as JSON, and from when on its changes are told."""
+        """The whole table as JSON, and the position from which its changes are sent."""
         self._seen_until = time.monotonic() + SEEN_FOR_S
         while self._building:
             self._wait()

@@ -2,7 +2,7 @@
 
 As text it behaves like a terminal's end of a pipe: a line without its end is shown at once and rewritten when it
 changes, as progress bars do. As JSON such a line comes as an object with `"partial": true`; a later one of the same
-(attempt, stream, offset) replaces it. Bounded: a reader that is too slow misses bytes, and is told.
+(attempt, stream, offset) replaces it. Bounded: a reader that is too slow loses bytes, which is reported.
 """
 
 from __future__ import annotations

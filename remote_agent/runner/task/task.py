@@ -46,7 +46,7 @@ class WorkerTask:
         self.attempt: Attempt | None = None
         self.wait_status: int | None = None  # of the attempt's process, until it is taken
         self.no_children = True
-        self.ending: Ending | None = None  # of the last attempt, until it was told
+        self.ending: Ending | None = None  # of the last attempt, until it was reported
         self.post_stop: hooks.PostStop | None = None  # what is to run, or runs, after an attempt
         self.remarks: Reason = NONE  # what its hooks have to say
         self.own(WorkerProcesses(record, ""))
@@ -192,7 +192,7 @@ class WorkerTask:
 
     def become(self, state: str, reason: Reason) -> None:
         self.state.become(state, reason, ended=self.ending is not None)
-        if state != states.STOPPING:  # the ending is told now; a stop tells it at its end
+        if state != states.STOPPING:  # the ending is reported now; a stop reports it at its end
             self.ending = None
 
     def note_lease(self) -> None:

@@ -37,7 +37,7 @@ NO_ROOM_NEXT = because("run.no_room")
 
 
 class TaskRunner:
-    """`send` takes what the agents are told."""
+    """`send` takes the messages to the agents."""
 
     def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
         self.task = WorkerTask(record, send)

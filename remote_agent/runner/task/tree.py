@@ -97,7 +97,7 @@ class WorkerProcesses:
             from remote_agent.runner.task import container
 
             self._job = container.adopt(attempt, self._record.worker_dir)
-            # It may have ended already: then that is told by the next `collect`.
+            # It may have ended already: then the next `collect` reports it.
             self._died = {pid: status for pid, status in (self._died or {}).items() if pid == attempt.pid}
             return self._job is not None
         try:
