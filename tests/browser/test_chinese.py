@@ -46,3 +46,20 @@ def test_no_page_in_chinese_holds_an_english_sentence(world: World, guest: Visit
         for text in page.evaluate(TEXTS, OF_OTHERS):
             found += [f"{place.name}: {one}" for one in SENTENCE.findall(OWN_WORDS.sub("", text))]
     assert found == [], "\n".join(found)
+
+
+def test_an_english_sentence_that_is_planted_in_a_page_is_found(world: World, guest: Visitor) -> None:
+    page = guest.open(world.rig.url, locale="zh-CN")
+    visit(page, world, PORTAL_PAGES[0])
+    page.evaluate("document.body.append('nobody has translated this sentence')")
+    assert any(SENTENCE.search(text) for text in page.evaluate(TEXTS, OF_OTHERS))
+
+
+def test_an_error_of_the_api_is_shown_in_the_page_s_language(world: World, guest: Visitor) -> None:
+    page = guest.open(world.rig.url, locale="zh-CN")
+    visit(page, world, PORTAL_PAGES[0])
+    asked = """async () => {
+      const api = await import('/static/js/api.js');
+      try { await api.get('/api/workers/nowhere/explain'); } catch (error) { return [error.message, error.language]; }
+    }"""
+    assert page.evaluate(asked) == ["没有 worker 'nowhere'", "zh"]
