@@ -79,7 +79,7 @@ export function gridColumns(names, { everything, pickCell }) {
   const columns = [
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
     { name: 'state', label: t('workers.state'), width: '128px', narrow: '118px', sortable: true, make: stateChip },
-    { name: 'worker', label: t('workers.worker'), width: 'minmax(130px, 1.2fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
+    { name: 'worker', label: t('workers.worker'), width: 'minmax(120px, 1fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
     ...names.map(chosenColumn),
     { name: 'actions', label: t('workers.actions'), width: '120px', narrow: '116px', make: () => actionButtons() },
   ];

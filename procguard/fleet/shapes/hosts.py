@@ -34,12 +34,12 @@ def _used(usage: HostUsage) -> int | None:
 
 HOST: tuple[ShownField[Any], ...] = (
     Of("host", "str", "agent.host", "Its name in the inventory", Label("Host", "主机"),
-       column=PageColumn("host", "minmax(120px, 1.3fr)", "minmax(90px, 1.3fr)", usual=True),
+       column=PageColumn("host", "minmax(112px, 1.2fr)", "minmax(90px, 1.3fr)", usual=True),
        printed=Printed("HOST", 0, wide=False, long=True)),
     Of("agent", "str", "agent.agent_id", "The agent's id", live="row"),
     Of("kind", 'Literal["deployed", "launcher"]', "agent.kind", live="row"),
     Of("agent_state", f"Literal[{_STATES}]", "seen.state", "Whether its agent is there",
-       Label("Agent", "Agent"), column=PageColumn("agent", "146px", "132px", usual=True),
+       Label("Agent", "Agent"), column=PageColumn("agent", "132px", "132px", usual=True),
        printed=Printed("AGENT", 0, wide=False)),
     Of("labels", "dict[str, str]", "agent.labels", "As declared", unit="labels", optional=True, live="row"),
     Of("spare", "bool | int", "agent.spare", "May carry tasks of other hosts", optional=True, live="row"),
@@ -87,7 +87,7 @@ HOST: tuple[ShownField[Any], ...] = (
        "moment", live="measure", live_read=lambda h: round(h.seen.last_seen_wall) if h.seen.last_seen_wall else None,
        column=PageColumn("seen", "96px", "92px", usual=True), printed=Printed("LAST SEEN", 2, wide=False)),
     Of("recovery_ssh", "Checked", "recovery_ssh", "Whether the manager reaches it over SSH",
-       Label("SSH", "SSH"), column=PageColumn("ssh", "108px", usual=True),
+       Label("SSH", "SSH"), column=PageColumn("ssh", "118px", usual=True),
        printed=Printed("SSH RECOVERY", 3, wide=False, long=True)),
     Of("release", "str", "release", "The release that its agent runs", Label("Release", "版本"),
        column=None, printed=Printed("RELEASE", 7, wide=False)),
@@ -116,7 +116,7 @@ HOST: tuple[ShownField[Any], ...] = (
     Of("reason_params", "dict[str, Any]", "seen.reason.params", "Of the reason's text"),
     Of("reason", "str", "seen.reason", "Why its agent is as it is", Label("Reason", "原因"),
        live_read=lambda h: h.seen.reason.plain(),
-       column=PageColumn("reason", "minmax(110px, 1.6fr)", "", usual=True),
+       column=PageColumn("reason", "minmax(136px, 2.2fr)", "", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True)),
 )  # fmt: skip
 OF_PENDING = ("fingerprint", "worker_id", "command")  # keys that only a launcher that waits has

@@ -27,7 +27,7 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("desired", "messages.Desired", "worker.desired", "What its declaration or an operator wants of it",
        live="row", sortable=True),
     Of("host", "str", "worker.host", "The host it lives on", Label("Host", "主机"),
-       column=PageColumn(width="minmax(104px, .8fr)", narrow="minmax(60px, 1fr)", usual=True),
+       column=PageColumn(width="minmax(84px, .6fr)", narrow="minmax(60px, 1fr)", usual=True),
        printed=Printed("HOST", 1, wide=False, long=True), sortable=True),
     Of("agent", "str", "worker.agent_id", "The agent that runs it", live="row", sortable=True),
     Of("group", "str", "worker.spec.group", "As declared", Label("Group", "组"),
@@ -102,6 +102,6 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("reason_params", "dict[str, Any]", "reason.params", "Of the reason's text"),
     Of("reason", "str", "reason", "Why it is in its state", Label("Reason", "原因"),
        live_read=lambda w: w.reason.plain(),
-       column=PageColumn(width="minmax(110px, 1.4fr)", narrow="", usual=True),
+       column=PageColumn(width="minmax(146px, 3fr)", narrow="", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True), sortable=True),
 )  # fmt: skip
