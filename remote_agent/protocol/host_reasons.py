@@ -7,7 +7,7 @@ HOST = {
     # how an attempt ended
     "exit.code": "exit code {code} after {ran_s:duration}",
     "exit.signal": "killed by signal {signal} ({name}) after {ran_s:duration}",
-    "exit.oom": "killed by the kernel for want of memory (signal {signal}, {name}) after {ran_s:duration}",
+    "exit.oom": "killed by the kernel: out of memory (signal {signal}, {name}) after {ran_s:duration}",
     "exit.ended": "ended after {ran_s:duration}",
     "exit.unseen": "its end was not seen",
     "exit.host_down": "the host went down while it ran",

@@ -27,7 +27,6 @@ PHRASES = (
     "may look, not act", "goes its way", "has the floor", "waits patiently", "is to run, as it was", "two looks",
     "last heard –", "is brought back by the manager over SSH", "is fetched back",
 )  # fmt: skip
-CATALOGUES = ("procguard/i18n/en.py", "procguard/i18n/reason_texts.py", "remote_agent/protocol/host_reasons.py")
 QUOTED = ("docs/glossary.md", "CHANGELOG.md")  # the one names them, the other tells what was
 
 
@@ -142,7 +141,7 @@ def texts() -> Iterator[Path]:
     product = [path for root in ("procguard", "remote_agent") for path in (REPOSITORY / root).rglob("*.py")]
     documents = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
     pages = [*(REPOSITORY / "web" / "js").rglob("*.js"), *(REPOSITORY / "web" / "locales").glob("*.json")]
-    left_out = {REPOSITORY / name for name in (*QUOTED, *CATALOGUES)}
+    left_out = {REPOSITORY / name for name in QUOTED}
     yield from (path for path in [*product, *documents, *pages] if path not in left_out)
 
 

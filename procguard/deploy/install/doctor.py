@@ -158,7 +158,7 @@ class Doctor:
                 return
             connected = view.get("agent_state") == "connected"
             age = _age(answer.get("server_time"), view.get("last_seen"))
-            last_seen = f"last heard {age:.1f} s ago" if age is not None else "never heard"
+            last_seen = f"last heartbeat {age:.1f} s ago" if age is not None else "never heard"
             detail = f"{view.get('agent_state')}, {last_seen}" + (f": {view['reason']}" if view.get("reason") else "")
             yield DoctorStep(
                 "heartbeat", "ok" if connected else "bad", detail,

@@ -47,7 +47,7 @@ CHINESE: dict[str, str] = {
     "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true": "请为该主机开放管理端的端口，或设置 procguard_manager_url 或 procguard_tunnel: true",
     "the manager does not know this host": "管理端没有这台主机",
     "deploy it: --limit {}": "请部署：--limit {}",
-    "last heard {} s ago": "最近一次心跳在 {} 秒前",
+    "last heartbeat {} s ago": "最近一次心跳在 {} 秒前",
     "never heard": "从未有过心跳",
     "see agent.log in its directory on the host": "请查看该主机上其目录中的 agent.log",
     "recovery over SSH": "经 SSH 恢复",
@@ -108,7 +108,7 @@ CHINESE: dict[str, str] = {
     "{}: it failed ({}: {})": "{}：执行失败（{}：{}）",
     "this is a bug in ProcGuard; please report it": "这是 ProcGuard 的缺陷，请报告",
     # deploy/install/verify.py
-    "last heard {}": "最近一次心跳：{}",
+    "last heartbeat {}": "最近一次心跳：{}",
     "{}: the agent is running, but has sent no heartbeat since the SSH session ended ({})": "{}：Agent 在运行，但 SSH 会话结束后没有发来心跳（{}）",
     "see agent.log on the host; check whether the host ends a user's processes at logout": "请查看主机上的 agent.log，并检查该主机是否在用户注销时终止其进程",
     # deploy/inventory/code.py

@@ -213,7 +213,7 @@ def test_two_hundred_failures_are_one_message_with_a_count() -> None:
     assert said.count == 200 and len(said.events) == alerts.SAMPLES
     assert said.title == "200 workers failed: w1, w2, w3, w4, w5 and 195 more"
     assert said.lines[-1] == "… and 180 more"
-    assert "killed by the kernel for want of memory" in said.lines[0]
+    assert "killed by the kernel: out of memory" in said.lines[0]
 
 
 def test_a_million_alerts_for_a_dead_endpoint_cost_no_memory() -> None:

@@ -106,7 +106,7 @@ def test_reasons_read_like_sentences():
     again = decide(Ending(signal=9, ran_s=100, was_running=True), 1, RestartRules()).reason
     assert again == "killed by signal 9 (SIGKILL) after 1 min 40 s; restart 2 of 3 in 5 s"
     oom = decide(Ending(signal=9, ran_s=30, was_running=True, oom=True), 0, RestartRules()).reason
-    assert oom.startswith("killed by the kernel for want of memory (signal 9, SIGKILL) after 30 s; restart 1")
+    assert oom.startswith("killed by the kernel: out of memory (signal 9, SIGKILL) after 30 s; restart 1")
 
 
 @pytest.mark.parametrize(
