@@ -2,13 +2,13 @@
 
 import { get } from './api.js';
 
-const AGAIN_MS = 60000;
+const AGAIN_MS = 600000;
 let known = null; // null: not known yet
 let askedMs = -Infinity;
 
-/** Asks if need be; `changed()` once there is an answer. */
-export async function loadReleases(changed) {
-  if (performance.now() - askedMs < AGAIN_MS) return;
+/** Asks if need be, that is where `hosts` has an agent that was deployed; `changed()` once there is an answer. */
+export async function loadReleases(hosts, changed) {
+  if (performance.now() - askedMs < AGAIN_MS || !hosts.some((host) => host.kind !== 'launcher' && host.release)) return;
   askedMs = performance.now();
   try {
     known = (await get('/api/agents')).releases;

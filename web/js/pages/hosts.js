@@ -70,6 +70,10 @@ export function hostsPage({ store, query }) {
 
   function update() {
     pending.update();
+    loadReleases(store.agents(), () => {
+      releasesSeen += 1;
+      update();
+    });
     const table = store.tables.hosts;
     const order = SORTS[chosen.sort.replace(/^-/, '')];
     const now = JSON.stringify([table.version, order.measured ? table.measured : 0, chosen, releasesSeen]);
@@ -101,22 +105,13 @@ export function hostsPage({ store, query }) {
     setText(count, loaded ? t('hosts.count', { some: connected, all: hosts.length }) : t('loading'));
   }
 
-  function started() {
-    loadReleases(() => {
-      releasesSeen += 1;
-      update();
-    });
-    releasesSeen += 1;
-    update();
-  }
-
   function setQuery(next) {
     chosen = readQuery(next);
     search.value = chosen.q;
     update();
   }
 
-  return { node, title: t('nav.hosts'), topics: ['hosts'], update, setQuery, started, unmount: () => grid.destroy() };
+  return { node, title: t('nav.hosts'), topics: ['hosts'], update, setQuery, unmount: () => grid.destroy() };
 }
 
 function readQuery(query) {

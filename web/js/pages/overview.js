@@ -63,6 +63,7 @@ export function overviewPage({ store, session }) {
   function update() {
     const hosts = store.agents();
     const fleet = summed(store.workers.values());
+    loadReleases(hosts, update);
     pending.update();
     running.update(newestFirst(store).filter(isLive));
     const loaded = store.loaded.has('workers') && store.loaded.has('hosts');
@@ -101,7 +102,6 @@ export function overviewPage({ store, session }) {
 
   function started() {
     history.load({ cause: RECOVERY_CAUSES.join(',') });
-    loadReleases(update);
   }
 
   return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started };
