@@ -143,9 +143,12 @@ class AlertTarget(Section):
     unreachable_after: Wait = Field(
         default=60.0, description="Seconds that a host must be unreachable before an alert."
     )
-    last_lines: Annotated[int, Field(ge=0, le=20)] = Field(
-        default=5,
-        description="Last lines of the log in a message about a worker that has finished or failed; 0: none.",
+    last_lines: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description=(
+            "Number of last lines of the log in a message about a worker that has finished or failed. Without it 5 for"
+            " a target that gets `finished`, by `events` or by `notify`, and none for the others."
+        ),
     )
     timeout: Annotated[float, Field(gt=0, le=120)] = Field(
         default=10.0, description="Timeout of one attempt, in seconds."

@@ -133,6 +133,7 @@ class Manager:
             routed=lambda event: routes.targets(event, facts_of(self.fleet.state, event)) if config.notify else (),
             muted=lambda event: self.mutes.cover(event["at"], facts_of(self.fleet.state, event)),
             last_lines=logs.last_lines,
+            notified_of_ends=routes.notified_of_ends,
         )
         bus.events.subscribe(self.notifier.take)
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)

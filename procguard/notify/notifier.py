@@ -27,6 +27,8 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 RETRY_FOR_S = 900.0  # a message older than this is dropped: what is newer says more
 
+LAST_LINES = 5  # of a log, for a target that gets `finished`
+
 log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
@@ -58,6 +60,8 @@ class _Loop:
         self.retry_at: float | None = None  # monotonic
         self._notifier = notifier
         self._undelivered = 0
+        asked = alerts.FINISHED[0] in target.events or target.name in notifier.notified_of_ends
+        self._lines = (LAST_LINES if asked else 0) if target.last_lines is None else target.last_lines
         self._wake = gevent.event.Event()
         self.greenlet: Any = None
 
@@ -101,7 +105,7 @@ class _Loop:
                         self._notifier.fleet_id(),
                         self._notifier.link(),
                         self._undelivered,
-                        self._notifier.tails(group, self.target.last_lines),
+                        self._notifier.tails(group, self._lines),
                     )
                 )
             finally:
@@ -179,13 +183,14 @@ class Notifier:
         routed: Callable[[Event], Container[str]] = lambda _: (),
         muted: Callable[[Event], bool] = lambda _: False,
         last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
+        notified_of_ends: Container[str] = (),
     ) -> None:
         """`routed(event)`: the targets that get it by a route. `muted(event)`: it goes to nobody.
-        `last_lines(worker, attempt, most)`: of its log."""
+        `last_lines(worker, attempt, most)`: of its log. `notified_of_ends`: who gets `finished` by a route."""
         self.fleet_id = fleet_id
         self.link = link
         self.send = send
-        self.routed, self.muted = routed, muted
+        self.routed, self.muted, self.notified_of_ends = routed, muted, notified_of_ends
         self._last_lines = last_lines
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}

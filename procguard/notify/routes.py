@@ -41,6 +41,7 @@ class Routes:
     def __init__(self, routes: Sequence[NotifyRoute]) -> None:
         """Raises ConfigError for a selector that cannot be read."""
         self._routes = []
+        self.notified_of_ends = {name for route in routes if alerts.FINISHED[0] in route.on for name in route.to}
         for number, route in enumerate(routes, 1):
             try:
                 self._routes.append((selectors.parse(route.select), frozenset(route.to), route.on))

@@ -165,3 +165,7 @@ def _instances(leader: OneOfSeveral, *, swarm_only: bool) -> dict[str, tuple[int
         for one in found
         if one["pid"] is not None or not swarm_only
     }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -130,17 +130,26 @@ def test_last_lines_are_read_only_where_a_target_wants_them() -> None:
         sent.append(made)
         return Outcome(True, "ok")
 
-    for number, most in enumerate((0, 3), 1):
-        one = target(events=["finished"], group_wait=0.0, last_lines=most)
-        notifier = Notifier([one], lambda: "f-1", lambda: "", send=send, last_lines=last_lines)
+    cases = (
+        ("finished", 0, ()),
+        ("finished", 3, ()),
+        ("finished", None, ()),
+        ("failed", None, ()),
+        ("failed", None, ("t",)),
+    )
+    for number, (what, most, notified_of_ends) in enumerate(cases, 1):
+        one = target(name="t", events=[what], group_wait=0.0, last_lines=most)
+        notifier = Notifier(
+            [one], lambda: "f-1", lambda: "", send=send, last_lines=last_lines, notified_of_ends=notified_of_ends
+        )
         notifier.start()
-        notifier.take(finished())
+        notifier.take(finished() if what == "finished" else {**failed(), "attempt": 4})
         with gevent.Timeout(5):
             while len(sent) < number:
                 gevent.sleep(0.01)
         notifier.stop()
-    assert [made.ended[0].last_lines for made in sent] == [[], ["bye"]]
-    assert asked == [("w1", 2, 3)]
+    assert [made.ended[0].last_lines for made in sent] == [[], ["bye"], ["bye"], [], ["bye"]]
+    assert asked == [("w1", 2, 3), ("w1", 2, 5), ("w1", 4, 5)], "who asked for failures alone is sent no log"
 
 
 # ------------------------------------------------------------------------------------------------ routes
