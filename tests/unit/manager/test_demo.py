@@ -167,7 +167,7 @@ def test_of_two_managers_one_takes_over_and_the_next_demo_ends_what_a_killed_one
         again.kill()
         again.wait()
     assert server is not None and not processes.is_alive(server) and not files.exists()
-    wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
+    wait_until(lambda: not processes_in(home), 20, f"no process left: {processes_in(home)}")
 
 
 @pytest.mark.parametrize(
