@@ -133,7 +133,7 @@ def test_the_doctor_follows_a_host_from_nothing_to_well(world: World) -> None:
             deaf.bind(("127.0.0.1", 0))
             deaf.listen(4)
             code, text = world.doctor(procguard_manager_url=f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        assert code == 2 and "✗ way to the manager" in text and "timed out" in text
+        assert code == 2 and "✗ path to the manager" in text and "timed out" in text
     finally:
         gone = world.operator.invoke("undeploy", "--hosts", inventory)
     assert gone.returncode == 0, gone.stdout + gone.stderr
