@@ -200,7 +200,7 @@ def _incident(gang: GangRecord, first: Member, how: Reason, limits: GangLimits, 
     if not limits.auto:
         reason = what.then(because("gang.auto_off"))
         return GangStep("fail", reason, first.worker_id, what, gang.attempts)
-    if first.never_on:
+    if first.never_on and first.state == states.FAILED:
         limit = first.never_on == "time_limit"
         reason = what.then(
             because("restart.time_limit") if limit else because("restart.never_on", cause=first.never_on)

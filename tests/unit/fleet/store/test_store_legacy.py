@@ -127,5 +127,8 @@ def test_old_files_beside_a_database_that_is_in_use_are_refused(tmp_path: Path) 
     store.close()
     for name in os.listdir(GOLDEN / "yaml"):
         shutil.copy(GOLDEN / "yaml" / name, tmp_path)
-    with pytest.raises(ProcGuardError, match=r"files of an earlier format lie at .* move away"):
+    with pytest.raises(
+        ProcGuardError,
+        match=r"files of an earlier format lie at .*; move the one away that is not this manager's state",
+    ):
         opened(tmp_path / "state.yaml")
