@@ -98,13 +98,19 @@ def measurements_path(state_file: str) -> str:
 
 class Manager:
     """One running manager. `run` returns when it was told to end; `lock` is the right to this state; `peers`: what it
-    knows of the others where it is one of several."""
+    knows of the others where it is one of several; `ending`: set where it is to end, maybe before it runs."""
 
-    def __init__(self, config: Config, lock: daemon.StateLock, peers: ManagerPeers | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lock: daemon.StateLock,
+        peers: ManagerPeers | None = None,
+        ending: gevent.event.Event | None = None,
+    ) -> None:
         self._config = config
         self._peers = peers
         self._lock = lock
-        self._ending = gevent.event.Event()
+        self._ending = gevent.event.Event() if ending is None else ending
         self._tick_now = gevent.event.Event()
         self._round_at = clock.read().monotonic
         now = clock.read()

@@ -111,7 +111,8 @@ class Demo:
     def run(self) -> int:
         if self._left_from_before():
             _say("ending what an earlier demo left")
-            self._end()
+            if not self._end():  # it says what
+                return 1
         well = False
         try:
             well = self._start() and self._watch()

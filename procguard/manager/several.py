@@ -68,7 +68,7 @@ def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
         seat.close()
         lock.release()
         return 0
-    return _lead(config, lock, seat, listener, argv)
+    return _lead(config, lock, seat, listener, argv, ending)
 
 
 def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent.event.Event) -> Any:
@@ -113,13 +113,16 @@ def _sync(seat: Seat, keys: shared_files.HostKeys) -> None:
         log.warning("host keys were not shared: %s", exc.strerror or exc)
 
 
-def _lead(config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, argv: Sequence[str]) -> int:
+def _lead(
+    config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, argv: Sequence[str], ending: gevent.event.Event
+) -> int:
+    """`ending`: set by a signal, also by one that comes while this manager takes over."""
     assert seat.taken is not None
     store = PostgresqlStore(seat.place, seat.name)
     store.took(seat.taken, seat.warm)
     peers = ManagerPeers(seat, store, listener)
     with seat.beating_beside():
-        manager = Manager(config, lock, peers)
+        manager = Manager(config, lock, peers, ending)
     beats = gevent.spawn(seat.beat_forever)
     seat.urls = manager.web.manager_urls
     keys = shared_files.HostKeys()

@@ -1,0 +1,36 @@
+"""A manager that is told to end while it takes over ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import postgres_server
+from tests.ports import free_port
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_while_a_manager_takes_over_is_not_lost(tmp_path: Path) -> None:
+    """It met neither the standby, which was over, nor the leader, which had not begun to listen for signals."""
+    with postgres_server.cluster() as server:
+        settings = [
+            f"state.database={server.url(server.database())}", f"state.database_password_file={server.password}",
+            f"state.state_file={tmp_path}/state.yaml", f"logging.file={tmp_path}/log", "state.manager_name=m1",
+        ]  # fmt: skip
+        words = [word for setting in settings for word in ("--set", setting)]
+        words += ["--host", "127.0.0.1", "--port", str(free_port())]
+        with subprocess.Popen([sys.executable, "-m", "procguard.main", *words], stdout=subprocess.DEVNULL) as manager:
+            try:
+                log, until = tmp_path / "log", time.monotonic() + 30
+                while not (log.exists() and " leads term=" in log.read_text()):
+                    assert manager.poll() is None and time.monotonic() < until, "it never led"
+                    time.sleep(0.001)
+                manager.send_signal(signal.SIGTERM)
+                assert manager.wait(20) == 0
+            finally:
+                manager.kill()
