@@ -105,12 +105,8 @@ def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple
     assert [path for path in home.rglob("*") if path.name != ".cache"] == []
 
 
-def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
-    """kill -9 of the demo leaves manager, agent and workers; the next start, told to end at once, takes them along."""
-    process, url = running
-    left = [processes.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
-    process.kill()
-    process.wait()
+def end_by_the_next_demo(home: Path) -> None:
+    """Start one that is told to end at once."""
     again = start(home)
     try:
         assert again.stdout is not None
@@ -121,6 +117,15 @@ def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subpro
     finally:
         again.kill()
         again.wait()
+
+
+def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
+    """kill -9 of the demo leaves manager, agent and workers; the next start, told to end at once, takes them along."""
+    process, url = running
+    left = [processes.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
+    process.kill()
+    process.wait()
+    end_by_the_next_demo(home)
     assert not any(processes.is_alive(child) for child in left if child)
     wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
 
@@ -156,16 +161,7 @@ def test_of_two_managers_one_takes_over_and_the_next_demo_ends_what_a_killed_one
         process.kill()
         process.wait()
         process.stdout.close()
-    again = start(home)
-    try:
-        assert again.stdout is not None
-        assert "an earlier demo" in again.stdout.readline()
-        again.send_signal(signal.SIGTERM)
-        assert "ended; nothing of it is left" in again.stdout.read()
-        again.wait(60)
-    finally:
-        again.kill()
-        again.wait()
+    end_by_the_next_demo(home)
     assert server is not None and not processes.is_alive(server) and not files.exists()
     wait_until(lambda: not processes_in(home), 20, f"no process left: {processes_in(home)}")
 
