@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from procguard.errors import ProcGuardError
@@ -117,7 +116,7 @@ def _round(world: SeveralManagers, declarer: Declarer, harm: str, agents: int, n
     print(
         f"{harm}, round {number + 1}: serves after {serving_s:.1f} s, all answered after {answered_s:.1f} s", flush=True
     )
-    _mend(leader, harm)
+    _restore(leader, harm)
     return serving_s, answered_s
 
 
@@ -132,13 +131,13 @@ def _lose(leader: OneOfSeveral, standby: OneOfSeveral, harm: str) -> None:
         leader.send(getattr(signal, harm))
 
 
-def _mend(leader: OneOfSeveral, harm: str) -> None:
+def _restore(leader: OneOfSeveral, harm: str) -> None:
     """The former leader stands by again."""
-    mend: dict[str, Callable[[], None]] = {
-        "SIGSTOP": lambda: leader.send(signal.SIGCONT),
-        "cut from the database": lambda: leader.relay.restore() if leader.relay else None,
-    }
-    mend.get(harm, lambda: None)()
+    if harm == "SIGSTOP":
+        leader.send(signal.SIGCONT)
+    elif harm == "cut from the database":
+        assert leader.relay is not None
+        leader.relay.restore()
     if harm != "promote":
         leader.ended()
         leader.start()

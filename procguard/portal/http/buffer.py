@@ -43,7 +43,7 @@ class SocketReader:
             return True
         sock = self._sock
         kind: Any = type(sock)
-        if kind is socket:  # nearly always nothing has come yet: asking for it in vain costs an exception
+        if kind is socket:  # usually no data is available yet, and a recv without data costs an exception
             sock._wait(sock._read_event)  # TLS may have read more than was asked for, and is asked itself
         return self._more(AT_ONCE_BYTES)
 

@@ -106,7 +106,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple
 
 
 def end_by_the_next_demo(home: Path) -> None:
-    """Start one that is told to end at once."""
+    """Start a demo and terminate it at once: it cleans up after the previous one."""
     again = start(home)
     try:
         assert again.stdout is not None

@@ -1,4 +1,4 @@
-"""A manager that is told to end while it takes over ends."""
+"""A manager that receives SIGTERM during its takeover terminates."""
 
 from __future__ import annotations
 
