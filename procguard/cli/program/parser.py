@@ -70,7 +70,7 @@ def _of_option(one: Option) -> dict[str, Any]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean ps?`, or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), 2, 0.5)
+    near = difflib.get_close_matches(word, list(known), 2, 0.5) if len(word) > 2 else []  # -o resembles everything
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

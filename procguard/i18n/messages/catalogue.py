@@ -74,8 +74,8 @@ def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
             return None
         values.append(text[at:found])
         at = found + len(part)
-    if at > end:
-        return None
+    if at > end or (not entry.head and any(": " in value or value == "there" for value in values)):
+        return None  # a whole message would fit in a slot; "there is no X" says of nobody that it is no X
     return [*values, text[at:end]]
 
 

@@ -128,3 +128,9 @@ def test_text_of_a_stranger_costs_little_time(text: str) -> None:
     before = time.process_time()
     localized(text, "zh")
     assert time.process_time() - before < 0.25
+
+
+def test_a_short_template_does_not_swallow_the_message_in_front_of_another() -> None:
+    said = "logs.retention, entry 1: select: selector, part 2 ('state=x'): there is no state 'x'; known are stopped"
+    shown = localized(said, "zh")
+    assert "选择器第 2 部分" in shown and "不是" not in shown
