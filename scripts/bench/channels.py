@@ -13,6 +13,7 @@ import http.client
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -27,6 +28,16 @@ from scripts.bench.zmq_load import Client, Sender, ZmqLoad, zmq_ports
 
 GOAL = 3.0
 COMMANDS = 200  # by each channel
+# The operator is a process of its own, as in life: agents are on other machines. It posts where each line says.
+OPERATOR = """
+import http.client, json, sys
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
+for line in sys.stdin:
+    connection.request("POST", line.strip(), json.dumps({"command": "restart"}), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status, flush=True)
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -87,7 +98,9 @@ def _command_delays(manager: Manager, senders: list[Sender]) -> dict[str, list[f
     by_zmq = [Client(context, manager.port, asdict(one)) for one in senders]
     by_http = [http.client.HTTPConnection("127.0.0.1", manager.port, timeout=60) for _ in senders]
     delays: dict[str, list[float]] = {"http": [], "zmq": []}
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", manager.port, timeout=60)) as operator:
+    command = [sys.executable, "-c", OPERATOR, str(manager.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as operator:
+        assert operator.stdin is not None and operator.stdout is not None
         for turn in range(2 * COMMANDS):
             number = turn // 2 % len(senders)
             sender, client, connection = senders[number], by_zmq[number], by_http[number]
@@ -99,9 +112,12 @@ def _command_delays(manager: Manager, senders: list[Sender]) -> dict[str, list[f
                 connection.request("GET", path, headers={"Authorization": f"Bearer {sender.secret}"})
             time.sleep(0.01)  # it is held by now
             began = time.perf_counter()
-            ask(operator, "POST", f"/api/workers/{sender.agent_id}-w{turn % 8}/command", {"command": "restart"})
+            print(f"/api/workers/{sender.agent_id}-w{turn % 8}/command", file=operator.stdin, flush=True)
             answer = client.held(10.0) if turn % 2 else json.loads(connection.getresponse().read())
             delays["zmq" if turn % 2 else "http"].append(time.perf_counter() - began)
+            status = operator.stdout.readline().strip()
+            if status not in ("200", "202"):
+                sys.exit(f"bench: the command was answered {status}")
             if not answer["commands"]:
                 sys.exit("bench: a held request was answered without the command")
     context.destroy(0)

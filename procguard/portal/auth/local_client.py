@@ -69,6 +69,7 @@ KEPT = 1_000  # connections whose process is remembered
 RECENT = 4  # processes that are looked at first: a browser opens six connections at once
 MAX_WAITING = 2_000  # connections that wait to be looked at
 TOGETHER = 64  # of them in one look
+FEW = 48  # descriptors of a process that are looked at on the event loop
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
 
@@ -80,10 +81,12 @@ class _Question(NamedTuple):
 
 class LocalClients:
     """`why_forwarded` may be called by any greenlet. /proc is looked at in a thread, once for all who have asked by
-    then: nobody is answered from a look that began before he asked."""
+    then: nobody is answered from a look that began before he asked. For a kept connection of a small process that was
+    its own before, the look takes less than handing it to a thread, and is done at once."""
 
     def __init__(self) -> None:
         self._holders: OrderedDict[int, tuple[int, ...]] = OrderedDict()  # inode of a socket -> pids
+        self._own: set[int] = set()  # of these, those that were not forwarded when they were last looked at
         self._asked: list[_Question] = []
         self._greenlet: Any = None
         self._listing = gevent.lock.Semaphore()
@@ -106,12 +109,28 @@ class LocalClients:
     def why_forwarded(self, client: Address, server: Address) -> str:
         """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
         LimitExceeded where too many want to know."""
+        if self._own_still(client, server):
+            return ""
         self._check_room(len(self._asked))
         question = _Question(client, server, AsyncResult())
         self._asked.append(question)
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._answer_all)
         return str(question.answer.get())
+
+    def _own_still(self, client: Address, server: Address) -> bool:
+        """Whether this was found to be its process's own connection, and that has no other sockets now."""
+        owner = peer_uid.owner(client, server)
+        if owner is None or owner.inode not in self._own:
+            return False
+        seen = _Seen()
+        try:
+            pids = self._holders.get(owner.inode, ())
+            if any(len(os.listdir(f"/proc/{pid}/fd")) > FEW for pid in pids):
+                return False
+            return bool(self._known(owner.inode, seen)) and _serves_nobody(pids, seen, self._holders)
+        except OSError:  # it has ended meanwhile
+            return False
 
     @staticmethod
     def _check_room(waiting: int) -> None:
@@ -152,7 +171,9 @@ class LocalClients:
             if not pids:
                 return _UNSEEN
             self._remember(owner.inode, pids)
-            return _why(pids, owner.uid, seen, server, self._holders)
+            reason = _why(pids, owner.uid, seen, server, self._holders)
+            (self._own.discard if reason else self._own.add)(owner.inode)
+            return reason
         except OSError as exc:
             return f"the connection's process cannot be known ({exc.strerror or exc})"
 
@@ -173,7 +194,8 @@ class LocalClients:
         self._holders[inode] = pids
         self._holders.move_to_end(inode)
         while len(self._holders) > KEPT:
-            self._holders.popitem(last=False)
+            forgotten, _ = self._holders.popitem(last=False)
+            self._own.discard(forgotten)
 
 
 def _listed_owner(client: Address, server: Address) -> peer_uid.Owner | None:
@@ -209,12 +231,11 @@ def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_her
     """`lead_here`: sockets known to be connections to the manager. Who has no other serves nobody, and the machine's
     table of sockets, which may have tens of thousands of rows, need not be read. No number is used twice in a while:
     the kernel counts them up."""
-    own: set[int] = set()
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
             return f"the connection is {name}'s (process {pid}), which passes on what others ask"
-        own |= {inode for inode in seen.sockets_of(pid) if inode not in lead_here}
+    own = _others(pids, seen, lead_here)
     if not own:
         return ""
     table = seen.connections(server)
@@ -224,15 +245,26 @@ def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_her
     for one in table:
         if one.inode not in own:
             continue
-        asker = f"the connection is {name_of(pids[0])}'s (process {pids[0]})"
         if one.listens:
             if not _is_loopback(one.local[0]):
-                return f"{asker}, which listens for other machines (port {one.local[1]})"
+                return f"{_asker(pids)}, which listens for other machines (port {one.local[1]})"
         elif _accepted(one, listening, ephemeral):
             reason = _why_not_ours(ends.get((one.peer, one.local)), uid)
             if reason:
-                return f"{asker}, which serves {reason} (port {one.local[1]})"
+                return f"{_asker(pids)}, which serves {reason} (port {one.local[1]})"
     return ""
+
+
+def _asker(pids: tuple[int, ...]) -> str:
+    return f"the connection is {name_of(pids[0])}'s (process {pids[0]})"
+
+
+def _others(pids: tuple[int, ...], seen: _Seen, lead_here: Container[int]) -> set[int]:
+    return {inode for pid in pids for inode in seen.sockets_of(pid) if inode not in lead_here}
+
+
+def _serves_nobody(pids: tuple[int, ...], seen: _Seen, lead_here: Container[int]) -> bool:
+    return not _others(pids, seen, lead_here) and not any(name_of(pid) in FORWARDERS for pid in pids)
 
 
 def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:

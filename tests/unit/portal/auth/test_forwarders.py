@@ -285,7 +285,10 @@ CONNECTS = """
 import socket, sys
 kept = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(2)]
 for line in sys.stdin:
-    kept.append(socket.create_server(("127.0.0.1", 0)))
+    if line.strip() == "listen":
+        kept.append(socket.create_server(("127.0.0.1", 0)))
+    else:
+        open("/proc/self/comm", "w").write(line.strip())
     print(flush=True)
 """
 
@@ -297,19 +300,32 @@ def test_who_has_no_socket_but_those_that_lead_here_costs_no_scan_at_all_others(
     list_all = peer_uid.connections
     monkeypatch.setattr(peer_uid, "connections", lambda server: (tables.append(server), list_all(server))[1])
     clients = local_client.LocalClients()
+    in_thread: list[object] = []
+    examine = clients._examine
+    monkeypatch.setattr(clients, "_examine", lambda ends: (in_thread.extend(ends), examine(ends))[1])
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
         command = [sys.executable, "-c", CONNECTS, str(listener.getsockname()[1])]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None and process.stdout is not None
+
+            def send(line: bytes) -> None:
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(line)
+                process.stdin.flush()
+                process.stdout.readline()
+
             (first, peer), (second, another) = listener.accept(), listener.accept()
             with first, second:
                 for one in (peer, another, peer, another):
                     assert clients.why_forwarded(one, listener.getsockname()) == ""
                 assert len(tables) == 1, "the first look did not know yet that the second connection leads here"
-                process.stdin.write(b"listen\n")
-                process.stdin.flush()
-                process.stdout.readline()
-                assert clients.why_forwarded(peer, listener.getsockname()) == ""
+                assert len(in_thread) == 2, "what is known to be its own needs no thread"
+                send(b"socat\n")
+                assert "socat" in clients.why_forwarded(peer, listener.getsockname())
+                send(b"python\n")
+                send(b"listen\n")
+                assert clients.why_forwarded(another, listener.getsockname()) == ""
                 assert len(tables) == 2, "it has a socket of another kind now"
             process.stdin.close()
 
