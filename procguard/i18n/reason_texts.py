@@ -428,6 +428,8 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "start.conda_missing": "找不到 conda 环境 {name}（已在 {places} 中查找）；请在那里创建，或用路径指定",
     "start.no_conda": "找不到 conda 环境 {name}（CONDA_EXE、主目录、/opt 和 PATH 中都没有 conda）；请在那里创建，或用路径指定",
     "start.container_pids": "podman 没有给出容器的进程",
+    "start.pid_namespace": "受隔离（fence）的容器需要一个随其 Runner 一起结束的 pid 命名空间，但无法创建：{error}；"
+    "Agent 必须以 root 运行并具有 CAP_SYS_ADMIN 权限，否则请使用 on_partition: keep 且不加入 gang",
     "start.container_env": "env {name}：含换行符的变量无法传入容器",
     "start.spec": "{detail}",
     "start.no_user": "本机没有用户 {user}",

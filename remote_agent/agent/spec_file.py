@@ -22,9 +22,9 @@ from remote_agent.system.paths import absolute
 
 MAX_CAUSES = 50
 LONGEST_HOOK_S = 7 * 86400.0
-NO_LEASE = (
-    "a container outlives a runner that is killed, so its end by a lease cannot be promised yet; "
-    "use on_partition: keep, and no gang"
+ROOT_FOR_LEASE = (
+    "on_partition: fence and gangs need an agent that runs as root, for only root can have the kernel end a container "
+    "together with its runner; deploy the agent as root, or use on_partition: keep and no gang"
 )
 ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, where they are others
 _OUTPUT = "output goes unbroken into the worker's log"
@@ -86,8 +86,8 @@ def _in_container(assignment: Assignment, default_dir: str) -> dict[str, Any]:
     except ValueError as exc:
         error, start = error or str(exc), {}
     error = error or "; ".join(container_mistakes(spec))
-    if assignment.lease_s is not None and not error:
-        error = f"container: {NO_LEASE}"
+    if assignment.lease_s is not None and os.geteuid() != 0 and not error:
+        error = f"container: {ROOT_FOR_LEASE}"
     options = [f"--network={container.network or 'host'}"]
     options += [f"--volume={absolute(mount, cwd)}" for mount in container.mounts]
     options += [f"--volume={cwd}:{cwd}", f"--workdir={cwd}"] if spec.working_dir else []
@@ -128,8 +128,6 @@ def container_mistakes(spec: WorkerSpec) -> list[str]:
             found.append(f"{name} has no meaning beside container: {hint}")
     if spec.stderr == "separate":
         found.append("stderr: separate is not supported beside container")
-    if spec.on_partition == "fence":
-        found.append(f"on_partition: fence beside container: {NO_LEASE}")
     for mount in container.mounts:
         parts = mount.split(":")
         if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):

@@ -144,6 +144,8 @@ HOST = {
     "start.no_conda": "conda environment not found: {name} (no conda in CONDA_EXE, the home, /opt or PATH); create it there, "
     "or name it by its path",
     "start.container_pids": "podman named no process of the container",
+    "start.pid_namespace": "a fenced container needs a pid namespace that ends with its runner, and none could be made: "
+    "{error}; the agent must run as root with the right CAP_SYS_ADMIN, or use on_partition: keep and no gang",
     "start.container_env": "env {name}: a variable with a line end cannot be handed to a container",
     "start.spec": "{detail}",
     "start.no_user": "user {user} does not exist on this host",

@@ -89,11 +89,6 @@ def remarks(host: str, workers: Iterable[DeclaredWorker], policies: Policies) ->
         "as a gang: it is fenced"
         for worker in members
         if worker.keeps
-    ] + [
-        f"{host}: worker {worker.worker_id} has a container, and its group {worker.spec['group']} restarts as a gang: "
-        "it will not start, for a container's end by a lease cannot be promised yet"
-        for worker in members
-        if worker.spec.get("container")
     ]
 
 

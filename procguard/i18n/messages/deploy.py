@@ -139,7 +139,6 @@ CHINESE: dict[str, str] = {
     "{}: {} says other things of group {} than {}": "{0}：{1} 对组 {2} 的设置与 {3} 不同",
     "set it once, in the vars of all": "请只在 all 的 vars 中设置一次",
     "{}: worker {} says on_partition: keep, but its group {} restarts as a gang: it is fenced": "{}：worker {} 声明 on_partition: keep，但其组 {} 作为 gang 重启，因此会被隔离",
-    "{}: worker {} has a container, and its group {} restarts as a gang: it will not start, for a container's end by a lease cannot be promised yet": "{}：worker {} 使用容器，而其组 {} 作为 gang 重启：它不会启动，因为尚不能保证租约到期时容器一定结束",
     # deploy/inventory/groups.py
     "{} (left out)": "{}（未纳入）",
     "{} of {}: {} is no number": "{1} 的 {0}：{2} 不是数字",

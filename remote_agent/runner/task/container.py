@@ -7,6 +7,7 @@ writes directly to the worker's log (--log-driver=passthrough).
 
 At most one container exists: its name contains the fleet and the worker, podman assigns a name once, and --replace
 ends the container that has it. This happens after everything of a previous attempt was found by its mark and ended.
+A fenced worker's container joins a pid namespace that ends with this runner (pid_namespace.py).
 Imported only for workers with a container; knows no states.
 """
 
@@ -91,6 +92,12 @@ def build(
     argv.append(str(container.get("image")))
     argv += [str(word) for word in command] if isinstance(command, list) else []
     return child.Launch(argv, "", env, paths.log_file(worker_dir, number))
+
+
+def join(launch: child.Launch, namespace: str) -> None:
+    """A fenced one: in the pid namespace at this path. Until it is there, the kernel ends podman with this runner."""
+    launch.argv.insert(2, f"--pid=ns:{namespace}")
+    launch.dies_with_runner = True
 
 
 def _write_env(assignment: TaskAssignment, number: int, cookie: str, worker_dir: str) -> None:

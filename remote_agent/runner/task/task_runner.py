@@ -161,6 +161,7 @@ class TaskRunner:
         if attempt.hook and self._go_on_after_hook(attempt, wait_status, now):
             return
         task.attempt = None
+        task.processes.end_namespace()
         values = task.state.values
         ending = attempt.ended(wait_status, now, values["state"] == states.RUNNING)
         by_itself = values["state"] != states.STOPPING and not attempt.hook and not ending.cause

@@ -25,6 +25,7 @@ TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner import hooks
     from remote_agent.runner.task.container import Job
+    from remote_agent.runner.task.pid_namespace import PidNamespace
 
 # Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
 HOPELESS, NO_ROOM, AGAIN = "hopeless", "no_room", "again"
@@ -62,6 +63,7 @@ class WorkerProcesses:
         self._ooms = OomCounter()
         self._job: Job | None = None  # of a container that runs below this runner
         self._in_container = in_container
+        self._namespace: PidNamespace | None = None  # of a fenced container
         self._post_stop: hooks.PostStop | None = None  # after the last attempt
         self._died: dict[int, int] | None = None  # while a container is started: its conmon may be among them
 
@@ -86,8 +88,10 @@ class WorkerProcesses:
             self._limit_group(assignment)
             return Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
         except child.NotStarted as exc:
+            self.end_namespace()
             raise StartFailed(HOPELESS, reasons.of_exception(exc)) from exc
         except OSError as exc:
+            self.end_namespace()
             raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, _why_failed(exc)) from exc
 
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
@@ -146,10 +150,29 @@ class WorkerProcesses:
         if hook and hook.get("kind"):
             from remote_agent.runner.task import container
 
-            return container.build(hook, assignment, base_env, number, self._cookie, record.worker_dir)
+            launch = container.build(hook, assignment, base_env, number, self._cookie, record.worker_dir)
+            if hook["kind"] == container.RUN and self.dies_with_runner:
+                container.join(launch, self._make_namespace(number))
+            return launch
         launch = build_launch(assignment.values, base_env, number, self._cookie, record.worker_dir, hook)
         launch.dies_with_runner = self.dies_with_runner
         return launch
+
+    def _make_namespace(self, number: int) -> str:
+        """Path of the pid namespace that a fenced container is to join."""
+        from remote_agent.runner.task.pid_namespace import PidNamespace
+
+        try:
+            self._namespace = PidNamespace(f"{self._cookie}-{number}")
+        except OSError as exc:
+            raise child.NotStarted(because("start.pid_namespace", error=exc.strerror or str(exc))) from exc
+        return self._namespace.path
+
+    def end_namespace(self) -> None:
+        """The attempt's process has ended: whatever is left in its pid namespace ends with it."""
+        if self._namespace is not None:
+            self._namespace.end()
+            self._namespace = None
 
     def _limit_group(self, assignment: TaskAssignment) -> None:
         wanted = assignment.start.get("group_limits")
@@ -187,12 +210,18 @@ class WorkerProcesses:
 
     def to_ask(self) -> list[Identity]:
         """Those of them that a stop signal is for."""
-        job = self._job
+        job, namespace = self._job, self._namespace
+        members = self.members()
+        if namespace is not None:  # its holder would take all inside with it
+            members = [one for one in members if one.pid != namespace.holder.pid]
         if job is None:
-            return self.members()
+            return members
         from remote_agent.runner.task import container
 
-        return container.members_of(job.first) or self.members()
+        inside = container.members_of(job.first)
+        if namespace is not None:
+            inside += [one for one in namespace.members() if one not in inside]
+        return inside or members
 
     def left_behind_to_ask(self) -> list[Identity]:
         """Likewise of what lives of former runners."""

@@ -31,7 +31,6 @@ def test_a_container_is_declared_by_its_image_or_by_its_keys(tmp_path: Path) -> 
         ("          container: {img: x}\n", "unknown key container.img"),
         ("          container: {image: x, options: [--tty]}\n", "tty"),
         ("          container: {image: x, gpus: 2}\n          gpus: 1\n", "gpus and container.gpus differ"),
-        ("          container: {image: x}\n          on_partition: fence\n", "on_partition: fence beside container"),
     ],
 )
 def test_mistakes_in_a_container_are_reported(tmp_path: Path, worker: str, said: str) -> None:
@@ -69,11 +68,11 @@ def test_the_note_is_reported_where_the_inventory_is_read(tmp_path: Path) -> Non
     assert any("starts a container by docker" in warning for warning in host.warnings)
 
 
-def test_a_member_of_a_gang_with_a_container_is_noted_before_it_is_deployed(tmp_path: Path) -> None:
+def test_a_container_may_be_fenced_and_a_member_of_a_gang(tmp_path: Path) -> None:
     path = tmp_path / "hosts.yaml"
     path.write_text(
         "all:\n  vars:\n    procguard_groups: {train: {restart: gang}}\n  hosts:\n    gpu01:\n"
-        "      procguard_workers:\n        - {id: w1, group: train, container: img}\n"
+        "      procguard_workers:\n"
+        "        - {id: w1, group: train, container: img}\n        - {id: w2, on_partition: fence, container: img}\n"
     )
-    host = model.load(str(path)).hosts["gpu01"]
-    assert any("has a container, and its group train restarts as a gang" in warning for warning in host.warnings)
+    assert model.load(str(path)).hosts["gpu01"].warnings == ()

@@ -60,7 +60,6 @@ def test_without_a_command_the_image_s_own_is_run() -> None:
         (ContainerSpec("--privileged"), {}, "container.image '--privileged'"),
         (ContainerSpec("i"), {"venv": "v"}, "venv has no meaning beside container"),
         (ContainerSpec("i"), {"user": "root"}, "container.user is the user inside"),
-        (ContainerSpec("i"), {"on_partition": "fence"}, "on_partition: fence beside container"),
         (ContainerSpec("i"), {"stderr": "separate"}, "stderr: separate is not supported"),
         (ContainerSpec("i", mounts=["/data"]), {}, "container.mounts '/data'"),
         (ContainerSpec("i", options=["-it"]), {}, "container.options '-it'"),
@@ -76,8 +75,12 @@ def test_what_would_break_the_promise_or_means_nothing_is_refused_in_words(
     assert said in resolved(container, **fields)["error"]
 
 
-def test_a_gang_s_lease_is_refused_in_words() -> None:
-    assert "no gang" in resolved(ContainerSpec("i"), lease_s=60.0)["error"]
+def test_a_lease_is_kept_by_an_agent_that_runs_as_root_and_refused_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert resolved(ContainerSpec("i"), on_partition="fence", lease_s=60.0)["error"] == ""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "need an agent that runs as root" in resolved(ContainerSpec("i"), lease_s=60.0)["error"]
+    assert resolved(ContainerSpec("i"))["error"] == ""
 
 
 def test_another_image_is_another_launch() -> None:

@@ -146,11 +146,15 @@ def test_a_job_killed_by_a_signal_is_reported_as_such_and_restarted(rig: Boxed) 
     assert len(rig.podman.names()) == 1
 
 
-def test_whatever_is_killed_no_two_instances_ever_live(rig: Boxed) -> None:
+@pytest.mark.parametrize("fenced", [False, True])
+def test_whatever_is_killed_no_two_instances_ever_live(rig: Boxed, fenced: bool) -> None:
     """Runner, conmon and the job itself, in turns: each instance has stopped to write before the next one begins."""
     stamps = Path(rig.worker_dir).parent / "stamps"
     stamps.mkdir()
-    rig.box(STAMPS, f"--volume={stamps}:/stamps", restart={"max_attempts": 100, "backoff_s": [0.0]}).run()
+    rig.box(STAMPS, f"--volume={stamps}:/stamps", restart={"max_attempts": 100, "backoff_s": [0.0]})
+    if fenced:
+        rig.fence(600.0)
+    rig.run()
     attempt = 1
     for turn in ("runner", "job", "conmon and job", "runner", "runner and conmon"):
         state = rig.until("running", attempt=attempt, timeout_s=40.0)
@@ -253,3 +257,77 @@ def test_it_carries_labels_and_outlives_its_agent(rig: Boxed) -> None:
     rig.link.close()
     rig.connect()
     assert rig.until("running")["pid"] == before["pid"] and alive(before["pid"])
+
+
+# ------------------------------------------------------------------------------------------------- fenced, by a lease
+
+# Its processes: one in a session of its own, one whose parents have ended, both deaf to the stop signal.
+DETACHED = (
+    'deaf() { trap "" TERM; while :; do sleep 0.1; done; }\n'
+    "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' &\n(deaf &)\n" + FOREVER
+)
+
+
+def inside(rig: Boxed) -> list[int]:
+    """What runs in the container's pid namespace, whoever is its parent."""
+    namespace = os.readlink(f"/proc/{rig.state()['pid']}/ns/pid")
+    assert namespace != os.readlink("/proc/self/ns/pid")
+    found = []
+    for pid in processes.all_processes():
+        try:
+            found += [pid] if os.readlink(f"/proc/{pid}/ns/pid") == namespace else []
+        except OSError:
+            continue
+    return found
+
+
+def test_a_fenced_one_is_ended_by_the_kernel_with_its_runner_whatever_detached_from_it(rig: Boxed) -> None:
+    """Nobody is there to do it: neither agent nor another runner."""
+    rig.box(DETACHED).fence(600.0).run()
+    state = rig.until("running")
+    rig.logged(1)
+    there = inside(rig)
+    assert state["fenced"] and len([pid for pid in there if command_of(pid).startswith((b"/bin/sh", b"sh"))]) == 3
+    rig.kill_runner()
+    wait_until(lambda: not any(alive(pid) for pid in there), 5.0, "the end of all that ran inside")
+    rig.fence(600.0)
+    assert rig.start() == control.EXIT_STARTED
+    rig.until("running", attempt=2, timeout_s=40.0)
+    rig.stop()
+    rig.nothing_left()
+
+
+def test_a_fenced_one_runs_no_longer_than_its_lease_and_its_grace(rig: Boxed) -> None:
+    rig.box(DETACHED, stop_grace_s=0.5).fence(5.0).run()
+    rig.until("running")
+    there = inside(rig)
+    state = rig.until("stopped", timeout_s=40.0)
+    assert "its lease ended" in state["reason"] and not any(alive(pid) for pid in there)
+    rig.nothing_left()
+
+
+def test_the_end_of_a_fenced_job_is_its_own_and_ends_what_it_left(rig: Boxed) -> None:
+    script = "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' & echo up; sleep 0.5; exit 7"
+    rig.box(script, restart={"policy": "never"}, stop_grace_s=60.0).fence(600.0).run()
+    assert rig.until("failed")["last_exit"]["code"] == 7
+    rig.nothing_left()
+
+
+def test_the_stop_signal_reaches_what_detached_in_a_fenced_one(rig: Boxed) -> None:
+    daemon = "(sh -c 'trap \"echo saved; exit\" TERM; while :; do sleep 0.1; done' &)\n"
+    rig.box(daemon + 'trap "sleep 1; exit 0" TERM; echo up; while :; do sleep 0.05; done').fence(600.0).run()
+    rig.until("running")
+    rig.logged(1)
+    rig.stop()
+    assert rig.log().count("saved") == 1
+    rig.nothing_left()
+
+
+def test_what_runs_in_a_fenced_one_can_neither_end_nor_use_the_process_that_holds_its_namespace(rig: Boxed) -> None:
+    script = "for n in TERM INT KILL STOP; do kill -$n 1; done; cat /proc/1/root/etc/passwd || echo locked; "
+    rig.box(script + FOREVER, "--cap-add=SYS_PTRACE").fence(600.0).run()
+    rig.until("running")
+    rig.logged(2)
+    assert "locked" in rig.log() and "root:" not in rig.log()
+    rig.stop()
+    rig.nothing_left()
