@@ -78,10 +78,9 @@ install_missing() {
 
 . "$root/scripts/setup_venv.sh" dev
 install_missing
-# Everything a test writes lands in one folder that is gone afterwards; its path is short, as unix sockets must be.
-# So do the caches and settings that a browser or a checker would make in the user's home.
-scratch=$(mktemp -d /tmp/pgt.XXXXXX)
-chmod 711 "$scratch" # tests that become another user have folders in it
+# Everything a test writes lands in one folder that is gone afterwards, and so do the caches and settings that a browser
+# or a checker would make in the user's home.
+scratch=$("$procguard_python" scripts/scratch.py)
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config" XDG_DATA_HOME="$scratch/data"
 unset PYTHONDONTWRITEBYTECODE # a thousand starts of Python, each reading every module anew

@@ -26,6 +26,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import scratch
 from invoke import Collection, Context, task
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -171,8 +172,12 @@ def check(_context: Context) -> None:
     began = time.monotonic()
     environment = {**os.environ, "PROCGUARD_QUICK_TESTS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of starts of Python, each reading every module anew
-    with subprocess.Popen(QUICK_TESTS, cwd=ROOT, env=environment) as unit:  # it collects while the static checks run
-        failed = run_static()
+    environment["TMPDIR"] = folder = scratch.make()
+    try:
+        with subprocess.Popen(QUICK_TESTS, cwd=ROOT, env=environment) as unit:  # collects while the static checks run
+            failed = run_static()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     processor_s = sum(os.times()[2:4])  # of all that was waited for
     print(f"check: {time.monotonic() - began:.0f} s, {processor_s:.0f} s of processor time", flush=True)
     _exit_unless_zero(failed + (unit.returncode != 0))

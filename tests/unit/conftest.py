@@ -2,7 +2,9 @@
 fixtures start an agent, a launcher, an SSH server or podman is `slow`."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,13 @@ def language_of_one_command() -> Iterator[None]:
     """`--lang` is kept in the environment, for the process of one command."""
     yield
     os.environ.pop(language.VARIABLE, None)
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """A folder for what depends on a disk's file system: `tmp_path` may be in memory (scripts/scratch.py)."""
+    with tempfile.TemporaryDirectory(prefix="pg-disk-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 _add = EventLog.add

@@ -14,6 +14,12 @@ from remote_agent.logs import retention as log_disk
 MIB = 2**20
 
 
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    """Holes and blocks are the file system's: here those of a disk."""
+    return disk_path
+
+
 def here(work, *arguments):
     return work(*arguments)
 

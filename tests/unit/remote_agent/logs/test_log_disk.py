@@ -57,6 +57,12 @@ def test_both_streams_of_an_attempt_go_together() -> None:
     assert decide(files, 10 * MIB, 1) == ({}, [1])
 
 
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    """Holes and blocks are the file system's: here those of a disk."""
+    return disk_path
+
+
 def make_log(path: Path, size: int) -> bytes:
     data = os.urandom(size)
     path.write_bytes(data)

@@ -24,6 +24,12 @@ ME = AgentCredentials("h1", "fleet-1", "s3cret", "key")
 
 
 @pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    """Holes and blocks are the file system's: here those of a disk."""
+    return disk_path
+
+
+@pytest.fixture
 def manager() -> Iterator[FakeManager]:
     fake = FakeManager()
     fake.know("h1")

@@ -303,8 +303,8 @@ def test_a_job_prints_on_when_the_disk_is_full(disk: Disk) -> None:
     assert log.read_bytes()[-KEEP_TAIL_BYTES // 2 :].strip(b"y") == b""
 
 
-def test_room_that_was_set_aside_is_given_back_when_the_attempt_is_over(tmp_path: Path) -> None:
-    worker = tmp_path / "w-0123456789"
+def test_room_that_was_set_aside_is_given_back_when_the_attempt_is_over(disk_path: Path) -> None:
+    worker = disk_path / "w-0123456789"
     log = Path(paths.log_file(str(worker), 1))
     log.parent.mkdir(parents=True)
     log.write_bytes(b"printed\n")

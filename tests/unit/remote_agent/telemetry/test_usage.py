@@ -109,22 +109,23 @@ def test_files_and_threads_are_counted_over_the_tree(tmp_path: Path) -> None:
         assert measured.threads == 6
 
 
-def test_bytes_written_to_disk_become_a_rate(tmp_path: Path) -> None:
+def test_bytes_written_to_disk_become_a_rate(disk_path: Path) -> None:
     """What a collected child wrote stays counted: its parent inherits it."""
     script = (
         "import subprocess,sys,time; print('up',flush=True); sys.stdin.readline();"
         "subprocess.run([sys.executable,'-c','import os; f=open(sys.argv[1],\"wb\"); f.write(bytes(8*1024*1024));"
         "f.flush(); os.fsync(f.fileno())'.replace('import os','import os,sys'),sys.argv[1]]); time.sleep(60)"
     )
-    with child(script, str(tmp_path / "out")) as runner:
+    with child(script, str(disk_path / "out")) as runner:
         assert runner.stdin is not None
-        meter = procfs.ProcMeter(str(tmp_path))
+        meter = procfs.ProcMeter(str(disk_path))
         first = meter.sample(of(runner), now=100.0).workers["w"]
         if first.written_bytes is None:
             pytest.skip("this kernel does not account I/O by process")
         runner.stdin.write(b"go\n")
         runner.stdin.flush()
-        wait_until(lambda: (tmp_path / "out").exists() and (tmp_path / "out").stat().st_size == 8 * MIB, what="written")
+        written = disk_path / "out"
+        wait_until(lambda: written.exists() and written.stat().st_size == 8 * MIB, what="written")
         wait_until(lambda: len(procfs.trees_below(of(runner))["w"]) == 1, what="the writer collected")
         second = meter.sample(of(runner), now=102.0).workers["w"]
         if second.written_bytes == first.written_bytes:
