@@ -136,6 +136,7 @@ class Manager:
             config.notifications,
             lambda: self.fleet.state.fleet_id,
             self._portal_url,
+            routes=[route.model_dump() for route in config.notify],
             routed=lambda event: routes.targets(event, facts_of(self.fleet.state, event)) if config.notify else (),
             muted=lambda event: self.mutes.cover(event["at"], facts_of(self.fleet.state, event)),
             last_lines=logs.last_lines,

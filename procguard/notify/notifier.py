@@ -184,13 +184,16 @@ class Notifier:
         muted: Callable[[Event], bool] = lambda _: False,
         last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
         notified_of_ends: Container[str] = (),
+        routes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """`routed(event)`: the targets that get it by a route. `muted(event)`: it goes to nobody.
-        `last_lines(worker, attempt, most)`: of its log. `notified_of_ends`: who gets `finished` by a route."""
+        `last_lines(worker, attempt, most)`: of its log. `notified_of_ends`: who gets `finished` by a route. `routes`:
+        as they are shown."""
         self.fleet_id = fleet_id
         self.link = link
         self.send = send
         self.routed, self.muted, self.notified_of_ends = routed, muted, notified_of_ends
+        self.routes = list(routes)
         self._last_lines = last_lines
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
 from playwright.sync_api import Locator, Page, Route, expect
 
 from scripts.swarm import Behaviour, Swarm, default_spec
@@ -43,6 +44,13 @@ def spec(host: int, number: int) -> dict[str, Any]:
     """Each fails for good at its first crash."""
     made = default_spec(host, number)
     return {**made, "group": "finetune", "restart": {"policy": "never"}}
+
+
+# Texts that YAML would read as something else if they were written as they are.
+TRICKY = [
+    "no", "1e3", "012", "1:30", "~", "- a", "a: b", "a #b", "", " x", "\u202e", "\x7f", "'", "&a", "!b", "0x1f", "=",
+    "2026-11-30", "null", "plain", "/srv/data", "{a}", "[b]", "@y", "`z`", "|", ">", "\n", "训练", "<<", ".5", "1_000",
+]  # fmt: skip
 
 
 class Clicks:
@@ -346,6 +354,43 @@ def test_who_stopped_it_and_why_is_two_clicks_from_the_overview(fleet: ManagerRi
     expect(event.first).to_contain_text("by ")
     assert clicks.count <= 2
     fleet.ask("POST", "/api/workers/gpu-00001-w7/command", {"command": "start"})
+
+
+def test_the_lines_for_another_value_are_three_clicks_and_nothing_is_sent(fleet: ManagerRig, visitor: Visitor) -> None:
+    """What is typed is quoted as YAML and as a template's text need it, the command as a shell needs it."""
+    inventory = "/home/ml/it's mine/prod.yaml"
+    changed = {**spec(2, 3), "env": {"LR": "0.1", "SEED": "3"}}
+    specs = {f"gpu-00002-w{n}": changed if n == 3 else spec(2, n) for n in range(EACH)}
+    workers = [{"worker_id": one, "spec": it, "source": f"{inventory}:{7}"} for one, it in specs.items()]
+    declared = {"host": "gpu-00002", "ssh": {"hostname": "gpu-00002"}, "workers": workers}
+    fleet.ask("POST", "/api/deployments", {"hosts": [declared], "inventory": {"name": f"head:{inventory}"}})
+    page, clicks = visitor.open(f"{fleet.url}/#/workers?q=gpu-00002-w3"), Clicks()
+    asked: list[str] = []
+    clicks.on(page.get_by_role("link", name="gpu-00002-w3", exact=True))
+    clicks.on(page.get_by_role("tab", name="Configuration"))
+    change = page.get_by_role("region", name="Change it in the inventory")
+    expect(change).to_contain_text(f"{inventory}:7")
+    expect(change).to_contain_text(f"This entry declares {EACH} workers")
+    expect(page.get_by_role("region", name="A restart would change")).to_contain_text("env.LR: added")
+    page.on("request", lambda request: asked.append(f"{request.method} {request.url} {request.post_data}"))
+    change.get_by_label("New value").fill('{{ 7 * 7 }} "x"')
+    clicks.on(change.get_by_role("button", name="Copy").first)
+    expect(change.get_by_role("button", name="Copied")).to_be_visible()
+    assert clicks.count <= 3
+    lines, command = change.locator("pre").all()
+    # a variable beside others is a line below their env:, or it would replace them
+    assert lines.inner_text() == '  LR: !unsafe "{{ 7 * 7 }} \\"x\\""' and "SEED" in change.inner_text()
+    quoted = "'/home/ml/it'\\''s mine/prod.yaml'"
+    assert command.inner_text() == f"invoke deploy --hosts {quoted} --limit gpu-00002"
+    change.get_by_label("Restart what changed").check()
+    change.get_by_label("Key").select_option("restart")
+    assert lines.inner_text().startswith("restart:\n  policy: never\n")
+    assert command.inner_text().endswith(" --limit gpu-00002 --restart-changed")
+    assert not [one for one in asked if not one.startswith("GET ") or "7*7" in one.replace("%20", "").replace("+", "")]
+    shown = page.evaluate(
+        "(values) => import('/static/js/yaml.js').then((yaml) => values.map((one) => yaml.yamlScalar(one)))", TRICKY
+    )
+    assert [yaml.safe_load(one) for one in shown] == TRICKY
 
 
 def test_which_gpu_is_free_is_one_click(fleet: ManagerRig, visitor: Visitor) -> None:

@@ -208,7 +208,10 @@ class Deployer:
                     "spare": host.spare,
                     "labels": host.labels,
                     **({"tunnel": True} if host.tunnel else {}),
-                    "workers": [{"worker_id": worker.worker_id, "spec": worker.spec} for worker in host.workers],
+                    "workers": [
+                        {"worker_id": worker.worker_id, "spec": worker.spec, "source": worker.source}
+                        for worker in host.workers
+                    ],
                 }
                 for host in hosts
             ],

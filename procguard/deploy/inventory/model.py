@@ -213,7 +213,11 @@ class _InventoryReader:
             except TemplateMistake as exc:
                 self._report(where, f"{variable}: {exc}", "correct the template or define the variable")
         specs = SpecReader(renderer, where, self._report)
-        workers = specs.read(variables.get(VARIABLE))
+        place = _absolute(inventory.place_of(name, VARIABLE))
+        workers = [
+            replace(worker, source=place if worker.where == where else _absolute(worker.where))
+            for worker in specs.read(variables.get(VARIABLE))
+        ]
         warnings += [f"{name}: {note}" for note in specs.notes]
         policies = group_policies.read(variables.get(group_policies.VARIABLE), renderer, where, self._report)
         service = str(values.get("procguard_service") or "auto")
@@ -392,6 +396,12 @@ def _in_groups(host: Host, policies: dict[str, GroupPolicy]) -> Host:
     """The host with what its whole inventory says of groups."""
     remarks = group_policies.remarks(host.name, host.workers, policies)
     return replace(host, policies=policies, warnings=(*host.warnings, *remarks))
+
+
+def _absolute(place: str) -> str:
+    """A file and a line with the file's whole path; "" for anything else, and for names that no page can show."""
+    found = re.fullmatch(r"(.+):(\d+)", place)
+    return f"{os.path.abspath(found[1])}:{found[2]}" if found and place.isprintable() else ""
 
 
 def _secrets(values: dict[str, Any]) -> HostSecrets:

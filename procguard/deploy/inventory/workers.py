@@ -41,6 +41,7 @@ class DeclaredWorker:
     spec: dict[str, Any]
     where: str = ""
     keeps: bool = False  # it says on_partition: keep itself, which is also the default
+    source: str = ""  # absolute file and line of its entry, "/home/ml/inventory/prod.yaml:12"; "": not known
 
 
 class SpecReader:

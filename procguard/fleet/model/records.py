@@ -321,7 +321,7 @@ class AgentObserved:
 @dataclass
 class WorkerRecord(Record):
     TABLE, KEY, SHOWN_IN = "workers", "worker_id", "workers"
-    UNSHOWN = frozenset({"event_seq", "leased", "lease_bound_s", "attempts_before"})
+    UNSHOWN = frozenset({"event_seq", "leased", "lease_bound_s", "attempts_before", "source", "started_spec"})
     NESTED: ClassVar[Mapping[str, type[Any]]] = {"moving": Move}
     # The assignment of its agent (agents/assignments.py).
     ASSIGNED: ClassVar[frozenset[str]] = frozenset(
@@ -359,6 +359,9 @@ class WorkerRecord(Record):
     last_state: messages.State = "stopped"
     last_reason: Reason = NONE
     last_since: float = 0.0
+    source: str = ""  # file and line that declare it, on the machine that deployed last; "": not known
+    # What the running process was started with, where a deployment has changed that since.
+    started_spec: messages.WorkerSpec | None = None
 
     def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
         """Change what is desired, and remember whose wish it is. The caller raises the generation."""
@@ -367,6 +370,8 @@ class WorkerRecord(Record):
     @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
         values["spec"] = messages.decode(messages.WorkerSpec, values["spec"] or {})
+        if values.get("started_spec"):
+            values["started_spec"] = messages.decode(messages.WorkerSpec, values["started_spec"])
 
     def stop_moving_on(self) -> None:
         """An operator's move, if there is one, ends with it stopped."""

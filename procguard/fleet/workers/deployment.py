@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
@@ -29,13 +29,25 @@ from procguard.fleet.workers.spec_diff import differences
 from procguard.i18n.reasons import because
 from remote_agent.protocol import messages, states
 
+MAX_SOURCE_CHARS = 4_200  # a path, and the number of a line
+
 Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]
 
 
+def _printable(source: str) -> str:
+    """It becomes a part of commands that people copy."""
+    if not source.isprintable():
+        raise ValueError("a file and a line, without control characters")
+    return source
+
+
 class WorkerDeclared(BaseModel):
+    """`source`: file and line that declare it, on the machine that deploys: "/home/ml/inventory/prod.yaml:12"."""
+
     model_config = ConfigDict(extra="forbid")
     worker_id: str = Field(pattern=messages.ID_PATTERN)
     spec: dict[str, Any]
+    source: Annotated[str, Field(max_length=MAX_SOURCE_CHARS), AfterValidator(_printable)] = ""
 
 
 class HostDeclared(BaseModel):
@@ -109,6 +121,7 @@ class Deployment:
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
+            self._sources = {worker.worker_id: worker.source for host in self._request.hosts for worker in host.workers}
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -283,13 +296,19 @@ class Deployment:
         worker = state.workers_by_id.get(worker_id)
         if worker is None:
             return self._new(tx, worker_id, agent_id, spec)
+        if tx is not None and worker.source != self._sources[worker_id]:
+            tx.edit(worker).source = self._sources[worker_id]
         if agent_id not in (worker.agent_id, worker.home):
             return self._moved(tx, worker, agent_id, spec)
         changed = worker.spec != spec
         self._differences[worker_id] = differences(worker.spec, spec)
         revived, corrected = worker.undeclared or worker.desired == "removed", ""
+        report = state.worker_status[worker_id].report
         if (changed or revived) and tx is not None:
-            replace_spec(tx.edit(worker), spec)
+            tx.edit(worker)
+            if report and report.launch_digest == state.launch_digest(worker):
+                worker.started_spec = worker.spec
+            replace_spec(worker, spec)
             worker.undeclared = False
             if worker.desired == "removed":
                 worker.desired, worker.generation = "running", worker.generation + 1
@@ -304,7 +323,6 @@ class Deployment:
             return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
-        report = state.worker_status[worker_id].report
         if report and report.launch_digest and report.launch_digest != messages.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
@@ -328,7 +346,8 @@ class Deployment:
                 message = "no host that was read runs it: it is declared stopped; to start it: "
                 message += f"invoke start {worker_id}" + (f" (not read: {', '.join(unread[:10])})" if unread else "")
         if tx is not None:
-            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=state.next_epoch(tx))
+            source = self._sources[worker_id]
+            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=state.next_epoch(tx), source=source)
             if stopped_by:
                 cause = "stop_all" if state.stopped_by else "state"
                 worker.set_desired("stopped", by=stopped_by, cause=cause, now=tx.now)

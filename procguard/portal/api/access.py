@@ -9,12 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import bottle
 from pydantic import AfterValidator, Field
 
+from procguard import __version__
 from procguard.admission.rate import RateLimiter
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import delete, get, post
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
-from procguard.errors import LimitExceeded, ProcGuardError, Refused
+from procguard.errors import Forbidden, LimitExceeded, ProcGuardError, Refused
 from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES, Tokens
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock
@@ -30,6 +31,8 @@ from remote_agent.protocol.messages import secret_sha256
 
 TOKEN_PREFIX = "pg-"  # noqa: S105 -- what a token begins with, so that people recognise one
 LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
+# What a browser session makes tokens for. None of these may deploy: a stolen session runs no command of its own.
+BROWSER_SCOPES = ("viewer", "enroll", "metrics")
 LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
 
@@ -126,6 +129,7 @@ class SessionAnswer:
     reason: str | None = None
     locked_s: int | None = None
     urls: list[str] = field(default_factory=list)  # where others reach this manager; for who was let in
+    version: str = ""  # of the manager; for who was let in
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -150,9 +154,15 @@ class AccessApi(Resource):
         """Make a token; it is shown only once.
 
         `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
-        the number of launchers that an `enroll` token admits.
+        the number of launchers that an `enroll` token admits. A browser session makes none of scope `operator` or
+        `agent:ID`.
         """
         http_io.note_change(f"scope {body.scope}, name {body.name}", final=False)
+        if caller.via == "session" and body.scope not in BROWSER_SCOPES:
+            raise Forbidden(
+                f"a browser session makes no token of scope {body.scope}",
+                f"make it on the manager's machine: invoke token.create --scope {body.scope}",
+            )
         token = new_token()
         record = self.fleet.tokens.add(
             body.scope, body.name, secret_sha256(token), caller.actor, clock.read(), body.expires_in_s, body.uses
@@ -258,7 +268,8 @@ class AccessApi(Resource):
         """Who this browser is.
 
         Anyone may ask; the answer holds nothing but their own standing, and for whoever was let in `urls`, where others
-        may reach this manager: `web.advertise`, then its own addresses. `role` is `operator`, `viewer` or null.
+        may reach this manager: `web.advertise`, then its own addresses; and its `version`. `role` is `operator`,
+        `viewer` or null.
         """
         environ = bottle.request.environ
         session = self._auth.session(environ)
@@ -268,7 +279,7 @@ class AccessApi(Resource):
             return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
         csrf = session.csrf if session and caller.via == "session" else ""
         view = _session_view(caller.kind, caller.via, caller.actor, csrf)
-        return replace(view, urls=self.services.manager_urls())
+        return replace(view, urls=self.services.manager_urls(), version=__version__)
 
 
 def _session_view(role: str, via: str, name: str, csrf: str) -> SessionAnswer:

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import post
 from procguard.agent_api.interface import Principal
+from procguard.errors import Forbidden
 from procguard.fleet.model import clock
 from procguard.fleet.workers.deployment import DeploymentRequest
 from procguard.portal.api.resource import Moment, Resource
@@ -72,8 +73,13 @@ class DeploymentsApi(Resource):
 
         Of a host also `spare` (true, false or a number), `labels` and `tunnel`. After `invoke state.rebuild` unknown
         workers are answered 409 `records_needed` until the request says what runs where: `"found": {"gpu01":
-        [{"worker_id": "worker1", "alive": true}]}` for each host that was read; `"all_read": true` ends this.
+        [{"worker_id": "worker1", "alive": true}]}` for each host that was read; `"all_read": true` ends this. A browser
+        session may not: 403.
         """
+        if caller.via == "session":
+            raise Forbidden(
+                "a browser session declares no workers", "deploy from a terminal: invoke deploy --hosts inventory.yaml"
+            )
         environ = bottle.request.environ
         request = http_io.read_object(environ, self.services.limits.deployment_size, MAX_DEPLOYED_OBJECTS)
         http_io.note_change(_deployment(request))

@@ -47,9 +47,18 @@ class NotificationTarget(TypedDict):
     retry_in_s: float | None
 
 
+class NotificationRoute(TypedDict):
+    select: str
+    to: list[str]
+    on: list[str]
+
+
 @dataclass(frozen=True)
 class NotificationTargets:
+    """`routes`: those of `notify:` in the configuration."""
+
     notifications: list[NotificationTarget]
+    routes: list[NotificationRoute]
 
 
 class Tried(TypedDict):
@@ -107,10 +116,14 @@ class NotificationsApi(Resource):
     def targets(self) -> NotificationTargets:
         """How each target of notifications fares.
 
-        Of those in `notifications:` of the configuration: [notifications](notifications.md).
+        Of those in `notifications:` of the configuration: [notifications](notifications.md). `routes`: those of
+        `notify:`.
         """
         notifier = self.services.notifier
-        return NotificationTargets(cast(list[NotificationTarget], notifier.views() if notifier is not None else []))
+        if notifier is None:
+            return NotificationTargets([], [])
+        targets = cast(list[NotificationTarget], notifier.views())
+        return NotificationTargets(targets, cast(list[NotificationRoute], notifier.routes))
 
     @get("/api/mutes", "viewer", tag="history", zh="静默与维护时段")
     def mutes(self) -> MutesAnswer:

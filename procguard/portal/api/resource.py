@@ -63,6 +63,9 @@ class Opener(Protocol):
 class Notifications(Protocol):
     """What is asked of procguard/notify."""
 
+    @property
+    def routes(self) -> list[Any]: ...
+
     def views(self) -> list[dict[str, Any]]: ...
 
     def test(self, name: str = "") -> list[dict[str, Any]]: ...

@@ -6,6 +6,8 @@ history.py, the routes of launchers and agents in agent_api/handlers.py.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
@@ -20,10 +22,10 @@ from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Principal
 from procguard.errors import UsageError
 from procguard.fleet.model import clock
-from procguard.fleet.model.records import CommandRecord
+from procguard.fleet.model.records import CommandRecord, WorkerRecord
 from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers import selectors
-from procguard.fleet.workers.spec_diff import declared_and_defaults
+from procguard.fleet.workers.spec_diff import declared_and_defaults, differences
 from procguard.i18n.reasons import written
 from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
@@ -108,14 +110,28 @@ else:
 
 
 @dataclass(frozen=True)
+class SourceLine:
+    """Where an inventory declares a worker, on the machine that deployed it. `workers`: declared by the same entry, as
+    copies or for several hosts; `host`: the only host of these, else ""."""
+
+    file: str
+    line: int
+    workers: int
+    host: str
+
+
+@dataclass(frozen=True)
 class Specification:
-    """How a worker is declared. `declared`: the keys that differ from their defaults. Of `env` the names alone."""
+    """How a worker is declared. `declared`: the keys that differ from their defaults. Of `env` the names alone.
+    `pending`: what a restart would change in the process that runs now."""
 
     worker_id: str
     inventory: str
     declared: dict[str, Any]
     defaults: dict[str, Any]
     env_names: list[str]
+    source: SourceLine | None = None
+    pending: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -186,14 +202,25 @@ class WorkersApi(Resource):
         return self.fleet.state.worker(worker_id)
 
     @get("/api/workers/<worker_id>/spec", "viewer", tag="workers", zh="它的声明（环境变量只有名称）", errors=(404,))
-    def spec(self, worker_id: str) -> Specification:
+    def spec(self, worker_id: str, caller: Principal) -> Specification:
         """How it is declared: every key, and which of them differ from their defaults.
 
-        Of `env` and of a container's `--env` options the names alone: values may be secrets.
+        Of `env` and of a container's `--env` options the names alone: values may be secrets. `source`: file and line of
+        its entry in the inventory, and who else is declared there; of folders a viewer is not told. `pending`: what a
+        restart would change.
         """
-        record = self.fleet.state.find(worker_id)
-        agent = self.fleet.state.agents_by_id.get(record.home or record.agent_id)
-        return Specification(worker_id, agent.inventory if agent else "", *declared_and_defaults(record.spec))
+        state, may_deploy = self.fleet.state, caller.kind == "operator"
+        record = state.find(worker_id)
+        agent = state.agents_by_id.get(record.home or record.agent_id)
+        inventory = agent.inventory if agent else ""
+        started, pending = record.started_spec, bool(state.worker(worker_id)["restart_pending"])
+        return Specification(
+            worker_id,
+            inventory if may_deploy else _without_folders(inventory),
+            *declared_and_defaults(record.spec),
+            _source_line(record, state.workers_by_id.values(), may_deploy),
+            differences(started, record.spec) if pending and started is not None else [],
+        )
 
     @post(
         "/api/workers/<worker_id>/command", "operator", tag="workers", zh="启动、停止、重启或强制结束", status=202,
@@ -258,6 +285,21 @@ class WorkersApi(Resource):
         Who asked, when, why, and how far it is: `accepted`, `delivered`, `done`, `failed`, `expired`, with its message.
         """
         return cast(CommandView, self.fleet.state.command_view(command_id))
+
+
+def _source_line(record: WorkerRecord, records: Iterable[WorkerRecord], with_folders: bool) -> SourceLine | None:
+    file, _, line = record.source.rpartition(":")
+    if not file or not line.isdigit():
+        return None
+    same = [one for one in records if one.source == record.source]
+    hosts = {one.home or one.agent_id for one in same}
+    name = file if with_folders else os.path.basename(file)
+    return SourceLine(name, int(line), len(same), hosts.pop() if len(hosts) == 1 else "")
+
+
+def _without_folders(inventory: str) -> str:
+    """ "head:/home/ml/prod.yaml,/home/ml/more.yaml" as "prod.yaml,more.yaml"."""
+    return ",".join(os.path.basename(path) for path in inventory.partition(":")[2].split(",") if path)
 
 
 def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:

@@ -143,6 +143,7 @@ export function commandText(command) {
   return Array.isArray(command) ? command.map(quoteWord).join(' ') : command || '';
 }
 
-function quoteWord(word) {
+/** One word for a shell. */
+export function quoteWord(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }

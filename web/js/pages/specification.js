@@ -4,12 +4,14 @@ import { get, workerPath } from '../api.js';
 import { errorBox } from '../dialogs.js';
 import { fill, h } from '../dom.js';
 import { t } from '../i18n.js';
+import { mayAct } from '../rights.js';
+import { inventoryLines } from './inventorylines.js';
 import { commandText } from './parts.js';
 
-/** `.load(generation)`: asked again when what is declared may be another. */
+/** `.load(state)`: asked again when what is declared may be another; not while somebody writes there. */
 export function specificationPanel(id) {
   const body = h('div');
-  const node = h('section.specification', { 'aria-labelledby': 'spec-title' }, h('h2', { id: 'spec-title' }, t('spec.title')), body);
+  const node = h('div', {}, body);
   let asked = null;
 
   async function load() {
@@ -18,9 +20,16 @@ export function specificationPanel(id) {
       const rows = [...Object.entries(said.declared), ...(said.env_names.length ? [['env', said.env_names.map((name) => `${name}=…`).join('\n')]] : [])];
       fill(
         body,
-        said.inventory ? h('p.muted', {}, t('spec.inventory', { inventory: said.inventory })) : null,
-        h('dl.facts', {}, rows.map(fact)),
-        h('details', {}, h('summary', {}, t('spec.defaults', { n: Object.keys(said.defaults).length })), h('dl.facts', {}, Object.entries(said.defaults).map(fact))),
+        pendingList(said.pending),
+        mayAct() ? inventoryLines(id, said) : null,
+        h(
+          'section.specification',
+          { 'aria-labelledby': 'spec-title' },
+          h('h2', { id: 'spec-title' }, t('spec.title')),
+          said.inventory ? h('p.muted', {}, t('spec.inventory', { inventory: said.inventory }), said.source && !mayAct() ? [' · ', h('code', {}, `${said.source.file}:${said.source.line}`)] : null) : null,
+          h('dl.facts', {}, rows.map(fact)),
+          h('details', {}, h('summary', {}, t('spec.defaults', { n: Object.keys(said.defaults).length })), h('dl.facts', {}, Object.entries(said.defaults).map(fact))),
+        ),
       );
     } catch (error) {
       asked = null;
@@ -30,12 +39,19 @@ export function specificationPanel(id) {
 
   return {
     node,
-    load(generation) {
-      if (asked === generation) return;
-      asked = generation;
+    load(state, again = false) {
+      const key = state && [state.generation, state.attempt, state.restart_pending].join(' ');
+      if ((asked === key && !again) || body.contains(document.activeElement)) return;
+      asked = key;
       load();
     },
   };
+}
+
+/** What a restart would change in the process that runs now. */
+function pendingList(pending) {
+  if (!pending.length) return null;
+  return h('section.change', { 'aria-labelledby': 'pending-change' }, h('h2', { id: 'pending-change' }, t('spec.pending')), h('ul.pending-lines', {}, pending.map((line) => h('li', {}, h('code', {}, line)))));
 }
 
 function fact([name, value]) {

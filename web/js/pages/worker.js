@@ -73,7 +73,7 @@ export function workerPage({ store, live, id, query, kept }) {
     onShow: (name) => {
       if (name === 'charts') charts.start();
       if (name === 'attempts') attempts.start();
-      if (name === 'config') spec.load(view ? view.generation : null);
+      if (name === 'config') spec.load(view, true);
     },
   });
   const missing = emptyBox(t('worker.missing', { worker: id }), h('p', {}, h('a', { href: link('workers') }, t('worker.to_list'))));
@@ -122,7 +122,7 @@ export function workerPage({ store, live, id, query, kept }) {
       charts.add(worker.usage);
       config.update(view);
       attempts.update(worker);
-      if (view && tabs.current() === 'config') spec.load(view.generation);
+      if (view && tabs.current() === 'config') spec.load(view);
       why.update(worker, agent);
     }
     const own = history.within(ALWAYS, (event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
@@ -175,8 +175,6 @@ const CONFIG = [
   ['command', (w) => commandText(w.command)],
   ['desired', (w) => t(`desired.${w.desired}`)],
   ['declaration', (w) => t(w.undeclared ? 'config.undeclared' : w.restart_pending ? 'config.restart_pending' : 'config.declared')],
-  ['group', (w) => w.group],
-  ['labels', (w) => Object.entries(w.labels || {}).map(([name, value]) => `${name}=${value}`).join('\n')],
   ['host', (w) => w.host],
   ['home', (w) => (w.home ? t('config.lives_elsewhere', { home: w.home, n: w.moves || 0 }) : '')],
   ['agent', (w) => w.agent],
@@ -188,7 +186,7 @@ const CONFIG = [
 /** What it is declared to be, as far as the manager tells it. */
 function configuration(spec) {
   const rows = CONFIG.map(([name, read]) => {
-    const value = h(name === 'command' || name === 'labels' ? 'code' : 'span');
+    const value = h(name === 'command' ? 'code' : 'span');
     const row = h(`div.fact.config-${name}`, {}, h('dt', {}, t(`config.${name}`)), h('dd', {}, value));
     row.update = (worker) => {
       const text = read(worker) || '';

@@ -431,3 +431,24 @@ def test_a_wrong_variable_of_an_ini_inventory_is_reported_with_its_line(tmp_path
         inventory.load(path)
     assert "hosts:3: host h1: procguard_service: 'upstart' is not known" in str(caught.value)
     assert "hosts:5: host h1: ansible_become: 'perhaps' is neither" in str(caught.value)
+
+
+def test_each_worker_knows_the_line_that_declares_it(tmp_path: Path) -> None:
+    """The portal names it, with its whole path: those who read it have other working directories."""
+    text = """all:
+  vars:
+    procguard_workers:
+      - id: a-{{ inventory_hostname }}
+        command: run
+      - {id: "b-{{ index }}", command: run, replicas: 2}
+  hosts:
+    h1:
+    h2: {procguard_workers: {c: run}}
+    h3:
+"""
+    found = load(tmp_path, text, host_vars__h3='\nprocguard_workers: \'{{ [{"id": "d", "command": "run"}] }}\'\n')
+    sources = {one.worker_id: one.source for host in found.hosts.values() for one in host.workers}
+    own, more = tmp_path / "inventory.yaml", tmp_path / "host_vars" / "h3"
+    assert sources == {
+        "a-h1": f"{own}:4", "b-0": f"{own}:6", "b-1": f"{own}:6", "c": f"{own}:9", "d": f"{more}:2",
+    }  # fmt: skip

@@ -258,6 +258,53 @@ def test_a_specification_is_shown_without_the_values_of_its_environment(server: 
     assert server.ask("POST", "/api/workers/w1/spec", {}).status == 405
 
 
+def test_a_worker_names_its_lines_of_the_inventory_and_what_waits_for_a_restart(server: RunningServer) -> None:
+    """Where an operator changes it, and whom that changes too; of their folders a viewer is not told."""
+    place = "/home/ml/my inventory/prod.yaml"
+
+    def declared(batch: int, line: int, lr: str) -> dict[str, Any]:
+        spec = {"command": f"python a.py --batch {batch}", "env": {"LR": lr}}
+        copies = [{"worker_id": f"p{n}", "spec": spec, "source": f"{place}:{line}"} for n in (1, 2)]
+        hosts = [{"host": "h8", "workers": copies}, {"host": "h9", "workers": [{"worker_id": "p3", "spec": spec}]}]
+        return {"hosts": hosts, "inventory": {"name": f"head:{place}"}}
+
+    assert server.ask("POST", "/api/deployments", declared(8, 12, "s3cret")).status == 200
+    said = server.ask("GET", "/api/workers/p1/spec").json
+    assert said["source"] == {"file": place, "line": 12, "workers": 2, "host": "h8"} and said["pending"] == []
+    assert server.ask("GET", "/api/workers/p3/spec").json["source"] is None
+    digest = messages.launch_digest(messages.WorkerSpec("python a.py --batch 8", env={"LR": "s3cret"}))
+    secret = server.deploy("h8")
+    assert server.ask("POST", "/api/deployments", declared(8, 12, "s3cret")).status == 200
+    server.beat("h8", secret, messages.WorkerReport("p1", state="running", attempt=1, pid=7, launch_digest=digest))
+    for batch, line in ((16, 14), (32, 15)):  # twice before anybody restarts it: what runs is still the first
+        assert server.ask("POST", "/api/deployments", declared(batch, line, "other")).status == 200
+    said = server.ask("GET", "/api/workers/p1/spec").json
+    assert said["source"]["line"] == 15
+    assert said["pending"] == ['command: "python a.py --batch 8" -> "python a.py --batch 32"', "env.LR: changed"]
+    assert server.ask("GET", "/api/workers/p2/spec").json["pending"] == []  # does not run
+    token = server.ask("POST", "/api/tokens", {"scope": "viewer", "name": "screen"}).json["token"]
+    seen = server.ask("GET", "/api/workers/p1/spec", headers={**FAR, "Authorization": f"Bearer {token}"}).json
+    assert (seen["source"]["file"], seen["inventory"]) == ("prod.yaml", "prod.yaml")
+    odd = {"hosts": [{"host": "h8", "workers": [{"worker_id": "p1", "spec": {"command": "x"}, "source": "a\nb:1"}]}]}
+    assert "control characters" in server.ask("POST", "/api/deployments", odd).json["error"]["message"]
+
+
+def test_a_stolen_browser_session_declares_nothing_and_makes_no_token_that_could(server: RunningServer) -> None:
+    token = server.ask("POST", "/api/tokens", {"scope": "operator", "name": "me"}).json["token"]
+    answer = server.ask("POST", "/api/login", {"token": token}, FAR)
+    cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    browser = {**FAR, "Cookie": cookie, "X-ProcGuard-CSRF": answer.json["csrf"]}
+    workers = [{"worker_id": "evil", "spec": {"command": "id"}}]
+    refused = server.ask("POST", "/api/deployments", {"hosts": [{"host": "h8", "workers": workers}]}, browser)
+    assert (refused.status, refused.error_code) == (403, "forbidden")
+    assert "invoke deploy" in refused.json["error"]["next"]
+    assert server.ask("GET", "/api/remote-workers/evil").status == 404
+    for scope, status in (("operator", 403), ("agent:h8", 403), ("viewer", 201), ("enroll", 201), ("metrics", 201)):
+        assert server.ask("POST", "/api/tokens", {"scope": scope, "name": "x"}, browser).status == status, scope
+    bearer = {**FAR, "Authorization": f"Bearer {token}"}
+    assert server.ask("POST", "/api/deployments", {"hosts": [{"host": "h8"}], "check": True}, bearer).status == 200
+
+
 def test_every_gpu_of_the_fleet_says_whose_it_is(server: RunningServer) -> None:
     secret = server.deploy("delta", "d1", "d2")
     process = messages.GpuProcess
@@ -468,7 +515,7 @@ def test_a_worker_is_explained_in_the_language_that_was_asked_for(server: Runnin
 
 
 def test_a_manager_without_notifications_says_so(server: RunningServer) -> None:
-    assert server.ask("GET", "/api/notifications").json == {"notifications": []}
+    assert server.ask("GET", "/api/notifications").json == {"notifications": [], "routes": []}
     assert server.ask("POST", "/api/notifications/test").error_code == "not_configured"
     assert server.ask("POST", "/api/notifications/test", b'{"name": 5}').status == 400
     assert server.ask("GET", "/api/notifications", headers=FAR).status == 401

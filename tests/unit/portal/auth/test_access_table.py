@@ -75,6 +75,8 @@ AGENTS_OWN = {
     "POST /api/agents/<agent_id>/secret": AGENT,
 }
 READ_BY_OPERATORS_ONLY = {"GET /api/tokens", "GET /api/hosts/<host>/agent-log"}
+# What runs a command, and what makes a token that may: not with a browser's session, which can be stolen.
+NOT_IN_BROWSERS = {"/api/deployments", "/api/tokens"}
 READ_BY_METRICS_TOO = {"GET /metrics"}
 
 
@@ -532,6 +534,9 @@ def test_who_may_act_is_served_everywhere(place: Location) -> None:
             continue
         wire = Wire(place.server.port)
         for method, _, target, row in requests_of(place):
+            if method not in SAFE and target in NOT_IN_BROWSERS and "Cookie" in caller.headers:
+                assert wire.ask(method, target, caller.headers, text_of(row))[0] == 403
+                continue
             if row.who == ANYONE or not caller.served(row, method) or "revoke" in target or method == "DELETE":
                 continue
             body = "{}" if row.who == ACT else text_of(row)
