@@ -7,6 +7,15 @@
 # The container's own user is operator without a token inside it only; from outside, use a token (docs/security.md).
 # Agents must reach the published port: set web.advertise to the address that they see.
 ARG BASE=python:3.13-slim
+ARG NODE=node:22-slim
+
+FROM ${NODE} AS web
+WORKDIR /src
+COPY scripts/setup_web.sh scripts/
+COPY scripts/web scripts/web
+RUN scripts/setup_web.sh
+COPY web web
+RUN node scripts/web/bundle.mjs /bundle
 
 FROM ${BASE} AS build
 WORKDIR /src
@@ -21,7 +30,9 @@ COPY playbooks playbooks
 COPY procguard procguard
 COPY remote_agent remote_agent
 COPY web web
-RUN /opt/procguard/bin/pip install --no-cache-dir --no-deps .
+COPY scripts/wheel_hook.py scripts/
+COPY --from=web /bundle /bundle
+RUN PROCGUARD_WEB_BUNDLE=/bundle /opt/procguard/bin/pip install --no-cache-dir --no-deps .
 
 FROM ${BASE}
 RUN useradd --uid 10001 --create-home procguard && install -d -o procguard -g procguard -m 700 /var/lib/procguard

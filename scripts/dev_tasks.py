@@ -7,6 +7,7 @@
     invoke lock         requirements/*.lock from pyproject.toml
     invoke swarm        scripts/swarm: simulated agents against the manager on this machine
     invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
+    invoke web          the portal bundled as a wheel carries it, into build/web; installs esbuild first (npm)
     invoke release      wheel, sdist, SBOM and hashes into dist/
     invoke fuzz         scripts/fuzz: coverage-guided, 60 s for each target; seeds and findings in tests/corpus
     invoke chaos        the long forms of docs/reliability.md's scenarios, a table and build/chaos/NN.json
@@ -198,6 +199,17 @@ def lock(_context: Context) -> None:
     _exit_unless_zero(run_lock())
 
 
+@task  # type: ignore[untyped-decorator]
+def web(_context: Context) -> None:
+    """Bundle the portal as a wheel carries it, into build/web; installs esbuild first. Example: invoke web"""
+    scripts = os.path.join(ROOT, "scripts")
+    _exit_unless_zero(subprocess.run([os.path.join(scripts, "setup_web.sh")], check=False).returncode)
+    out = os.path.join(ROOT, "build", "web")
+    _exit_unless_zero(subprocess.run(["node", os.path.join(scripts, "web", "bundle.mjs"), out], check=False).returncode)
+    for name in sorted(os.listdir(out)):
+        print(f"{os.path.getsize(os.path.join(out, name)):>8,} {name}")
+
+
 @task(help={"tag": "what the release is called, e.g. v0.2.0; checked"})  # type: ignore[untyped-decorator]
 def release(_context: Context, tag: str = "") -> None:
     """Wheel, sdist, SBOM (CycloneDX), hashes and notes, into dist/. Example: invoke release --tag v0.2.0"""
@@ -326,7 +338,7 @@ def freeze(_context: Context) -> None:
     _exit_unless_zero(done.returncode)
 
 
-namespace = Collection(check, test, docs, freeze, lock, release, swarm, bench, fuzz, chaos)
+namespace = Collection(check, test, docs, freeze, lock, web, release, swarm, bench, fuzz, chaos)
 
 
 def main() -> int:

@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
     notes = notes_of((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)
     if given.tag and given.tag != f"v{version}":
         sys.exit(f"release: the tag is {given.tag}, procguard.__version__ says {version}; make them the same")
+    if subprocess.run([str(ROOT / "scripts" / "setup_web.sh")], check=False).returncode != 0:
+        return 1  # it has said why
     out = ROOT / given.out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -65,7 +67,8 @@ def build(out: Path) -> None:
         ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", str(out)]
-    subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": epoch or "0"})
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": epoch or "0", "PROCGUARD_WEB_BUNDLE": "required"}
+    subprocess.run(words, cwd=ROOT, check=True, env=environment)
 
 
 def sbom(path: Path, version: str) -> None:

@@ -5,11 +5,7 @@ Wires; decides nothing. `web.enabled: false` disables the pages and /ws and keep
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -18,7 +14,7 @@ import bottle
 import gevent
 import gevent.event
 
-from procguard import hints, resources
+from procguard import resources
 from procguard.admission.connections import ConnectionLimiter
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import BackOff
@@ -33,8 +29,8 @@ from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.i18n.reasons import for_portal
 from procguard.notify.mutes import Mutes
+from procguard.portal.api.live import all_fields
 from procguard.portal.api.logs import LogsApi
 from procguard.portal.api.resource import ManagersService, Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
@@ -46,6 +42,7 @@ from procguard.portal.http import server as http_server
 from procguard.portal.http.fast_path import FastPath
 from procguard.portal.http.middleware import RequestMiddleware
 from procguard.portal.http.proxies import TrustedProxies
+from procguard.portal.http.web_files import WebFiles
 from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.matching import Matching
@@ -62,8 +59,6 @@ STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
 # Served beside the API, but no part of the interface for programs. The WebSocket looks for itself who may read it
 # (portal/live/endpoint.py).
 PAGES = (("GET", "/"), ("GET", "/static/<path:path>"), ("GET", "/ws"))
-LOCALES = {"locales/en.json": "en", "locales/zh-CN.json": "zh"}
-_MODULES_HERE = re.compile(r"<!-- modules:.*?-->")
 WEB_DIRECTORY = resources.path("web")
 
 
@@ -337,42 +332,11 @@ class WebMonitor:
             if self._config.web.enabled or not resource.for_pages:
                 resource.mount(app)
         if self._config.web.enabled:
-            pages: tuple[Callable[..., Any], ...] = (self._index, self._file, _not_a_websocket)
+            files = WebFiles(self._web_directory, lambda: http_io.dumps(all_fields()))
+            pages: tuple[Callable[..., Any], ...] = (files.page, files.file, _not_a_websocket)
             for (method, path), page in zip(PAGES, pages, strict=True):
                 app.route(path, method, http_io.answered(page), who="anyone")
         return app
-
-    def _index(self) -> bottle.HTTPResponse:
-        """The page, with every module named in its head: found one by one they would cost a round trip each."""
-        with open(os.path.join(self._web_directory, "index.html"), encoding="utf-8") as file:
-            page = file.read()
-        links = "\n    ".join(
-            f'<link rel="modulepreload" href="/static/{name}">' for name in _modules(self._web_directory)
-        )
-        page = page.replace('data-commands="invoke"', f'data-commands="{hints.form()}"')
-        headers = {"Content-Type": "text/html; charset=UTF-8", "Cache-Control": "no-cache"}
-        return bottle.HTTPResponse(_MODULES_HERE.sub(lambda _: links, page).encode(), 200, headers)
-
-    def _file(self, path: str) -> Any:
-        """A file of web/; bottle keeps the path inside that directory."""
-        if any(part.startswith(".") for part in path.split("/")):
-            return bottle.HTTPError(404)
-        language = LOCALES.get(path)
-        if language is not None:
-            return self._locale(path, language)
-        found = bottle.static_file(path, root=self._web_directory)
-        found.set_header("Cache-Control", "no-cache")  # always asked again, answered by 304 where it is the same
-        return found
-
-    def _locale(self, path: str, language: str) -> bottle.HTTPResponse:
-        """The portal's own texts and the sentences of all reasons: those are i18n's, for every reader of them."""
-        with open(os.path.join(self._web_directory, path), encoding="utf-8") as file:
-            body = http_io.dumps({**json.loads(file.read()), **for_portal(language)})
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-cache", "ETag": tag}
-        if tag in (bottle.request.get_header("If-None-Match") or ""):
-            return bottle.HTTPResponse(b"", 304, headers)
-        return bottle.HTTPResponse(body, 200, headers)
 
 
 def _keep_sessions(sessions: BrowserSessions, fleet: Fleet) -> None:
@@ -380,14 +344,6 @@ def _keep_sessions(sessions: BrowserSessions, fleet: Fleet) -> None:
     sessions.restore(fleet.kept_tables.get("sessions", {}), clock.read().monotonic)
     sessions.keep_by(lambda digest, record: fleet.state.durability.hand_in([("sessions", digest, record)]))
     fleet.state.more_tables.append(lambda: {"sessions": sessions.kept()})
-
-
-def _modules(web_directory: str) -> list[str]:
-    """js/api.js, js/pages/…: what main.js imports, directly or not. The classic script that comes first is none."""
-    found = []
-    for folder, _, files in os.walk(os.path.join(web_directory, "js")):
-        found += [os.path.relpath(os.path.join(folder, name), web_directory) for name in files if name.endswith(".js")]
-    return sorted(name for name in found if name != os.path.join("js", "early.js"))
 
 
 def _utc_now() -> datetime:

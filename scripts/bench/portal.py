@@ -2,7 +2,8 @@
 
 The gates are absolute, so each figure is the best of three: others use this machine too. What a page does by itself
 (filter, sort, lines of a log) is timed inside it, with the layout that follows; a scroll by what each of its frames
-costs the page's thread (portal_frames.py); what is sent is counted as it was sent.
+costs the page's thread (portal_frames.py); what is sent is counted as it was sent. Where esbuild is installed
+(scripts/setup_web.sh) the manager runs from a wheel built for this, and requests, bytes and a far browser are measured.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from procguard.errors import ProcGuardError
-from scripts import chromium
+from scripts import chromium, portal_wheel
 from scripts.bench import common, portal_day, portal_frames
+from scripts.bench.portal_traffic import Traffic
 from scripts.bench.server import Manager
 from scripts.swarm import Behaviour, Swarm
 
 EACH = 10  # workers on a host
+FAR_MS = 200.0  # a round trip to a browser far away
 UP_WITHIN_S = 400.0
 MB = 1024 * 1024
 
@@ -112,13 +116,28 @@ def main(arguments: list[str]) -> int:
         browser = playwright.chromium.launch(executable_path=program, args=chromium.ARGUMENTS)
         for workers in options.workers:
             _with_fleet(browser, workers, lambda bench: bench.measure(report, options.rounds, options.day))
+        if reason := portal_wheel.missing():
+            print(f"bench: the bundled portal is not measured: {reason}", file=sys.stderr)
+        else:
+            _delivery(browser, report, min(options.workers), options.rounds)
         browser.close()
     return report.finish()
 
 
-def _with_fleet(browser: Browser, workers: int, measure: Callable[[Bench], None]) -> None:
+def _delivery(browser: Browser, report: common.Report, workers: int, rounds: int) -> None:
+    """From the wheel: what the list of workers costs the network, and a browser far away."""
+    folder = Path(common.short_folder())
+    try:
+        root = str(portal_wheel.unpacked(folder))
+        _with_fleet(browser, workers, lambda bench: bench.deliver(report, rounds), root)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_fleet(browser: Browser, workers: int, measure: Callable[[Bench], None], root: str = common.ROOT) -> None:
     folder = common.short_folder()
     manager = Manager(folder)
+    manager.root = root
     try:
         manager.start()
         behaviour = Behaviour(gpus=True)
@@ -159,6 +178,40 @@ class Bench:
                 self._day(report, name, raw, day)
         if self._complaints:
             sys.exit(f"bench: the page complained: {self._complaints[0]}")
+
+    def deliver(self, report: common.Report, rounds: int) -> None:
+        name = f"{self._workers:,} workers, bundled"
+        raw: dict[str, list[Any]] = {"near": [], "far": []}
+        report.raw[name] = raw
+        for _ in range(rounds):
+            for where, round_trip_ms in (("near", 0.0), ("far", FAR_MS)):
+                raw[where].append(self._cold_and_warm(round_trip_ms))
+        for number, kind, most, most_kb, most_ms in ((0, "cold", 12, 160, 1_500), (1, "warm", 3, None, 700)):
+            near, far = ([one[number] for one in raw[where]] for where in ("near", "far"))
+            report.add(f"{name}: requests, {kind}", min(one["requests"] for one in near), "", goal=most)
+            report.add(f"{name}: bytes, {kind}", min(one["bytes"] for one in near) / 1000, "KB", goal=most_kb)
+            words = f"{name}: first rows at {FAR_MS:.0f} ms round trip, {kind}"
+            report.add(words, min(one["first_row_ms"] for one in far), "ms", goal=most_ms)
+
+    def _cold_and_warm(self, round_trip_ms: float) -> list[dict[str, Any]]:
+        """With an empty cache, and again by a reload. A request that the browser's cache answers is none."""
+        page = self._open()
+        traffic = Traffic(page)
+        if round_trip_ms:
+            traffic.slow(round_trip_ms)
+        found = []
+        for again in (False, True):
+            traffic.begin()
+            if again:
+                page.reload()
+            else:
+                self._goto(page, "#/workers")
+            self._until(page, "window.firstRowMs")
+            first_row_ms = float(page.evaluate("window.firstRowMs"))
+            page.wait_for_timeout(1_000)
+            found.append({"requests": len(traffic.sent), "bytes": traffic.bytes, "first_row_ms": first_row_ms})
+        page.context.close()
+        return found
 
     def _open(self) -> Page:
         context = self._browser.new_context(locale="en", viewport={"width": 1440, "height": 900})

@@ -86,6 +86,7 @@ class ManagerRig:
     launchers: list[Program] = field(default_factory=list)
     secure: bool = False  # https, whoever's certificate
     swarm: Any = None  # its simulated hosts, where it has some
+    root: Path = ROOT  # where its `procguard` is: the checkout, or an unpacked wheel
 
     @property
     def url(self) -> str:
@@ -101,7 +102,7 @@ class ManagerRig:
         pairs = [word for setting in chosen for word in ("--set", setting)]
         self.manager = Program.start(
             "procguard.main", "--host", "127.0.0.1", "--port", str(self.port), *pairs,
-            directory=self.directory, name="manager",
+            directory=self.directory, name="manager", PYTHONPATH=str(self.root),
         )  # fmt: skip
         wait_until(self.ready, 30, "the manager answers")
 

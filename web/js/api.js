@@ -26,9 +26,9 @@ export function onLoggedOut(handler) {
 }
 
 /** The parsed JSON answer (or text with `as: 'text'`). Raises ApiError; a 401 also asks the page to log in. */
-export async function request(method, path, { body, as = 'json', quiet401 = false, timeoutMs = TIMEOUT_MS } = {}) {
-  const answer = await reach(method, path, body, timeoutMs);
-  noteServerDate(answer.headers.get('Date'));
+export async function request(method, path, { body, as = 'json', quiet401 = false, timeoutMs = TIMEOUT_MS, cache = 'no-store' } = {}) {
+  const answer = await reach(method, path, body, timeoutMs, cache);
+  if (cache === 'no-store') noteServerDate(answer.headers.get('Date'));
   if (!answer.ok) {
     const error = await readError(answer);
     if (answer.status === 401 && !quiet401) onUnauthorized(error);
@@ -70,7 +70,7 @@ export async function stream(path, signal, take) {
   }
 }
 
-async function reach(method, path, body, timeoutMs) {
+async function reach(method, path, body, timeoutMs, cache) {
   const headers = { Accept: 'application/json', 'Accept-Language': currentLanguage() };
   if (method !== 'GET' && csrf) headers['X-ProcGuard-CSRF'] = csrf;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
@@ -80,7 +80,7 @@ async function reach(method, path, body, timeoutMs) {
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
       credentials: 'same-origin',
-      cache: 'no-store',
+      cache,
       signal: AbortSignal.timeout(timeoutMs),
     });
   } catch (cause) {

@@ -1,16 +1,16 @@
 /**
- * The fields of workers, hosts and events, as the manager lists them (GET /api/fields): what the live lists hold, and which columns
+ * The fields of workers, hosts and events, as the manager lists them (GET /api/fields, in the page's own files too): what the live lists hold, and which columns
  * there are. Asked for once, before the first page.
  */
 
 import { get } from './api.js';
-import { currentLanguage } from './i18n.js';
+import { currentLanguage, versioned } from './i18n.js';
 
 const NONE = { rows: [], measures: [], columns: new Map() };
 let lists = {};
 
 export async function loadFields() {
-  const declared = await get('/api/fields', { quiet401: true });
+  const declared = await get(versioned('/static/fields.json'), { cache: 'default' });
   lists = Object.fromEntries(Object.entries(declared).map(([name, fields]) => [name, listOf(fields)]));
 }
 

@@ -29,8 +29,14 @@ export function initialLanguage() {
   return pickLanguage(query, recall('lang'), navigator.languages || [navigator.language]);
 }
 
+/** With the hash of what the manager puts together, so that a browser keeps it until that changes. */
+export function versioned(path) {
+  const { texts: version } = document.documentElement.dataset;
+  return version ? `${path}?v=${version}` : path;
+}
+
 export async function loadLanguage(wanted) {
-  const answer = await fetch(`/static/locales/${wanted}.json`);
+  const answer = await fetch(versioned(`/static/locales/${wanted}.json`));
   if (!answer.ok) throw new Error(`locale ${wanted}: HTTP ${answer.status}`);
   texts = JSON.parse(commands(await answer.text()));
   language = wanted;

@@ -55,13 +55,14 @@ class App {
     this.store = new Store();
     this.live = new Live({ onState: () => this.shell && this.shell.update(), onRefused: () => this.checkSession() });
     this.session = null;
+    this.first = {}; // the lists' first snapshots, until they are taken
     this.shell = null;
     this.page = null;
     this.visits = new Visits();
     this.redraw = paced(() => this.update(), DRAW_EVERY_MS);
     for (const topic of LISTS) {
       this.store.on(topic, this.redraw);
-      this.live.subscribe(`rows:${topic}`, (frame) => this.store.takeRows(topic, frame), () => get(`/api/live/${topic}`, { quiet401: true }));
+      this.live.subscribe(`rows:${topic}`, (frame) => this.store.takeRows(topic, frame), () => this.snapshot(topic));
     }
     for (const topic of TOPICS) {
       this.store.on(topic, this.redraw);
@@ -80,10 +81,18 @@ class App {
     await this.enter(asked);
   }
 
-  /** Who we are; and what the lists are made of, which every page needs. */
+  /** Who we are and the lists as they are now, in one answer; and what the lists are made of. */
   async ask() {
-    const [session] = await Promise.all([get('/api/session', { quiet401: true }), loadFields()]);
+    const [{ session, ...lists }] = await Promise.all([get('/api/live', { quiet401: true }), loadFields()]);
+    this.first = lists;
     return session;
+  }
+
+  /** The first is here already; each later one is asked for. */
+  snapshot(topic) {
+    const first = this.first[topic];
+    this.first[topic] = null;
+    return first || get(`/api/live/${topic}`, { quiet401: true });
   }
 
   /** The manager may be down: then says so and offers another try. */

@@ -29,7 +29,7 @@ export class Shell {
     this.role = h('details.role', { hidden: true }, h('summary', {}, t('role.viewer')), h('p', {}, t('role.viewer_why'), ' ', h('code', {}, commands('invoke token.create'))));
     this.main = h('main', { id: 'content', tabindex: '-1' });
     const skip = h('a.skip', { href: '#content', on: { click: (event) => this.skipToContent(event) } }, t('skip'));
-    const brand = h('a.brand', { href: link('overview') }, h('img', { src: '/static/icon.svg', alt: '', width: '24', height: '24' }), h('span', {}, 'ProcGuard'));
+    const brand = h('a.brand', { href: link('overview') }, h('img', { src: document.querySelector('link[rel=icon]').href, alt: '', width: '24', height: '24' }), h('span', {}, 'ProcGuard'));
     this.node = h(
       'div.shell',
       {},

@@ -271,15 +271,20 @@ class AccessApi(Resource):
         may reach this manager: `web.advertise`, then its own addresses; and its `version`. `role` is `operator`,
         `viewer` or null.
         """
-        environ = bottle.request.environ
-        session = self._auth.session(environ)
-        caller = self._auth.identify(environ)
-        if caller.kind not in LOGIN_SCOPES:
-            wait_s = self._wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
-            return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
-        csrf = session.csrf if session and caller.via == "session" else ""
-        view = _session_view(caller.kind, caller.via, caller.actor, csrf)
-        return replace(view, urls=self.services.manager_urls(), version=__version__)
+        return current_session(self.services)
+
+
+def current_session(services: Services) -> SessionAnswer:
+    """Of the request being answered."""
+    environ = bottle.request.environ
+    session = services.auth.session(environ)
+    caller = services.auth.identify(environ)
+    if caller.kind not in LOGIN_SCOPES:
+        wait_s = services.wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
+        return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
+    csrf = session.csrf if session and caller.via == "session" else ""
+    view = _session_view(caller.kind, caller.via, caller.actor, csrf)
+    return replace(view, urls=services.manager_urls(), version=__version__)
 
 
 def _session_view(role: str, via: str, name: str, csrf: str) -> SessionAnswer:

@@ -10,15 +10,19 @@ import bottle
 import gevent
 from typing_extensions import TypedDict
 
+from procguard.agent_api import http_io
 from procguard.agent_api.declaration import get
 from procguard.errors import NotFound
 from procguard.fields import ShownField
 from procguard.fleet.shapes.events import EVENT
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
+from procguard.portal.api.access import SessionAnswer, current_session
 from procguard.portal.api.resource import Resource
+from procguard.portal.http.web_files import accepted
 
 LEVEL = 6
+PACKED_FROM_BYTES = 1_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ class FieldsApi(Resource):
 
         The portal's columns are made of it. It says nothing about this fleet: anyone may read it.
         """
-        return FieldsAnswer(*([_field(one) for one in fields] for fields in (WORKER, HOST, EVENT)))
+        return all_fields()
+
+
+def all_fields() -> FieldsAnswer:
+    return FieldsAnswer(*([_field(one) for one in fields] for fields in (WORKER, HOST, EVENT)))
 
 
 def _field(one: ShownField[Any]) -> FieldAnswer:
@@ -94,8 +102,30 @@ def _field(one: ShownField[Any]) -> FieldAnswer:
     }
 
 
+@dataclass(frozen=True)
+class LiveBeginning:
+    """`session`: as GET /api/session answers; the lists: null for whoever may not read them."""
+
+    session: SessionAnswer
+    workers: LiveRows | None
+    hosts: LiveRows | None
+
+
 class LiveApi(Resource):
     for_pages: ClassVar[bool] = True
+
+    @get("/api/live", "anyone", tag="hosts", zh="门户启动所需：会话与两份快照", answers={200: LiveBeginning})
+    def beginning(self) -> bottle.HTTPResponse:
+        """What the portal begins with: who this browser is, and the snapshots of both lists, in one answer.
+
+        Anyone may ask; the lists are null for whoever may not read them.
+        """
+        session = current_session(self.services)
+        body = b'{"session":' + http_io.dumps(session)
+        for name in ("workers", "hosts"):
+            rows = self.services.hub.snapshot(name) if session.role else None
+            body += f',"{name}":'.encode() + (rows or b"null")
+        return _packed(body + b"}")
 
     @get(
         "/api/live/<name>",
@@ -113,9 +143,13 @@ class LiveApi(Resource):
         body = self.services.hub.snapshot(name)
         if body is None:
             raise NotFound(f"no list {name[:40]!r}", "there are workers and hosts")
-        headers = {"Content-Type": "application/json"}
-        if "gzip" in (bottle.request.get_header("Accept-Encoding") or ""):
-            headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-            # off the event loop: a megabyte takes some 20 ms
-            body = gevent.get_hub().threadpool.apply(gzip.compress, (body, LEVEL))
-        return bottle.HTTPResponse(body, 200, headers)
+        return _packed(body)
+
+
+def _packed(body: bytes) -> bottle.HTTPResponse:
+    headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
+    if len(body) >= PACKED_FROM_BYTES and "gzip" in accepted(bottle.request.get_header("Accept-Encoding") or ""):
+        headers["Content-Encoding"] = "gzip"
+        # off the event loop: a megabyte takes some 20 ms
+        body = gevent.get_hub().threadpool.apply(gzip.compress, (body, LEVEL))
+    return bottle.HTTPResponse(body, 200, headers)

@@ -151,6 +151,7 @@ def test_every_environment_variable_is_documented() -> None:
     """Those that people set or find; the demo's and the tests' own are nobody's business."""
     private = {"PROCGUARD_CI_MARK", "PROCGUARD_DEMO_DATA", "PROCGUARD_DEMO_HTTP_PORT", "PROCGUARD_VARIABLES"}
     private.add("PROCGUARD_QUICK_TESTS")  # tests/sizes.py
+    private.add("PROCGUARD_WEB_BUNDLE")  # of who builds a wheel: docs/decisions/0053
     private.add("PROCGUARD_SKIPPED")  # from the shell of a deployment to the session that it starts
     files = [
         path for folder in ("procguard", "remote_agent", "scripts") for path in (REPOSITORY / folder).rglob("*.??")

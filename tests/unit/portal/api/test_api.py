@@ -209,6 +209,10 @@ def test_a_browser_logs_in_acts_and_logs_out(server: RunningServer) -> None:
     session = server.ask("GET", "/api/session", headers=browser).json
     assert session["operator"] and session["via"] == "session" and session["csrf"] == answer.json["csrf"]
     assert server.ask("GET", "/api/hosts", headers=browser).status == 200
+    beginning = server.ask("GET", "/api/live", headers=browser).json
+    assert beginning["session"] == session
+    assert beginning["workers"] == server.ask("GET", "/api/live/workers", headers=browser).json
+    assert beginning["hosts"] == server.ask("GET", "/api/live/hosts", headers=browser).json
     stop = ("POST", "/api/workers/worker2/command", {"command": "stop"})
     assert server.ask(*stop, headers=browser).status == 403
     acting = {**browser, "X-ProcGuard-CSRF": session["csrf"]}
@@ -216,6 +220,8 @@ def test_a_browser_logs_in_acts_and_logs_out(server: RunningServer) -> None:
     assert server.ask("POST", "/api/logout", {}, acting).status == 200
     assert server.ask("GET", "/api/hosts", headers=browser).status == 401
     assert server.ask("GET", "/api/session", headers=browser).json["operator"] is False
+    beginning = server.ask("GET", "/api/live", headers=browser).json
+    assert (beginning["session"]["role"], beginning["workers"], beginning["hosts"]) == (None, None, None)
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ KINDS = {
 REGISTER = "POST /api/workers/register"
 # More open than the rule, or less.
 OPEN_TO_ANYONE = {
-    "GET /api/ca", "GET /api/fields", "GET /api/hello", "GET /api/openapi.json", "GET /api/session", "GET /healthz",
-    "GET /readyz", "POST /api/login", "POST /api/logout", REGISTER,
+    "GET /api/ca", "GET /api/fields", "GET /api/hello", "GET /api/live", "GET /api/openapi.json", "GET /api/session",
+    "GET /healthz", "GET /readyz", "POST /api/login", "POST /api/logout", REGISTER,
 }  # fmt: skip
 AGENTS_OWN = {
     "POST /api/workers/<worker_id>/heartbeat": AGENT_OR_ACT,

@@ -1,0 +1,113 @@
+"""The portal as a wheel delivers it: bundled, few requests, nothing asked for twice, and every page whole."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from scripts import portal_wheel
+from scripts.bench.portal_traffic import Traffic
+from tests.browser.conftest import ManagerRig, Visitor
+from tests.browser.test_portal import settled
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+COLD_REQUESTS, COLD_BYTES = 12, 160_000
+WARM_REQUESTS = {"workers": 3, "overview": 4}  # the overview asks for the latest recoveries on record
+PAGES = (
+    "overview", "worker/worker1?tab=charts", "worker/worker1", "hosts", "gpus", "operations", "events",
+    "logs?w=worker1", "search", "recovery", "api",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
+    """A manager that runs from the wheel's files, with one worker."""
+    if reason := portal_wheel.missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("wheel")
+    made = ManagerRig(folder, root=portal_wheel.unpacked(folder))
+    try:
+        made.start_manager()
+        made.start_worker("worker1")
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.mark.parametrize("first", ["workers", "overview"])
+def test_a_page_costs_few_requests_and_a_reload_three(wheel: ManagerRig, visitor: Visitor, first: str) -> None:
+    page = visitor.open("about:blank")
+    traffic = Traffic(page)
+    page.goto(f"{wheel.url}/#/{first}")
+    expect(page.get_by_role("link", name="worker1").or_(page.locator(".tile")).first).to_be_visible()
+    settled(page)
+    assert len(traffic.sent) <= COLD_REQUESTS, sorted(traffic.sent.values())
+    assert traffic.bytes <= COLD_BYTES, sorted((size, traffic.sent.get(one)) for one, size in traffic.sizes.items())
+    traffic.begin()
+    page.reload()
+    expect(page.get_by_role("link", name="worker1").or_(page.locator(".tile")).first).to_be_visible()
+    settled(page)
+    assert len(traffic.sent) <= WARM_REQUESTS[first], sorted(traffic.sent.values())
+
+
+def test_every_page_works_from_the_bundle_in_both_languages(wheel: ManagerRig, visitor: Visitor) -> None:
+    """What is loaded later too; a chunk that is missing would be an error in the console, which fails the test."""
+    for locale in ("en", "zh-CN"):
+        page = visitor.open(f"{wheel.url}/#/workers", locale=locale)
+        for name in PAGES:
+            page.goto(f"{wheel.url}/#/{name}")
+            settled(page)
+            expect(page.locator("h1").first).to_be_visible()
+            assert not page.locator(".error-box").is_visible(), name
+    assert page.evaluate("document.documentElement.dataset.commands") == "procguard"
+    assert not [
+        one for one in page.evaluate("performance.getEntriesByType('resource').map((one) => one.name)") if "/js/" in one
+    ]
+
+
+def ask(rig: ManagerRig, path: str, **headers: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", rig.port, timeout=10)
+    connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    answer.content = answer.read()  # type: ignore[attr-defined]
+    connection.close()
+    return answer
+
+
+def test_named_files_are_kept_and_everything_else_is_asked_for_again(wheel: ManagerRig) -> None:
+    index = ask(wheel, "/")
+    text = index.content.decode()  # type: ignore[attr-defined]
+    names = re.findall(r'(?:src|href)="(/static/[^"]+)"', text)
+    assert len(names) >= 4 and all(name.startswith("/static/dist/") for name in names), names
+    assert index.headers["Cache-Control"] == "no-cache"
+    assert ask(wheel, "/", If_None_Match=index.headers["ETag"]).status == 304
+    version = re.findall(r'data-texts="(\w+)"', text)[0]
+    for name in (*names, f"/static/fields.json?v={version}", f"/static/locales/en.json?v={version}"):
+        sizes = {}
+        for coding in ("gzip", "br", "identity", "gzip;q=0, br;q=0"):
+            answer = ask(wheel, name, Accept_Encoding=coding)
+            assert answer.status == 200 and answer.headers["Vary"] == "Accept-Encoding", name
+            assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable", name
+            assert answer.headers["Content-Encoding"] in (None, coding), name
+            assert answer.headers["X-Content-Type-Options"] == "nosniff", name
+            sizes[coding] = len(answer.content)  # type: ignore[attr-defined]
+        assert sizes["gzip"] < sizes["identity"] == sizes["gzip;q=0, br;q=0"], (name, sizes)
+    for name in ("fields.json", "fields.json?v=0123", "locales/en.json?v=", "js/main.js"):
+        assert ask(wheel, f"/static/{name}").headers["Cache-Control"] == "no-cache", name
+    for name in (
+        "manifest.json",
+        "main-00000000.js",
+        names[0].rpartition("/")[2] + ".gz",
+        "../index.html",
+        "..%2findex.html",
+        "",
+    ):
+        assert ask(wheel, f"/static/dist/{name}").status == 404, name
