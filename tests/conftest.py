@@ -48,6 +48,8 @@ LONGEST += ["test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_co
 # third of it on a quiet machine, so that a busy one, which makes processor time longer too, fails nothing here.
 QUICK_TEST_CPU_S = 4.0
 
+# For tests that parse the whole tree: each of their millions of objects is there until the test ends.
+GARBAGE = (20_000, 20, 20)
 gc.disable()  # while thousands of tests are collected: all of that stays
 _BEFORE = pytest.StashKey[set[str]]()
 
@@ -73,6 +75,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_collection_finish() -> None:
     if hasattr(gc, "freeze"):  # not in PyPy
         gc.freeze()  # each look for garbage would go through all of it again
+    gc.set_threshold(*GARBAGE)
     gc.enable()
 
 
