@@ -172,6 +172,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     assert "Traceback" not in running.log()
 
 
+@pytest.mark.slow
 @pytest.mark.chaos(29)
 def test_no_body_is_answered_by_a_5xx(server: RunningServer, chaos_report: ChaosReport) -> None:
     """Every case as the body of an operator's, an agent's and a stranger's request, over one connection."""

@@ -42,6 +42,7 @@ def test_hashes_are_those_of_the_files(release: ModuleType, tmp_path: Path) -> N
     subprocess.run(["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_same_commit_gives_the_same_wheel(release: ModuleType, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -181,6 +181,7 @@ def test_an_agent_with_the_managers_ca_connects_over_it_whatever_the_address_is_
     link.disconnect()
 
 
+@pytest.mark.slow
 def test_an_agent_with_another_ca_sends_no_secret_and_says_why(server: RunningServer, tmp_path: Path) -> None:
     other = authority.Authority(str(tmp_path), NOW).ca_pem
     for trust in (Trust(other, any_name=True), Trust()):

@@ -82,6 +82,7 @@ def operations(package: ModuleType) -> dict[str, ModuleType]:
     return found
 
 
+@pytest.mark.slow
 def test_every_question_without_an_id_is_answered_and_understood(generated: ModuleType, server: RunningServer) -> None:
     asked = []
     with generated.Client(base_url=f"http://localhost:{server.port}", raise_on_unexpected_status=True) as client:
@@ -101,6 +102,7 @@ def test_every_question_without_an_id_is_answered_and_understood(generated: Modu
     assert len(asked) >= LEAST, asked
 
 
+@pytest.mark.slow
 def test_what_changes_something_is_sent_as_it_is_understood(generated: ModuleType, server: RunningServer) -> None:
     made = operations(generated)
     with generated.Client(base_url=f"http://localhost:{server.port}", raise_on_unexpected_status=True) as client:

@@ -20,6 +20,7 @@ from remote_agent.protocol import messages
 from tests import server_process
 from tests.server_process import RunningServer
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[4]
 FIELD = """    Of("exit_count", "int", lambda w: w.worker.attempt + 40, "", Label("Exits", "退出"), unit="count"),
 """

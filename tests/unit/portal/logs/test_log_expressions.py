@@ -84,6 +84,7 @@ def test_following_with_an_expression_holds_nobody_up(server: RunningServer) -> 
     connection.close()
 
 
+@pytest.mark.slow
 def test_the_worst_that_the_dialect_allows_holds_nobody_up_and_ends(server: RunningServer) -> None:
     """An automaton too large for its memory, on lines that give it no rest: many at once, while heartbeats come."""
     ship(server, (b"ab" * 8000 + b"\n") * 3, attempt=3)

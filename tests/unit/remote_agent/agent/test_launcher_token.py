@@ -80,6 +80,7 @@ def register(server: RunningServer, token: str, body: dict[str, Any]) -> tuple[i
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "cause"),
     [
