@@ -12,11 +12,12 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import re2
 
 from procguard.errors import UsageError
+from procguard.expression_cost import NOTHING, Characters, Either, Node, Ranges, Repeat, Sequence
 
 MAX_CHARS = 512
 MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a text, each of its characters behind a backslash
@@ -27,16 +28,19 @@ MAX_MATCHED_CHARS = 16 * 1024  # of a line; hosts look at as much (remote_agent/
 MAX_CODE_POINT = 0x10FFFF
 DOCUMENT = "docs/protocol.md#regular-expressions"
 
-Ranges = list[tuple[int, int]]
-
 
 class Expression:
-    """A checked expression. `for_hosts`: the same for Python's `re`, without flags."""
+    """A checked expression. `for_hosts`: the same for Python's `re`, without flags. `groups`: how many capture;
+    `tree`: what it is made of (expression_cost.py)."""
 
-    def __init__(self, text: str, ignore_case: bool, for_hosts: str, compiled: Any) -> None:
+    def __init__(
+        self, text: str, ignore_case: bool, for_hosts: str, compiled: Any, groups: int = 0, tree: Node = NOTHING
+    ) -> None:
         self.text = text
         self.ignore_case = ignore_case
         self.for_hosts = for_hosts
+        self.groups = groups
+        self.tree = tree
         self._search = compiled.search
 
     def found_in(self, text: str) -> bool:
@@ -55,8 +59,11 @@ class Expression:
         return start, start + len(data[begin:end].decode("utf-8", "replace"))
 
 
-def read(text: str, ignore_case: bool = False, name: str = "regex", max_chars: int = MAX_CHARS) -> Expression:
-    """Check and compile an expression. Raises UsageError: what, where in it, and what to write instead."""
+def read(
+    text: str, ignore_case: bool = False, name: str = "regex", max_chars: int = MAX_CHARS, captures: bool = False
+) -> Expression:
+    """Check and compile an expression. `captures`: its groups capture on hosts. Raises UsageError: what, where in it,
+    and what to write instead."""
     if len(text) > max_chars:
         raise _refusal(f"{name}: longer than {max_chars} characters", "search for a part of it")
     try:
@@ -67,7 +74,8 @@ def read(text: str, ignore_case: bool = False, name: str = "regex", max_chars: i
         ) from exc
     compiled, error = _compile(text, ignore_case)
     try:
-        for_hosts = _Translation(text, ignore_case).result()
+        translation = _Translation(text, ignore_case, captures)
+        for_hosts, tree = translation.result()
     except _NotInDialect as exc:
         raise _refusal(f"{name}: {exc.what} at character {exc.at + 1} is not supported", exc.instead) from exc
     except (IndexError, ValueError, OverflowError) as exc:  # RE2 says it better
@@ -75,7 +83,7 @@ def read(text: str, ignore_case: bool = False, name: str = "regex", max_chars: i
     if compiled is None:
         hint = "use smaller repeat counts" if "large" in error or "repetition size" in error else "correct it"
         raise _refusal(f"{name}: {error}", hint)
-    return Expression(text, ignore_case, for_hosts, compiled)
+    return Expression(text, ignore_case, for_hosts, compiled, translation.groups, tree)
 
 
 def literal(text: str) -> str:
@@ -119,15 +127,35 @@ class _Flags:
     swap_greed: bool = False  # U
 
 
+class _Piece(NamedTuple):
+    """`repeatable`: whether a repeat may follow its text as it is."""
+
+    text: str
+    repeatable: bool
+    node: Node
+
+
 @dataclass
 class _Frame:
-    """An open group: its flags, and its pieces. A piece is (text, whether a repeat may follow it as it is)."""
+    """An open group: its flags, its pieces, and whether it captures."""
 
     flags: _Flags
-    pieces: list[tuple[str, bool]] = field(default_factory=list)
+    captures: bool = False
+    pieces: list[_Piece] = field(default_factory=list)
 
     def text(self) -> str:
-        return "".join(text for text, _ in self.pieces)
+        return "".join(piece.text for piece in self.pieces)
+
+    def node(self) -> Node:
+        branches: list[Node] = []
+        parts: list[Node] = []
+        for piece in self.pieces:
+            if piece.text == "|":
+                branches.append(Sequence(parts))
+                parts = []
+            else:
+                parts.append(piece.node)
+        return Either([*branches, Sequence(parts)]) if branches else Sequence(parts)
 
 
 _NAMES = {"i": "fold", "s": "dot_newline", "m": "multi_line", "U": "swap_greed"}
@@ -163,17 +191,19 @@ _FOREIGN_GROUPS = (
 class _Translation:
     """Rewrites one expression, read as RE2 reads it, for Python's `re`. Leaves what is malformed to RE2's own check."""
 
-    def __init__(self, text: str, ignore_case: bool) -> None:
+    def __init__(self, text: str, ignore_case: bool, captures: bool) -> None:
         self._text = text
         self._at = 0
         self._frames = [_Frame(_Flags(ignore_case))]
+        self._captures = captures
+        self.groups = 0
 
-    def result(self) -> str:
+    def result(self) -> tuple[str, Node]:
         while self._at < len(self._text):
             self._step()
         if len(self._frames) != 1:
             raise ValueError("a group is not closed")
-        return self._frames[0].text()
+        return self._frames[0].text(), self._frames[0].node()
 
     @property
     def _frame(self) -> _Frame:
@@ -183,8 +213,8 @@ class _Translation:
     def _flags(self) -> _Flags:
         return self._frame.flags
 
-    def _add(self, text: str, repeatable: bool = False) -> None:
-        self._frame.pieces.append((text, repeatable))
+    def _add(self, text: str, repeatable: bool = False, node: Node = NOTHING) -> None:
+        self._frame.pieces.append(_Piece(text, repeatable, node))
 
     def _step(self) -> None:
         text, at = self._text, self._at
@@ -197,9 +227,10 @@ class _Translation:
         elif one == "|":
             self._add("|")
         elif one == "[":
-            self._set(_ranges_written(self._class(at)))
+            self._set(self._class(at))
         elif one == ".":
-            self._add("(?s:.)" if self._flags.dot_newline else ".", True)
+            any_node = Characters([(0, MAX_CODE_POINT)])
+            self._add("(?s:.)" if self._flags.dot_newline else ".", True, any_node)
         elif one == "^":
             self._add("(?m:^)" if self._flags.multi_line else r"\A")
         elif one == "$":
@@ -213,21 +244,21 @@ class _Translation:
         else:
             self._literal(ord(one))
 
-    def _set(self, written: str) -> None:
-        self._add(written, True)
+    def _set(self, ranges: Ranges) -> None:
+        self._add(_ranges_written(ranges), True, Characters(_merged(ranges)))
 
     def _literal(self, code: int) -> None:
         if self._flags.fold and len(orbit := _orbit(code)) > 1:
-            self._set(_ranges_written([(each, each) for each in sorted(orbit)]))
+            self._set([(each, each) for each in sorted(orbit)])
         else:
-            self._add(_written(code), True)
+            self._add(_written(code), True, Characters([(code, code)]))
 
     # ------------------------------------------------------------------------------------------------ groups
 
     def _open(self, at: int) -> None:
         text = self._text
         if not text.startswith("(?", at):
-            self._push(self._flags)
+            self._push(self._flags, captures=True)
             return
         for begin, what, instead in _FOREIGN_GROUPS:
             if text.startswith(begin, at):
@@ -235,7 +266,7 @@ class _Translation:
         named = _NAMED_GROUP.match(text, at)
         if named:
             self._at = named.end()
-            self._push(self._flags)
+            self._push(self._flags, captures=True)
             return
         found = _FLAG_GROUP.match(text, at)
         if found is None:
@@ -250,16 +281,17 @@ class _Translation:
         else:
             self._frame.flags = flags
 
-    def _push(self, flags: _Flags) -> None:
+    def _push(self, flags: _Flags, captures: bool = False) -> None:
         if len(self._frames) > MAX_DEPTH:
             raise _NotInDialect(f"a group in {MAX_DEPTH} others", self._at - 1, "reduce the nesting")
-        self._frames.append(_Frame(flags))
+        self.groups += captures
+        self._frames.append(_Frame(flags, captures and self._captures))
 
     def _close(self) -> None:
         if len(self._frames) == 1:
             raise ValueError("unmatched )")
         inner = self._frames.pop()
-        self._add(f"(?:{inner.text()})", True)
+        self._add(f"({'' if inner.captures else '?:'}{inner.text()})", True, inner.node())
 
     # ------------------------------------------------------------------------------------------------ repeats
 
@@ -278,11 +310,12 @@ class _Translation:
         self._at += lazy
         if self._text[self._at : self._at + 1] == "+":
             raise _NotInDialect("a possessive repeat", at, "leave the second + out")
-        if not self._frame.pieces or self._frame.pieces[-1][0] == "|":
+        if not self._frame.pieces or self._frame.pieces[-1].text == "|":
             raise ValueError("nothing to repeat")
-        text, repeatable = self._frame.pieces.pop()
+        text, repeatable, node = self._frame.pieces.pop()
         greedy = lazy == self._flags.swap_greed
-        self._add((text if repeatable else f"(?:{text})") + how + ("" if greedy else "?"))
+        repeated = Repeat(node, how not in ("?", "{0}", "{1}", "{0,1}"), how in "?*" or how.startswith("{0"))
+        self._add((text if repeatable else f"(?:{text})") + how + ("" if greedy else "?"), False, repeated)
 
     # ------------------------------------------------------------------------------------------------ escapes
 
@@ -290,7 +323,7 @@ class _Translation:
         one = self._text[self._at]
         self._at += 1
         if one.lower() in _PERL and one in "dswDSW":
-            self._set(_ranges_written(self._perl(one)))
+            self._set(self._perl(one))
         elif one == "b":
             self._add(r"(?a:\b)")
         elif one == "A":

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, SchemaValidator
 
+from procguard import log_metrics
 from procguard.agent_api import http_io
 from procguard.errors import UsageError
 from remote_agent.agent.spec_file import mistakes_in
@@ -42,6 +43,7 @@ MAX_HOOKS = 16
 MAX_SETUP_LINES = 200
 _SHOWN_MISTAKES = 8
 _IS_ID = re.compile(protocol.ID_PATTERN[1:-1]).fullmatch
+_IS_METRIC_NAME = re.compile(protocol.LOG_METRIC_NAME).fullmatch
 
 Hints = Mapping[str, tuple[str, str]]  # field -> the error's code and what to do next, where it is wrong
 
@@ -202,6 +204,10 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
             _check_exit(mistakes, "workers.last_exit", report.last_exit)
         if report.usage is not None:
             del report.usage.gpus[MAX_GPUS:]
+        if report.metrics:
+            _most(mistakes, "workers.metrics", report.metrics, protocol.MAX_LOG_METRICS)
+            if not all(_IS_METRIC_NAME(one.name) for one in report.metrics):
+                mistakes.append("workers.metrics: a name is not letters, digits and _")
         if report.health is not None:
             _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
             protocol.with_reasons(report.health)
@@ -302,6 +308,7 @@ def check_spec(spec: protocol.WorkerSpec, mistakes: list[str], where: str = "") 
     if spec.group and not protocol.valid_id(spec.group):
         mistakes.append(f"{where}group: {spec.group[:40]!r} does not match {protocol.ID_PATTERN}")
     _longest(mistakes, where + "stop_signal", spec.stop_signal, 16)
+    mistakes.extend(where + mistake for mistake in log_metrics.mistakes(spec.metrics))
     _check_start(spec, mistakes, where)
 
 

@@ -65,6 +65,8 @@ def workers(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
             "attempt": lambda view: view.get("attempt") or "",
             "restarts_total": lambda view: view.get("restarts_total") or view.get("restarts") or 0,
             "gpu_percent": lambda view: _gpus_of_worker(view.get("usage") or {}),
+            "metrics": lambda view: " ".join(metric_texts(view.get("metrics") or (), words)),
+            "progress_percent": lambda view: progress_text(view, words),
             "reason": lambda view: words.joined(_remarks(view, words)),
         },
     )
@@ -118,6 +120,27 @@ def _gpus_of_worker(usage: View) -> str:
         return ""
     busy = usage.get("gpu_percent")
     return ",".join(map(str, usage["gpus"])) + ("" if busy is None else f": {busy:.0f} %")
+
+
+def progress_text(view: View, words: Words = ENGLISH) -> str:
+    """ "42 %, 3 h 12 min left"; "" where nothing says how far it is."""
+    percent, eta_s = view.get("progress_percent"), view.get("eta_s")
+    if percent is None:
+        return ""
+    shown = f"{percent:.0f} %"
+    return shown if eta_s is None else words.say("cli.left", done=shown, d=words.duration(eta_s))
+
+
+def metric_texts(metrics: Sequence[View], words: Words = ENGLISH) -> list[str]:
+    """["loss=0.231", "step=12/100"]; of one that was given up, that it was."""
+    found = []
+    for one in metrics:
+        if one.get("trouble"):
+            found.append(f"{one['name']}={words.say('cli.metric_too_long')}")
+        elif one.get("value") is not None:
+            total = one.get("total")
+            found.append(f"{one['name']}={one['value']:.6g}" + ("" if total is None else f"/{total:.6g}"))
+    return found
 
 
 def _gpus_of_host(usage: View, words: Words = ENGLISH) -> str:

@@ -299,6 +299,9 @@ TEXTS: dict[str, str] = {
     "cli.gang": "{phase}, rank {rank}, epoch {epoch}",
     "cli.usage": "Usage",
     "cli.last_exit": "Last exit",
+    "cli.metrics": "Metrics",
+    "cli.metric_too_long": "(given up: its expression takes too long)",
+    "cli.left": "{done}, {d} left",
     "cli.why": "Why",
     "cli.events": "Events",
     "cli.no_events": "Events: none",
@@ -398,6 +401,7 @@ TEXTS: dict[str, str] = {
     "column.Out of memory": "Out of memory",
     "column.Ran": "Ran",
     "column.When": "When",
+    "column.Progress": "Progress",
     "column.Left behind": "Left behind",
     # alerts
     "alert.title": "{what}: {names}",

@@ -19,6 +19,7 @@ from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentHeartbeat, AgentReply, WorkerEvent, WorkerReport, encode
 from remote_agent.protocol.states import SETTLED
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.system import paths
 from remote_agent.telemetry.host import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat
@@ -131,6 +132,7 @@ class Agent:
             self.link.changed(now)
         self._measuring.tick(self.workers, now, self.link.interval_s, self._gpus.awaited)
         self._update_shipper()
+        self._parts.numbers.update(self._printing())
         self.link.tick(now)
 
     def _take_message(self, tag: Any, value: Any, now: float) -> None:
@@ -263,7 +265,7 @@ class Agent:
                 beat=boottime_ns(),
                 facts=self._facts,
                 usage=self._measuring.host_usage(self.workers),
-                workers=[worker.report() for worker in self.workers.values()],
+                workers=[self._report(worker) for worker in self.workers.values()],
                 events=self._pending_events(MAX_EVENTS),
                 results=self._commands.results(),
                 assignments_rev=self._assigned.rev,
@@ -275,6 +277,12 @@ class Agent:
                 disk_path=self._disk.directory,
             )
         )
+
+    def _report(self, worker: WorkerHandle) -> WorkerReport:
+        report = worker.report()
+        if worker.assignment is not None and worker.assignment.metrics:
+            report.metrics = self._parts.numbers.of(worker.worker_id, worker.attempt)
+        return report
 
     def _pending_events(self, limit: int) -> list[WorkerEvent]:
         events: list[WorkerEvent] = []
@@ -319,6 +327,20 @@ class Agent:
                 for worker in self.workers.values()
             ]
         )
+
+    def _printing(self) -> list[Any]:
+        """From whose output numbers are read, for the number reader."""
+        return [
+            [
+                worker.worker_id,
+                worker.attempt,
+                paths.attempts_dir(worker.directory),
+                worker.assignment.metrics,
+                worker.state in SETTLED,
+            ]
+            for worker in self.workers.values()
+            if worker.assignment is not None and worker.assignment.metrics and worker.attempt
+        ]
 
     # ----------------------------------------------------------------------------------------------- leaving
 

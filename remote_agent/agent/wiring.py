@@ -16,6 +16,7 @@ from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.session import ManagerSession, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.health.checks import Checks
+from remote_agent.logs.number_readings import NumberReadings
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.protocol.hints import Any, Callable, Optional
@@ -106,6 +107,7 @@ class AgentParts:
         of_logs = Connection(self._addresses, self._credentials, self.channels, logs=True)
         self.shipper = LogShipper(self._addresses.interrupt(of_logs), post)
         self.searcher = LogSearcher(self._credentials, self.python, self._connection)
+        self.numbers = NumberReadings(self.python, log.say)
         self.rotation = SecretRotation(
             agent_dir,
             self._credentials,
@@ -151,6 +153,7 @@ class AgentParts:
         """All that runs beside the main loop."""
         self.shipper.end()
         self.searcher.end()
+        self.numbers.end()
         self.rotation.end()
         self.helpers.end()
         self.measuring.end()

@@ -149,8 +149,8 @@ class Watch:
         signal.signal(signal.SIGVTALRM, self._tick)
         signal.setitimer(signal.ITIMER_VIRTUAL, LINE_CPU_S, LINE_CPU_S)
 
-    def search(self, search: Callable[[str], Any], text: str) -> Any:
-        """Raises TooLong."""
+    def search(self, search: Callable[[Any], Any], text: Any) -> Any:
+        """What `search` makes of a text, or of several. Raises TooLong."""
         self._line += 1
         self._on = True
         try:
@@ -301,16 +301,22 @@ def held_of(files: list[File]) -> dict[str, dict[str, int]]:
     return held
 
 
-def be_humble(timeout_s: float) -> None:
-    """With the lowest priority and a bounded lifetime, whatever happens to the agent."""
-    import resource
+def end_after(timeout_s: float) -> None:
+    """A bounded lifetime, whatever happens to the agent."""
     import signal
 
-    os.nice(19)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(timeout_s) + 5)
-    cpu_s = int(timeout_s) + 2
-    for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s)):
+
+
+def be_humble(cpu_s: Optional[int] = None, memory_bytes: int = MAX_MEMORY_BYTES) -> None:
+    """With the lowest priority, and limits. `cpu_s`: of its whole life."""
+    import resource
+
+    os.nice(19)
+    for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CPU, cpu_s)):
+        if value is None:
+            continue
         try:
             resource.setrlimit(limit, (value, value))
         except (ValueError, OSError):
@@ -354,7 +360,9 @@ class ResultWriter:
 
 def main() -> int:
     request = json.loads(sys.stdin.buffer.read())
-    be_humble(float(request.get("timeout_s", 10.0)))
+    timeout_s = float(request.get("timeout_s", 10.0))
+    end_after(timeout_s)
+    be_humble(int(timeout_s) + 2)
     say = ResultWriter(1)
     try:
         search = GrepSearch(request, say)

@@ -47,6 +47,8 @@ LAUNCHER_PREFIX = "launcher:"
 MAX_WAIT_S = 25.0
 ZMQ_INLINE_BYTES = 64 * 1024  # a larger body is announced before it is sent over zmq
 MAX_LOG_POST_BYTES = 4 * 1024 * 1024
+MAX_LOG_METRICS = 16  # of one worker
+LOG_METRIC_NAME = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 
 State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
 Desired = Literal["running", "stopped", "removed"]
@@ -92,6 +94,7 @@ class Assignment:
     `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
     in its reports; "" where the worker is to be removed.
     `causes`: the configuration's own causes of failure, each with an expression for Python's `re`.
+    `metrics`: those of the specification, each as [expression, a text that is in whatever it matches; "": not known].
     """
 
     worker_id: str
@@ -105,6 +108,7 @@ class Assignment:
     env: dict[str, str] = field(default_factory=dict)
     grant: str = ""
     causes: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[str]] = field(default_factory=dict)
 
 
 @record
@@ -256,6 +260,21 @@ class Health:
 
 
 @record
+class LogMetric:
+    """{"name": "step", "value": 12.0, "at": 1790000000.0, "total": 100.0, "eta_s": 340.0}
+
+    A number that the current attempt printed, as WorkerSpec.metrics declares it. `at`: wall time of its last change.
+    """
+
+    name: str
+    value: Union[float, None] = None  # None: none yet
+    at: float = 0.0
+    total: Union[float, None] = None  # of an expression with two groups
+    eta_s: Union[float, None] = None  # until `total` at the present rate, as of `at`; None: not known
+    trouble: Literal["", "too_long"] = ""  # its expression was given up: it takes too long with what is printed
+
+
+@record
 class WorkerReport:
     """What the agent knows of one worker now."""
 
@@ -283,6 +302,7 @@ class WorkerReport:
     reason_params: dict[str, Any] = field(default_factory=dict)
     suspect_code: str = ""
     suspect_params: dict[str, Any] = field(default_factory=dict)
+    metrics: list[LogMetric] = field(default_factory=list)
 
 
 @record
@@ -549,7 +569,12 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
     },
     GpuUsage: {"processes": ("list", GpuProcess)},
     HostUsage: {"gpus": ("list", GpuUsage)},
-    WorkerReport: {"last_exit": ("one", ExitRecord), "usage": ("one", WorkerUsage), "health": ("one", Health)},
+    WorkerReport: {
+        "last_exit": ("one", ExitRecord),
+        "usage": ("one", WorkerUsage),
+        "health": ("one", Health),
+        "metrics": ("list", LogMetric),
+    },
     WorkerEvent: {"exit": ("one", ExitRecord)},
     AgentHeartbeat: {
         "facts": ("one", HostFacts),
@@ -579,13 +604,14 @@ _REASONS: dict[type, tuple[str, ...]] = {
     LogSearchResult: ("reason",),
 }
 _BESIDE_REASONS = frozenset(name + end for of in _REASONS.values() for name in of for end in ("_code", "_params"))
+_ABSENT_WHERE_EMPTY = _BESIDE_REASONS | {"metrics"}
 
 
 def encode(message: Any) -> dict[str, Any]:
     """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time). The
-    code and the parameters of a reason stand beside its text."""
+    code and the parameters of a reason stand beside its text; metrics are left out where there are none."""
     values = _plain_items(vars(message).items())
-    for name in _BESIDE_REASONS & values.keys():
+    for name in _ABSENT_WHERE_EMPTY & values.keys():
         if not values[name]:
             del values[name]
     return values

@@ -172,6 +172,11 @@ class WorkerSpec:
     container: Union[ContainerSpec, None] = key(
         None, "Run the command in a podman container; without a command, the command of the image is run"
     )
+    metrics: dict[str, str] = key(
+        dict,
+        "Numbers to read from the output: a name and a regular expression (RE2) with ( ) around the number; with a "
+        "second ( ) around the total it is progress",
+    )
     requires: dict[str, str] = key(dict, "Labels that a spare must have to run this worker (procguard_labels)")
 
 

@@ -15,7 +15,8 @@ SENTENCE = re.compile(r"[A-Za-z']{2,}[ ,;]+[a-z']{2,}")
 PROGRAM_LINES = 6  # a text of as many lines is a program, a schema or a file's template
 # What is shown to people: by commands, by the manager at its start, as errors of the API in the portal.
 SHOWN = (
-    "admission", "cli", "client", "config", "console", "deploy", "expression.py", "fleet", "main.py", "manager",
+    "admission", "cli", "client", "config", "console", "deploy", "expression.py", "expression_cost.py", "fleet",
+    "log_metrics.py", "main.py", "manager",
     "notify", "portal/api",
     "portal/auth", "portal/logs", "portal/web_monitor.py", "portal/http/sockets.py", "tls", "agent_api/http_io.py",
     "agent_api/factory.py", "agent_api/decode.py", "agent_api/handlers.py", "agent_api/zmq/port.py",

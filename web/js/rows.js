@@ -108,11 +108,16 @@ function blankRow(names) {
   return row;
 }
 
+const FROM_LOG = ['metrics', 'progress_percent', 'eta_s']; // measures of a worker that are no part of its usage
+
 export function workerTable() {
   return new RowTable({
     keyOf: (row) => row.worker_id,
-    blank: () => blankRow(fieldsOf('workers').rows),
-    measure: (row, name, value) => takeMeasure(row, name, value, fieldsOf('workers').measures),
+    blank: () => ({ ...blankRow(fieldsOf('workers').rows), metrics: null, progress_percent: null, eta_s: null }),
+    measure: (row, name, value) => {
+      if (FROM_LOG.includes(name)) row[name] = value;
+      else takeMeasure(row, name, value, fieldsOf('workers').measures);
+    },
     cleared: (row) => {
       row.searched = null;
       row.sortKey = row.sortKey || naturalKey(row.worker_id);

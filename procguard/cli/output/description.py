@@ -19,6 +19,7 @@ def lines(view: View, explained: View, events: Sequence[View], now: datetime, wo
     """`explained`: of GET /api/workers/ID/explain; `events`: the newest ones, newest last."""
     yield from _facts("", _about(view, now, words), words)
     yield from _facts(words.say("cli.usage"), _usage(view), words)
+    yield from _facts(words.say("cli.metrics"), _metrics(view, words), words)
     yield from _facts(words.say("cli.last_exit"), _last_exit(view, words), words)
     yield ""
     yield words.say("cli.why")
@@ -70,6 +71,11 @@ def _usage(view: View) -> list[tuple[str, Any]]:
         ("Memory", tables.size(usage["rss_bytes"]) if usage.get("rss_bytes") is not None else None),
         ("GPUs", ", ".join(map(str, usage.get("gpus") or ()))),
     ]
+
+
+def _metrics(view: View, words: Words) -> list[tuple[str, Any]]:
+    found = [text.partition("=") for text in tables.metric_texts(view.get("metrics") or (), words)]
+    return [*((name, value) for name, _, value in found), ("Progress", tables.progress_text(view, words))]
 
 
 def _last_exit(view: View, words: Words) -> list[tuple[str, Any]]:

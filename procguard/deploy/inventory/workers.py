@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from procguard import log_metrics
 from procguard.deploy.inventory import command_words
 from procguard.deploy.inventory.positions import Map
 from procguard.deploy.inventory.templates.functions import TemplateMistake
@@ -148,7 +149,7 @@ class SpecReader:
                 self._report(where, f"worker {worker_id}: gpus and container.gpus differ", "write one of them")
                 return None
             checked.gpus = full["gpus"] = checked.container.gpus
-        mistakes = mistakes_in(checked) + command_words.mistakes(checked)
+        mistakes = mistakes_in(checked) + command_words.mistakes(checked) + log_metrics.mistakes(checked.metrics)
         if note := command_words.engine_started(checked):
             self.notes.append(f"worker {worker_id}: {note}")
         for mistake in mistakes:

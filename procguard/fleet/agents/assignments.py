@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from typing import Any
 
+from procguard import log_metrics
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.model.records import ResolvedSpec, WorkerRecord, fenced
 from procguard.fleet.state import FleetState
@@ -35,6 +36,7 @@ class AssignmentBuilder:
                 env=self._gangs.environment(worker),
                 grant=self._state.grant(worker.worker_id, worker.epoch, agent_id),
                 causes=self._state.settings.causes,
+                metrics=log_metrics.for_hosts(worker.spec.metrics) if worker.spec.metrics else {},
             )
             for worker in self._state.workers_of(agent_id)
         ]

@@ -289,6 +289,8 @@ class HeartbeatProcessor:
             self._take_claim(tx, agent, worker, report)
         if worker.agent_id != agent.agent_id:
             return
+        if report.metrics:  # names that nobody declared would become series without end
+            report.metrics = _declared(worker, report.metrics)
         if report.epoch == worker.epoch and worker.generation < report.generation <= ownership.HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
@@ -320,7 +322,7 @@ class HeartbeatProcessor:
         elif awaited or "workers" not in bus.unseen:
             if not _same_but_measured(before, report) or (awaited and before != report):
                 tx.show("workers", worker_id)
-            elif before.usage != report.usage:
+            elif before.usage != report.usage or before.metrics != report.metrics:
                 tx.once_over(functools.partial(bus.worker_measures, worker_id))
 
     def _has_grant(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
@@ -565,14 +567,20 @@ def _something_happened(before: messages.WorkerReport, report: messages.WorkerRe
 
 def _same_but_measured(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:
     """Whether the reports differ in their measurements alone, if at all."""
-    usage = report.usage
+    usage, metrics = report.usage, report.metrics
     if _gpus(before.usage) != _gpus(usage):
         return False
-    report.usage = before.usage
+    report.usage, report.metrics = before.usage, before.metrics
     try:
         return before == report
     finally:
-        report.usage = usage
+        report.usage, report.metrics = usage, metrics
+
+
+def _declared(worker: WorkerRecord, metrics: list[messages.LogMetric]) -> list[messages.LogMetric]:
+    """Those that are declared, each once, in that order."""
+    found = {one.name: one for one in metrics}
+    return [found[name] for name in worker.spec.metrics if name in found]
 
 
 def _gpus(usage: messages.WorkerUsage | None) -> list[int] | None:

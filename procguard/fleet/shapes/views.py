@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from procguard.fields import ShownField
 from procguard.fleet.model.clock import iso
+from procguard.fleet.model.records import WorkerObserved
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.sources import HostSource, WorkerSource
 from procguard.fleet.shapes.workers import WORKER
@@ -40,7 +41,9 @@ def host_view(source: HostSource) -> dict[str, Any]:
     return dict(zip(_HOST_NAMES, _HOST_VALUES(source), strict=True))
 
 
-def measured(feed: Feed, source: HostSource | None, usage: messages.WorkerUsage | messages.HostUsage | None) -> Row:
+def measured(
+    feed: Feed, source: HostSource | WorkerObserved, usage: messages.WorkerUsage | messages.HostUsage | None
+) -> Row:
     """`usage`: None where nothing was measured."""
     return (*feed.own(source), *(feed.usage(usage) if usage is not None else [None] * feed.of_usage))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from procguard.fields import Label, Metric, PageColumn, Printed, ShownField
+from procguard.fleet.shapes import log_metrics
 
 if TYPE_CHECKING:
     from procguard.fleet.shapes.sources import WorkerSource
@@ -74,6 +75,13 @@ WORKER: tuple[ShownField[Any], ...] = (
     InUsage("gpu_memory_bytes", "int | None", "gpu_memory_bytes", "Of its own processes",
             Label("GPU memory", "显存"), "bytes", USAGE, column=PageColumn("gpu_memory", "92px"),
             metric=Metric("gpu_memory_bytes", "GPU memory of its own processes")),
+    Of("metrics", "list[messages.LogMetric]", lambda w: log_metrics.listed(w.report), "Numbers from its log",
+       Label("Metrics", "指标"), live="measure", live_read=lambda w: log_metrics.values(w.report), column=None),
+    Of("progress_percent", "float | None", lambda w: log_metrics.progress_percent(w.report),
+       "Of the first metric with a total", Label("Progress", "进度"), "percent", live="measure",
+       column=PageColumn("progress", "76px")),
+    Of("eta_s", "float | None", lambda w: log_metrics.eta_s(w.report), "Seconds left, as of that metric's last change",
+       live="measure"),
     Of("last_exit", "messages.ExitRecord | None", lambda w: w.encoded("last_exit"), "How it ended last"),
     Of("health", "messages.Health | None", lambda w: w.encoded("health"), "Null: it has no checks", live="row",
        live_read=lambda w: w.health),

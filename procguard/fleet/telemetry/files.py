@@ -16,13 +16,13 @@ import struct
 import zlib
 from typing import Any, BinaryIO
 
-from procguard.fleet.telemetry.timeseries import SERIES, SPANS, Measurements, Row, Span, wipe
+from procguard.fleet.telemetry.timeseries import SERIES, SPANS, Measurements, Row, Span, packing_of, wipe
 
 log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("<IIBd")  # bytes that follow, their CRC-32, what they are, when
 _SLOTS, _ROW = 0, 1
-_NAME = re.compile(r"(workers|hosts|gpus)-(\w+)-(\d{6})\.seg")
+_NAME = re.compile(r"(workers|hosts|gpus|metrics)-(\w+)-(\d{6})\.seg")
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 
 
@@ -97,7 +97,7 @@ class _Series:
                         else:
                             owners_here[slot] = owner
                         if owners.get(slot) != owner:
-                            wipe(rows, slot)
+                            wipe(rows, slot, packing_of(self.kind))
                             owners.pop(slot, None)
                         if owner is not None:
                             owners[slot] = owner
@@ -137,7 +137,7 @@ class MeasurementFiles:
                 for earlier, rows, _ in found.values():
                     for slot, owner in earlier.items():
                         if owners.get(slot) != owner:
-                            wipe(rows, slot)
+                            wipe(rows, slot, packing_of(kind))
                 slots = {owner: slot for slot, owner in owners.items()}
                 table.adopt(slots, {name: rows for name, (_, rows, _) in found.items()})
         except (OSError, ValueError, struct.error) as exc:

@@ -4,7 +4,8 @@
 
 All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
 ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
-shows). The coarser ones hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
+shows), of numbers from logs four bytes (float32: a loss that is nearly flat, a step in the millions). The coarser ones
+hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
 Reads the fleet's records; knows no files (files.py) and no clock.
 """
 
@@ -24,7 +25,8 @@ from procguard.fleet.state import FleetState
 SAMPLE_S = 10
 REST_EVERY = 100  # items read in one go; less than a millisecond
 NAN = math.nan
-_NO_VALUE = b"\xc0\x7f"  # the bfloat16 of NaN
+MAX_METRICS = 50_000  # numbers from logs in the whole fleet that have a history: 100 MB; further ones have none
+LARGEST_FLOAT32 = 3.4e38
 _ROUND_UP = 1 + 2**-9  # cutting a float's lower half rounds down; so it rounds to the nearest
 
 
@@ -47,6 +49,7 @@ SERIES: dict[str, tuple[str, ...]] = {
         "network_sent_bytes_per_s",
     ),
     "gpus": ("utilization_percent", "memory_used_bytes", "power_w"),
+    "metrics": ("value",),
 }
 _PEAKS = ("rss_bytes", "gpu_memory_bytes", "memory_used_bytes")
 
@@ -60,6 +63,16 @@ class Row(NamedTuple):
     columns: list[bytearray | None]
 
 
+class Packing(NamedTuple):
+    """How a column keeps its values."""
+
+    width: int
+    no_value: bytes
+    pack: Callable[[Iterable[float]], bytearray]
+    read: Callable[[bytes], float]
+    digits: int
+
+
 def packed(values: Iterable[float]) -> bytearray:
     """bfloat16: the upper half of a float32."""
     raw = array("f", [value * _ROUND_UP for value in values])
@@ -71,19 +84,38 @@ def packed(values: Iterable[float]) -> bytearray:
     return halves
 
 
-def unpacked(column: bytearray | None, slot: int) -> float | None:
-    """The value of one slot to three digits."""
-    if column is None or 2 * slot + 2 > len(column):
+def packed_whole(values: Iterable[float]) -> bytearray:
+    """float32."""
+    raw = array("f", [max(min(value, LARGEST_FLOAT32), -LARGEST_FLOAT32) for value in values])  # NaN stays it
+    if sys.byteorder == "big":
+        raw.byteswap()
+    return bytearray(raw.tobytes())
+
+
+HALF = Packing(2, b"\xc0\x7f", packed, lambda data: float(unpack("<f", b"\0\0" + data)[0]), 3)
+WHOLE = Packing(4, b"\0\0\xc0\x7f", packed_whole, lambda data: float(unpack("<f", data)[0]), 7)
+PACKING = {"metrics": WHOLE}
+
+
+def packing_of(kind: str) -> Packing:
+    return PACKING.get(kind, HALF)
+
+
+def unpacked(column: bytearray | None, slot: int, packing: Packing = HALF) -> float | None:
+    """The value of one slot, to as many digits as it has."""
+    begin, end = packing.width * slot, packing.width * (slot + 1)
+    if column is None or end > len(column):
         return None
-    value = float(unpack("<f", b"\0\0" + column[2 * slot : 2 * slot + 2])[0])
-    return None if math.isnan(value) or math.isinf(value) else float(f"{value:.3g}")
+    value = packing.read(bytes(column[begin:end]))
+    return None if math.isnan(value) or math.isinf(value) else float(f"{value:.{packing.digits}g}")
 
 
 class _Gathering:
     """The samples of a coarser span until its step is over."""
 
-    def __init__(self, span: Span, peaks: list[bool]) -> None:
+    def __init__(self, span: Span, peaks: list[bool], pack: Callable[[Iterable[float]], bytearray]) -> None:
         self.span = span
+        self._pack = pack
         self.bucket: int | None = None
         self._peaks = peaks
         self._sums: list[list[float]] = [[] for _ in peaks]
@@ -118,9 +150,9 @@ class _Gathering:
             if not any(counts):
                 columns.append(None)
             elif peak:
-                columns.append(packed(one if n else NAN for one, n in zip(sums, counts, strict=True)))
+                columns.append(self._pack(one if n else NAN for one, n in zip(sums, counts, strict=True)))
             else:
-                columns.append(packed(one / n if n else NAN for one, n in zip(sums, counts, strict=True)))
+                columns.append(self._pack(one / n if n else NAN for one, n in zip(sums, counts, strict=True)))
         assert self.bucket is not None
         return Row(float((self.bucket + 1) * self.span.step_s), columns)
 
@@ -136,12 +168,13 @@ class Table:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.series = SERIES[kind]
+        self._packing = packing_of(kind)
         self.slots: dict[str, int] = {}
         self.size = 0
         self.rows: dict[str, deque[Row]] = {span.name: deque(maxlen=span.points) for span in SPANS}
         self._free: list[int] = []
         peaks = [name in _PEAKS for name in self.series]
-        self._gathering = [_Gathering(span, peaks) for span in SPANS[1:]]
+        self._gathering = [_Gathering(span, peaks, self._packing.pack) for span in SPANS[1:]]
 
     def add(self, at: float, readings: dict[str, Values], rest: Callable[[], None]) -> list[tuple[Span, Row]]:
         """Take one sample of everything; what is not among `readings` is gone. Returns the rows that are complete."""
@@ -163,7 +196,7 @@ class Table:
                     values[slot] = value
                     some = True
             columns.append(values if some else None)
-            newest.append(packed(values) if some else None)
+            newest.append(self._packing.pack(values) if some else None)
         done = [(SPANS[0], Row(at, newest))]
         for gathering in self._gathering:
             row = gathering.take(at, columns, self.size, rest)
@@ -183,7 +216,7 @@ class Table:
     def _drop(self, item_id: str) -> None:
         slot = self.slots.pop(item_id)
         for rows in self.rows.values():
-            wipe(rows, slot)
+            wipe(rows, slot, self._packing)
         for gathering in self._gathering:
             gathering.forget(slot)
         self._free.append(slot)
@@ -204,7 +237,8 @@ class Table:
             return None
         rows = [row for row in self.rows[span.name] if row.at > since]
         series = {
-            name: [unpacked(row.columns[number], slot) for row in rows] for number, name in enumerate(self.series)
+            name: [unpacked(row.columns[number], slot, self._packing) for row in rows]
+            for number, name in enumerate(self.series)
         }
         known = {name: values for name, values in series.items() if any(value is not None for value in values)}
         return [row.at for row in rows], known
@@ -215,15 +249,16 @@ class Table:
         return sum(len(one) for rows in self.rows.values() for row in rows for one in row.columns if one is not None)
 
 
-def wipe(rows: Iterable[Row], slot: int) -> None:
+def wipe(rows: Iterable[Row], slot: int, packing: Packing) -> None:
+    begin, end = packing.width * slot, packing.width * (slot + 1)
     for row in rows:
         for column in row.columns:
-            if column is not None and 2 * slot + 2 <= len(column):
-                column[2 * slot : 2 * slot + 2] = _NO_VALUE
+            if column is not None and end <= len(column):
+                column[begin:end] = packing.no_value
 
 
 class Measurements:
-    """Workers by id, hosts by their agent's id, GPUs as "agent/index"."""
+    """Workers by id, hosts by their agent's id, GPUs as "agent/index", numbers from logs as "worker/name"."""
 
     def __init__(self) -> None:
         self.tables = {kind: Table(kind) for kind in SERIES}
@@ -246,7 +281,8 @@ class Measurements:
         for known in self.tables["gpus"].slots:  # of a host that is silent now: not measured, and not gone
             if known not in gpus and known.rpartition("/")[0] in state.agent_status:
                 gpus[known] = (None,) * len(SERIES["gpus"])
-        readings: dict[str, dict[str, Values]] = {"workers": workers, "hosts": hosts, "gpus": gpus}
+        metrics = self._read_metrics(state, rest)
+        readings: dict[str, dict[str, Values]] = {"workers": workers, "hosts": hosts, "gpus": gpus, "metrics": metrics}
         done = []
         for kind, found in readings.items():
             done += [(kind, span, row) for span, row in self.tables[kind].add(at, found, rest)]
@@ -270,6 +306,24 @@ class Measurements:
                     usage.gpu_percent,
                     usage.gpu_memory_bytes,
                 )
+        return found
+
+    @staticmethod
+    def _read_metrics(state: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
+        """Those that are declared, in any case: they keep their slots while nothing is printed. Nothing is read while
+        the worker does not run, or its host is silent."""
+        found: dict[str, Values] = {}
+        for number, worker in enumerate(list(state.workers_by_id.values()), 1):
+            if number % REST_EVERY == 0:
+                rest()
+            if not worker.spec.metrics or len(found) + len(worker.spec.metrics) > MAX_METRICS:
+                continue
+            observed, agent = state.worker_status.get(worker.worker_id), state.agent_status.get(worker.agent_id)
+            report = observed.report if observed is not None else None
+            live = report is not None and report.state == "running" and agent is not None and agent.state == "connected"
+            values = {one.name: one.value for one in report.metrics} if live and report is not None else {}
+            for name in worker.spec.metrics:
+                found[f"{worker.worker_id}/{name}"] = (values.get(name),)
         return found
 
     def gpus_of(self, agent_id: str) -> list[int]:

@@ -22,7 +22,7 @@ def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[dict[str, Any], di
     names = sorted(given.pop("env"))
     if given["container"]:
         given["container"] = {**given["container"], "options": _without_values(given["container"]["options"])}
-    declared = {key: value for key, value in given.items() if value != usual[key]}
+    declared = {key: value for key, value in given.items() if value != usual.get(key)}
     return declared, {key: usual[key] for key in given if key not in declared}, names
 
 

@@ -603,6 +603,26 @@ CHINESE: dict[str, str] = {
     "{}env: {} cannot be an environment variable": "{}env：{} 不能作为环境变量",
     "{}group: {} does not match {}": "{}group：{} 不符合 {}",
     "{}: longer than {} characters": "{}：超过 {} 个字符",
+    "workers.metrics: a name is not letters, digits and _": "workers.metrics：名称只能由字母、数字和 _ 组成",
+    "metrics: {} expressions, at most {}": "metrics：有 {} 个表达式，最多 {} 个",
+    "metrics: {} is no name; use up to 40 letters, digits and _, e.g. loss": (
+        "metrics：{} 不是有效名称；请用最多 40 个字母、数字和 _，例如 loss"
+    ),
+    "metrics.{}: {}; {}": "metrics.{}：{}；{}",
+    "the expression has {} groups in parentheses": "该表达式有 {} 个括号组",
+    "put ( ) around the number, or around n and total: 'epoch ([0-9]+)/([0-9]+)'; write other groups as (?: )": (
+        "请用 ( ) 括住数值，或括住当前值和总数：'epoch ([0-9]+)/([0-9]+)'；其余分组写成 (?: )"
+    ),
+    "the expression may take unbounded time: {}": "该表达式的耗时可能没有上限：{}",
+    "say which characters may stand there, e.g. [0-9.]+": "请写明该处可以出现哪些字符，例如 [0-9.]+",
+    "it repeats what may be empty": "它重复了可能为空的内容",
+    "it repeats what can match the same text in several ways, such as a repeat in a repeat": (
+        "它重复的内容能以多种方式匹配同一段文本，例如重复之中又有重复"
+    ),
+    "it has more than {} repeats that also match what follows them, such as .*": (
+        "它有超过 {} 个重复也能匹配其后的内容，例如 .*"
+    ),
+    "it can match in more than {} ways": "它的匹配方式超过 {} 种",
     "{}: holds a NUL character": "{}：含有 NUL 字符",
     "{}: worker_id {} does not match {}": "{}：worker_id {} 不符合 {}",
     "{}: {} entries, at most {}": "{}：{} 个条目，最多 {} 个",

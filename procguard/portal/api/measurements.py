@@ -35,11 +35,19 @@ class GpuMeasurements(Measured):
 
 
 @dataclass(frozen=True)
+class MetricMeasurements(Measured):
+    """A number from its log. Its series is `value`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class WorkerMeasurements(Measured):
     worker_id: str
     span: str
     step_s: int
     points: int
+    metrics: list[MetricMeasurements]
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,12 @@ class MeasurementsApi(Resource):
 
         [Below](#measurements).
         """
-        self.fleet.state.find(worker_id)  # 404 where there is none
+        worker = self.fleet.state.find(worker_id)  # 404 where there is none
         span = _SPANS[query.span]
         read = self._read("workers", worker_id, span)
-        return WorkerMeasurements(*read, worker_id, span.name, span.step_s, span.points)
+        names = worker.spec.metrics
+        metrics = [MetricMeasurements(*self._read("metrics", f"{worker_id}/{name}", span), name) for name in names]
+        return WorkerMeasurements(*read, worker_id, span.name, span.step_s, span.points, metrics)
 
     @get("/api/measurements/hosts/<agent_id>", "viewer", tag="history", zh="主机及其 GPU 的历史度量", errors=(404,))
     def of_host(self, agent_id: str, query: SpanQuery) -> HostMeasurements:

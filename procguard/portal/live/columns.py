@@ -46,8 +46,9 @@ class WorkerColumns:
 
     def measured(self, worker_id: str) -> Row | None:
         seen = self._fleet.state.worker_status.get(worker_id)
-        usage = seen.report.usage if seen is not None and seen.report else None
-        return None if usage is None else shapes.measured(WORKER_FEED, None, usage)
+        if seen is None or (report := seen.report) is None or (report.usage is None and not report.metrics):
+            return None
+        return shapes.measured(WORKER_FEED, seen, report.usage)
 
 
 class HostColumns:

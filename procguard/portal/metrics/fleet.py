@@ -16,6 +16,7 @@ from procguard import __version__
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
+from procguard.fleet.shapes import log_metrics
 from procguard.fleet.shapes import views as shapes
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
@@ -95,6 +96,9 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
     unhealthy = gauge("unhealthy", "1 while a health check of its own fails")
     restarts = Family("procguard_worker_restarts_total", "counter", "Automatic restarts of the worker")
     usage = [(gauge(name, text), read) for name, text, read in _OF_USAGE]
+    metric = gauge("metric", "A number from the worker's log, as its specification declares it")
+    progress = gauge("progress_ratio", "How far the worker is, by the first of its metrics with a total")
+    eta = gauge("eta_seconds", "Time left until that total at the present rate")
     by_state: Counter[str] = Counter()
     for number, worker in enumerate(list(fleet.state.workers_by_id.values()), 1):
         if number % REST_EVERY == 0:
@@ -118,6 +122,15 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
         restarts.add(labels, report.restarts_total)
         if report.health is not None:
             unhealthy.add(labels, 1 if report.health.status == "failing" else 0)
+        if report.metrics:
+            for one in report.metrics:
+                if one.value is not None:
+                    metric.add(f'{labels[:-1]},metric="{one.name}"}}', one.value)
+            percent, left_s = log_metrics.progress_percent(report), log_metrics.eta_s(report)
+            if percent is not None:
+                progress.add(labels, round(percent / _PERCENT, 6))
+            if left_s is not None:
+                eta.add(labels, left_s)
         if report.usage is not None:
             for family, read in usage:
                 value = read(report.usage)
@@ -126,7 +139,8 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
     counts = Family("procguard_workers", "gauge", "Workers by state")
     for state in states.ALL:
         counts.add(label_set(state=state), by_state[state])
-    return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage)]
+    of_log = [metric, progress, eta]
+    return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage), *of_log]
 
 
 def _state_of(fleet: Fleet, worker: WorkerRecord, observed: WorkerObserved) -> str:

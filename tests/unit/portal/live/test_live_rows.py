@@ -254,7 +254,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
                 assert row[name] == shown, (worker_id, name)
 
     compare()
-    assert source.measured("w1") == (12.3, 5_370_000_000, 71, 999) and source.measured("w3") is None
+    assert source.measured("w1") == (None, None, None, 12.3, 5_370_000_000, 71, 999) and source.measured("w3") is None
     row = dict(zip(WorkerColumns.columns, source.row("w2", None, world.now.wall) or (), strict=True))
     assert row["next_start_at"] == round(world.now.wall + 30)
     world.fleet.agents.mark("h1", "unreachable", "silent", world.now)

@@ -27,7 +27,7 @@ Beat = Callable[[float], None]
 class Portal:
     def __init__(self, directory: Path) -> None:
         self.world = World(directory)
-        self.world.deploy({"h1": {"w1": {"command": "x"}}})
+        self.world.deploy({"h1": {"w1": {"command": "x", "metrics": {"loss": "loss ([0-9.]+)"}}}})
         self.world.register("plain", secret_sha256=protocol.secret_sha256("plain"))
         self.fleet = self.world.fleet
         self.hub = LiveHub(self.fleet, SimpleNamespace(on_append=lambda _listener: None))
@@ -208,7 +208,10 @@ def test_what_a_hosts_row_shows_is_published_as_a_change_not_as_a_measurement(
 
 def worker_reports() -> list[tuple[str, Any]]:
     report = protocol.WorkerReport("w1", "running", 1, 0, 1, 7, usage=protocol.WorkerUsage())
-    reports = [(name, one) for name, one in variants(report) if name not in ("worker_id", "epoch", "generation")]
+    reports = [
+        (name, one) for name, one in variants(report) if name not in ("worker_id", "epoch", "generation", "metrics")
+    ]
+    reports.append(("metrics", dataclasses.replace(report, metrics=[protocol.LogMetric("loss", 0.5)])))
     usages = variants(protocol.WorkerUsage())
     return reports + [(f"usage.{name}", dataclasses.replace(report, usage=one)) for name, one in usages]
 
@@ -230,7 +233,7 @@ def test_what_a_workers_row_shows_is_published_as_a_change_not_as_a_measurement(
         portal.world.beat("h1", dataclasses.replace(report, epoch=epoch))
         assert rows.row("w1", None, 0.0) == before or changed, field
         assert changed or measured, field
-        if field in ("usage.cpu_percent", "usage.rss_bytes"):
+        if field in ("usage.cpu_percent", "usage.rss_bytes", "metrics"):
             assert not changed, field
 
 

@@ -93,12 +93,13 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     store = LogStore(str(tmp_path / "logs"), sync=lambda paths: None)
     gauges = {name: ("help", lambda: 1.0) for name in GAUGES}
     made = Metrics(world.fleet, store, gauges, lambda: targets, MetricsOptions(**options))
-    world.deploy({"h1": {"w1": {"command": "true", "group": "trainers"}}})
+    world.deploy({"h1": {"w1": {"command": "true", "group": "trainers", "metrics": {"step": "([0-9]+)/([0-9]+)"}}}})
     gpu = messages.GpuUsage(0, "u", "n", 97.0, 1, 2, 412.5, 500.0, 60.0, worker_id="w1")
     usage = messages.WorkerUsage(1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, [0], 97.0, 1)
     host = messages.HostUsage(1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, [gpu])
     last = messages.WorkerReport("w1", "running", 1, 1, 1, 7, 1_790_000_000.0, usage=usage)
     last.health = messages.Health("failing", "x")
+    last.metrics = [messages.LogMetric("step", 1.0, 1.0, 2.0, 3.0)]
     world.beat("h1", last, usage=host, facts=messages.HostFacts("h1", "linux", "3", "me", 8, 2**34))
     world.fleet.workers.command("w1", "stop", "me", world.now)
     world.emit("recovery", reason="heard", evidence={"outcome": "recovered"})

@@ -26,6 +26,7 @@ PEOPLES_OWN_KEYS = (
     "env",
     "labels",
     "causes",
+    "metrics",
     "requires",
     "events_acked",
     "log_offsets",

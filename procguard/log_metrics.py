@@ -1,0 +1,76 @@
+"""Numbers that a worker prints (`metrics` of its specification): checks the declared expressions, and rewrites them for
+hosts.
+
+Owns what may be declared: names, how many, groups, and that no expression can take unbounded time on a host. Matching
+is the host's (remote_agent/logs/number_reader.py); knows no workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+
+from procguard import expression, expression_cost
+from procguard.errors import UsageError
+from remote_agent.protocol.messages import LOG_METRIC_NAME, MAX_LOG_METRICS
+
+MAX_CHARS = 256
+_IS_NAME = re.compile(LOG_METRIC_NAME).fullmatch
+
+
+def mistakes(metrics: Mapping[str, str]) -> list[str]:
+    """Each as one line: what, and what to write instead."""
+    if len(metrics) > MAX_LOG_METRICS:
+        return [f"metrics: {len(metrics)} expressions, at most {MAX_LOG_METRICS}"]
+    found = []
+    for name, text in metrics.items():
+        if not _IS_NAME(name):
+            found.append(f"metrics: {name[:40]!r} is no name; use up to 40 letters, digits and _, e.g. loss")
+            continue
+        try:
+            host_form(text)
+        except UsageError as exc:
+            found.append(f"metrics.{name}: {exc.message}; {exc.next_step}")
+    return found
+
+
+def for_hosts(metrics: Mapping[str, str]) -> dict[str, list[str]]:
+    """As Assignment.metrics has them; without those that this release refuses."""
+    found = {}
+    for name, text in metrics.items():
+        try:
+            found[name] = list(host_form(text))
+        except UsageError:
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def host_form(text: str) -> tuple[str, str]:
+    """One expression for Python's `re`, its groups capturing, and the longest text that whatever it matches contains:
+    lines without it are skipped quickly. Raises UsageError."""
+    read = expression.read(text, name="metrics", max_chars=MAX_CHARS, captures=True)
+    if read.groups not in (1, 2):
+        raise UsageError(
+            f"the expression has {read.groups} groups in parentheses",
+            "put ( ) around the number, or around n and total: 'epoch ([0-9]+)/([0-9]+)'; write other groups as (?: )",
+        )
+    trouble = expression_cost.unbounded_because(read.tree)
+    if trouble:
+        raise UsageError(
+            f"the expression may take unbounded time: {trouble}", "say which characters may stand there, e.g. [0-9.]+"
+        )
+    runs = "".join(_required(read.tree)).split("\n")
+    return read.for_hosts, max(runs, key=len)
+
+
+def _required(node: expression_cost.Node) -> Iterator[str]:
+    """The characters that have to be there, in their order; a line feed where others may stand between."""
+    if isinstance(node, expression_cost.Sequence):
+        for part in node.parts:
+            yield from _required(part)
+    elif isinstance(node, expression_cost.Characters) and len(node.ranges) == 1 and len({*node.ranges[0]}) == 1:
+        yield chr(node.ranges[0][0])
+    else:
+        yield "\n"

@@ -1,0 +1,71 @@
+"""`metrics` of a worker: what may be declared, and what is refused in one line."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from procguard import log_metrics
+from procguard.errors import UsageError
+from tests.rows import each
+
+TAKEN = [
+    ("loss ([0-9.]+)", "loss 0.25", ("0.25",), "loss "),
+    ("epoch ([0-9]+)/([0-9]+)", "x epoch 3/90", ("3", "90"), "epoch "),
+    (r"\bval_loss[ =:]+([-+0-9.eE]+)", "val_loss = -1e-3", ("-1e-3",), "val_loss"),
+    (r"(?i)Loss\s*[:=]\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", "LOSS: 2.5e-3", ("2.5e-3",), ""),
+    (r"([0-9]+)%\|", " 42%|####   |", ("42",), "%|"),
+    ("epoch.*loss.*acc ([0-9.]+)", "epoch 1 loss 2 acc 0.5", ("0.5",), "epoch"),
+    ("(?:train|valid)(?:[a-z]+,)* step ([0-9]+)", "valida,b, step 7", ("7",), " step "),
+    (r"(?P<n>\d+) of (?P<total>\d+)", "7 of 9", ("7", "9"), " of "),
+]
+
+
+@each("case", TAKEN)
+def test_a_declared_expression_finds_its_numbers_on_a_host(case: tuple[str, str, tuple[str, ...], str]) -> None:
+    text, line, groups, needle = case
+    assert log_metrics.mistakes({"n": text}) == []
+    for_host, found_needle = log_metrics.for_hosts({"n": text})["n"]
+    match = re.compile(for_host).search(line)
+    assert match is not None and match.groups() == groups
+    assert found_needle in line and (found_needle == needle or not needle)
+
+
+REFUSED = [
+    ("(a+)+b", "unbounded time"), ("(?:x+x+)+(y)", "unbounded time"), ("(?:a|a)*(b)", "unbounded time"),
+    ("(?:a*)*(b)", "unbounded time"), (r"(?:\s*foo\s*)*(x)", "unbounded time"),
+    ("(?:a|ab)(?:c|bcd)*(?:d*)*(x)", "unbounded time"),
+    ("(?:[0-9a-f]+[0-9]+)*(x)", "unbounded time"), ("a.*b.*c.*d([0-9])", "such as .*"),
+    ("(?:a?){40}(b)", "unbounded time"),
+    ("(?:a|a)" * 20 + "(b)", "ways"), ("a?" * 20 + "a" * 20 + "(b)", "ways"), ("(?:a{1,9}){1,9}(b)", "unbounded time"),
+    ("loss [0-9.]+", "0 groups"), ("(a)(b)(c)", "3 groups"), ("loss (", "missing"), ("(?=a)(b)", "look-ahead"),
+    ("(" + "a" * 300 + ")", "longer than 256"), ("(a){9999}", "repetition"),
+]  # fmt: skip
+
+
+@each("case", REFUSED)
+def test_what_is_no_use_or_could_hold_a_host_up_is_refused_in_one_line(case: tuple[str, str]) -> None:
+    text, said = case
+    (mistake,) = log_metrics.mistakes({"loss": text})
+    assert mistake.startswith("metrics.loss: ") and said in mistake and "\n" not in mistake and len(mistake) < 600
+
+
+def test_names_and_numbers_of_metrics_are_bounded() -> None:
+    assert "17 expressions, at most 16" in log_metrics.mistakes({f"m{n}": "(a)" for n in range(17)})[0]
+    for name in ("", "a b", "a/b", 'a"', "1a", "a" * 41, "größe"):
+        assert "is no name" in log_metrics.mistakes({name: "(a)"})[0]
+
+
+def test_the_check_itself_is_quick() -> None:
+    """Of whatever is as long as an expression may be."""
+    began = time.process_time()
+    for text in (
+        "(?:" + "|".join("abcdefgh"[n % 8] + str(n) for n in range(60)) + ")*(x)",
+        "(.*)" + "a?" * 120,
+        "(" * 49 + "a" * 100 + ")*" * 49 + "(b)",
+    ):
+        try:
+            log_metrics.host_form(text[: log_metrics.MAX_CHARS])
+        except UsageError:
+            pass
+    assert time.process_time() - began < 2.0
