@@ -70,9 +70,10 @@ class Attempt:
         found = processes.read_process(self.pid)  # not reaped yet, so still there even if it has died
         self.pid_start = found.start if found else 0
 
-    def adopt(self, keeper: int, first: int, start: int) -> None:
+    def adopt(self, keeper: int, first: int, start: int, ooms: OomCounter, ooms_before: int) -> None:
         """The command of this attempt was started by somebody else, and is below this process: `first` (its start time;
-        0: it has ended) below `keeper`, which ends with its exit code and is waited for."""
+        0: it has ended) below `keeper`, which ends with its exit code and is waited for. `ooms`: where it runs."""
+        self._ooms, self.ooms_before = ooms, ooms_before
         self.pid, self.first_pid, self.pid_start = keeper, first, start
         self._forget_exec()
         self.executed = True
@@ -121,6 +122,10 @@ class Attempt:
         if self.exec_fd >= 0:
             os.close(self.exec_fd)
         self.exec_fd = -1
+
+    def note_ooms(self) -> None:
+        """From time to time: an OOM kill is the reason of an end only if it happened lately."""
+        self.ooms_before = self._ooms.read()
 
     def oom_lately(self) -> bool:
         """Whether the kernel OOM killer has struck here since the attempt began."""

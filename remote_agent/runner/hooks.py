@@ -34,6 +34,11 @@ class PostStop:
     def runs(self) -> bool:
         return self.pid != 0
 
+    @property
+    def cleans_up(self) -> bool:
+        """What runs removes an ended container: nothing of the worker's, and brief."""
+        return self.runs and bool(self._current.get("always"))
+
     def step(self, now: float) -> bool:
         """Start the next one; true when none is left. Only while none runs."""
         while self._left:
@@ -65,7 +70,7 @@ class PostStop:
         """The worker's lease and grace are over: nothing of it may run."""
         left = [hook for hook in self._left if not hook.get("always")]
         self.give_up()
-        if left or self.pid:
+        if left or (self.runs and not self.cleans_up):
             self.problems.append(because("hook.no_lease"))
 
     def give_up(self) -> None:

@@ -90,9 +90,8 @@ class Runner:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         poller.register(self._listener, select.POLLIN)
-        exec_fd = self._runner.exec_fd()
-        if exec_fd >= 0:
-            poller.register(exec_fd, select.POLLIN)
+        for descriptor in self._runner.watched():
+            poller.register(descriptor, select.POLLIN)
         for descriptor, connection in self._connections.items():
             poller.register(descriptor, select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
         self._alarm.set(self._runner.lease_ends_ns(now_s()))

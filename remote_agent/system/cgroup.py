@@ -31,6 +31,21 @@ def own_group() -> str:
     return ""
 
 
+def directories_of(pid: int) -> list[str]:
+    """Those of all control groups, of either version, that the process is in and that can be seen here."""
+    found = []
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                number, controllers, path = line.rstrip("\n").split(":", 2)
+                names = [controllers.replace("name=", "")] if number != "0" else ["unified", ""]
+                paths = [os.path.normpath(f"{MOUNTS[0]}/{name}/{path}") for name in names]
+                found += [one for one in paths if "/.." not in path and os.path.isdir(one)][:1]
+    except (OSError, ValueError):
+        pass
+    return found
+
+
 class WorkerGroup:
     """One worker's group. `path` is "" where there is none; the cookie in its name makes it nobody else's."""
 

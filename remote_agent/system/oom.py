@@ -9,23 +9,24 @@ MAX_BYTES = 65536  # /proc/vmstat has about 4 KiB, memory.events 100 bytes
 
 
 class OomCounter:
-    """Where memory is accounted by control groups, those that struck in our own; else on this host.
+    """Where memory is accounted by control groups, those that struck in our own or in that of `pid`; else on this host.
 
-    The file is looked for once, at the first reading: do that after joining a group.
+    The file is looked for once, at the first reading: do that after joining a group. Where it is gone the last count
+    stands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int = 0) -> None:
+        self._pid = pid
         self._path = ""
+        self._last = 0
 
     def read(self) -> int:
-        if self._path:
-            return _read(self._path) or 0
-        for path in (*_own_counters(), EVERYWHERE):
+        for path in (self._path,) if self._path else (*_counters(self._pid), EVERYWHERE):
             count = _read(path)
             if count is not None:
-                self._path = path
-                return count
-        return 0
+                self._path, self._last = path, count
+                break
+        return self._last
 
 
 def _read(path: str) -> int | None:
@@ -41,11 +42,11 @@ def _read(path: str) -> int | None:
         return None
 
 
-def _own_counters() -> list[str]:
+def _counters(pid: int) -> list[str]:
     """The nearest group first: a v2 group without the memory controller has none, but one above it may."""
     found = []
     try:
-        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 number, controllers, path = line.rstrip("\n").split(":", 2)
                 if number == "0":

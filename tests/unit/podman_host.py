@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
 import subprocess
@@ -48,6 +50,9 @@ class PodmanHost:
         return self.podman("ps", "--all", "--format", "{{.Names}}").split()
 
     def remove_all(self) -> None:
+        """With their control groups: their conmon may have been killed."""
+        made = self.podman("ps", "--all", "--no-trunc", "--format", "{{.ID}}").split()
+
         def gone() -> bool:
             subprocess.run(
                 ["podman", "rm", "--all", "--force", "--time=0"], env={**os.environ, **self.env}, check=False,
@@ -56,6 +61,10 @@ class PodmanHost:
             return not self.names()
 
         wait_until(gone, 20.0, "the end of all containers")
+        for one in made:
+            for left in glob.glob(f"/sys/fs/cgroup/**/libpod-{one}", recursive=True):
+                with contextlib.suppress(OSError):
+                    os.rmdir(left)
 
     def close(self) -> None:
         self.remove_all()

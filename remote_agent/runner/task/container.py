@@ -1,4 +1,4 @@
-"""A worker in a podman container: the commands that start and remove it, and its processes while it runs.
+"""A worker in a podman container: the commands that start and remove it. While it runs, see container_job.py.
 
 The container is owned like a plain command: `podman run --detach` is the last step before the command, and exits.
 Below this runner, which is a subreaper, remain conmon and the job as its child. conmon exits with the job's exit code
@@ -20,16 +20,14 @@ from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import because
 from remote_agent.runner import environment
 from remote_agent.runner import launch as child
-from remote_agent.runner.attempt import Attempt
+from remote_agent.runner.task import container_job
 from remote_agent.runner.task.assignment import Hook, TaskAssignment
 from remote_agent.system import paths, processes
-from remote_agent.system.processes import Identity
 
 PULL_S = 6 * 3600.0  # an image of 30 GB over a slow line
 RUN_S = 120.0
 REMOVE_S = 60.0
 RUN, REMOVE = "podman run", "podman rm"  # the kinds of steps, for messages
-SIGNALLED = 128  # conmon ends with this and the signal's number
 
 
 def name_of(worker_dir: str) -> str:
@@ -51,10 +49,18 @@ def remove_step(container: dict[str, object]) -> Hook:
     return {"kind": REMOVE, "argv": ["podman"], **shown, "timeout_s": REMOVE_S, "always": True}
 
 
-# podman refuses the first time where conmon was killed: only then it notes that the container has ended.
+# podman refuses the first time where conmon was killed: only then it notes that the container has ended. Where systemd
+# does not, nobody removes its control groups then: those noted in "$2", or of its id. The kernel refuses to remove one
+# in which something lives.
 _REMOVE = """command -v podman || exit 0
-for n in 1 2 3 4 5; do podman rm --force --ignore --time=0 "$1" && exit 0; sleep 0.2; done
-exit 1"""
+[ -s "$2" ] || podman inspect --type=container --format '{{.Id}}' "$1" 2>/dev/null | while read -r id; do
+    for root in /sys/fs/cgroup /sys/fs/cgroup/*; do echo "$root/libpod_parent/libpod-$id"; done
+done >"$2"
+failed=1
+for n in 1 2 3 4 5; do podman rm --force --ignore --time=0 "$1" && failed=0 && break; sleep 0.2; done
+while read -r group; do rmdir "$group"; done <"$2" 2>/dev/null
+rm -f "$2"
+exit $failed"""
 
 
 def steps(container: dict[str, object], number: int, removed: bool) -> list[Hook]:
@@ -73,14 +79,16 @@ def build(
     assert isinstance(container, dict)
     if step["kind"] == REMOVE:
         errors = os.path.join(worker_dir, "container.err")
-        _unlink(errors)
-        return child.Launch(["/bin/sh", "-c", _REMOVE, "sh", name_of(worker_dir)], "", env, errors)
+        container_job.unlink(errors)
+        words = ["/bin/sh", "-c", _REMOVE, "sh", name_of(worker_dir), container_job.groups_file(worker_dir)]
+        return child.Launch(words, "", env, errors)
     if assignment.values.get("error"):
         raise child.NotStarted(reasons.read(assignment.values, "error"))
-    _forget(worker_dir)
+    container_job.forget(worker_dir)
     _write_env(assignment, number, f"{cookie}-{number}", worker_dir)
     argv = ["podman", "run", "--detach", "--replace", f"--name={name_of(worker_dir)}", "--log-driver=passthrough"]
-    argv += [f"--pidfile={_pid_file(worker_dir)}", f"--conmon-pidfile={_conmon_file(worker_dir)}"]
+    argv += [f"--pidfile={container_job.pid_file(worker_dir)}"]
+    argv += [f"--conmon-pidfile={container_job.conmon_file(worker_dir)}"]
     argv += [f"--env-file={_env_file(worker_dir)}", f"--pull={container.get('pull') or 'missing'}"]
     fleet = os.path.basename(os.path.dirname(os.path.dirname(os.path.dirname(worker_dir))))
     for label, value in (
@@ -119,66 +127,6 @@ def _write_env(assignment: TaskAssignment, number: int, cookie: str, worker_dir:
             raise child.NotStarted(because("start.container_env", name=name))
     text = "".join(f"{name}={value}\n" for name, value in env.items())
     paths.write_atomic(_env_file(worker_dir), text.encode("utf-8", "surrogateescape"))
-
-
-# ------------------------------------------------------------------------------------------------ once it runs
-
-
-class Job:
-    """The processes of a container that runs below this runner."""
-
-    def __init__(self, conmon: int, first: Identity) -> None:
-        self.conmon = conmon
-        self.first = first  # its pid 1: with it the kernel ends its whole pid namespace
-
-
-def adopt(attempt: Attempt, worker_dir: str) -> Job | None:
-    """podman has ended well: its container is the attempt's from now on. None: `attempt` says why it is not."""
-    conmon, first = _read_pid(_conmon_file(worker_dir)), _read_pid(_pid_file(worker_dir))
-    if not conmon or not first:
-        attempt.cause, attempt.detail = "start_timeout", because("start.container_pids")
-        return None
-    found = processes.read_process(first)
-    start = found.start if found is not None and found.ppid in (conmon, os.getpid()) else 0
-    attempt.adopt(conmon, first, start)
-    return Job(conmon, Identity(first, start, processes.boot_id()))
-
-
-def members_of(first: Identity) -> list[Identity]:
-    """The job's own processes: what a stop signal is for. conmon and its helpers end with them."""
-    if not processes.is_alive(first):
-        return []
-    below = processes.descendants({first.pid}, processes.all_processes())
-    return [first, *(Identity(one.pid, one.start, first.boot_id) for one in below)]
-
-
-def _read_pid(path: str) -> int:
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(32).strip()
-    except (OSError, ValueError):
-        return 0
-    return int(text) if text.isdigit() else 0
-
-
-def _forget(worker_dir: str) -> None:
-    _unlink(_pid_file(worker_dir))
-    _unlink(_conmon_file(worker_dir))
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _pid_file(worker_dir: str) -> str:
-    return os.path.join(worker_dir, "container.pid")
-
-
-def _conmon_file(worker_dir: str) -> str:
-    return os.path.join(worker_dir, "conmon.pid")
 
 
 def _env_file(worker_dir: str) -> str:

@@ -133,7 +133,8 @@ class WorkerTask:
         if self.asked == KILL:
             if self.post_stop:
                 self.post_stop.give_up()
-            self.kill_now(now)
+            if not (self.post_stop and self.post_stop.cleans_up):
+                self.kill_now(now)
         elif self.phase in phases.WITH_ATTEMPT:
             self.begin_ending(now)
 

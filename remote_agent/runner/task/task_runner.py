@@ -100,9 +100,10 @@ class TaskRunner:
         task = self.task
         return task.lease.keeps_until_ns if task.lease.holds and not task.lease.ended(now) else 0
 
-    def exec_fd(self) -> int:
-        """Readable when the exec came about or failed; -1 where that is known."""
-        return self.task.attempt.exec_fd if self.task.attempt else -1
+    def watched(self) -> list[int]:
+        """Descriptors that are readable when the exec came about or failed, or a container's job has ended."""
+        exec_fd = self.task.attempt.exec_fd if self.task.attempt else -1
+        return [fd for fd in (exec_fd, self.task.processes.job_fd) if fd >= 0]
 
     def close(self) -> None:
         self.task.processes.close()
@@ -118,7 +119,7 @@ class TaskRunner:
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
             if task.attempt:
-                task.processes.note_ooms(task.attempt)
+                task.attempt.note_ooms()
         task.collect()
         self._take_exit(now)
         self._check_lease(now)
@@ -144,7 +145,7 @@ class TaskRunner:
             terminator.hurry(gone_at)
         if task.post_stop and now >= gone_at:
             task.post_stop.out_of_lease()
-            if task.post_stop.runs:
+            if task.post_stop.runs and not task.post_stop.cleans_up:
                 task.kill_now(now)
 
     # ------------------------------------------------------------------------------------------------ how it ends

@@ -24,7 +24,7 @@ from remote_agent.system.processes import Identity
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner import hooks
-    from remote_agent.runner.task.container import Job
+    from remote_agent.runner.task.container_job import Job
     from remote_agent.runner.task.pid_namespace import PidNamespace
 
 # Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
@@ -98,9 +98,9 @@ class WorkerProcesses:
         """After a pre_start hook: the next one, or the command. False: it failed, and `attempt` says why."""
         attempt.hooks.pop(0)
         if not attempt.hooks and assignment.container is not None:
-            from remote_agent.runner.task import container
+            from remote_agent.runner.task import container_job
 
-            self._job = container.adopt(attempt, self._record.worker_dir)
+            self._job = container_job.adopt(attempt, self._record.worker_dir)
             # It may have ended already: then the next `collect` reports it.
             self._died = {pid: status for pid, status in (self._died or {}).items() if pid == attempt.pid}
             return self._job is not None
@@ -191,6 +191,8 @@ class WorkerProcesses:
         """(pid -> wait status of every child that has died, adopted ones too; whether no child is left). Then the tree
         is gone, for a subreaper's orphans become its children before it hears of their parent's death."""
         dead: dict[int, int] = {}
+        if self._job:
+            self._job.check()
         if self._died and self._job:
             dead, self._died = self._died, None
         while True:
@@ -216,9 +218,9 @@ class WorkerProcesses:
             members = [one for one in members if one.pid != namespace.holder.pid]
         if job is None:
             return members
-        from remote_agent.runner.task import container
+        from remote_agent.runner.task import container_job
 
-        inside = container.members_of(job.first)
+        inside = container_job.members_of(job.first)
         if namespace is not None:
             inside += [one for one in namespace.members() if one not in inside]
         return inside or members
@@ -227,9 +229,9 @@ class WorkerProcesses:
         """Likewise of what lives of former runners."""
         if self._former is None or not self._in_container:
             return self.left_behind()
-        from remote_agent.runner.task import container
+        from remote_agent.runner.task import container_job
 
-        return container.members_of(self._former) or self.left_behind()
+        return container_job.members_of(self._former) or self.left_behind()
 
     def left_behind(self) -> list[Identity]:
         """What lives of former runners."""
@@ -242,9 +244,10 @@ class WorkerProcesses:
         """Nothing will be started any more: the group goes."""
         self._group.remove()
 
-    def note_ooms(self, attempt: Attempt) -> None:
-        """An OOM kill is the attempt's only if it happened lately."""
-        attempt.ooms_before = self._ooms.read()
+    @property
+    def job_fd(self) -> int:
+        """Readable when a container's first process has ended; -1: there is none to wait for."""
+        return self._job.fd if self._job else -1
 
 
 def _why_failed(exc: OSError) -> Reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 from collections.abc import Iterator
@@ -257,6 +258,52 @@ def test_it_carries_labels_and_outlives_its_agent(rig: Boxed) -> None:
     rig.link.close()
     rig.connect()
     assert rig.until("running")["pid"] == before["pid"] and alive(before["pid"])
+
+
+@pytest.mark.parametrize("conmon_killed", [False, True])
+def test_an_out_of_memory_kill_in_its_own_limit_is_reported_as_such(rig: Boxed, conmon_killed: bool) -> None:
+    gate = Path(rig.worker_dir).parent / "gate"
+    gate.mkdir()
+    script = "echo up; until [ -e /gate/open ]; do sleep 0.05; done; x=a; while :; do x=$x$x; done"
+    rig.box(script, f"--volume={gate}:/gate", "--memory=24m", restart={"policy": "never"}).run()
+    rig.until("running")
+    rig.logged(1)
+    if conmon_killed:
+        os.kill(rig.conmon(), signal.SIGKILL)
+    (gate / "open").touch()
+    state = rig.until("failed")
+    assert state["last_exit"]["signal"] == 9 and state["last_exit"]["oom"]
+    assert "out of memory" in state["reason"]
+    rig.nothing_left()
+
+
+def test_a_plain_kill_is_no_lack_of_memory(rig: Boxed) -> None:
+    rig.box(FOREVER, "--memory=64m", restart={"policy": "never"}).run()
+    os.kill(rig.until("running")["pid"], signal.SIGKILL)
+    state = rig.until("failed")
+    assert state["last_exit"]["signal"] == 9 and not state["last_exit"]["oom"]
+
+
+def groups() -> set[str]:
+    """Of all containers on this machine, whoever made them."""
+    return {os.path.basename(found) for found in glob.glob("/sys/fs/cgroup/**/libpod-*", recursive=True)}
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_no_control_group_is_left_where_conmon_was_killed(rig: Boxed, adopted: bool) -> None:
+    rig.box(FOREVER).run()
+    state = rig.until("running")
+    rig.logged(1)
+    container = rig.podman.podman("inspect", "--format", "{{.Id}}", *rig.podman.names())
+    assert f"libpod-{container}" in groups()
+    if not adopted:  # as when the runner is killed while podman starts it
+        (Path(rig.worker_dir) / "container.groups").unlink()
+    os.kill(rig.conmon(), signal.SIGKILL)
+    wait_until(lambda: not alive(rig.conmon()), 5.0, "conmon's end")
+    assert alive(state["pid"])
+    rig.stop()
+    rig.nothing_left()
+    assert f"libpod-{container}" not in groups()
 
 
 # ------------------------------------------------------------------------------------------------- fenced, by a lease

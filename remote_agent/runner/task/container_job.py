@@ -1,0 +1,146 @@
+"""A container that runs below this runner: its processes, its control groups, and kills by the OOM killer in it.
+
+podman writes who they are into files beside spec.json. Imported only for workers with a container; knows no states and
+starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from remote_agent.protocol.reasons import because
+from remote_agent.runner.attempt import Attempt
+from remote_agent.system import cgroup, paths, processes
+from remote_agent.system.oom import OomCounter
+from remote_agent.system.processes import Identity
+
+GROUP = "libpod-"  # how podman names a container's control group
+MAX_COMMAND_BYTES = 65536
+
+
+class Job:
+    """`conmon` is awaited: it ends with the exit code of `first`, the container's first process. `fd` is readable once
+    that has ended (-1: nothing to wait for)."""
+
+    def __init__(self, conmon: int, first: Identity) -> None:
+        self.conmon = conmon
+        self.first = first
+        self.ooms = JobOoms(first.pid, _bundle(conmon))
+        self.fd = _pidfd(first)
+
+    def check(self) -> None:
+        """After any event. Once the job has ended, podman removes its control group within tenths of a second."""
+        if self.fd >= 0 and not processes.is_alive(self.first):
+            self.ooms.read()
+            os.close(self.fd)
+            self.fd = -1
+
+
+class JobOoms(OomCounter):
+    """Also after the container's control group was removed. `before`: what was counted before the container began.
+    `bundle`: where conmon leaves a file at an OOM kill (not with the first version of control groups)."""
+
+    def __init__(self, first: int, bundle: str) -> None:
+        super().__init__(first)
+        self._note = os.path.join(bundle, "oom") if bundle else ""
+        count = super().read()
+        self.before = 0 if GROUP in self._path else count
+
+    def read(self) -> int:
+        return super().read() + bool(self._note and os.path.exists(self._note))
+
+
+def adopt(attempt: Attempt, worker_dir: str) -> Job | None:
+    """podman has ended well: its container is the attempt's from now on. None: `attempt` says why it is not."""
+    conmon, first = _read_pid(conmon_file(worker_dir)), _read_pid(pid_file(worker_dir))
+    if not conmon or not first:
+        attempt.cause, attempt.detail = "start_timeout", because("start.container_pids")
+        return None
+    found = processes.read_process(first)
+    start = found.start if found is not None and found.ppid in (conmon, os.getpid()) else 0
+    job = Job(conmon, Identity(first, start, processes.boot_id()))
+    attempt.adopt(conmon, first, start, job.ooms, job.ooms.before)
+    _note_groups(first if start else 0, worker_dir)
+    return job
+
+
+def members_of(first: Identity) -> list[Identity]:
+    """The job's own processes: what a stop signal is for. conmon and its helpers end with them."""
+    if not processes.is_alive(first):
+        return []
+    below = processes.descendants({first.pid}, processes.all_processes())
+    return [first, *(Identity(one.pid, one.start, first.boot_id) for one in below)]
+
+
+def _note_groups(first: int, worker_dir: str) -> None:
+    """For what removes the container, innermost first: podman leaves them behind where conmon was killed."""
+    found = []
+    for innermost in cgroup.directories_of(first) if first else ():
+        directory = innermost
+        while GROUP in directory:  # its own, and what the runtime made in it
+            found.append(directory)
+            directory = os.path.dirname(directory)
+    try:
+        paths.write_atomic(groups_file(worker_dir), "".join(f"{one}\n" for one in found).encode())
+    except OSError:  # a full disk: podman is asked for them then
+        unlink(groups_file(worker_dir))
+
+
+def _bundle(conmon: int) -> str:
+    """The directory of the container's files, from conmon's command line; "": it has ended."""
+    try:
+        with open(f"/proc/{conmon}/cmdline", "rb") as file:
+            words = file.read(MAX_COMMAND_BYTES).split(b"\0")
+        return os.fsdecode(words[words.index(b"-b") + 1])
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def _pidfd(one: Identity) -> int:
+    if not hasattr(os, "pidfd_open"):
+        return -1
+    try:
+        descriptor = os.pidfd_open(one.pid)
+    except OSError:
+        return -1
+    if processes.is_alive(one):
+        return descriptor
+    os.close(descriptor)
+    return -1
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _read_pid(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read(32).strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if text.isdigit() else 0
+
+
+def forget(worker_dir: str) -> None:
+    """What is known of a former container's processes."""
+    unlink(pid_file(worker_dir))
+    unlink(conmon_file(worker_dir))
+
+
+def unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def pid_file(worker_dir: str) -> str:
+    return os.path.join(worker_dir, "container.pid")
+
+
+def conmon_file(worker_dir: str) -> str:
+    return os.path.join(worker_dir, "conmon.pid")
+
+
+def groups_file(worker_dir: str) -> str:
+    return os.path.join(worker_dir, "container.groups")
