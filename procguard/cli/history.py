@@ -140,8 +140,9 @@ def search(
         err=True,
     )
     if silent:
+        words = chosen("")
         for part in silent:
-            say(f"{part['host']}: {part['status'].replace('_', ' ')}: {part['reason']}", err=True)
+            say(f"{part['host']}: {part['status'].replace('_', ' ')}: {words.reason(part)}", err=True)
         raise PartlyFailed(f"{len(silent)} of {totals['hosts_asked']} hosts did not answer in full", "see above")
 
 

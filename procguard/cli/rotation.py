@@ -11,6 +11,7 @@ from typing import Any
 
 from procguard import hints
 from procguard.client.api import ManagerClient
+from procguard.console import language
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.workers import selectors
@@ -88,9 +89,8 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
                     )
             waiting = {agent for agent in waiting if found[agent][0] == "asked"}
             if status:
-                status.update(
-                    f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}"
-                )
+                text = f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}"
+                status.update(language.shown(text))
             here = any(found[agent][1] != "unreachable; rotated when it returns" for agent in waiting)
             if not here or time.monotonic() > deadline:
                 break

@@ -39,7 +39,7 @@ def styled(template: str, *values: object) -> Text:
 
 
 def _shown(value: object) -> str:
-    return language.shown(value) if isinstance(value, str) else str(value)
+    return str(value) if isinstance(value, (int, float)) else language.shown(str(value))
 
 
 @functools.lru_cache(maxsize=256)

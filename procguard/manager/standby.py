@@ -79,6 +79,7 @@ class StandbyServer:
             return _sent(start_response, "200 OK", {"status": "ok"})
         refusal = NotLeading(self._seat)
         body = http_io.refusal_body(refusal, environ.get("procguard.request_id", ""))
+        body = http_io.with_localized(body, environ.get("HTTP_ACCEPT_LANGUAGE"))
         if path == "/readyz":
             return _sent(start_response, "503 Service Unavailable", body)
         urls = self._seat.manager_urls() if self._seat.leader else []

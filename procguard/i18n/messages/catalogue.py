@@ -1,14 +1,17 @@
 """Finds the Chinese of a message by its English sentence. Pure; docs/decisions/0048-reasons-as-codes.md says why.
 
-A key is matched as a whole, its `{}` with any text, which is translated in turn: a quoted error of SSH stays as it is,
-a sentence of ours within it does not. What has no key is taken apart at "; " and ": ". Work is bounded, since a message
-may quote what a stranger sent: no regular expressions, at most `MAX_LOOKUPS` passes over the keys.
+A message is a chain of sentences joined by ": ", "; " and ", ": where, what, what to do next. It is cut at those of its
+joints where the keys that match its links have the most fixed text in all. A link without a key stays as it is: a path,
+a name, an error of SSH. A key's `{}` match any text, which is translated in turn. Joints within quotes and brackets are
+text. Work is bounded, since a message may quote what a stranger sent: at most `MAX_JOINTS` and `MAX_LOOKUPS`.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from procguard import hints
@@ -16,11 +19,14 @@ from procguard.i18n.messages import commands, deploy, libraries, manager
 
 MAX_CHARS = 1200  # a longer line is shown as it is
 MAX_LINES = 200
-MAX_LOOKUPS = 48
-MAX_PIECES = 12
-JOINTS = (("; ", "；"), (": ", "："), (", ", "，"))
+MAX_LOOKUPS = 2_000  # passes over the keys, of all lines
+MAX_JOINTS = 12  # of one message
+JOINTS = {"; ": "；", ": ": "：", ", ": "，"}
+CONJUNCTIONS = {"or": "或", "and": "和"}
 OURS = commands.CHINESE | deploy.CHINESE | manager.CHINESE
 _VALUE = re.compile(r"\{(\d?)\}")
+_LIST = re.compile(r"([^ ,;:]+(?:, [^ ,;:]+)*),? (or|and) ([^ ,;:]+)")
+_QUOTED = re.compile(r"(?<![^\s(=\[,])(?:'[^']{0,200}'|\"[^\"]{0,200}\"|`[^`]{0,200}`|\([^()]{0,200}\))(?![\w])")
 
 
 class MessageTemplate(NamedTuple):
@@ -29,10 +35,22 @@ class MessageTemplate(NamedTuple):
     tail: str
     chinese: str
 
+    @property
+    def weight(self) -> int:
+        return sum(map(_letters, (self.head, *self.middle, self.tail)))
+
+    def swallows(self, values: list[str]) -> bool:
+        """Whether a value may have taken the sentence that follows the message. That is harmless in a value with which
+        the message ends in both languages."""
+        last = len(values) - 1
+        open_end = not self.tail and self.chinese.endswith(("{}", f"{{{last}}}"))
+        return any(map(_holds_another_sentence, values[:last] if open_end else values))
+
 
 class MessageCatalogue(NamedTuple):
     whole: dict[str, str]  # keys without values
-    templates: tuple[MessageTemplate, ...]  # those with the longest fixed text first
+    by_start: dict[str, tuple[MessageTemplate, ...]]  # by the first two characters; longest fixed text first
+    headless: tuple[MessageTemplate, ...]  # those that any text may begin; part of each of `by_start`
 
 
 def localized(text: str, language: str) -> str:
@@ -40,7 +58,8 @@ def localized(text: str, language: str) -> str:
     if language == "en":
         return text
     lines = text.split("\n")
-    return "\n".join([*(_MessageTranslation(catalogue()).line(line) for line in lines[:MAX_LINES]), *lines[MAX_LINES:]])
+    translation = _MessageTranslation(catalogue())
+    return "\n".join([*(translation.line(line) for line in lines[:MAX_LINES]), *lines[MAX_LINES:]])
 
 
 def template_of(english: str) -> str:
@@ -58,8 +77,10 @@ def catalogue() -> MessageCatalogue:
             templates.append(MessageTemplate(head, tuple(rest[:-1]), rest[-1], chinese))
         else:
             whole[english] = chinese
-    templates.sort(key=lambda one: -len(one.head) - len(one.tail) - sum(map(len, one.middle)))
-    return MessageCatalogue(whole, tuple(templates))
+    templates.sort(key=lambda one: -one.weight)
+    starts = {one.head[:2] for one in templates if len(one.head) > 1}
+    by_start = {start: tuple(one for one in templates if one.head[:2] in (start, one.head[:1])) for start in starts}
+    return MessageCatalogue(whole, by_start, tuple(one for one in templates if len(one.head) < 2))
 
 
 def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
@@ -74,9 +95,40 @@ def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
             return None
         values.append(text[at:found])
         at = found + len(part)
-    if at > end or (not entry.head and any(": " in value or value == "there" for value in values)):
-        return None  # a whole message would fit in a slot; "there is no X" says of nobody that it is no X
-    return [*values, text[at:end]]
+    if at > end:
+        return None
+    values.append(text[at:end])
+    inner = values[: max(1, len(values) - 1)]
+    if not entry.head and any(_may_hold_more(value) for value in inner):
+        return None  # a whole message would fit in the slot; "there is no X" says of nobody that it is no X
+    return values
+
+
+def _may_hold_more(value: str) -> bool:
+    return ": " in value or "; " in value or value.endswith((":", ";", ",", "there"))
+
+
+class _Shown(NamedTuple):
+    """A part of a message in Chinese."""
+
+    weight: int  # letters of the keys that matched
+    text: str
+
+
+class _Link(NamedTuple):
+    """A part of a message between two joints."""
+
+    end: int  # where its joint begins in the message
+    text: str
+    is_ours: bool
+
+
+class _Chain(NamedTuple):
+    """Of several ways to cut a message, the greatest is taken."""
+
+    weight: int
+    negative_links: int
+    links: tuple[_Link, ...]
 
 
 class _MessageTranslation:
@@ -85,37 +137,118 @@ class _MessageTranslation:
     def __init__(self, known: MessageCatalogue) -> None:
         self._known = known
         self._left = MAX_LOOKUPS
+        self._parts: dict[str, _Shown] = {}
 
     def line(self, line: str) -> str:
+        return self._value(line).text
+
+    def _value(self, line: str) -> _Shown:
         """With the blanks around it."""
         text = line.strip()
         if not text:
-            return line
+            return _Shown(0, line)
         before, _, after = line.partition(text)
-        return before + self._part(hints.commands(text)) + after
+        shown = self._part(hints.commands(text))
+        return shown._replace(text=before + shown.text + after)
 
-    def _part(self, text: str) -> str:
-        """A sentence, or a part of one."""
-        if self._left <= 0 or len(text) > MAX_CHARS or not any(one.isalpha() for one in text):
-            return text
-        self._left -= 1
+    def _part(self, text: str) -> _Shown:
+        """A message, or a value within one."""
+        if len(text) > MAX_CHARS or not any(one.isalpha() for one in text):
+            return _Shown(0, text)
         if text in self._known.whole:
-            return self._known.whole[text]
-        for entry in self._known.templates:
-            values = values_of(entry, text)
+            return _Shown(_letters(text), self._known.whole[text])
+        if text not in self._parts:
+            chain = self._cut(text)
+            shown = _joined(text, chain.links) if chain.weight else _listed(text)
+            self._parts[text] = _Shown(chain.weight, shown)
+        return self._parts[text]
+
+    def _cut(self, text: str) -> _Chain:
+        """Its links, found from the last to the first."""
+        ends = [*joints_of(text), len(text)]
+        best = {len(text) + 2: _Chain(0, 0, ())}
+        for at in reversed([0, *(end + 2 for end in ends[:-1])]):
+            ahead = [end for end in ends if end > at] or [len(text)]
+            rest = best[ahead[0] + 2]
+            plain = self._aside(text[at : ahead[0]])
+            link = _Link(ahead[0], plain.text, plain.weight > 0)
+            best[at] = _Chain(rest.weight + plain.weight, rest.negative_links - 1, (link, *rest.links))
+            is_listed = text[at - 2 : at] == ", "
+            for end in ahead:
+                if is_listed and " " not in text[at:end]:
+                    continue  # a name in a list, although it may be a word of ours, too
+                rest = best[end + 2]
+                for shown in self._matches(text[at:end]):
+                    made = (rest.weight + shown.weight, rest.negative_links - 1)
+                    if made > best[at][:2]:
+                        best[at] = _Chain(*made, (_Link(end, shown.text, True), *rest.links))
+        return best[0]
+
+    def _aside(self, link: str) -> _Shown:
+        """A link that no key matches: a name, with what we say of it in brackets."""
+        name, bracket, aside = link.partition(" (")
+        if not bracket or not aside.endswith(")"):
+            return _Shown(0, link)
+        shown = self._part(aside[:-1])
+        return _Shown(shown.weight * 7 // 8, f"{name}（{shown.text}）") if shown.weight else _Shown(0, link)
+
+    def _matches(self, run: str) -> Iterator[_Shown]:
+        """By each key that matches."""
+        if run in self._known.whole:
+            yield _Shown(_letters(run), self._known.whole[run])
+        if self._left <= 0:
+            return
+        self._left -= 1
+        for entry in self._known.by_start.get(run[:2], self._known.headless):
+            values = values_of(entry, run)
             if values is not None:
-                return self._filled(entry.chinese, values)
-        return self._apart(text)
+                shown = [self._value(value) for value in values]
+                weight = entry.weight // (4 if entry.swallows(values) else 1)
+                within = sum(one.weight for one in shown) * 7 // 8  # of equals, the key that says more itself
+                yield _Shown(weight + within, _filled(entry.chinese, shown))
 
-    def _filled(self, chinese: str, values: list[str]) -> str:
-        shown = [self.line(value) for value in values]
-        following = iter(range(len(shown)))
-        return _VALUE.sub(lambda found: shown[int(found[1]) if found[1] else next(following)], chinese)
 
-    def _apart(self, text: str) -> str:
-        for joint, chinese in JOINTS:
-            if joint in text:
-                pieces = text.split(joint, 1 if joint == ": " else MAX_PIECES)
-                shown = [self._part(piece) for piece in pieces]
-                return text if shown == pieces else chinese.join(shown)
+def _filled(chinese: str, values: list[_Shown]) -> str:
+    following = iter(range(len(values)))
+    return _VALUE.sub(lambda found: values[int(found[1]) if found[1] else next(following)].text, chinese)
+
+
+def _listed(text: str) -> str:
+    """A list of names, "a, b or c", in Chinese."""
+    found = _LIST.fullmatch(text)
+    return f"{found[1].replace(', ', '、')} {CONJUNCTIONS[found[2]]} {found[3]}" if found else text
+
+
+def _letters(text: str) -> int:
+    return sum(one.isalnum() for one in text)
+
+
+def _joined(text: str, links: tuple[_Link, ...]) -> str:
+    """Links with their joints, which are Chinese but for those between two links of a text that others wrote. A list of
+    names stays as it is, although some of them may be words of ours, too."""
+    shown = links[0].text
+    if len(links) > 1 and " " not in text.replace(", ", "") and not all(link.is_ours for link in links):
         return text
+    for left, right in itertools.pairwise(links):
+        joint = text[left.end : left.end + 2]
+        is_ours = left.is_ours or right.is_ours or " " not in left.text
+        shown += (JOINTS[joint] if is_ours else joint) + right.text
+    return shown
+
+
+def joints_of(text: str) -> list[int]:
+    """Where the joints of a message begin, at most MAX_JOINTS of them: those of sentences before commas."""
+    outside = _QUOTED.sub(lambda quoted: "·" * len(quoted[0]), text)
+    found = [at for joint in JOINTS for at in _occurrences(outside, joint)]
+    return sorted(found[:MAX_JOINTS])
+
+
+def _occurrences(text: str, part: str) -> Iterator[int]:
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + len(part))
+
+
+def _holds_another_sentence(value: str) -> bool:
+    return "; " in value and any(value.startswith("; ", at) for at in joints_of(value))

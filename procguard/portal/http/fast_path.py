@@ -78,7 +78,7 @@ class FastPath:
             status, message = found.handler(environ, found.subject)
             body = decode.dumps(message)
         except ProcGuardError as exc:
-            status, more, body = _refusal(http_io.error_response(exc, identifier))
+            status, more, body = _refusal(http_io.error_response(exc, identifier, environ.get("HTTP_ACCEPT_LANGUAGE")))
         except Exception:
             log.exception("request failed request_id=%s route=%s", identifier, found.rule)
             status, more, body = _refusal(http_io.internal_error(identifier))
