@@ -312,6 +312,17 @@ def test_what_failed_is_grouped_by_its_cause_and_restarted_at_once(fleet: Manage
     group.get_by_role("button", name=f"Show all {len(failing)}").click()
     expect(group.locator(".problem-members > li")).to_have_count(len(failing))
 
+    group.get_by_role("button", name="Acknowledge", exact=True).click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("more memory is ordered")
+    page.get_by_role("dialog").get_by_role("button", name="Acknowledge").click()
+    expect(group.get_by_text(re.compile("^Acknowledged by .*: more memory is ordered$"))).to_have_count(len(failing))
+    expect(group.get_by_role("button", name=re.compile("^Acknowledge"))).to_have_count(0)
+    acknowledged = fleet.ask("GET", "/api/events?kind=acknowledged")["events"]
+    assert {event["worker_id"] for event in acknowledged} == set(failing)
+    group.get_by_role("button", name=f"Mute {failing[0]}", exact=True).click()
+    expect(page.get_by_role("form", name="Mute").get_by_label("Selector")).to_have_value(failing[0])
+    page.go_back()
+
     clicks = Clicks()
     clicks.on(group.get_by_role("link", name=failing[0]))
     expect(page.locator(".why-headline")).to_contain_text("failed")

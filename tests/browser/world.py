@@ -17,6 +17,12 @@ from tests.browser.pages import PortalPage
 from tests.browser.test_portal import settled
 from tests.waiting import wait_until
 
+SETTINGS = (
+    'notifications=[{name: oncall, type: webhook, url: "http://127.0.0.1:9/", events: []}]',
+    "notify=[{select: 'label.owner=li', to: oncall, on: [finished]}]",
+    "logs.retention=[{select: '*', days: 30}]",
+)
+
 
 class World(NamedTuple):
     rig: ManagerRig
@@ -30,7 +36,7 @@ class World(NamedTuple):
 def small_world(directory: Path) -> Iterator[World]:
     made = ManagerRig(directory)
     try:
-        made.start_manager()
+        made.start_manager(*SETTINGS)
         made.start_worker("worker1")
         with Swarm(
             made.url, 3, 4, seed=3, behaviour=Behaviour(refuse=0.3, gpus=True, gpus_per_host=8), prefix="gpu"
@@ -42,6 +48,8 @@ def small_world(directory: Path) -> Iterator[World]:
             asking = {"worker_id": "worker9", "command": "python train.py", "host": "gpu9"}
             secret = hashlib.sha256(b"a launcher's own").hexdigest()
             made.ask("POST", "/api/workers/register", {**asking, "secret_sha256": secret}, X_Forwarded_For="192.0.2.7")
+            made.ask("POST", "/api/tokens", {"scope": "viewer", "name": "wall-screen"})
+            made.ask("POST", "/api/mutes", {"select": "host=gpu9*", "for_s": 7200, "note": "a new data set"})
             yield World(made, names)
     finally:
         made.end()

@@ -6,7 +6,8 @@ import { t } from './i18n.js';
 import { mayAct } from './rights.js';
 import { link } from './router.js';
 
-const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'api'];
+const PAGES = ['overview', 'workers', 'groups', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'admin', 'api'];
+const SECTIONS = ['notifications', 'tokens', 'audit', 'system']; // of the page admin
 const FOUND = 12;
 
 /** Opens the box; `store` knows the names. */
@@ -80,6 +81,7 @@ export function search(store, text) {
     return found.length < FOUND * 8;
   };
   for (const page of PAGES) add(t(`nav.${page}`), t('jump.page'), link(page));
+  for (const one of SECTIONS) add(t(`admin.${one}`), t('jump.page'), link('admin', one));
   if (words.length) {
     for (const host of store.agents()) if (!add(host.agent, t('jump.host'), link('host', host.agent))) break;
     for (const id of store.workers.keys()) if (!add(id, t('jump.worker'), link('worker', id))) break;

@@ -8,9 +8,11 @@ import { chooseUtc } from './format.js';
 import { chooseLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
+import { adminPage } from './pages/admin.js';
 import { apiPage } from './pages/api.js';
 import { eventsPage } from './pages/events.js';
 import { gpusPage } from './pages/gpus.js';
+import { groupsPage } from './pages/groups.js';
 import { hostPage } from './pages/host.js';
 import { hostsPage } from './pages/hosts.js';
 import { loginPage } from './pages/login.js';
@@ -32,6 +34,7 @@ const PAGES = {
   overview: overviewPage,
   workers: workersPage,
   worker: workerPage,
+  groups: groupsPage,
   hosts: hostsPage,
   host: hostPage,
   gpus: gpusPage,
@@ -42,6 +45,7 @@ const PAGES = {
   recovery: recoveryPage,
   events: eventsPage,
   api: apiPage,
+  admin: adminPage,
 };
 const OF_ONE = ['worker', 'host', 'operation']; // pages that need an id
 const LISTS = ['workers', 'hosts'];

@@ -10,8 +10,8 @@ import { isLive } from './operations.js';
 import { link, readRoute } from './router.js';
 import { recall, remember } from './storage.js';
 
-const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events'];
-const PARENTS = { worker: 'workers', host: 'hosts', operation: 'operations', search: 'logs' };
+const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'admin'];
+const PARENTS = { worker: 'workers', host: 'hosts', operation: 'operations', search: 'logs', groups: 'workers' };
 const THEMES = ['auto', 'light', 'dark'];
 const THEME_ICONS = { auto: 'auto', light: 'sun', dark: 'moon' };
 
@@ -27,6 +27,7 @@ export class Shell {
     const jump = h('button.icon-button', { type: 'button', 'aria-label': t('jump.open'), title: t('jump.open'), on: { click: () => openJump(store) } }, icon('search'));
     const help = h('button.icon-button.help', { type: 'button', 'aria-label': t('keys.title'), title: t('keys.title'), on: { click: openHelp } }, h('span', { 'aria-hidden': 'true' }, '?'));
     this.role = h('details.role', { hidden: true }, h('summary', {}, t('role.viewer')), h('p', {}, t('role.viewer_why'), ' ', h('code', {}, commands('invoke token.create'))));
+    this.who = h('a.who', { href: link('admin', 'system') });
     this.main = h('main', { id: 'content', tabindex: '-1' });
     const skip = h('a.skip', { href: '#content', on: { click: (event) => this.skipToContent(event) } }, t('skip'));
     const brand = h('a.brand', { href: link('overview') }, h('img', { src: document.querySelector('link[rel=icon]').href, alt: '', width: '24', height: '24' }), h('span', {}, 'ProcGuard'));
@@ -39,7 +40,7 @@ export class Shell {
         {},
         brand,
         h('nav.nav', { 'aria-label': t('nav.label') }, h('ul', {}, [...this.links.values()].map((one) => h('li', {}, one)))),
-        h('div.side-foot', {}, this.role, this.badge, h('div.switches', {}, languageSwitch(onLanguage), zoneSwitch(onZone), jump, help, themeSwitch(), this.logout)),
+        h('div.side-foot', {}, this.role, this.who, this.badge, h('div.switches', {}, languageSwitch(onLanguage), zoneSwitch(onZone), jump, help, themeSwitch(), this.logout)),
       ),
       this.main,
     );
@@ -65,6 +66,9 @@ export class Shell {
   showSession(session) {
     show(this.logout, ['cookie', 'session'].includes(session.via));
     show(this.role, session.role === 'viewer');
+    const you = t('system.who', { name: session.name || t('none'), role: t(`role.${session.role}_name`) });
+    setText(this.who, `${you} · ${session.version}`);
+    setAttr(this.who, 'title', t('role.you', { name: you }));
   }
 
   /** How many rows are so; recounted only when a row changed. */

@@ -100,3 +100,9 @@ export function textCell(read, { selector = 'span', title = null } = {}) {
     return node;
   };
 }
+
+/** What a column's `make` returns where the content stays as it was made. */
+export function fixedCell(node) {
+  node.update = () => {};
+  return node;
+}

@@ -9,7 +9,7 @@ import { icon } from '../icons.js';
 import { reasonOf } from '../reasons.js';
 import { link } from '../router.js';
 import { exitInWords, stateName } from '../status.js';
-import { Table, textCell } from '../table.js';
+import { Table, fixedCell, textCell } from '../table.js';
 import { ALWAYS } from '../timerange.js';
 
 /** `.update(worker)`, `.start()`: asks for what is on record, once. */
@@ -101,16 +101,11 @@ function columns(id) {
     { name: 'began', label: t('attempts.began'), make: textCell(({ began }) => (began ? formatMoment(began) : t('attempts.not_on_record')), { selector: 'time' }) },
     { name: 'lasted', label: t('attempts.lasted'), make: textCell(lasted) },
     { name: 'end', label: t('attempts.how'), make: textCell(endText) },
-    { name: 'log', label: t('worker.tab_log'), make: ({ number }) => fixed(h('a', { href: link('worker', id, { attempt: String(number) }) }, t('attempts.log'))) },
+    { name: 'log', label: t('worker.tab_log'), make: ({ number }) => fixedCell(h('a', { href: link('worker', id, { attempt: String(number) }) }, t('attempts.log'))) },
     {
       name: 'file',
       label: t('logs.download'),
-      make: ({ number }) => fixed(h('a', { href: logPath(id, { attempt: String(number), download: '1' }), download: true, 'aria-label': t('attempts.download', { attempt: String(number) }), title: t('attempts.download', { attempt: String(number) }) }, icon('down'))),
+      make: ({ number }) => fixedCell(h('a', { href: logPath(id, { attempt: String(number), download: '1' }), download: true, 'aria-label': t('attempts.download', { attempt: String(number) }), title: t('attempts.download', { attempt: String(number) }) }, icon('down'))),
     },
   ];
-}
-
-function fixed(node) {
-  node.update = () => {};
-  return node;
 }

@@ -1,6 +1,8 @@
 /** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
 
+import { Acknowledgements, attentionButtons, muteFor, seenLine } from '../acknowledge.js';
 import { actionButtons, allowed } from '../actions.js';
+import { get } from '../api.js';
 import { byCause } from '../attention.js';
 import { batch } from '../batch.js';
 import { commands } from '../commands.js';
@@ -35,6 +37,8 @@ export function overviewPage({ store, session }) {
   const running = runningOperations();
   const pending = pendingLaunchers(store);
   const problems = h('ul.problem-list');
+  const seen = new Acknowledgements(store, () => update());
+  const muted = h('a.muted-note', { href: link('admin', 'notifications'), hidden: true });
   const unfolded = new Set(); // groups of which every member is shown
   const updateAll = () => update();
   const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
@@ -54,7 +58,7 @@ export function overviewPage({ store, session }) {
     h(
       'div.columns',
       {},
-      h('section.panel', { 'aria-labelledby': 'problems-title' }, h('h2', { id: 'problems-title' }, t('overview.problems')), calm, problems, problemsMore),
+      h('section.panel', { 'aria-labelledby': 'problems-title' }, h('div.panel-head', {}, h('h2', { id: 'problems-title' }, t('overview.problems')), muted), seen.history.problem, calm, problems, problemsMore),
       h('section.panel', { 'aria-labelledby': 'recoveries-title' }, h('h2', { id: 'recoveries-title' }, t('overview.recoveries')), history.problem, noRecoveries, recoveries, h('a.more', { href: link('recovery') }, t('recovery.to'))),
     ),
   );
@@ -94,7 +98,9 @@ export function overviewPage({ store, session }) {
       ...silent.sort((a, b) => compareNames(a.host, b.host)).map((host) => ({ host, lost: lost.get(host.agent) || 0 })),
       ...groups.filter((group) => !isHang(group)).map(single),
     ];
-    keyed(problems, found.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : item.group ? groupProblem(unfolded, updateAll) : workerProblem()));
+    const known = ({ group, worker }) => (group ? group.workers : worker ? [worker] : []).every((one) => seen.of(one)) && Boolean(group || worker);
+    const ordered = [...found.filter((item) => !known(item)), ...found.filter(known)]; // what somebody has seen already comes last
+    keyed(problems, ordered.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : item.group ? groupProblem(unfolded, seen, updateAll) : workerProblem(seen)));
     show(calm, found.length === 0);
     show(problemsMore, found.length > MAX_PROBLEMS);
     setText(problemsMore, t('overview.more', { n: found.length - MAX_PROBLEMS }));
@@ -102,6 +108,18 @@ export function overviewPage({ store, session }) {
 
   function started() {
     history.load({ cause: RECOVERY_CAUSES.join(',') });
+    seen.load();
+    countMutes();
+  }
+
+  async function countMutes() {
+    try {
+      const active = (await get('/api/mutes')).mutes.filter((mute) => mute.active).length;
+      setText(muted, t('overview.mutes', { n: active }));
+      show(muted, active > 0);
+    } catch {
+      show(muted, false); // the page of mutes says why
+    }
   }
 
   return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started };
@@ -250,13 +268,15 @@ function sum(items, read) {
   return items.reduce((total, item) => total + read(item), 0);
 }
 
-function workerProblem() {
+function workerProblem(seen) {
   const chip = stateChip();
   const name = h('a.strong');
   const where = h('span.muted');
   const reason = h('span.reason');
   const buttons = actionButtons();
-  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason), buttons);
+  const more = attentionButtons();
+  const seenBy = seenLine();
+  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason, seenBy), h('div.problem-buttons', {}, buttons, more));
   item.update = ({ worker }) => {
     chip.update(worker);
     setText(name, worker.worker_id);
@@ -264,17 +284,21 @@ function workerProblem() {
     setText(where, t('overview.on_since', { host: worker.host || t('none'), d: formatSince(worker.since) }));
     setText(reason, reasonText(worker));
     buttons.update(worker);
+    const event = seen.of(worker);
+    seenBy.update(event);
+    more.update([worker], event);
   };
   return item;
 }
 
 /** Workers with one cause: its words, how many, one button for all of them, and who they are. */
-function groupProblem(unfolded, onChange) {
+function groupProblem(unfolded, seen, onChange) {
   let now = null;
   const chip = stateChip();
   const title = h('strong.problem-title');
   const count = h('span.muted');
   const restart = acts(h('button.button.small', { type: 'button', on: { click: () => restartAll(now) } }, icon('restart'), h('span')));
+  const attention = attentionButtons({ labelled: true });
   const members = h('ul.problem-members');
   const more = h('button.button.subtle.small', { type: 'button' });
   more.addEventListener('click', () => {
@@ -282,7 +306,7 @@ function groupProblem(unfolded, onChange) {
     onChange();
   });
   const rest = h('a.more');
-  const item = h('li.problem-group', {}, h('div.problem-head', {}, chip, h('div.problem-what', {}, title, count), restart), members, h('div', {}, more, ' ', rest));
+  const item = h('li.problem-group', {}, h('div.problem-head', {}, chip, h('div.problem-what', {}, title, count), h('div.problem-buttons', {}, restart, attention)), members, h('div', {}, more, ' ', rest));
   item.update = ({ group }) => {
     now = group;
     const n = group.workers.length;
@@ -294,7 +318,9 @@ function groupProblem(unfolded, onChange) {
     const able = group.workers.filter((worker) => allowed('restart', worker)).length;
     setText(restart.lastChild, t('overview.restart_these', { n: able }));
     show(restart, able > 0);
-    keyed(members, group.workers.slice(0, shown).map((worker) => ({ worker })), problemKey, workerProblem);
+    const unseen = group.workers.filter((worker) => !seen.of(worker));
+    attention.update(unseen.length ? unseen : group.workers, unseen.length === 0);
+    keyed(members, group.workers.slice(0, shown).map((worker) => ({ worker })), problemKey, () => workerProblem(seen));
     show(more, n > MEMBERS_SHOWN);
     setText(more, open ? t('overview.fewer') : t('overview.show_all', { n: Math.min(n, MEMBERS_MOST) }));
     setAttr(more, 'aria-expanded', open ? 'true' : 'false');
@@ -316,8 +342,12 @@ function hostProblem() {
   const where = h('span.muted');
   const reason = h('span.reason');
   const lost = h('a.lost-workers');
-  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason), lost);
+  let now = null;
+  const mute = acts(h('button.icon-button', { type: 'button', title: t('ack.mute'), on: { click: () => muteFor([`host=${now.host}`]) } }, icon('mute')));
+  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason), h('div.problem-buttons', {}, lost, mute));
   item.update = ({ host, lost: n }) => {
+    now = host;
+    setAttr(mute, 'aria-label', t('ack.on', { action: t('ack.mute'), worker: host.host }));
     chip.update(host.agent_state);
     setText(name, host.host);
     setAttr(name, 'href', link('host', host.agent));

@@ -20,6 +20,12 @@ export function logTabs(current) {
   return h('nav.tabs', { 'aria-label': t('logs.ways') }, tab('logs', t('logs.tab_follow')), tab('search', t('logs.tab_search')));
 }
 
+/** The two ways to look at workers: each, and by group. */
+export function workerTabs(current) {
+  const tab = (page, text) => h('a.tab', { href: link(page), 'aria-current': page === current ? 'page' : null }, text);
+  return h('nav.tabs', { 'aria-label': t('workers.ways') }, tab('workers', t('nav.workers')), tab('groups', t('nav.groups')));
+}
+
 /** A labelled select whose options follow the data. `onPick(value)`; "" = all. */
 export function pickList(label, allLabel, onPick) {
   const select = h('select.input', { 'aria-label': label, on: { change: () => onPick(select.value) } });

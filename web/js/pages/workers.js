@@ -19,7 +19,7 @@ import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
 import { choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
 import { MAX_WORKERS } from './logs.js';
-import { pageHead } from './parts.js';
+import { pageHead, workerTabs } from './parts.js';
 
 const MENUS = ['host', 'group', 'label'];
 
@@ -76,7 +76,7 @@ export function workersPage({ store, query }) {
   const node = h(
     'div.page.fills',
     {},
-    pageHead(t('nav.workers'), count, h('span.spring'), purge),
+    pageHead(t('nav.workers'), workerTabs('workers'), count, h('span.spring'), purge),
     h('div.toolbar', {}, completion.node, menus.map((menu) => menu.node), chooser.node, clear),
     h('div.facets', { role: 'group', 'aria-label': t('workers.states') }, facets),
     chosen,
