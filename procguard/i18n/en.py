@@ -182,6 +182,7 @@ TEXTS: dict[str, str] = {
     "why.no_restarts": "Its policy allows no restarts.",
     "why.auto_off": "recovery.enable_auto_recovery is false, so nothing is restarted by itself.",
     "why.budget": "It has used {used} of {allowed} restarts ({total} in all); {d} of healthy running give them back.",
+    "why.budget_progress": "It has used {used} of {allowed} restarts ({total} in all); progress ({what}) resets them.",
     "why.budget_none": "It has never had to be restarted; {allowed} restarts are allowed.",
     "why.done": "Its policy asks for nothing more: it stays finished until somebody starts it.",
     "why.background": "A worker is watched while its command runs, so the command has to stay in the foreground.",

@@ -180,6 +180,7 @@ TEXTS: dict[str, str] = {
     "why.no_restarts": "按其策略，不允许自动重启。",
     "why.auto_off": "recovery.enable_auto_recovery 为 false，因此不会自动重启任何任务。",
     "why.budget": "自动重启已用 {used} 次，共允许 {allowed} 次（累计 {total} 次）；连续正常运行 {d}后重新计算。",
+    "why.budget_progress": "自动重启已用 {used} 次，共允许 {allowed} 次（累计 {total} 次）；{what} 有进展后重新计算。",
     "why.budget_none": "尚未自动重启过；共允许 {allowed} 次。",
     "why.done": "按其策略无需再运行，将保持完成状态，直到有人再次启动。",
     "why.background": "Worker 只在命令运行期间受到监护，因此命令必须在前台运行。",

@@ -107,7 +107,8 @@ class Agent:
         if self._behind():
             times.append(self._assigned.next_write)
         for worker in self.workers.values():
-            times += [at for at in (worker.next_step_at(now), self._checks.next_at(worker)) if at is not None]
+            steps = (worker.next_step_at(now), self._checks.next_at(worker), self._parts.progress.next_at(worker))
+            times += [at for at in steps if at is not None]
         if self._leaving:
             times.append(now + 0.05)
         return max(0.0, min(times) - now)
@@ -124,6 +125,7 @@ class Agent:
             if worker.postponed:
                 self._commands.send_postponed(worker, boottime_ns() / 1e9)
             self._checks.tick(worker, now)
+            self._parts.progress.tick(worker, now)
             self._finish_removal(worker, now)
             self._send_to_runner(worker)
         self._write_again(now)
@@ -138,7 +140,11 @@ class Agent:
     def _take_message(self, tag: Any, value: Any, now: float) -> None:
         if tag in ("heartbeat", "poll", "register"):
             self.link.outcome(tag, value, now)
-        elif self._measuring.take(tag, value, self.workers, now) or self._checks.take(tag, value, self.workers, now):
+        elif (
+            self._measuring.take(tag, value, self.workers, now)
+            or self._checks.take(tag, value, self.workers, now)
+            or self._parts.progress.take(tag, value, self.workers)
+        ):
             pass
         elif tag == "disk":
             if self._disk.take(value):

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from remote_agent.agent import rlimits as limits_module
 from remote_agent.health import schedule
 from remote_agent.protocol.hints import Any, Optional
-from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
+from remote_agent.protocol.messages import METRIC_PREFIX, Assignment, Hook, WorkerSpec, encode, launch_digest
 from remote_agent.protocol.reasons import because, of_exception
 from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.system.paths import absolute
 
 MAX_CAUSES = 50
+MAX_PATH_CHARS = 4096
 LONGEST_HOOK_S = 7 * 86400.0
 ROOT_FOR_LEASE = (
     "on_partition: fence and gangs need an agent that runs as root, for only root can have the kernel end a container "
@@ -207,6 +208,11 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
             found.append(f"restart.never_on {word[:60]!r}: expected causes of failure, like import_error")
     if len(never_on) > MAX_CAUSES:
         found.append(f"restart.never_on: more than {MAX_CAUSES} causes")
+    progress = spec.restart.progress
+    if progress.startswith(METRIC_PREFIX) and progress[len(METRIC_PREFIX) :] not in spec.metrics:
+        found.append(f"restart.progress {progress[:60]!r}: metrics declares no such name")
+    if "\0" in progress or len(progress) > MAX_PATH_CHARS:
+        found.append(f"restart.progress: expected metrics.NAME or a path of at most {MAX_PATH_CHARS} characters")
     texts = [spec.venv, spec.conda, spec.user, *spec.setup]
     texts += [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
     if any("\0" in text for text in texts):

@@ -16,6 +16,7 @@ from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.session import ManagerSession, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.health.checks import Checks
+from remote_agent.health.progress import ProgressWatch
 from remote_agent.logs.number_readings import NumberReadings
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
@@ -126,6 +127,9 @@ class AgentParts:
             lambda: post("checked", None),
             python=self.python,
             base_env=base_env,
+        )
+        self.progress = ProgressWatch(
+            self.helpers.submit, self.numbers.of, lambda worker: self.checks.elsewhere(worker).stat
         )
         self.gpus = GpuAllocator(agent_dir, self.measuring, base_env)
         self.gpus.adopt(self.assigned.workers)

@@ -83,12 +83,12 @@ class Checks:
         assert worker.assignment is not None
         directory, attempt = worker.directory, worker.attempt
         log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(worker))
-        worker.health.running(attempt, checks, now, elsewhere=self._elsewhere(worker), log=log)
+        worker.health.running(attempt, checks, now, elsewhere=self.elsewhere(worker), log=log)
         for due in worker.health.due(now):
             if not self._submit(due, due.run):
                 worker.health.result(due, True, because("health.too_many"), now)
 
-    def _elsewhere(self, worker: CheckedWorker) -> Elsewhere:
+    def elsewhere(self, worker: CheckedWorker) -> Elsewhere:
         """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
         status, python = worker.status, self._python
         facts = {

@@ -48,6 +48,7 @@ MAX_WAIT_S = 25.0
 ZMQ_INLINE_BYTES = 64 * 1024  # a larger body is announced before it is sent over zmq
 MAX_LOG_POST_BYTES = 4 * 1024 * 1024
 MAX_LOG_METRICS = 16  # of one worker
+METRIC_PREFIX = "metrics."  # of a name, where something else could stand there
 LOG_METRIC_NAME = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 
 State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]

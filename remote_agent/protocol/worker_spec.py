@@ -39,6 +39,11 @@ class RestartPolicy:
     start_secs: float = key(1.0, "Seconds after which a started process counts as running")
     start_timeout_s: float = key(30.0, "Seconds within which a start must succeed; default: recovery.recovery_timeout")
     healthy_after_s: float = key(600.0, "Seconds of running after which the restart budget is reset")
+    progress: str = key(
+        "",
+        "What resets the restart budget instead of healthy_after_s: metrics.NAME, when it rises above all before, "
+        "or a file, when it is written or touched, e.g. checkpoints/last.pt; relative to working_dir",
+    )
     success_exit_codes: list[int] = key([0], "Exit codes that count as success")
     never_on: list[str] = key(
         [], "Causes of failure that are not restarted, e.g. import_error, syntax_error; none by default"

@@ -9,6 +9,7 @@ buffer. Knows nothing of workers' states; the caller interprets the messages.
                       {"op":"kill","attempt":3,"id":"c-2","until_ns":…}
                       {"op":"lease","epoch":1000003,"until_ns":…}      moments on CLOCK_BOOTTIME
                       {"op":"health","status":"failing","detail":"…","restart":true}
+                      {"op":"progress","value":12.0}
     runner -> agent   {"type":"status", …state.json…}  {"type":"event", …WorkerEvent…}
                       {"type":"result","id":"c-1","status":"done","message":""}  {"type":"bye"}
 """
@@ -198,6 +199,10 @@ class RunnerLink(JsonConnection):
     def time_limit(self, attempt: int, detail: Reason) -> None:
         """The evidence of an attempt that has run for max_run_s is gathered: end it."""
         self.send({"op": "time_limit", "attempt": attempt, **reasons.fields("detail", detail)})
+
+    def progress(self, value: float) -> None:
+        """What restart.progress names: the value of a metric, or when a file was changed."""
+        self.send({"op": "progress", "value": value})
 
     def health(self, status: str, detail: Reason, restart: bool) -> None:
         """`restart`: the policy wants the attempt ended because of this; otherwise it is only shown."""

@@ -5,7 +5,8 @@ a decision with a reason. Plain classes, because the runner must stay small.
 
 - policy "on-failure" restarts failed attempts, "always" also successful ones, "never" none.
 - The first restart of a budget is immediate, then the delays of `backoff_s` apply (the last one repeats), ± jitter.
-- After `max_attempts` automatic restarts the worker is failed. Running for `healthy_after_s` resets the budget.
+- After `max_attempts` automatic restarts the worker is failed. Running for `healthy_after_s` resets the budget; where
+  `progress` is declared, progress does instead (`has_progressed`), however long an attempt runs.
 - A member of a gang never restarts alone: where others restart it fails, and where others finish it finishes.
 - An attempt that has run for max_run_s fails and is not restarted; under "always" the next one follows at once. Neither
   uses a restart.
@@ -45,6 +46,7 @@ class RestartRules:
         self.start_secs = _number(values, "start_secs", 1.0)
         self.start_timeout_s = _number(values, "start_timeout_s", 30.0)
         self.healthy_after_s = _number(values, "healthy_after_s", 600.0)
+        self.progress = str(values.get("progress") or "")
         codes = values.get("success_exit_codes")
         self.success_exit_codes = [int(code) for code in _numbers(codes)] if isinstance(codes, list) else [0]
         self.never_on = _words(values.get("never_on"))
@@ -125,8 +127,19 @@ def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> Dec
 
 
 def remaining_restarts(restarts: int, ran_s: float, policy: RestartRules) -> int:
-    """The spent budget once an attempt has run `ran_s`: long enough gives all of it back."""
-    return 0 if ran_s >= policy.healthy_after_s else restarts
+    """The spent budget once an attempt has run `ran_s`: long enough gives all of it back, unless progress does."""
+    return 0 if ran_s >= policy.healthy_after_s and not policy.progress else restarts
+
+
+def has_progressed(highest: object, value: object) -> tuple[bool, float | None]:
+    """(whether `value` is progress, the highest so far). The first value is none: it is where the job stands. An
+    attempt that repeats what an earlier one did makes no progress."""
+    before = highest if isinstance(highest, float) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
+        return False, before
+    if before is None or value > before:
+        return before is not None, float(value)
+    return False, before
 
 
 def needs_runner(spec: dict[str, object], status: dict[str, object]) -> bool:

@@ -42,6 +42,7 @@ class WorkerState:
             "since": time.time(),
             "restarts": 0,
             "restarts_total": 0,
+            "progress": None,  # the highest value of what restart.progress names, in this generation
             "reason": "",
             "reason_code": "",
             "reason_params": {},

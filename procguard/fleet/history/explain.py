@@ -42,6 +42,7 @@ class Facts:
     allowed_restarts: int = 3
     restart_policy: str = "on-failure"
     healthy_after_s: float = 600.0
+    progress: str = ""  # what gives its restarts back instead
     auto_recovery: bool = True
     never_on: tuple[str, ...] = ()  # causes that are not restarted
     hopeless: bool = False  # it could not be started, and would fail the same way again
@@ -83,6 +84,7 @@ def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
         allowed_restarts=restart.max_attempts or 0,
         restart_policy=restart.policy,
         healthy_after_s=restart.healthy_after_s,
+        progress=restart.progress,
         never_on=tuple(restart.never_on),
         auto_recovery=fleet.state.settings.enable_auto_recovery,
         hopeless=causes.hopeless(report.last_exit if report else None),
@@ -267,6 +269,8 @@ def _budget(facts: Facts, words: Words) -> list[str]:
     if not worker["restarts"] and not worker["restarts_total"]:
         return [words.say("why.budget_none", allowed=facts.allowed_restarts)]
     values = {"used": worker["restarts"], "allowed": facts.allowed_restarts, "total": worker["restarts_total"]}
+    if facts.progress:
+        return [words.say("why.budget_progress", what=facts.progress, **values)]
     return [words.say("why.budget", d=words.duration(facts.healthy_after_s), **values)]
 
 

@@ -49,6 +49,8 @@ def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
         _receive(runner, message, now)
     elif operation == "time_limit":
         _end_at_limit(task, message, now)
+    elif operation == "progress":
+        _take_progress(task, message.get("value"))
     elif operation == "health" and message.get("restart") and task.phase == phases.RUNNING:
         task.take_down(now, "unhealthy", reasons.read(message, "detail"))
     runner.advance(now)
@@ -109,6 +111,16 @@ def _take_lease(task: WorkerTask, epoch: int, until_ns: int) -> None:
         task.state.publish()
 
 
+def _take_progress(task: WorkerTask, value: object) -> None:
+    """What restart.progress names has this value now. The highest one is written with the next change: after an attempt
+    at the latest."""
+    values = task.state.values
+    progressed, values["progress"] = restart.has_progressed(values["progress"], value)
+    if progressed and values["restarts"] and task.policy.progress:
+        values["restarts"] = 0
+        task.state.publish()
+
+
 def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
     """spec.json has changed."""
     values, assignment = task.state.values, task.assignment
@@ -133,7 +145,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
         elif state in states.SETTLED:
             task.scheduled = None  # it was about to start, after a sweep
     elif assignment.generation > known:
-        values["restarts"] = 0
+        values.update(restarts=0, progress=None)
         if state == states.BACKOFF or state in states.SETTLED:
             task.schedule(restart.RESTART, ASKED[START], now)
         elif state == states.STOPPING and task.asked != RESTART:

@@ -54,7 +54,7 @@ def begin(
     values["cgroup"] = tree.group
     afresh = assignment.generation > whole(former, "generation")
     if afresh:
-        values.update(generation=assignment.generation, restarts=0)
+        values.update(generation=assignment.generation, restarts=0, progress=None)
     task.obey(assignment)
     if same_boot:  # in another one no lease is worth anything
         task.lease.grant(whole(former, "lease_epoch"), whole(former, "lease_until_ns"))
@@ -87,7 +87,7 @@ def _note_what_follows(runner: TaskRunner, former: dict[str, object], ending: En
         # Ends of leases and reboots between its attempts give no budget back: none of them is somebody's decision. A
         # stop that came to its end without any lease is: Ctrl-C in its launcher, or a shutdown.
         if task.lease.lease_s is None:
-            values["restarts"] = 0
+            values.update(restarts=0, progress=None)
         task.schedule(restart.RESTART, ASKED[AFRESH], now)
     elif what == restart.BY_POLICY:
         task.decide(ending, now)

@@ -84,7 +84,8 @@ class TaskRunner:
         if phase == phases.STARTING and attempt:
             return min(attempt.start_deadline, attempt.ready_at if attempt.executed else never)
         if phase == phases.RUNNING and attempt:
-            return min(attempt.healthy_at if task.state.values["restarts"] else never, self._over_time_at(attempt))
+            by_time = task.state.values["restarts"] and not task.policy.progress
+            return min(attempt.healthy_at if by_time else never, self._over_time_at(attempt))
         return never
 
     def _over_time_at(self, attempt: Attempt) -> float:
@@ -290,7 +291,8 @@ class TaskRunner:
         task = self.task
         if task.attempt is None:
             return self._ended_by_itself(now)
-        if task.state.values["restarts"] and now >= task.attempt.healthy_at:
+        used = task.state.values["restarts"]
+        if used and now >= task.attempt.healthy_at and not task.policy.progress:
             task.state.values["restarts"] = 0
             task.state.publish()
         if now >= self._over_time_at(task.attempt):

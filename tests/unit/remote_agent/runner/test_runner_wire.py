@@ -65,6 +65,7 @@ def test_an_agent_of_today_says_what_a_runner_of_then_understands():
     link.lease(1000003, 16077000000000)
     link.health("failing", "http: 500 three times", restart=True)
     link.time_limit(3, Reason(str(OPERATIONS["op.time_limit"]["detail"])))
+    link.progress(12.0)
     said = runner.receive()
     for golden in OPERATIONS.values():
         assert any(golden.items() <= message.items() for message in said), golden
