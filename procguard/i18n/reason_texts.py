@@ -235,6 +235,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "state.displaced": ("{why}; {how}", "{why}；{how}"),
     "state.files_gone": ("the state's files were deleted, moved away or made read-only while the manager runs", "管理端运行期间，状态文件被删除、移走或变为只读"),
     "state.commits_lost": ("the database lost its last commits (a failover to a server that lacked them, or a restore)", "数据库丢失了最近的提交（故障切换到缺少这些提交的服务器，或恢复了备份）"),
+    "managers.cut_off": ("only {connected} of {agents} agents reach {manager}; it hands over to {successor}, which the others reach", "{agents} 个 Agent 中只有 {connected} 个能连上 {manager}；它将领导权交给其余 Agent 能连上的 {successor}"),
     "history.share_full": ("{source} has filled its share of the history on disk ({mib} MiB a day); what it reports beyond that is shown here and not kept", "{source} 已用完磁盘上历史记录的份额（每天 {mib} MiB）；超出的部分在此显示，但不保存"),
     # access
     "secret.new": ("new secret for {agent}", "{agent} 的新密钥"),

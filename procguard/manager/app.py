@@ -115,6 +115,7 @@ class Manager:
         self._round_at = clock.read().monotonic
         now = clock.read()
         settings = fleet_settings(config)
+        self._silent_after_s = settings.heartbeat_timeout_s / 2  # an agent silent for longer may be cut off
         self._gc = GcScheduler()
         self._gc.start()  # else a large state is looked through again and again while it is read
         store: Store
@@ -296,6 +297,7 @@ class Manager:
             now = clock.read()
             self._round_at = now.monotonic
             try:
+                self._yield_if_cut_off(now)
                 self._keep_state_in_place(now)
                 if silent_agents_due and not self.monitor.in_grace(now):
                     silent_agents_due = False
@@ -332,6 +334,27 @@ class Manager:
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
+
+    def _yield_if_cut_off(self, now: clock.Now) -> None:
+        """Hand over to a standby that the agents reach, where nearly none of them reaches this leader: before it takes
+        their hosts for lost."""
+        if self._peers is None or self._peers.handed_over.is_set():
+            return
+        oldest = now.monotonic - self._silent_after_s
+        seen = [one.last_seen for one in self.fleet.state.agent_status.values() if one.last_seen is not None]
+        connected = sum(at >= oldest for at in seen)
+        successor = self._peers.better_connected(connected, len(seen))
+        if successor:
+            reason = because(
+                "managers.cut_off",
+                manager=self._peers.seat.name,
+                successor=successor,
+                connected=connected,
+                agents=len(seen),
+            )
+            log.error("%s", reason)
+            self._emit_event("state", reason, now)
+            self._peers.promote(successor)
 
     def _keep_cursors(self, now: clock.Now) -> None:
         """An alert that was not sent yet is sent by the next run of the manager, or by the next leader."""

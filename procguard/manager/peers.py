@@ -5,6 +5,7 @@ Owns the words of `procguard managers`. Which one leads is seat.py's.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gevent.event
@@ -17,6 +18,8 @@ from procguard.fleet.store.postgresql import PostgresqlStore
 from procguard.manager.seat import BEAT_S, TAKEOVER_S, Seat
 
 AWAY_S = 3 * BEAT_S  # not seen for so long: it is not there
+SETTLED_S = 15.0  # after it began to lead: nobody makes managers hand over more often
+CUT_OFF_BELOW = 0.1  # a leader that at most this share of its agents reaches may be cut off from them
 CLOCK_OFF_S = 5.0  # by so much clocks of managers may differ before it is worth a warning
 
 
@@ -30,6 +33,7 @@ class ManagerPeers:
         self.listener = listener
         self.handed_over = gevent.event.Event()
         self.successor = ""
+        self._settled_at = time.monotonic() + SETTLED_S
         seat.acknowledged = lambda: store.acknowledged
         seat.on_beat = store.compare
 
@@ -72,6 +76,19 @@ class ManagerPeers:
             for name, by in off.items()
             if abs(by) > CLOCK_OFF_S
         ]
+
+    def better_connected(self, connected: int, agents: int) -> str:
+        """The standby that most agents ask, where this leader is cut off from them; "" where nothing says so.
+
+        `connected`: how many agents sent this leader a heartbeat lately; `agents`: how many did since it leads. What a
+        standby is asked is not proven, so it counts only where nearly all agents are silent here.
+        """
+        if time.monotonic() < self._settled_at or not agents or connected > CUT_OFF_BELOW * agents:
+            return ""
+        standbys = [one for one in self.seat.others if one.name != self.seat.name and one.seen_s < AWAY_S]
+        asked = {one.name: int(one.about.get("asked", 0)) for one in standbys}
+        name = max(asked, key=asked.__getitem__, default="")
+        return name if name and asked[name] > connected else ""
 
     def promote(self, name: str) -> None:
         known = {one.name: one for one in self.seat.others}

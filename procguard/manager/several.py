@@ -75,7 +75,13 @@ def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent
     """Returns the listening socket once this manager leads; None where it was ended before."""
     server = StandbyServer(config, seat)
     checks, keys = StandbyChecks(SshHelper(), seat.warm), shared_files.HostKeys()
-    seat.urls, seat.about = lambda: server.urls, lambda: {"ssh": checks.view()}
+    seat.urls, seat.about = (
+        lambda: server.urls,
+        lambda: {
+            "ssh": checks.view(),
+            "asked": server.asked_by(),
+        },
+    )
     url = daemon.address(config) if config.web.port else f"{daemon.address(config).rpartition(':')[0]}:{server.port}"
     said, synced = "", float("-inf")
     checking = gevent.spawn(checks.run)

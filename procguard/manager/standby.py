@@ -12,6 +12,7 @@ but what the seat has read. Knows no fleet; agents' routes are named by agent_ap
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any
@@ -38,6 +39,7 @@ _HELLO = "/api/hello"
 _CA = "/api/ca"  # asked by launchers
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.5, 3.0  # between two hellos of an agent
 HELLOS_PER_S = 2_500
+ASKED_S = 10.0  # an agent that has asked within so long counts as one that asks here
 _QUERY_SAFE = "/:@!$&'()*+,;=~?%"
 _JSON = [("Content-Type", "application/json")]
 
@@ -49,6 +51,7 @@ class StandbyServer:
         self._config = config
         self._seat = seat
         agents = {(one.method, one.path) for one in routes_of(AgentApi)}
+        self._asked: dict[str, float] = {}  # agents of the fleet: when each asked here last, monotonic
         self._agents_gets = [path.partition("<")[0::2] for method, path in agents if method == "GET"]
         self.listener = sockets.listen(config.web.host, config.web.port)
         self.port = int(self.listener.getsockname()[1])
@@ -106,9 +109,17 @@ class StandbyServer:
         asked = parse_qs(environ.get("QUERY_STRING", "")[:MAX_QUERY_CHARS])
         agent_id, nonce, to = (asked.get(name, [""])[0] for name in ("agent", "nonce", "to"))
         key = self.proof_key(agent_id)
+        if key:
+            self._asked[agent_id] = time.monotonic()
         if not key or not nonce:
             return {}
         return {"proof": wire.standby_proof(key, agent_id, nonce, to, body["term"], body["managers"])}
+
+    def asked_by(self) -> int:
+        """How many agents of the fleet have asked here lately. Anyone may say to be one: a hello proves nothing."""
+        oldest = time.monotonic() - ASKED_S
+        self._asked = {agent_id: at for agent_id, at in self._asked.items() if at >= oldest}
+        return len(self._asked)
 
     def proof_key(self, agent_id: str) -> str:
         """As the leader has it (fleet/state.py); "" where this agent is not known."""

@@ -27,6 +27,15 @@ def cut(host: FleetHost, direction: Direction = "both") -> None:
         ip("neigh", "replace", host.address, "lladdr", NOBODY, "nud", "permanent", "dev", host.fleet.bridge)
 
 
+def cut_off(host: FleetHost, address: str) -> None:
+    """Nothing that this host sends to that address arrives; everything else does."""
+    _inside(host, "neigh", "replace", address, "lladdr", NOBODY, "nud", "permanent", "dev", "eth0")
+
+
+def restore_to(host: FleetHost, address: str) -> None:
+    _inside(host, "neigh", "del", address, "dev", "eth0")
+
+
 def restore(host: FleetHost) -> None:
     """Both directions work again; does nothing where they did."""
     with contextlib.suppress(subprocess.CalledProcessError):

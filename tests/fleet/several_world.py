@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,22 @@ class OneOfSeveral(Manager):
     """`name` and a state directory of its own; `relay`: its way to the database."""
 
     def __init__(
-        self, folder: Path, name: str, url: str, password: Path, relay: Relay | None, more: Sequence[str]
+        self,
+        folder: Path,
+        name: str,
+        url: str,
+        password: Path,
+        relay: Relay | None,
+        more: Sequence[str],
+        address: str = "127.0.0.1",
     ) -> None:
         folder = folder / name
         folder.mkdir()
-        settings = ["web.host=127.0.0.1", f"state.manager_name={name}", f"state.database={url}"]
+        settings = [f"web.host={address}", f"state.manager_name={name}", f"state.database={url}"]
         settings += [f"state.database_password_file={password}", f"state.state_file={folder}/state.yaml"]
         settings += [f"logging.file={folder}/log", *more]
         super().__init__(folder, own_environment(folder), settings)
+        self.url = f"http://{address}:{self.port}"
         self.name = name
         self.relay = relay
 
@@ -119,9 +127,16 @@ class SeveralManagers:
     """The managers of one new database."""
 
     def __init__(
-        self, folder: Path, server: Postgres, names: Sequence[str] = ("m1", "m2"), *more: str, ports: str = ""
+        self,
+        folder: Path,
+        server: Postgres,
+        names: Sequence[str] = ("m1", "m2"),
+        *more: str,
+        ports: str = "",
+        addresses: Mapping[str, str] | None = None,
     ) -> None:
-        """`ports`: of several servers, by comma: the managers then reach them directly."""
+        """`ports`: of several servers, by comma: the managers then reach them directly; `addresses`: by name, where
+        each listens."""
         self.server = server
         self.database = server.database()
         self.managers: dict[str, OneOfSeveral] = {}
@@ -129,7 +144,8 @@ class SeveralManagers:
             relay = Relay(server.port) if not ports else None
             hosts = [f"127.0.0.1:{port}" for port in (ports.split(",") if ports else [str(relay.port if relay else 0)])]
             url = f"postgresql://procguard@{','.join(hosts)}/{self.database}"
-            self.managers[name] = OneOfSeveral(folder, name, url, server.password, relay, more)
+            address = (addresses or {}).get(name, "127.0.0.1")
+            self.managers[name] = OneOfSeveral(folder, name, url, server.password, relay, more, address)
 
     def __enter__(self) -> SeveralManagers:
         for one in self.managers.values():

@@ -133,3 +133,18 @@ def test_the_more_agents_there_are_the_longer_each_is_asked_to_wait(standby: Sta
     many = ask(standby, "GET", "/api/hello")[2]
     assert leadership.read_retry_s(few) == 0.5
     assert leadership.read_retry_s(many) == 3.0
+
+
+def test_it_counts_the_agents_of_the_fleet_that_ask_it_each_once(
+    standby: StandbyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("procguard.manager.standby.time.monotonic", lambda: now[0])
+    for query in ("agent=gpu01&nonce=1", "agent=gpu01&nonce=2", "agent=nobody&nonce=1", ""):
+        ask(standby, "GET", "/api/hello", query)
+    assert standby.asked_by() == 1
+    now[0] += 8
+    ask(standby, "GET", "/api/hello", "agent=gpu02&nonce=1")
+    assert standby.asked_by() == 2
+    now[0] += 8
+    assert standby.asked_by() == 1
