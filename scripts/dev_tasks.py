@@ -123,7 +123,8 @@ def _foreign_imports_of(path: str, own: str) -> list[str]:
     return found
 
 
-FOR_A_CHECKOUT = ["--extra", "zmq", "--extra", "postgres"]  # all that configs/procguard_config.yaml may say works there
+# All that configs/procguard_config.yaml may say works there.
+FOR_A_CHECKOUT = ["--extra", "zmq", "--extra", "postgres", "--extra", "s3"]
 
 
 def run_lock() -> int:

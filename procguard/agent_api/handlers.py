@@ -401,11 +401,11 @@ class AgentApi:
             return Answer(200, self._acked(worker_id, attempt, stream, acked))
 
     def _acked(self, worker_id: str, attempt: int, stream: str, acked: int) -> dict[str, int]:
-        """Of one among several managers also its term, and up to where it has all."""
-        term = self._fleet.state.leadership.term
-        if not term:
-            return {"acked": acked}
-        return {"acked": acked, "kept": self._logs.kept(worker_id, attempt, stream, acked), "term": term}
+        """Also up to where it has all, or its archive where there is one; of one among several managers its term."""
+        term, kept = self._fleet.state.leadership.term, self._logs.kept(worker_id, attempt, stream, acked)
+        if term:
+            return {"acked": acked, "kept": kept, "term": term}
+        return {"acked": acked} if kept == acked else {"acked": acked, "kept": kept}
 
     def _filled(self, agent_id: str, worker_id: str, asked: ShippedQuery, data: bytes, at: float) -> Answer:
         """A part of what this manager never had and has asked for. Raises Conflict where it has not."""

@@ -52,7 +52,7 @@ GROUPS = {
     "managers": ("managers", "MANAGERS", "several managers on one database: list, promote"),
     "notify": ("history", "NOTIFY", "notification targets"),
     "operations": ("operations", "OPERATIONS", "batch operations: list, show, cancel, retry"),
-    "state": ("state", "STATE", "the manager's state: show, backup, export, import, migrate, rebuild"),
+    "state": ("state", "STATE", "the manager's state: show, backup, export, import, migrate, rebuild, reindex"),
     "token": ("access", "TOKENS", "tokens: create, list, revoke"),
 }
 ALIASES = {"status": "ps"}

@@ -1,4 +1,4 @@
-"""Commands for the manager's state: show, backup, export, import, migrate, rebuild.
+"""Commands for the manager's state: show, backup, export, import, migrate, rebuild, reindex.
 
 The first three work while the manager runs, the others require that it is stopped. No command overwrites a file.
 """
@@ -286,6 +286,41 @@ def rebuild(fleet: str, state: str = "", config: str = "") -> None:
     say(hints.commands("  now start the manager on it, then: invoke deploy --hosts INVENTORY"))
 
 
+@operator_task(name="reindex", help={"config": WHERE["config"]})
+def reindex(config: str = "") -> None:
+    """Make the index of the log archive again from its objects. Example: procguard state reindex --config c.yaml
+
+    Adds every object that the index does not know. A manager that starts without an index does the same by itself; this
+    is for one that was damaged, after its file was moved away. No manager may be running.
+    """
+    from procguard.fleet.store import open_store
+    from procguard.manager import log_archive
+    from procguard.portal.logs.archive.index import ArchiveIndex
+    from procguard.portal.logs.archive.rebuild import rebuild as rebuild_index
+
+    settings = _settings("", config)
+    if not settings.logs.archive:
+        raise UsageError("logs.archive is not set", "name the manager's configuration file with --config")
+    with _stopped(settings):
+        database = _place(settings) if settings.state.database else None
+        state = _read_database(settings) if database else open_store(settings.state.state_file).read()
+        fleet_id = str(state.tables.get("fleet", {}).get("fleet", {}).get("fleet_id", ""))
+        if not fleet_id:
+            raise UsageError(
+                f"there is no fleet in {settings.state.state_file}", "make one first: procguard state rebuild FLEET_ID"
+            )
+        place = log_archive.place_of(settings, fleet_id, log_archive.secrets_of(settings))
+        index = ArchiveIndex(log_archive.tables_of(settings, database))
+        try:
+            done = rebuild_index(place, index, lambda work, *arguments: work(*arguments))
+        except OSError as exc:
+            raise Conflict(f"the index of the log archive: {exc.strerror or exc}", "see the message above") from exc
+        finally:
+            index.close()
+    left_out = f", {done.damaged} left out as damaged (see the log)" if done.damaged else ""
+    say(f"{place.shown}: {done.objects} objects with {done.pieces} pieces added to the index{left_out}")
+
+
 def _settings(state: str, config: str) -> Config:
     from procguard.config.schema import load
 
@@ -324,4 +359,4 @@ def _written(settings: Config, tables: Tables) -> None:
     say(hints.commands(f"  put it into the configuration, or: ./start_manager.sh --set state.state_file={path}"))
 
 
-STATE = (show, backup, export, import_, migrate, rebuild)
+STATE = (show, backup, export, import_, migrate, rebuild, reindex)

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from procguard.config.types import Section, size_in_bytes
+
+
+def _archive_url(text: str) -> str:
+    if not text:
+        return ""
+    if text.startswith("file://") and os.path.isabs(text.removeprefix("file://")) and not set(text) & _UNWANTED:
+        return text.rstrip("/")
+    if _BUCKET.fullmatch(text) and not {"", ".", ".."} & set(text.removeprefix("s3://").rstrip("/").split("/")):
+        return text.rstrip("/")
+    raise ValueError("s3://bucket/prefix, or file:///absolute/path of a folder")
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query):
+        raise ValueError("a URL without credentials, e.g. https://minio.example:9000")
+    return text
+
+
+_UNWANTED = set("?#\0\n\r")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]{0,500})?")
 
 
 class RetentionRule(Section):
@@ -75,6 +99,37 @@ class Logs(Section):
             " log shows how many. If the file system cannot free parts of a file, the limit applies after the "
             "attempt has ended. Also as text: `256 MiB`."
         ),
+    )
+    archive: Annotated[str, AfterValidator(_archive_url)] = Field(
+        default="",
+        description=(
+            "Where the logs are archived: `s3://bucket/prefix` (extra `s3`; credentials as boto3 finds them) or "
+            "`file:///mnt/shared`, an existing folder. `keep_per_worker` and `keep_in_all` then bound the manager's "
+            "disk alone: what is archived leaves it and is read from the archive. Empty: no archive."
+        ),
+    )
+    archive_interval: float = Field(
+        default=10.0,
+        ge=1,
+        le=3600,
+        description=(
+            "Seconds after which new log bytes are uploaded, those of all workers in one object; earlier once 8 MiB "
+            "wait. Each stream that has printed adds an entry to the index, so a longer interval makes a smaller one."
+        ),
+    )
+    archive_endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+        default="",
+        description="Address of a server with S3's interface, e.g. `https://minio.example:9000`. Empty: that of AWS.",
+    )
+    archive_region: str = Field(
+        default="", pattern=r"^[A-Za-z0-9-]{0,64}$", description="Region of the bucket. Empty: as boto3 finds it."
+    )
+    archive_profile: str = Field(
+        default="", pattern=r"^[^\x00-\x1f]{0,128}$", description="Profile in `~/.aws`. Empty: as boto3 finds it."
+    )
+    archive_credentials_file: str = Field(
+        default="",
+        description="A file with credentials in the form of `~/.aws/credentials`. Empty: as boto3 finds them.",
     )
     retention: list[RetentionRule] = Field(
         default_factory=list,

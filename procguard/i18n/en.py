@@ -139,6 +139,8 @@ TEXTS: dict[str, str] = {
     "event.task_waiting": "not given to another host yet: {reason}",
     "event.task_gave_up": "not given to other hosts any more: {reason}",
     "event.recovery_gave_up": "recovery of {host} was given up: {reason}",
+    "event.archive_failing": "logs are not archived: {reason}",
+    "event.archive_works": "logs are archived again: {reason}",
     "event.not_durable": "the state cannot be written: {reason}",
     "event.durable_again": "the state is being written again",
     "event.state": "the manager's state: {reason}",

@@ -231,6 +231,8 @@ MANAGER: dict[str, tuple[str, str]] = {
     "state.files_written": ("they were written again from memory", "已从内存重新写入"),
     "state.other_history": ("{path}: another history of the database (system/timeline {before} before, {now} now): it was restored, or another server took over; the last changes may be lost, so every agent is asked first", "{path}：数据库的历史已不同（此前 system/timeline 为 {before}，现为 {now}）：数据库曾被恢复，或由另一服务器接管；最近的修改可能丢失，因此先询问全部 Agent"),
     "state.durable_again": ("the disk takes it again", "磁盘已恢复写入"),
+    "archive.failing": ("{place}: {error}; logs stay on the manager's disk within its bounds", "{place}：{error}；日志在限额内保留于管理端磁盘"),
+    "archive.works": ("{place} takes logs again", "{place} 已恢复接收日志"),
     "state.not_durable": ("{error}", "{error}"),
     "state.displaced": ("{why}; {how}", "{why}；{how}"),
     "state.files_gone": ("the state's files were deleted, moved away or made read-only while the manager runs", "管理端运行期间，状态文件被删除、移走或变为只读"),

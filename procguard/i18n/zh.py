@@ -138,6 +138,8 @@ TEXTS: dict[str, str] = {
     "event.task_waiting": "暂不改派到其他主机：{reason}",
     "event.task_gave_up": "不再改派到其他主机：{reason}",
     "event.recovery_gave_up": "已放弃恢复 {host}：{reason}",
+    "event.archive_failing": "日志未能归档：{reason}",
+    "event.archive_works": "日志已恢复归档：{reason}",
     "event.not_durable": "无法写入状态：{reason}",
     "event.durable_again": "状态已恢复写入",
     "event.state": "管理端的状态：{reason}",

@@ -11,7 +11,7 @@ import logging.handlers
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gevent
@@ -40,7 +40,7 @@ from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.i18n.reasons import Reason, because, of_message
-from procguard.manager import daemon, ssh_checks
+from procguard.manager import daemon, log_archive, ssh_checks
 from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import log_retention, measurements, operations
 from procguard.manager.peers import ManagerPeers
@@ -49,8 +49,9 @@ from procguard.notify.mutes import Mutes
 from procguard.notify.notifier import Notifier
 from procguard.notify.routes import Routes, facts_of
 from procguard.portal.api.access import new_token
+from procguard.portal.logs.archive.archive import LogArchive
 from procguard.portal.logs.rules import RetentionKeeper
-from procguard.portal.logs.store import LogStore
+from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
 from procguard.runtime.cooperative import Pace
@@ -106,7 +107,9 @@ class Manager:
         lock: daemon.StateLock,
         peers: ManagerPeers | None = None,
         ending: gevent.event.Event | None = None,
+        given: Mapping[str, str] | None = None,
     ) -> None:
+        """`given`: secrets of the log archive that were taken out of the environment already."""
         self._config = config
         self._peers = peers
         self._lock = lock
@@ -126,7 +129,7 @@ class Manager:
         events = EventLog(store, event_bounds(config))
         bus = ChangeBus()
         bus.events.subscribe(_log_event)
-        logs = LogStore(
+        logs = SpooledLogStore(
             os.path.join(config.state_directory, "logs"),
             config.logs.keep_attempts,
             keep_per_worker=config.logs.keep_per_worker,
@@ -145,6 +148,18 @@ class Manager:
         )
         bus.events.subscribe(self.notifier.take)
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
+        self.archive: LogArchive | None = None
+        if config.logs.archive:
+            self.archive = log_archive.attach(
+                config,
+                logs,
+                fleet_id=self.fleet.state.fleet_id,
+                given=log_archive.secrets_of(config) if given is None else given,
+                database=peers.seat.place if peers is not None else None,
+                term=self.fleet.state.leadership.term,
+                said=self._archive_said,
+                known=lambda: {messages.directory_name(one): one for one in self.fleet.state.workers_by_id},
+            )
         self.fleet.state.more_tables += [self.notifier.tables, self.mutes.tables]
         self.mutes.restore(self.fleet.kept_tables["mutes"], now.wall)
         self.monitor = ProcessMonitor(self.fleet, settings, now)
@@ -230,6 +245,8 @@ class Manager:
                 gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.fleet),
                 gevent.spawn(log_retention.drive, self.retention),
             ]
+            if self.archive is not None:
+                loops.append(gevent.spawn(self.archive.run))
             monitoring = self._config.monitoring
             if monitoring.dead_man_url:
                 dead_man = DeadMan(monitoring.dead_man_url, monitoring.dead_man_interval, self._is_alive)
@@ -249,6 +266,8 @@ class Manager:
             self.ssh.close()
             self.measurement_files.close()
             self.watchdog.stop()
+            if self.archive is not None:
+                self.archive.close()
             self.fleet.close()
             self._lock.release()
         return 0
@@ -260,6 +279,15 @@ class Manager:
             rest()
             if self.fleet.state.workers_by_id.get(worker_id) is worker:
                 yield self.fleet.state.facts(worker)
+
+    def _archive_said(self, problem: str) -> None:
+        assert self.archive is not None
+        place = self.archive.place.shown
+        if problem:
+            reason = because("archive.failing", place=place, error=of_message(problem))
+            self._emit_event("archive_failing", reason, clock.read())
+        else:
+            self._emit_event("archive_works", because("archive.works", place=place), clock.read())
 
     def _end_with_the_term(self, peers: ManagerPeers) -> None:
         gevent.wait([peers.seat.fenced, peers.handed_over], count=1)

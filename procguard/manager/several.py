@@ -29,7 +29,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Fenced
 from procguard.fleet.store.postgres_link import Connection, DatabasePlace, DatabaseUnreachable, name_of_this_machine
 from procguard.fleet.store.postgresql import PostgresqlStore
-from procguard.manager import daemon, shared_files
+from procguard.manager import daemon, log_archive, shared_files
 from procguard.manager.app import Manager
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.seat import Seat
@@ -53,6 +53,7 @@ def place_of(config: Config) -> DatabasePlace:
 def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
     """Until it is ended. Raises ProcGuardError where it cannot begin."""
     name = config.state.manager_name or name_of_this_machine()
+    given = log_archive.secrets_of(config)
     seat = Seat(place_of(config), name, config.state.database_grace_s)
     ending = gevent.event.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -68,7 +69,7 @@ def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
         seat.close()
         lock.release()
         return 0
-    return _lead(config, lock, seat, listener, argv, ending)
+    return _lead(config, lock, seat, listener, argv, ending, given)
 
 
 def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent.event.Event) -> Any:
@@ -120,15 +121,21 @@ def _sync(seat: Seat, keys: shared_files.HostKeys) -> None:
 
 
 def _lead(
-    config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, argv: Sequence[str], ending: gevent.event.Event
+    config: Config,
+    lock: daemon.StateLock,
+    seat: Seat,
+    listener: Any,
+    argv: Sequence[str],
+    ending: gevent.event.Event,
+    given: dict[str, str],
 ) -> int:
-    """`ending`: set by a signal, also by one that comes while this manager takes over."""
+    """`ending`: set by a signal, also by one that comes while this manager takes over; `given`: the archive's."""
     assert seat.taken is not None
     store = PostgresqlStore(seat.place, seat.name)
     store.took(seat.taken, seat.warm)
     peers = ManagerPeers(seat, store, listener)
     with seat.beating_beside():
-        manager = Manager(config, lock, peers, ending)
+        manager = Manager(config, lock, peers, ending, given)
     beats = gevent.spawn(seat.beat_forever)
     seat.urls = manager.web.manager_urls
     keys = shared_files.HostKeys()
@@ -147,7 +154,7 @@ def _lead(
         _say(f"handed over to {peers.successor}; this manager stands by from now on")
         command = [*daemon.module_command("procguard.main"), *argv]
         password = {PASSWORD_VARIABLE: seat.place.given} if seat.place.given else {}
-        os.execve(command[0], command, {**os.environ, **password})  # noqa: S606 - the same program, from its beginning
+        os.execve(command[0], command, {**os.environ, **given, **password})  # noqa: S606 - the same program, from its beginning
     return 0
 
 

@@ -46,6 +46,8 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "state": ("state", "warning"),
     "not_durable": ("state", "critical"),
     "durable_again": ("state", "info"),
+    "archive_failing": ("state", "warning"),
+    "archive_works": ("state", "info"),
 }
 assert {alert for alert, _ in ALERT_OF_KIND.values()} == set(ALERT_CLASSES)
 

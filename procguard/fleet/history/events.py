@@ -63,6 +63,8 @@ CAUSE_OF_KIND = {
     "state": "state",
     "not_durable": "state",
     "durable_again": "state",
+    "archive_failing": "state",
+    "archive_works": "state",
     "host_disk_full": "disk",
     "host_disk_ok": "disk",
     "recovery_gave_up": "agent_lost",

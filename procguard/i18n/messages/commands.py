@@ -46,7 +46,7 @@ CHINESE: dict[str, str] = {
     "several managers on one database: list, promote": "共用一个数据库的多个管理端：list、promote",
     "notification targets": "通知目标",
     "batch operations: list, show, cancel, retry": "批量操作：list、show、cancel、retry",
-    "the manager's state: show, backup, export, import, migrate, rebuild": "管理端的状态：show、backup、export、import、migrate、rebuild",
+    "the manager's state: show, backup, export, import, migrate, rebuild, reindex": "管理端的状态：show、backup、export、import、migrate、rebuild、reindex",
     "tokens: create, list, revoke": "令牌：create、list、revoke",
     "{}: unknown command {}{}": "{}：未知命令 {}{}",
     "it has: {}": "可用命令：{}",

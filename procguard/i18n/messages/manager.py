@@ -461,7 +461,7 @@ CHINESE: dict[str, str] = {
     # portal/auth/peer_uid.py
     "the kernel does not list its sockets": "内核没有列出其套接字",
     # portal/logs/absent.py
-    "too many parts of this log are on its host alone": "此日志有过多部分只在其主机上",
+    "too many parts of this log are not on the manager's disk": "此日志有过多部分不在管理端的磁盘上",
     # portal/logs/expression.py
     "search for a part of it": "请搜索其中一部分",
     "{}: character {} is half a surrogate pair": "{}：第 {} 个字符是半个代理对",

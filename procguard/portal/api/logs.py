@@ -22,6 +22,7 @@ from procguard.portal.logs.fetch import MOST_BYTES, TAIL_BYTES, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since
 from procguard.portal.logs.reader import LogLine
+from procguard.portal.logs.spool import SpooledLogStore
 from remote_agent.protocol import messages
 
 DIALECT = "RE2's dialect: docs/protocol.md#regular-expressions"
@@ -94,6 +95,23 @@ class Retention:
     rules: list[RetentionView]
 
 
+@dataclass(frozen=True)
+class ArchiveView:
+    """`place` "": there is no archive. `problem` "": it works. Times are Unix seconds; `waiting_bytes`: on the
+    manager's disk and not archived; the counts since the manager started."""
+
+    place: str
+    problem: str = ""
+    failing_since: float | None = None
+    uploaded_at: float | None = None
+    waiting_bytes: int = 0
+    uploaded_objects: int = 0
+    uploaded_bytes: int = 0
+    read_bytes: int = 0
+    unreadable_pieces: int = 0
+    evicted_bytes: int = 0
+
+
 class LogsApi(Resource):
     def __init__(self, services: Services) -> None:
         super().__init__(services)
@@ -142,6 +160,25 @@ class LogsApi(Resource):
             ]
         )
 
+    @get("/api/logs/archive", "viewer", tag="logs", zh="日志归档的状态")
+    def archive(self) -> ArchiveView:
+        """Whether the archive of `logs.archive` works, and what it took and gave back."""
+        if not isinstance(self.store, SpooledLogStore) or self.store.archive is None:
+            return ArchiveView("")
+        status = self.store.archive.status
+        return ArchiveView(
+            status.place,
+            status.problem,
+            status.failing_since,
+            status.uploaded_at,
+            status.waiting_bytes,
+            status.uploaded_objects,
+            status.uploaded_bytes,
+            status.read_bytes,
+            status.unreadable_pieces,
+            self.store.bytes_evicted,
+        )
+
     @get(
         "/api/remote-workers/<worker_id>/logs", "viewer", tag="logs", zh="查看、跟踪或下载日志", answers={200: Lines},
         errors=(404, 429), media=(TEXT, JSON, LINES),
@@ -160,7 +197,9 @@ class LogsApi(Resource):
         wanted = self._read(query)
         narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.until or query.download)
         most, resumed = TAIL_BYTES if narrow else MOST_BYTES, wanted.resume is not None
-        self.store.fetch(worker_id, wanted.attempt, wanted.stream, most, await_host=resumed)
+        times = {"since": wanted.since, "until": wanted.until, "caller": caller_name()}
+        near: dict[tuple[int, str], int] | None = {} if query.at or query.download else None  # nothing of it yet
+        self.store.fetch(worker_id, wanted.attempt, wanted.stream, most, await_host=resumed, near=near, **times)
         if query.download:
             return self._download(worker_id, wanted)
         if query.follow:
@@ -183,6 +222,9 @@ class LogsApi(Resource):
                 example = "e.g. 3.out.73014 (attempt, stream, offset), 10m, 2026-11-23T22:00:00Z, or Unix seconds"
                 raise UsageError(f"at={query.at!r}: expected the address of a line or a time", example) from exc
             place = self.store.beside(around.address_at, self.store, worker_id, moment)
+        if place is not None:
+            near = self.store.beside(around.beside, self.store, worker_id, place)
+            self.store.fetch(worker_id, place.attempt, None, MOST_BYTES, near=near, caller=caller_name())
         found = (
             around.NOTHING
             if place is None

@@ -1,5 +1,5 @@
-"""Which bytes of a stored stream this manager never had, while the worker's host may: after a takeover a log begins
-where the manager before stopped taking it.
+"""Which bytes of a stored stream are not on this manager's disk, while the archive has them or the worker's host may:
+after a takeover a log begins where the manager before stopped taking it.
 
 `<attempt>.<stream>.absent` has a line "start end" for each range, rising; the log has a hole there. Written whole and
 durably: a range leaves it once its bytes are on the disk, or known to be gone. Knows no hosts.
@@ -11,11 +11,11 @@ import contextlib
 import errno
 import os
 
+from procguard.portal.logs.archive.coverage import Range, merged
 from remote_agent.system import paths
 
 ENDING = ".absent"
 MAX_RANGES = 1_000  # of one stream: one for each takeover, and for each part that was fetched from its middle
-Range = tuple[int, int]
 
 
 def read(base: str, size: int) -> list[Range]:
@@ -39,10 +39,18 @@ def add(base: str, start: int, end: int) -> None:
     """Raises OSError."""
     ranges = read(base, start)
     if len(ranges) >= MAX_RANGES:
-        raise OSError(errno.EFBIG, "too many parts of this log are on its host alone")
+        raise OSError(errno.EFBIG, "too many parts of this log are not on the manager's disk")
     if ranges and ranges[-1][1] == start:
         start = ranges.pop()[0]
     _write(base, [*ranges, (start, end)])
+
+
+def put(base: str, size: int, ranges: list[Range]) -> None:
+    """These bytes leave the disk; the archive has them. Raises OSError."""
+    found = merged([*read(base, size), *ranges])
+    if len(found) > MAX_RANGES:
+        raise OSError(errno.EFBIG, "too many parts of this log are not on the manager's disk")
+    _write(base, found)
 
 
 def within(ranges: list[Range], start: int, end: int) -> list[Range]:
@@ -56,7 +64,7 @@ def remove(base: str, size: int, start: int, end: int) -> None:
     for one, other in read(base, size):
         left += [part for part in ((one, min(other, start)), (max(one, end), other)) if part[0] < part[1]]
     if len(left) > MAX_RANGES:
-        raise OSError(errno.EFBIG, "too many parts of this log are on its host alone")
+        raise OSError(errno.EFBIG, "too many parts of this log are not on the manager's disk")
     if left:
         _write(base, left)
     else:

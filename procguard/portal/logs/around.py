@@ -59,6 +59,17 @@ def address_at(store: LogStore, worker_id: str, moment: float) -> LogAddress | N
     return best[1] if best else None
 
 
+def beside(store: LogStore, worker_id: str, place: LogAddress) -> dict[tuple[int, str], int]:
+    """Of each stream of its attempt the offset that was written when `place` was."""
+    found = {(place.attempt, place.stream): place.offset}
+    other = "err" if place.stream == "out" else "out"
+    own = _record_at_offset(store.index_path(worker_id, place.attempt, place.stream), place.offset)
+    record = _record_at_time(store.index_path(worker_id, place.attempt, other), own.at) if own else None
+    if record is not None:
+        found[(place.attempt, other)] = record.offset
+    return found
+
+
 def excerpt(store: LogStore, worker_id: str, place: LogAddress, before: int, after: int) -> Excerpt:
     """Up to `before` and `after` lines around `place`, of both streams of its attempt, in the order of their times."""
     if not store.holds(worker_id, place.attempt, place.stream, place.offset):

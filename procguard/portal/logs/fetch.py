@@ -1,4 +1,5 @@
-"""Brings from hosts what a reader asks for and this manager never had: it leads since a takeover.
+"""Brings what a reader asks for and is not on this manager's disk: from the archive, and from hosts what this manager
+never had, since it leads since a takeover.
 
 Owns how much of a log is fetched for one question, and how long that may take. What does not come in time is a marker
 with its size in the log; the next request continues the fetch. Event loop only.
@@ -6,15 +7,26 @@ with its size in the log; the next request continues the fetch. Event loop only.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import closing
 
 import gevent
 import gevent.event
 import gevent.lock
 
+from procguard.errors import LimitExceeded, ProcGuardError
 from procguard.fleet.agents.log_ranges import LogRanges
+from procguard.portal.logs.archive.coverage import Range, common, lacking
+from procguard.portal.logs.archive.index import Key
+from procguard.portal.logs.archive.reading import ArchiveReader
+from procguard.portal.logs.reader import INDEX_RECORD, TimesOf
+from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
+from remote_agent.protocol.messages import directory_name
 
 AT_ONCE = 8  # readers; others see markers
 RANGE_BYTES = 1024 * 1024
@@ -23,6 +35,10 @@ ANSWER_S = 4.0
 CONNECTED_LOOK_S = 0.1
 WHOLE_S = 12.0
 MAX_LISTED = 100_000
+NEAR_BYTES = 256 * 1024  # to each side of a place in a log
+Wanted = Mapping[tuple[int, str], int]  # (attempt, stream): a place
+
+log = logging.getLogger("procguard.portal.logs")
 
 
 class LogFetcher:
@@ -44,12 +60,87 @@ class LogFetcher:
         max_bytes: int = MOST_BYTES,
         *,
         await_host: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+        near: Wanted | None = None,
+        caller: str = "",
     ) -> None:
         """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `await_host`: wait for
-        the first heartbeat of its agent, for at most 12 s: somebody was following this log at the leader before."""
-        if not self.has_hosts:
-            return
+        the first heartbeat of its agent, for at most 12 s: somebody was following this log at the leader before. From
+        the archive only what was written between `since` and `until`, or lies `near` these places; `caller`: whose
+        share of its readers it takes."""
         deadline = time.monotonic() + WHOLE_S
+        if isinstance(self._store, SpooledLogStore) and self._store.archive is not None:
+            try:
+                self._from_archive(
+                    self._store, worker_id, attempt, stream, max_bytes, deadline, since, until, near, caller
+                )
+            except LimitExceeded:
+                pass  # a marker stands there
+            except (OSError, ProcGuardError) as exc:
+                log.error("%s: archived parts of its log cannot be fetched: %s", worker_id, exc)
+        if self.has_hosts:
+            self._from_hosts(worker_id, attempt, stream, max_bytes, deadline, await_host)
+
+    def _from_archive(
+        self,
+        store: SpooledLogStore,
+        worker_id: str,
+        attempt: int | None,
+        stream: str | None,
+        max_bytes: int,
+        deadline: float,
+        since: float | None,
+        until: float | None,
+        near: Wanted | None,
+        caller: str,
+    ) -> None:
+        reader, archive = store.reader, store.archive
+        assert reader is not None and archive is not None
+        store.restore(worker_id)
+        for key in store.lacks_times(worker_id):
+            records = b"".join(INDEX_RECORD.pack(*one) for one in archive.index.times(key))
+            store.add_times(key, records)
+        found = []
+        for number, name, start, end in store.absent(worker_id, attempt, stream):
+            low, high = start, end
+            if near is not None:
+                place = near.get((number, name))
+                low, high = (start, start) if place is None else (place - NEAR_BYTES, place + NEAR_BYTES)
+            elif since is not None or until is not None:
+                index_path = store.index_path(worker_id, number, name)
+                low, high = store.beside(written_between, index_path, since, until, (start, end))
+            key = (directory_name(worker_id), number, name)
+            found += [(key, *part) for part in reversed(common(archive.covered(*key), max(start, low), min(end, high)))]
+        if found and max_bytes > 0:
+            with reader.turn(caller):
+                self._take_back(store, reader, worker_id, found, max_bytes, deadline)
+
+    @staticmethod
+    def _take_back(
+        store: SpooledLogStore,
+        reader: ArchiveReader,
+        worker_id: str,
+        parts: list[tuple[Key, int, int]],
+        max_bytes: int,
+        deadline: float,
+    ) -> None:
+        for key, start, end in parts:
+            for run in reader.newest_first(key, max(start, end - max_bytes), end, deadline):
+                store.take_back(worker_id, key[1], key[2], run)
+                max_bytes -= len(run.data or b"")
+                if max_bytes <= 0:
+                    return
+
+    def _from_hosts(
+        self,
+        worker_id: str,
+        attempt: int | None,
+        stream: str | None,
+        max_bytes: int,
+        deadline: float,
+        await_host: bool,
+    ) -> None:
         while await_host and self._ranges.is_awaited(worker_id) and time.monotonic() < deadline:
             gevent.sleep(CONNECTED_LOOK_S)
         if not self._turns.acquire(blocking=False):
@@ -59,16 +150,24 @@ class LogFetcher:
                 self._listed[worker_id] = None
                 if len(self._listed) > MAX_LISTED:
                     self._listed.popitem(last=False)
-            for number, name, start, end in self._store.absent(worker_id, attempt, stream):
-                upto = end
-                while start < upto and max_bytes > 0:
-                    begin = max(start, upto - min(RANGE_BYTES, max_bytes))
-                    if time.monotonic() > deadline or not self._asked(worker_id, number, name, begin, upto - begin):
-                        return
-                    max_bytes -= upto - begin
-                    upto = begin
+            for number, name, begun, end in self._store.absent(worker_id, attempt, stream):
+                for start, stop in reversed(self._only_hosts_have(worker_id, number, name, begun, end)):
+                    upto = stop
+                    while start < upto and max_bytes > 0:
+                        begin = max(start, upto - min(RANGE_BYTES, max_bytes))
+                        if time.monotonic() > deadline or not self._asked(worker_id, number, name, begin, upto - begin):
+                            return
+                        max_bytes -= upto - begin
+                        upto = begin
         finally:
             self._turns.release()
+
+    def _only_hosts_have(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> list[Range]:
+        """While the archive does not answer, a host may have what it has."""
+        archive = self._store.archive if isinstance(self._store, SpooledLogStore) else None
+        if archive is None or archive.status.problem:
+            return [(start, end)]
+        return lacking(archive.covered(directory_name(worker_id), attempt, stream), start, end)
 
     def _asked(self, worker_id: str, attempt: int, stream: str, offset: int, length: int) -> bool:
         """Whether the host has answered."""
@@ -81,3 +180,14 @@ class LogFetcher:
             return question.done
         finally:
             self._ranges.end(question)
+
+
+def written_between(index_path: str, since: float | None, until: float | None, part: Range) -> Range:
+    """What of a part of a stream was written in that time. In a thread."""
+    if not os.path.exists(index_path):
+        return part
+    with closing(TimesOf(index_path)) as times:
+        behind = times.offset_after(until) if until is not None else None
+        first = times.offset_after(since) if since is not None else 0
+    high = part[1] if behind is None else behind + NEAR_BYTES // 4
+    return (part[1] if first is None else first, high)

@@ -13,7 +13,7 @@ import contextlib
 import heapq
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -214,6 +214,15 @@ class TimesOf:
         behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
         return self._record(behind)[0] if behind < self._records else None
 
+    def packed(self, start: int, end: int, max_bytes: int) -> bytes:
+        """The records that begin in [start, end), as they are in the file; every n-th where they are more."""
+        low = bisect_left(range(self._records), start, key=lambda number: self._record(number)[0])
+        high = bisect_left(range(self._records), end, key=lambda number: self._record(number)[0])
+        every = max(1, -(-(high - low) * INDEX_RECORD.size // max_bytes))
+        found = (os.pread(self._descriptor, INDEX_RECORD.size, one * INDEX_RECORD.size)
+                 for one in range(low, high, every))  # fmt: skip
+        return b"".join(one for one in found if len(one) == INDEX_RECORD.size)
+
     def _find(self, offset: int) -> None:
         low = bisect_right(range(self._records), offset, key=lambda number: self._record(number)[0])
         begin, self._answer = self._record(low - 1) if low else (0, 0.0)
@@ -231,7 +240,7 @@ class TimesOf:
 
 
 class Hole(NamedTuple):
-    """Bytes that are not here. `at` None: the worker's host may have them."""
+    """Bytes that are not here. `at` None: the archive, or the worker's host, may have them."""
 
     start: int
     end: int
@@ -240,7 +249,7 @@ class Hole(NamedTuple):
     def as_text(self, short: bool = False) -> str:
         size = f"{self.end - self.start:,} bytes of this log"
         if self.at is None:
-            return f"[procguard: {size} are on the worker's host alone and could not be fetched now]"
+            return f"[procguard: {size} are not on the manager's disk and could not be fetched now]"
         return (
             f"[procguard: {size} were dropped]"
             if short

@@ -23,11 +23,13 @@ import gevent.threadpool
 
 from procguard.agent_api.interface import LogGap
 from procguard.expression import Expression
-from procguard.portal.logs import absent, retention
+from procguard.portal.logs import absent, disk, retention
+from procguard.portal.logs.disk import DiskThreads, sync_files
 from procguard.portal.logs.index import LogIndex, runs_of
 from procguard.portal.logs.reader import (
     MAX_SCAN_S,
     NARROWER,
+    Hole,
     LogLine,
     ScanBudget,
     StreamFile,
@@ -41,7 +43,6 @@ from remote_agent.logs.grep import COLOURS
 from remote_agent.protocol.messages import LogMatch, directory_name
 from remote_agent.system import paths
 
-DISK_THREADS = 4
 READ_THREADS = 2
 MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 CHECKS = 16  # at the disk, while as much as a bound is written
@@ -53,18 +54,6 @@ T = TypeVar("T")
 _LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
 
 AppendHook = Callable[[str, int, str, int, bytes, float], None]  # worker, attempt, stream, offset, data, at
-
-
-class DiskThreads:
-    """Does what waits for a disk without holding the event loop. Threads of its own: a slow disk under the logs must
-    not keep the registry's journal waiting."""
-
-    def __init__(self) -> None:
-        self._pool = gevent.threadpool.ThreadPool(DISK_THREADS)
-
-    def __call__(self, work: Callable[..., T], *arguments: Any) -> T:
-        result: T = self._pool.apply(work, arguments)
-        return result
 
 
 def in_one_go(function: Callable[P, Generator[None, None, T]]) -> Callable[P, T]:
@@ -80,15 +69,6 @@ def in_one_go(function: Callable[P, Generator[None, None, T]]) -> Callable[P, T]
                 return result
 
     return whole
-
-
-def sync_files(paths: Iterable[str]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class LogStore:
@@ -148,6 +128,7 @@ class LogStore:
         OSError when the disk refuses.
         """
         base = self._base(worker_id, attempt, stream)
+        self._await_ready()
         if attempt < self._floor(worker_id):
             return offset + len(data)  # this attempt's logs were dropped long ago; the sender need not keep them
         if worker_id in self._full:
@@ -161,6 +142,7 @@ class LogStore:
                 if gap:
                     self._write_gap(base, stored, offset, at)
                     changed.append(base + ".gaps")
+                    self._took(worker_id, attempt, stream, 0)
                 elif self.hosts_hold():
                     self._leave_to_host(base, stored, offset, at)
                 else:
@@ -175,15 +157,16 @@ class LogStore:
                 written = 0
                 try:
                     if len(fresh) <= WRITE_HERE_BYTES:
-                        written = _append_all(base + ".log", fresh)
+                        written = disk.append_all(base + ".log", fresh)
                     else:
-                        written = self._in_thread(_append_all, base + ".log", fresh)
+                        written = self._in_thread(disk.append_all, base + ".log", fresh)
                 finally:
                     if written < len(fresh):
                         self._index.doubt(base + ".idx")
                 self._notify_followers(worker_id, attempt, stream, fresh[:written], runs)
                 self.bytes_stored += written
                 stored += written
+                self._took(worker_id, attempt, stream, written)
             self._in_thread(self._sync_files, changed)
         if len(changed) > 1:
             self._drop_old_attempts(worker_id)
@@ -209,6 +192,7 @@ class LogStore:
         base = self._base(worker_id, attempt, stream)
         with self._exclusive(base):
             self._fill(base, self._size(base), offset, data)
+        self._took(worker_id, attempt, stream, len(data))
         self._keep_bounds(worker_id, len(data), time.time())
 
     def lose(self, worker_id: str, attempt: int, stream: str, start: int, end: int, at: float) -> None:
@@ -216,10 +200,11 @@ class LogStore:
         base = self._base(worker_id, attempt, stream)
         with self._exclusive(base):
             size = self._size(base)
-            for one, other in absent.within(absent.read(base, size), start, end):
-                self._note_gap(base, one, other, at)
-                self.bytes_lost += other - one
-                absent.remove(base, size, one, other)
+            for part in absent.within(absent.read(base, size), start, end):
+                for one, other in self._nowhere_else(base, *part):
+                    self._note_gap(base, one, other, at)
+                    self.bytes_lost += other - one
+                    absent.remove(base, size, one, other)
 
     def absent(
         self, worker_id: str, attempt: int | None = None, stream: str | None = None
@@ -237,6 +222,33 @@ class LogStore:
         ranges = absent.read(self._base(worker_id, attempt, stream), stored) if self.hosts_hold() else []
         return ranges[0][0] if ranges else stored
 
+    # ------------------------------------------------------------------- for a store that has an archive (spool.py)
+
+    def restore(self, worker_id: str) -> None:
+        """Before its logs are read: what is stored elsewhere and has no file here. Raises OSError."""
+
+    def _await_ready(self) -> None:
+        """Raises OSError while it is not known from where on logs are to be continued."""
+
+    def _took(self, worker_id: str, attempt: int, stream: str, size: int) -> None:
+        """So many more bytes of this stream are on the disk."""
+
+    def _nowhere_else(self, base: str, start: int, end: int) -> list[tuple[int, int]]:
+        """What of [start, end) only the disk, or a host, has."""
+        return [(start, end)]
+
+    def _set_floor(self, folder: str, floor: int) -> None:
+        """The attempts below are no longer wanted."""
+        paths.write_atomic(os.path.join(folder, "floor"), f"{floor}\n".encode())
+
+    def _forget_head(self, base: str, end: int, at: float) -> None:
+        disk.append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
+        absent.remove(base, self._size(base), 0, end)
+
+    def _hole(self, base: str, hole: Hole) -> Iterator[bytes]:
+        """What stands for it in a download."""
+        yield f"{hole.as_text(short=True)}\n".encode()
+
     def _leave_to_host(self, base: str, start: int, end: int, at: float) -> None:
         absent.add(base, start, end)
         os.truncate(base + ".log", end)
@@ -245,7 +257,7 @@ class LogStore:
     def _fill(self, base: str, size: int, offset: int, data: bytes) -> None:
         ranges = absent.within(absent.read(base, size), offset, offset + len(data))
         for start, end in ranges:
-            self._in_thread(_write_at, base + ".log", start, data[start - offset : end - offset])
+            self._in_thread(disk.write_at, base + ".log", start, data[start - offset : end - offset])
             self.bytes_stored += end - start
         if ranges:
             absent.remove(base, size, offset, offset + len(data))
@@ -303,7 +315,7 @@ class LogStore:
         return self._drop_below(os.path.join(self._directory, folder), floor, streams)
 
     def _drop_below(self, folder: str, floor: int, streams: list[retention.Held]) -> int:
-        paths.write_atomic(os.path.join(folder, "floor"), f"{floor}\n".encode())
+        self._set_floor(folder, floor)
         going = [one for one in streams if one.attempt < floor]
         for one in going:
             base = os.path.join(folder, f"{one.attempt}.{one.stream}")
@@ -315,8 +327,7 @@ class LogStore:
 
     def _drop_head(self, base: str, end: int, at: float) -> None:
         with self._exclusive(base):
-            _append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
-            absent.remove(base, self._size(base), 0, end)
+            self._forget_head(base, end, at)
             before = os.stat(base + ".log").st_blocks
             problem = self._in_thread(log_disk.punch_hole, base + ".log", 0, end)
             self.bytes_dropped += max(0, before - os.stat(base + ".log").st_blocks) * 512
@@ -358,7 +369,7 @@ class LogStore:
         with contextlib.suppress(FileNotFoundError):
             if os.path.getsize(base + ".gaps") >= MAX_GAPS_BYTES:
                 raise OSError(errno.EFBIG, "too many parts of this log are missing")
-        _append_all(base + ".gaps", f"{start} {end} {at:.3f}\n".encode())
+        disk.append_all(base + ".gaps", f"{start} {end} {at:.3f}\n".encode())
 
     def _notify_followers(
         self, worker_id: str, attempt: int, stream: str, data: memoryview, runs: list[tuple[int, float]]
@@ -379,7 +390,7 @@ class LogStore:
             return
         floor = numbers[-self._keep_attempts]
         directory = self._worker_directory(worker_id)
-        paths.write_atomic(os.path.join(directory, "floor"), f"{floor}\n".encode())
+        self._set_floor(directory, floor)
         for attempt, stream in self._streams(worker_id):
             if attempt < floor:
                 self._remove_stream(os.path.join(directory, f"{attempt}.{stream}"))
@@ -533,10 +544,10 @@ class LogStore:
             base = self._base(worker_id, number, name)
             position, size = 0, self._size(base)
             for hole in holes(base, size):
-                yield from _blocks(base + ".log", position, hole.start)
-                yield f"{hole.as_text(short=True)}\n".encode()
+                yield from disk.blocks(base + ".log", position, hole.start)
+                yield from self._hole(base, hole)
                 position = hole.end
-            yield from _blocks(base + ".log", position, size)
+            yield from disk.blocks(base + ".log", position, size)
 
     @staticmethod
     def _size(base: str) -> int:
@@ -590,38 +601,3 @@ class LogStore:
 
     def _base(self, worker_id: str, attempt: int, stream: str) -> str:
         return os.path.join(self._worker_directory(worker_id), f"{attempt}.{stream}")
-
-
-def _blocks(path: str, start: int, end: int) -> Iterator[bytes]:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        file.seek(start)
-        while start < end and (block := file.read(min(256 * 1024, end - start))):
-            start += len(block)
-            yield block
-
-
-def _write_at(path: str, offset: int, data: bytes) -> None:
-    """Durably. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(descriptor, memoryview(data)[written:], offset + written)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _append_all(path: str, data: bytes | memoryview) -> int:
-    """Append; returns how much the disk took (all, or some when it is full). Raises OSError when it took nothing."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    written = 0
-    try:
-        while written < len(data):
-            written += os.write(descriptor, memoryview(data)[written:])
-    except OSError:
-        if not written:
-            raise
-    finally:
-        os.close(descriptor)
-    return written

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
 from procguard.fleet.model import clock
+from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
 from procguard.portal.metrics.fleet import Family, label_set
@@ -129,12 +130,35 @@ class Metrics:
             sum(1 for one in self._fleet.state.recoveries() if one["outcome"] == "open"),
         )
         yield from self._requests.families()
+        yield from self._of_archive()
         yield from self._of_notifications()
         for name, (text, read) in self._gauges.items():
             yield _gauge(name, text, read())
         lags = Family("procguard_loop_lag_seconds", "histogram", "How late the event loop is")
         lags.lines += histogram(lags.name, loop_lag.BOUNDS_S, self._lags.buckets, self._lags.sum_s)
         yield lags
+
+    def _of_archive(self) -> Iterable[Family]:
+        """None without one."""
+        archive = self._log_store.archive if isinstance(self._log_store, SpooledLogStore) else None
+        if archive is None:
+            return
+        status = archive.status
+        for name, text, value in (
+            ("procguard_log_archive_objects_total", "Objects uploaded to the log archive", status.uploaded_objects),
+            ("procguard_log_archive_uploaded_bytes_total", "Bytes of these objects", status.uploaded_bytes),
+            ("procguard_log_archive_read_bytes_total", "Bytes read back from the log archive", status.read_bytes),
+            (
+                "procguard_log_archive_unreadable_total",
+                "Archived pieces that are missing or damaged",
+                status.unreadable_pieces,
+            ),
+        ):
+            family = Family(name, "counter", text)
+            family.add("", value)
+            yield family
+        yield _gauge("procguard_log_archive_waiting_bytes", "Log bytes not archived yet", float(status.waiting_bytes))
+        yield _gauge("procguard_log_archive_failing", "1: it takes nothing now", float(status.problem != ""))
 
     def _of_notifications(self) -> Iterable[Family]:
         targets = self._notifications()

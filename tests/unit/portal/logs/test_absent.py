@@ -52,9 +52,9 @@ def texts(store: LogStore) -> list[str]:
 def test_a_new_leader_takes_what_comes_and_marks_what_only_the_host_has(store: LogStore) -> None:
     assert store.append("w1", 1, "out", 5_000, b"later\n", 20.0) == 5_006
     marker, line = store.tail("w1")
-    assert marker.marker and "5,000 bytes of this log are on the worker's host alone" in marker.text
+    assert marker.marker and "5,000 bytes of this log are not on the manager's disk" in marker.text
     assert (line.text, line.offset, store.kept("w1", 1, "out", 5_006)) == ("later", 5_000, 0)
-    assert b"5,000 bytes of this log are on the worker's host alone" in b"".join(store.raw("w1", None, None))
+    assert b"5,000 bytes of this log are not on the manager's disk" in b"".join(store.raw("w1", None, None))
 
 
 def test_what_is_filled_in_reads_as_if_it_had_come_in_its_time(store: LogStore) -> None:

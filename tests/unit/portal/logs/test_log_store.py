@@ -12,8 +12,8 @@ import pytest
 
 from procguard import expression
 from procguard.agent_api.interface import LogGap
+from procguard.portal.logs import disk, retention
 from procguard.portal.logs import index as log_index
-from procguard.portal.logs import retention
 from procguard.portal.logs import store as logs
 from procguard.portal.logs.reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
 from procguard.portal.logs.store import LogStore
@@ -239,9 +239,9 @@ def test_times_of_bytes_that_a_full_disk_refused_do_not_mix_with_the_next_ones(
     store: LogStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.append("w1", 1, "out", 0, b"one\n", 100.0)
-    append = logs._append_all
+    append = disk.append_all
     with monkeypatch.context() as patch:
-        patch.setattr(logs, "_append_all", lambda path, data: 0 if path.endswith(".log") else append(path, data))
+        patch.setattr(disk, "append_all", lambda path, data: 0 if path.endswith(".log") else append(path, data))
         store.append("w1", 1, "out", 4, b"two\nthree\n", 200.0, times=[(4, 300.0)])
     store.append("w1", 1, "out", 4, b"two\nthree\n", 210.0)
     assert [(line.text, line.at) for line in store.tail("w1")] == [("one", 100.0), ("two", 210.0), ("three", 210.0)]

@@ -1,0 +1,40 @@
+"""Ranges [start, end) of one stream, rising and disjoint. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Range = tuple[int, int]
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """Rising; what touches or overlaps becomes one."""
+    found: list[Range] = []
+    for start, end in sorted(one for one in ranges if one[0] < one[1]):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def common(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
+    """What of [start, end) these ranges hold."""
+    return [(max(one, start), min(other, end)) for one, other in ranges if one < end and start < other]
+
+
+def lacking(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
+    """What of [start, end) merged `ranges` lack."""
+    found, position = [], start
+    for one, other in common(ranges, start, end):
+        if position < one:
+            found.append((position, one))
+        position = other
+    if position < end:
+        found.append((position, end))
+    return found
+
+
+def from_zero(ranges: Sequence[Range]) -> int:
+    """Up to where merged `ranges` hold everything."""
+    return ranges[0][1] if ranges and ranges[0][0] == 0 else 0

@@ -1,0 +1,131 @@
+"""The archive's index, made again from the headers of its objects: where the state and its disk are lost.
+
+Objects are read from the oldest on. Bytes that are in two objects (an upload that an end interrupted) count once. Where
+an object has other bytes at a place that is known, its worker had been removed and declared again: what came before
+belongs to the one that is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from procguard.portal.logs.archive import objects
+from procguard.portal.logs.archive.coverage import Range, common, merged
+from procguard.portal.logs.archive.index import ArchiveIndex, Key, StoredPiece
+from procguard.portal.logs.archive.object_store import ObjectDamaged, ObjectMissing, ObjectStore, RunInThread
+from procguard.portal.logs.archive.objects import Piece
+from remote_agent.protocol.messages import directory_name
+
+FIRST_BYTES = 64 * 1024  # most headers are shorter
+
+log = logging.getLogger("procguard.manager.archive")
+
+
+@dataclass
+class Rebuilt:
+    objects: int = 0
+    pieces: int = 0
+    damaged: int = 0
+
+
+def read_pieces(place: ObjectStore, name: str, in_thread: RunInThread) -> tuple[float, list[Piece], int]:
+    """(when it was made, its pieces, its size). Raises ArchiveFailed, ObjectMissing, ObjectDamaged."""
+    first = place.get(name, 0, FIRST_BYTES)
+    start, head = first[: objects.START_BYTES], first[objects.START_BYTES :]
+    length = objects.header_length(start)
+    if len(head) < length:
+        head += place.get(name, objects.START_BYTES + len(head), length - len(head))
+    about, pieces = _of_thread(in_thread(_read, start, head[:length]))
+    body = objects.START_BYTES + length
+    size = max([body, *(one.position + one.packed for one in pieces)])
+    if len(place.get(name, size - 1, 2)) != 1:
+        raise ObjectDamaged("it has another length than its header says")
+    return about, pieces, size
+
+
+def _read(start: bytes, head: bytes) -> tuple[float, list[Piece]] | ObjectDamaged:
+    try:
+        about, pieces = objects.read_header(start, head)
+        return about["at"], pieces
+    except ObjectDamaged as exc:
+        return exc
+
+
+def _of_thread(result: tuple[float, list[Piece]] | ObjectDamaged) -> tuple[float, list[Piece]]:
+    if isinstance(result, ObjectDamaged):
+        raise result
+    return result
+
+
+def rebuild(place: ObjectStore, index: ArchiveIndex, in_thread: RunInThread) -> Rebuilt:
+    """Take into the index every object that it does not know. Raises ArchiveFailed, OSError."""
+    found, known = Rebuilt(), index.known_names()
+    covered: dict[Key, list[Range]] = {(one.folder, one.attempt, one.stream): one.covered for one in index.streams()}
+    for name in place.names():
+        if name in known:
+            continue
+        try:
+            at, pieces, size = read_pieces(place, name, in_thread)
+        except (ObjectDamaged, ObjectMissing) as exc:
+            log.error("log archive: %s is left out: %s", name, exc)
+            found.damaged += 1
+            continue
+        for folder in _declared_again(place, index, name, pieces, covered, in_thread):
+            index.drop(folder + ".gone")
+            index.rename(folder, folder + ".gone")
+            for key in [key for key in covered if key[0] == folder]:
+                del covered[key]
+        fresh: list[tuple[Key, Piece]] = []
+        changed: dict[Key, list[Range]] = {}
+        for one in pieces:
+            key = (directory_name(one.worker_id), one.attempt, one.stream)
+            if not common(covered.get(key, []), one.start, one.end):
+                fresh.append((key, one))
+                changed[key] = covered[key] = merged([*covered.get(key, []), (one.start, one.end)])
+        index.finish(index.begin(name, at), size, fresh, changed)
+        found.objects += 1
+        found.pieces += len(fresh)
+    return found
+
+
+def _declared_again(
+    place: ObjectStore,
+    index: ArchiveIndex,
+    name: str,
+    pieces: list[Piece],
+    covered: dict[Key, list[Range]],
+    in_thread: RunInThread,
+) -> set[str]:
+    """Folders of workers whose log has other bytes in this object than the index knows at the same place."""
+    found: set[str] = set()
+    for one in pieces:
+        key = (directory_name(one.worker_id), one.attempt, one.stream)
+        if key[0] in found or not one.packed or not common(covered.get(key, []), one.start, one.end):
+            continue
+        here = _bytes_of(place, name, one, in_thread)
+        for known in index.pieces(key, one.start, one.end, 2):
+            there = _bytes_of(place, known.name, known, in_thread) if known.packed else None
+            start, end = max(one.start, known.start), min(one.end, known.start + known.length)
+            if here is None or there is None:
+                continue
+            if here[start - one.start : end - one.start] != there[start - known.start : end - known.start]:
+                found.add(key[0])
+    return found
+
+
+def _bytes_of(place: ObjectStore, name: str, piece: Piece | StoredPiece, in_thread: RunInThread) -> bytes | None:
+    """None where it cannot be read."""
+    try:
+        packed = place.get(name, piece.position, piece.packed)
+    except ObjectMissing:
+        return None
+    data: bytes | None = in_thread(_unpacked, packed, piece.length, piece.digest)
+    return data
+
+
+def _unpacked(packed: bytes, length: int, digest: bytes) -> bytes | None:
+    try:
+        return objects.unpack(packed, length, digest)[0]
+    except ObjectDamaged:
+        return None
