@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -511,9 +512,10 @@ def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(
 
 def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobUser, tmp_path: Path) -> None:
     """It calls itself a worker, or something that is no id at all."""
-    dest = tmp_path.parent / f"{tmp_path.name}-dest"
+    place = Path(tempfile.mkdtemp(prefix="pg-place-"))  # `tmp_path` is below folders of root's alone
+    dest = place / "dest"
     assert brought(project, dest, tmp_path).status == "changed"
-    for folder in (dest, dest.parent, dest.parent.parent):
+    for folder in (dest, place):
         folder.chmod(0o755)
     (project / "train.py").write_text("print(3)\n")
     names = ("train-a", "\x1b[2J")
@@ -527,9 +529,7 @@ def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobU
         for one in strangers:
             one.kill()
             one.wait()
-        dest.parent.chmod(0o700)
-        dest.parent.parent.chmod(0o700)
-        shutil.rmtree(dest)
+        shutil.rmtree(place)
 
 
 def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: JobUser, tmp_path: Path) -> None:
