@@ -95,14 +95,15 @@ static=0 # a failed check does not keep the tests from running: one run shows ev
 "$procguard_python" scripts/dev_tasks.py static || static=$?
 # Side by side by file, more at once than there are cores: most of them wait. The browsers for themselves: Chromium breaks
 # off what it loads when this machine gets or loses a network (ERR_NETWORK_CHANGED), as it does with each test host. One
-# after the other what must hold a bound in seconds. tests/conftest.py puts the longest files first: a phase ends when
-# its last file does.
+# after the other what must hold a bound in seconds, two at a time where they mostly wait. tests/conftest.py puts the
+# longest files first: a phase ends when its last file does.
 tests=0
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
 side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25 "${@:2}"; }
-side_by_side 5 tests --ignore=tests/browser -m 'not alone'
+side_by_side 5 tests --ignore=tests/browser -m 'not alone and not pair'
 side_by_side 4 tests/browser
-run tests --ignore=tests/unit --ignore=tests/browser -m alone
+side_by_side 2 tests/fleet -m pair --dist=load
+run tests/fleet -m alone
 if [ "$tests" != 0 ]; then exit "$tests"; fi
 if [ "$static" != 0 ]; then echo "run_tests: the tests are well, but a check above FAILED" >&2; fi
 exit "$static"

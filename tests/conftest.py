@@ -40,9 +40,10 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 LONGEST = ["test_axe", "test_portal", "test_appearance", "test_operations", "test_logs"]
 LONGEST += ["test_playbooks", "test_agent_lease", "test_lease", "test_deploy", "test_tls", "test_reassignment"]
 LONGEST += ["test_chaos_fence", "test_gangs", "test_upgrade", "test_agent_memory", "test_recovery", "test_trust_doctor"]
-LONGEST += ["test_tunnel", "test_chaos_manager", "test_worker_launcher", "test_reach", "test_chaos_disk"]
-LONGEST += ["test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm", "test_inventory_parity"]
-LONGEST += ["test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_conformance", "test_agent_gpus"]
+LONGEST += ["test_tunnel", "test_chaos_several", "test_chaos_manager", "test_worker_launcher", "test_reach"]
+LONGEST += ["test_chaos_disk", "test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm"]
+LONGEST += ["test_inventory_parity", "test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_conformance"]
+LONGEST += ["test_agent_gpus"]
 
 # What one test may take of the processor in `invoke check`, with the processes it has waited for. The dearest takes a
 # third of it on a quiet machine, so that a busy one, which makes processor time longer too, fails nothing here.

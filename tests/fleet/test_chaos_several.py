@@ -53,7 +53,7 @@ def check(world: SeveralManagers, leader: OneOfSeveral, declarer: Declarer) -> N
     assert not kinds & {"recovery", "agent_unreachable"}, "a recovery began because of a takeover"
 
 
-@pytest.mark.alone
+@pytest.mark.pair
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 @pytest.mark.parametrize("harm", HARMS)
@@ -96,10 +96,10 @@ def test_a_standby_takes_over_and_no_acknowledged_change_is_lost(
     )
 
 
-@pytest.mark.alone
+@pytest.mark.pair
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
-def test_of_three_managers_one_leads_whoever_is_lost_and_promote_takes_less_than_a_second_or_two(
+def test_of_three_managers_one_leads_whoever_is_lost_and_promote_is_as_quick_as_a_takeover(
     server: Postgres, tmp_path: Path, chaos_report: ChaosReport
 ) -> None:
     promoted: list[float] = []
@@ -127,12 +127,13 @@ def test_of_three_managers_one_leads_whoever_is_lost_and_promote_takes_less_than
             check(world, third, declarer)
             assert [one.role() for one in world.managers.values() if one.process].count("leader") == 1
             follower.start()
+    assert max(promoted) <= SERVING_WITHIN_S + SLACK_S
     chaos_report(
         f"three managers: {len(promoted)} promotions, the chosen one serves after {max(promoted):.1f} s at most"
     )
 
 
-@pytest.mark.alone
+@pytest.mark.pair
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
@@ -177,7 +178,6 @@ def connected(leader: OneOfSeveral) -> int:
     return sum(one["agent_state"] == "connected" for one in leader.get("/api/hosts")["hosts"])
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(31)
 @pytest.mark.parametrize("harm", ["restart", "terminate_backend", "SIGSTOP"])
@@ -217,7 +217,6 @@ def test_when_the_database_is_away_nobody_leads_and_everything_goes_on_afterward
     )
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(31)
 @pytest.mark.parametrize("kind", ["synchronous", "lagging and asynchronous"])
