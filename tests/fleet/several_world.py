@@ -208,8 +208,9 @@ def one_address(world: SeveralManagers) -> Iterator[str]:
 class Declarer(threading.Thread):
     """Declares one host with one worker after the other, to whoever leads, until it is stopped."""
 
-    def __init__(self, world: SeveralManagers, prefix: str = "h") -> None:
+    def __init__(self, world: SeveralManagers, prefix: str, pause_s: float) -> None:
         super().__init__(daemon=True)
+        self._pause_s = pause_s
         self._urls = [one.url for one in world.managers.values()]
         self._prefix = prefix
         self._stopped = threading.Event()
@@ -229,7 +230,7 @@ class Declarer(threading.Thread):
                 self.acknowledged.append(name)
                 self.longest_gap_s = max(self.longest_gap_s, time.monotonic() - last)
                 last = time.monotonic()
-                time.sleep(0.02)
+                time.sleep(self._pause_s)
             else:
                 at = (at + 1) % len(self._urls)
                 time.sleep(0.01)
@@ -247,8 +248,9 @@ class Declarer(threading.Thread):
 
 
 @contextlib.contextmanager
-def declaring(world: SeveralManagers, prefix: str = "h") -> Iterator[Declarer]:
-    one = Declarer(world, prefix)
+def declaring(world: SeveralManagers, prefix: str = "h", pause_s: float = 0.02) -> Iterator[Declarer]:
+    """`pause_s`: after each."""
+    one = Declarer(world, prefix, pause_s)
     one.start()
     try:
         yield one

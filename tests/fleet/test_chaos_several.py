@@ -31,8 +31,10 @@ from tests.fleet.several_world import (
 from tests.postgres_server import Postgres
 from tests.waiting import wait_until
 
-HARMS = ("SIGKILL", "SIGSTOP", "cut from the database", "SIGTERM")
+HARMS = ("SIGKILL", "SIGSTOP", "cut from the database")
 ANSWERED_WITHIN_S = 10.0
+UNAVAILABLE_AT_MOST_S = 5.0
+HOUR_S = 3_600.0
 SLACK_S = 2.0  # two busy cores run PostgreSQL, two managers and the test
 
 
@@ -85,7 +87,7 @@ def test_a_standby_takes_over_and_no_acknowledged_change_is_lost(
                 assert leader.ended() == EXIT_FENCED
                 assert "was fenced: another manager leads" in leader.console()
             else:
-                assert leader.ended() in (0, -signal.SIGKILL)
+                assert leader.ended() == -signal.SIGKILL
             check(world, follower, declarer)
             leader.start()
             check(world, world.leader(), declarer)
@@ -168,10 +170,71 @@ def test_every_agent_is_answered_again_and_no_worker_is_touched(
     )
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+@pytest.mark.chaos(30)
+def test_both_managers_are_upgraded_one_after_the_other_under_load(
+    server: Postgres, tmp_path: Path, chaos_report: ChaosReport
+) -> None:
+    """Each is stopped and started again, as an upgrade does, while changes and heartbeats go on."""
+    agents = 300 if chaos_report.long else 40
+    gaps: list[float] = []
+    with SeveralManagers(tmp_path, server) as world, one_address(world) as url:
+        token = json.loads(world.leader().request("POST", "/api/tokens", {"scope": "operator", "name": "swarm"})[1])
+        with (
+            Swarm(url, agents=agents, workers_per_agent=1, seed=31, token=token["token"], keep=True) as swarm,
+            declaring(world) as declarer,
+        ):
+            swarm.wait_running(120)
+            before = instances(world.leader())
+            for _ in chaos_report.rounds(short=1, long=50):
+                for name, one in sorted(world.managers.items()):
+                    declarer.longest_gap_s, count = 0.0, len(declarer.acknowledged)
+                    one.send(signal.SIGTERM)
+                    assert one.ended() == 0
+                    one.start()
+                    leader = world.leader()
+                    wait_until(
+                        lambda count=count: len(declarer.acknowledged) > count + 3, 30, f"changes go on without {name}"
+                    )
+                    wait_until(lambda leader=leader: connected(leader) >= agents, 60, "every agent is answered", 0.1)
+                    gaps.append(declarer.longest_gap_s)
+                    check(world, leader, declarer)
+            assert instances(world.leader()) == before
+            acknowledged = len(declarer.acknowledged)
+    assert max(gaps) <= UNAVAILABLE_AT_MOST_S
+    chaos_report(
+        f"{len(gaps)} managers stopped and started again under load, {agents} agents: no change was taken for "
+        f"{max(gaps):.1f} s at most; 0 of {acknowledged} lost, 0 workers touched"
+    )
+
+
+@pytest.mark.alone
+@pytest.mark.chaos(30)
+def test_without_a_failure_nobody_takes_over(server: Postgres, tmp_path: Path, chaos_report: ChaosReport) -> None:
+    if not chaos_report.long:
+        pytest.skip("an hour; `invoke chaos 30` runs it")
+    agents = 300
+    with SeveralManagers(tmp_path, server) as world, one_address(world) as url:
+        token = json.loads(world.leader().request("POST", "/api/tokens", {"scope": "operator", "name": "swarm"})[1])
+        with (
+            Swarm(url, agents=agents, workers_per_agent=1, seed=32, token=token["token"], keep=True) as swarm,
+            declaring(world, pause_s=0.5) as declarer,
+        ):
+            swarm.wait_running(120)
+            before, terms, ends = instances(world.leader()), world.terms(), time.monotonic() + HOUR_S
+            while time.monotonic() < ends:
+                time.sleep(10)
+                assert world.terms() == terms, f"a takeover {ends - time.monotonic():.0f} s before the end"
+            assert instances(world.leader()) == before
+            declared = len(declarer.acknowledged)
+    chaos_report(f"{HOUR_S / 60:.0f} min with {agents} agents and {declared} changes: 0 takeovers, 0 workers touched")
+
+
 def instances(leader: OneOfSeveral) -> dict[str, tuple[int, int, int]]:
-    """(epoch, attempt, pid) of each worker."""
+    """(epoch, attempt, pid) of each worker that runs."""
     found = leader.get("/api/remote-workers")["workers"]
-    return {one["worker_id"]: (one["epoch"], one["attempt"], one["pid"]) for one in found}
+    return {one["worker_id"]: (one["epoch"], one["attempt"], one["pid"]) for one in found if one["pid"]}
 
 
 def connected(leader: OneOfSeveral) -> int:
