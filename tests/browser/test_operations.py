@@ -500,6 +500,11 @@ def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: Ma
     events = fleet.ask("GET", "/api/events?limit=10000")["events"]
     shown = f"{len(events):,} events" if len(events) < 1000 else "newest 1,0"
     expect(count).to_contain_text(shown)
+    code = events[-1]["reason_code"]
+    page.get_by_label("Reason code").select_option(code)
+    expect(page).to_have_url(re.compile(rf"reason_code={re.escape(code)}"))
+    coded = fleet.ask("GET", f"/api/events?limit=10000&reason_code={code}")["events"]
+    expect(count).to_contain_text(f"{len(coded):,} events" if len(coded) < 1000 else "newest 1,0")
     for worker in ("gpu-00000-w0", "gpu-00002-w11"):
         page.goto(f"{fleet.url}/#/worker/{worker}?tab=attempts")
         newest = fleet.worker(worker)["attempt"]

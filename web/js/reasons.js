@@ -79,3 +79,9 @@ function word(kind, name) {
 function isReason(value) {
   return Boolean(value) && typeof value === 'object' && typeof value.code === 'string' && Boolean(value.params) && typeof value.params === 'object';
 }
+
+/** The codes of an event's reason and of those that follow it. */
+export function codesOf(event) {
+  const also = (event.reason_params || {}).also;
+  return [event.reason_code, ...(Array.isArray(also) ? also.filter(isReason).map((one) => one.code) : [])].filter(Boolean);
+}

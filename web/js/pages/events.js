@@ -8,7 +8,7 @@ import { EventHistory } from '../history.js';
 import { hasText, t } from '../i18n.js';
 import { icon } from '../icons.js';
 import { countsText, meant, operationTitle } from '../operations.js';
-import { actorName, reasonOf } from '../reasons.js';
+import { actorName, codesOf, reasonOf } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { timeStrip } from '../strip.js';
 import { Table, textCell } from '../table.js';
@@ -19,7 +19,7 @@ const STEP = 200; // rows drawn at first, and with each "show more"
 const OF_OPERATION = 100; // events of one operation that its row unfolds to
 const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'archive_failing', 'host_disk_full', 'agent_restart_failed', 'agent_upgrade_failed'];
 const FIELDS = { kind: 'kind', host: 'host', actor: 'actor', worker: 'worker_id' };
-const NO_FILTER = { q: '', kind: '', host: '', actor: '', worker: '', operation: '', since: '', until: '' };
+const NO_FILTER = { q: '', kind: '', reason_code: '', host: '', actor: '', worker: '', operation: '', since: '', until: '' };
 
 export function eventsPage({ store, query, kept }) {
   let limit = kept ? kept.limit : STEP;
@@ -32,6 +32,7 @@ export function eventsPage({ store, query, kept }) {
   const writeText = debounced(() => setFilter({ q: search.value.trim() }), 250);
   search.addEventListener('input', writeText);
   const kinds = pickList(t('events.kind'), t('events.all_kinds'), (kind) => setFilter({ kind }));
+  const reasons = pickList(t('events.reason_code'), t('events.all_reasons'), (code) => setFilter({ reason_code: code }));
   const hosts = pickList(t('workers.host'), t('workers.all_hosts'), (host) => setFilter({ host }));
   const actors = pickList(t('events.actor'), t('events.all_actors'), (actor) => setFilter({ actor }));
   const range = rangePick(chosen, (next) => setFilter(next));
@@ -49,7 +50,7 @@ export function eventsPage({ store, query, kept }) {
     'div.page',
     {},
     pageHead(t('nav.events'), count, h('span.spring'), download),
-    h('div.toolbar', {}, search, range, kinds, hosts, actors, clear),
+    h('div.toolbar', {}, search, range, kinds, reasons, hosts, actors, clear),
     only,
     history.problem,
     strip,
@@ -153,6 +154,7 @@ export function eventsPage({ store, query, kept }) {
     const distinct = (name) => [...new Set(events.map((event) => event[name]).filter(Boolean))].sort();
     kinds.update(distinct('kind'), chosen.kind);
     for (const option of kinds.options) if (option.value) setText(option, kindName(option.value));
+    reasons.update([...new Set(events.flatMap(codesOf))].sort(), chosen.reason_code);
     hosts.update([...new Set(store.agents().map((agent) => agent.host))].sort(), chosen.host);
     actors.update(distinct('actor'), chosen.actor);
   }
@@ -170,16 +172,17 @@ export function eventsPage({ store, query, kept }) {
 
 function readQuery(query) {
   const read = (name) => query.get(name) || '';
-  return { ...Object.fromEntries(['q', 'kind', 'host', 'actor', 'worker', 'operation'].map((name) => [name, read(name)])), ...readRange(query) };
+  return { ...Object.fromEntries(['q', 'kind', 'reason_code', 'host', 'actor', 'worker', 'operation'].map((name) => [name, read(name)])), ...readRange(query) };
 }
 
 /** What the manager is asked for; words are looked for here, in the language of the page, and by the manager in all it has. */
-function apiQuery({ kind, host, actor, worker, operation, since, until }) {
-  return { kind, host, actor, worker, operation, since, until };
+function apiQuery({ kind, reason_code, host, actor, worker, operation, since, until }) {
+  return { kind, reason_code, host, actor, worker, operation, since, until };
 }
 
 function fits(event, chosen) {
   if (Object.entries(FIELDS).some(([name, field]) => chosen[name] && event[field] !== chosen[name])) return false;
+  if (chosen.reason_code && !codesOf(event).some((code) => `${code}.`.startsWith(`${chosen.reason_code}.`))) return false;
   return !chosen.operation || Boolean(event.evidence && event.evidence.operation_id === chosen.operation);
 }
 

@@ -280,6 +280,25 @@ def test_the_history_is_read_forwards_and_backwards_in_pieces(kind: Kind, monkey
     store.close()
 
 
+def test_events_are_found_by_the_code_of_any_of_their_reasons(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PAGE", 3)
+    monkeypatch.setattr(postgresql, "PAGE", 3)
+    store, _ = kind.opened()
+    codes = ("exit.code", "exit.oom", "exitus", "run.running")
+    lines = [event(seq, reason_code=codes[seq % 4], reason_params={}) for seq in range(1, 21)]
+    lines.append(event(21, reason_code="text", reason_params={"also": [{"code": "exit.oom", "params": {}}]}))
+    store.commit([], lines)
+
+    def seqs(*wanted: str, limit: int = 100, **more: Any) -> list[int]:
+        return [one["seq"] for one in store.find("events", EventQuery(reason_code=wanted, **more), limit)]
+
+    assert seqs("exit.oom") == [1, 5, 9, 13, 17, 21]
+    assert seqs("exit", limit=4) == [16, 17, 20, 21]
+    assert seqs("exit", "run", limit=3, before=9) == [5, 7, 8]
+    assert seqs("exit.o") == [] and seqs("Exit") == []
+    store.close()
+
+
 def test_a_log_keeps_to_its_bound_and_loses_its_oldest_events(kind: Kind) -> None:
     store, _ = kind.opened()
     store.keep_history("events", 20_000)
