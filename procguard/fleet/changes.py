@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 
 class Signal(Generic[P]):
-    """Something that happens; `signal(…)` tells everybody who has subscribed, in that order."""
+    """A signal. Calling it calls all subscribers in the order of their subscription."""
 
     __slots__ = ("_subscribers",)
 
@@ -34,7 +34,7 @@ class Signal(Generic[P]):
 
 
 class ChangeBus:
-    """Every signal says of what kind its argument is. An agent's id is its host's item."""
+    """The signals of the fleet; the comment beside each names its argument."""
 
     def __init__(self) -> None:
         self.workers = Signal[[str]]()  # a worker's id: its view has changed, or it is gone

@@ -25,14 +25,15 @@ class Durability:
         self.lines: Callable[[], list[Line]] = list  # what else belongs to the commit of whoever commits now
 
     def hand_in(self, changes: Iterable[Change]) -> int:
-        """Durable with the next commit. Returns the number of the last change."""
+        """Queue changes for the next commit. Returns the number of the last one, for `wait_for`."""
         before = len(self._waiting)
         self._waiting += changes
         self.made += len(self._waiting) - before
         return self.made
 
     def commit(self) -> None:
-        """Everything handed in so far is on disk when this returns, with its events. Raises NotDurable, Fenced."""
+        """Commit all queued changes with their events; they are on disk when this returns. Raises NotDurable,
+        Fenced."""
         if self.displaced:
             raise NotDurable(self.unwritten, "the manager writes its state again by itself")
         changes, self._waiting = self._waiting, []
@@ -48,7 +49,7 @@ class Durability:
             self.written_again()
 
     def wait_for(self, number: int) -> bool:
-        """Whether the change of this number was on disk; if not, it is when this returns. Raises NotDurable."""
+        """Ensure that change `number` is on disk. True if it already was. Raises NotDurable."""
         if number <= self._durable:
             return True
         self.commit()

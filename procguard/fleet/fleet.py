@@ -37,7 +37,7 @@ class Fleet:
         bus: ChangeBus | None = None,
         leadership: Leadership | None = None,
     ) -> None:
-        """`bus`: with those who are to hear of the start, too; `leadership`: of one among several managers."""
+        """`bus`: subscribers that also receive the changes of the start; `leadership`: with several managers."""
         self.state = state = FleetState(store, events, settings, bus or ChangeBus())
         state.leadership = leadership or state.leadership
         self.leases = Leases(state)
@@ -79,5 +79,5 @@ class Fleet:
             self.resync.begin(now)
 
     def close(self) -> None:
-        """Everything is durable when this returns."""
+        """Commit everything and close the store."""
         self.state.durability.close()

@@ -29,10 +29,10 @@ class Leadership(Protocol):
         """Whether assignments and commands may leave at this moment."""
 
     def may_renew(self) -> bool:
-        """Whether leases may be renewed, each to the agent that holds it. True wherever `may_direct` is."""
+        """Whether leases may be renewed for their present holders. True whenever `may_direct` is."""
 
     def manager_urls(self) -> Sequence[str]:
-        """Where agents find the managers, the leader first. Empty: one manager alone."""
+        """The URLs at which agents reach the managers, the leader's first. Empty with a single manager."""
 
 
 class SoleManager:

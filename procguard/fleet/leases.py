@@ -76,12 +76,13 @@ class Leases:
         return found
 
     def _holds(self, worker: WorkerRecord, now: Now) -> bool:
-        """Whether this worker's agent was granted its lease here, and may still hold it."""
+        """Whether this manager granted the worker's agent a lease that may still be valid."""
         granted = self._granted.get(worker.worker_id)
         return granted is not None and granted.agent_id == worker.agent_id and now.monotonic <= granted.gone_at
 
     def _may_run(self, worker: WorkerRecord) -> bool:
-        """A child that is to be stopped is granted on too: it is stopped in order, not by the end of its lease."""
+        """Whether the lease is renewed. A worker being stopped keeps its lease, so that it stops in the ordinary
+        way."""
         if worker.assigned_state == "running":
             return True
         report = self._state.worker_status[worker.worker_id].report
@@ -100,13 +101,13 @@ class Leases:
         self._granted[worker.worker_id] = _GrantedLease(worker.agent_id, gone_at)
 
     def ended(self, worker_id: str) -> None:
-        """The instance is surely gone and its right went to another agent: nothing is left of what was granted."""
+        """Forget the leases of an instance that is confirmed stopped and whose worker has moved to another agent."""
         self._granted.pop(worker_id, None)
 
     # ------------------------------------------------------------------------------------------ judging
 
     def is_confirmed_stopped(self, worker_id: str, now: Now) -> Reason:
-        """Why no instance of this worker can be running anywhere; "" while there is any doubt."""
+        """The reason why no instance of this worker can be running anywhere; "" while that is not proven."""
         instance = self.judge(worker_id, now)
         return instance.reason if instance.gone else NONE
 
@@ -129,7 +130,8 @@ class Leases:
         return InstanceStatus(True, because("lease.over", host=worker.host), by_time=True)
 
     def _reported_ended(self, worker: WorkerRecord) -> Reason:
-        """What its agent, connected and in its newest heartbeat, says of the current right to run: that it is over.
+        """The reason, if the connected agent's newest heartbeat reports that the instance of the current epoch has
+        ended.
 
         `stopped` is final only where it is to be stopped: one that is to run may be starting at this moment. `exited`
         and `failed` are final for their generation: only a new one starts such a worker again.
@@ -149,7 +151,7 @@ class Leases:
 
 
 def _longest_s(spec: messages.WorkerSpec) -> float:
-    """From a grant until the last process has been killed, at the latest."""
+    """The longest time in seconds from a grant until the last process has been killed."""
     return spec.lease_s + spec.stop_grace_s
 
 

@@ -6,7 +6,7 @@ import ipaddress
 
 
 def address_group(address: str) -> str:
-    """An address of IPv4; of IPv6 the /64, which one machine has as a whole."""
+    """The IPv4 address, or the IPv6 /64 prefix, since a single machine usually owns a whole /64."""
     if ":" not in address:
         return address
     try:

@@ -22,7 +22,7 @@ class AssignmentBuilder:
         self._gangs = gangs
 
     def of(self, agent_id: str) -> list[messages.Assignment]:
-        """Everything this agent is to run, ordered by worker id, with the fleet's defaults filled in."""
+        """The agent's assignments, ordered by worker id, with the fleet's defaults filled in."""
         own = [
             messages.Assignment(
                 worker_id=worker.worker_id,
@@ -55,7 +55,7 @@ class AssignmentBuilder:
         return report is not None and report.attempt > 0
 
     def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
-        """A worker's resolved specification, made once for each: specifications are replaced, never changed in place.
+        """Cached `resolved`. A specification is replaced, never changed in place, so its identity is the cache key.
 
         A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
         """
@@ -66,7 +66,7 @@ class AssignmentBuilder:
         return observed.resolved.spec
 
     def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
-        """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
+        """The specification with the manager's recovery settings filled in. Unchanged parts are shared, not copied."""
         settings, own = self._state.settings, spec.restart
         most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
         usual = own.start_timeout_s == messages.RestartPolicy.start_timeout_s  # else it is the worker's own
@@ -86,7 +86,8 @@ class AssignmentBuilder:
         return observed.rev
 
     def _comparable(self, assignment: messages.Assignment) -> dict[str, Any]:
-        """An assignment for the digest of them all, where the digest of its specification stands for that."""
+        """The assignment as input for the digest; its specification is represented by the specification's own
+        digest."""
         comparable = dict(vars(assignment))
         observed = self._state.worker_status.get(assignment.worker_id)
         same = observed is not None and observed.resolved is not None and observed.resolved.spec is assignment.spec

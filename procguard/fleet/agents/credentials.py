@@ -80,21 +80,21 @@ class Tokens:
         return self._table.rows.get(token_id)
 
     def find(self, sha256: str) -> TokenRecord | None:
-        """By the hash of its text; also one that has ended (`usable` says so)."""
+        """The token with this hash, also an expired or revoked one (see `usable`); None if there is none."""
         return self._by_hash.get(sha256)
 
     def by_mark(self, mark: str) -> TokenRecord | None:
-        """A launcher's token (to enrol, or of one launcher), by what may be said of it in clear; also an ended one."""
+        """The launcher token with this mark, which is not secret; also an expired or revoked one."""
         return self._by_mark.get(mark)
 
     def usable(self, token: TokenRecord, now: Now) -> str:
-        """ "" or why this token is good for nothing any more."""
+        """Why the token is no longer valid (expired, used up, revoked); "" if it is valid."""
         if token.expires_wall is not None and now.wall >= token.expires_wall:
             return f"expired at {iso(token.expires_wall)}"
         return "has let in as many launchers as it was made for" if token.uses_left == 0 else ""
 
     def used(self, token: TokenRecord, address: str, now: Now) -> None:
-        """Remember when and from where; now and then written, with some later change."""
+        """Record the time and address of a use. Written to disk only occasionally, with a later change."""
         self._last_uses[token.token_id] = (now.wall, address)
         if now.wall - (token.used_wall or 0.0) >= NOTE_USE_EVERY_S:
             with self._state.transaction(now, wait="nothing") as tx:
@@ -102,11 +102,11 @@ class Tokens:
                 token.used_wall, token.used_from = now.wall, address
 
     def last_use(self, token: TokenRecord) -> tuple[float | None, str]:
-        """(wall time, from where)."""
+        """(Unix seconds or None, address) of the last use."""
         return self._last_uses.get(token.token_id, (token.used_wall, token.used_from))
 
     def spend(self, tx: Transaction, token_id: str) -> None:
-        """One launcher is let in by it. Raises Refused."""
+        """Count one use of an enrolment token. Raises Refused when it has none left."""
         token = self._table.rows.get(token_id)
         reason = "was revoked" if token is None else self.usable(token, tx.now)
         if token is None or reason:

@@ -280,7 +280,7 @@ class Enrolment:
         return None if pending is None else views.pending_view(pending)
 
     def waiting(self) -> dict[str, PendingLauncher]:
-        """Who waits, by the name under which the change feed tells of it."""
+        """The pending launchers by their item id in the change feed."""
         return {self._item_id(pending): pending for pending in self._pending.values()}
 
     def _the_pending(self, agent_id: str, fingerprint: str) -> PendingLauncher:
@@ -301,7 +301,7 @@ class Enrolment:
         return found[0]
 
     def forget_the_ended(self, now: Now) -> None:
-        """Launchers that their users ended leave the list by themselves, with their workers. Durable with the next
+        """Remove launchers that their users ended some time ago, and their workers. Durable with the next
         commit."""
         for agent in list(self._state.agents_by_id.values()):
             if agent.ended_wall and now.wall - agent.ended_wall > ENDED_KEPT_S:
@@ -310,14 +310,15 @@ class Enrolment:
                         ownership.drop_worker(self._state, tx, worker, because("worker.launcher_ended"))
 
     def expire(self, now: Now) -> None:
-        """Launchers that ask no more wait no more."""
+        """Remove pending launchers that have stopped asking."""
         for key, pending in list(self._pending.items()):
             if now.monotonic - pending.asked > PENDING_EXPIRES_S:
                 self._waits_no_more(key)
 
     def _make_room(self, peer: str) -> None:
-        """The oldest of the address from which most wait gives way, unless that is the newcomer's own. Raises Conflict.
-        So one address keeps nobody else from waiting."""
+        """Drop the oldest entry of the address with the most pending launchers. Raises Conflict if that is the
+        caller's.
+        One address therefore cannot block the list for others."""
         crowds = Counter(address_group(pending.peer) for pending in self._pending.values())
         crowd, count = crowds.most_common(1)[0]
         if count <= crowds[address_group(peer)] + 1:

@@ -61,7 +61,7 @@ class HeartbeatProcessor:
     def take(
         self, agent_id: str, beat: messages.AgentHeartbeat, now: Now, channel: str = "http"
     ) -> messages.AgentReply:
-        """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
+        """Apply an agent's heartbeat, received over `channel`; durable for its events and command results."""
         agent = self._state.agent(agent_id)
         observed = self._state.agent_status[agent_id]
         observed.channel = channel
@@ -93,7 +93,7 @@ class HeartbeatProcessor:
     def _take(
         self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat
     ) -> dict[str, int]:
-        """Returns the events that are acknowledged, by worker, once they are durable."""
+        """Returns worker id -> highest event sequence number to acknowledge once the transaction is durable."""
         # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
         own = self._state.own_workers(agent.agent_id)
         kept = [report for report in beat.workers if report.worker_id in own]
@@ -123,7 +123,7 @@ class HeartbeatProcessor:
         return acked
 
     def _show_host(self, agent_id: str, observed: AgentObserved, beat: messages.AgentHeartbeat) -> None:
-        """Nearly every heartbeat tells nothing new of its host but measurements."""
+        """Publish the host's view only if more than measurements has changed, which is rare."""
         usage = beat.usage
         shown = (
             self._state.worker_count(agent_id),
@@ -147,7 +147,7 @@ class HeartbeatProcessor:
         observed.paid_until = max(observed.paid_until, now.monotonic) + cost / CHANGES_PER_S
 
     def wait_s(self, agent_id: str, monotonic: float) -> float:
-        """Seconds until the next heartbeat of this agent is due to be taken, by the changes of those before it."""
+        """Seconds until the next heartbeat of this agent may be applied; grows with the changes of earlier ones."""
         observed = self._state.agent_status.get(agent_id)
         if observed is None or observed.paid_until <= monotonic:  # nearly always
             return 0.0
@@ -162,7 +162,7 @@ class HeartbeatProcessor:
                 self._mark_connected(tx, agent, observed)
 
     def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
-        """`peer_closed`: the agent's side ended the held request, which a living agent does not do."""
+        """`peer_closed`: the agent's side closed the held request, which suggests that the agent has died."""
         observed = self._state.agent_status.get(agent_id)
         if observed is None:
             return
@@ -172,7 +172,7 @@ class HeartbeatProcessor:
             self._state.bus.poll_lost(agent_id)
 
     def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
-        """How many events this agent may cause now."""
+        """The number of events that this agent may still cause at this moment (rate limit)."""
         observed = self._state.agent_status[agent.agent_id]
         if observed.events_at is None:
             observed.events_left = EVENTS_AT_ONCE
@@ -221,7 +221,7 @@ class HeartbeatProcessor:
             )
 
     def _launcher_ends(self, tx: Transaction, agent: AgentRecord, observed: AgentObserved) -> None:
-        """Its user ended it, and its worker had stopped before: its silence from now on is no failure."""
+        """The launcher's user ended it after its worker had stopped: missing heartbeats are no longer a failure."""
         observed.last_seen, observed.last_seen_wall = tx.now.monotonic, tx.now.wall
         if observed.state == "ended":
             return
@@ -257,7 +257,7 @@ class HeartbeatProcessor:
     def _take_disk(
         self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat
     ) -> None:
-        """Its disk refuses writes, or takes them again: one event for each."""
+        """Record one event when the host's disk starts or stops refusing writes."""
         if (
             observed.disk_reported_at is not None
             and tx.now.monotonic - observed.disk_reported_at < host_disks.EVENT_EVERY_S
@@ -387,14 +387,14 @@ class HeartbeatProcessor:
             tx.event("warning", worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id)
 
     def _remember_lease(self, tx: Transaction, worker: WorkerRecord, report: messages.WorkerReport) -> None:
-        """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
+        """Record whether this instance holds a lease. Durable: a manager that starts while the host is cut off has
         nobody to ask."""
         leased = report.lease_left_s is not None
         if report.epoch == worker.epoch and worker.leased != leased:
             tx.edit(worker).leased = leased
 
     def _remember(self, tx: Transaction, worker: WorkerRecord, report: messages.WorkerReport) -> None:
-        """Keep durably what is shown while the agent is away."""
+        """Store what the API shows while the agent is unreachable."""
         if (worker.last_state, worker.attempt) == (report.state, report.attempt):
             return
         # A failure of another attempt is a new failure, even if its start was never reported.
@@ -450,7 +450,7 @@ class HeartbeatProcessor:
             self._state.command_event(tx, record)
 
     def _finish_removals(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
-        """A worker that was to be removed, and that the agent (having heard so) no longer has, is gone."""
+        """Delete workers whose removal the agent has received and that it no longer reports."""
         if beat.assignments_rev != self._assignments.rev(agent.agent_id):
             return
         present = {report.worker_id for report in beat.workers}
@@ -464,7 +464,7 @@ class HeartbeatProcessor:
     def take_plain(
         self, worker_id: str, beat: messages.WorkerHeartbeat, now: Now, channel: str = "http"
     ) -> messages.WorkerReply:
-        """The documented single-worker heartbeat: the same intake with one worker. Durable."""
+        """Apply the documented single-worker heartbeat of a plain launcher by the same rules. Durable."""
         worker = self._state.find(worker_id)
         agent, observed = self._state.agents_by_id[worker.agent_id], self._state.agent_status[worker.agent_id]
         worker_status = self._state.worker_status[worker_id]
@@ -491,7 +491,7 @@ class HeartbeatProcessor:
         return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
 
     def _refuse_unless_leading(self, allowed: bool) -> None:
-        """What was reported is known here whoever leads; the agent goes on to the next manager. Raises NotLeading."""
+        """Raises NotLeading after the report was applied, so that the agent continues with the leader."""
         if not allowed:
             raise NotLeading(self._state.leadership)
 
@@ -541,7 +541,7 @@ class HeartbeatProcessor:
     def _only_measured(
         self, worker: WorkerRecord, before: messages.WorkerReport, beat: messages.WorkerHeartbeat
     ) -> bool:
-        """Whether this says nothing but how much the worker uses now, as nearly every heartbeat does."""
+        """Whether the heartbeat changes only the worker's resource usage, as nearly every one does."""
         return (
             beat.state == before.state == worker.last_state
             and before.attempt == worker.attempt
@@ -556,7 +556,7 @@ class HeartbeatProcessor:
 
 
 def _something_happened(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:
-    """Whether the reports differ in more than their measurements."""
+    """Whether the reports differ in anything other than measurements."""
     return (
         before.state != report.state
         or before.attempt != report.attempt
@@ -566,7 +566,7 @@ def _something_happened(before: messages.WorkerReport, report: messages.WorkerRe
 
 
 def _same_but_measured(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:
-    """Whether the reports differ in their measurements alone, if at all."""
+    """Whether the reports are equal apart from measurements."""
     usage, metrics = report.usage, report.metrics
     if _gpus(before.usage) != _gpus(usage):
         return False
@@ -578,7 +578,7 @@ def _same_but_measured(before: messages.WorkerReport, report: messages.WorkerRep
 
 
 def _declared(worker: WorkerRecord, metrics: list[messages.LogMetric]) -> list[messages.LogMetric]:
-    """Those that are declared, each once, in that order."""
+    """The reported metrics that the worker declares, each once, in the order of the declaration."""
     found = {one.name: one for one in metrics}
     return [found[name] for name in worker.spec.metrics if name in found]
 

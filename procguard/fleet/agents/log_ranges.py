@@ -1,6 +1,6 @@
-"""Parts of logs that the manager lacks and asks hosts for: who is asked, what may come in, who waits.
+"""Requests to agents for log ranges that this manager lacks: pending questions, permitted uploads, waiting readers.
 
-After a takeover the leader stores what comes; older bytes lie on the hosts and are fetched when somebody reads them
+After a takeover the leader stores new output; older bytes are still on the hosts and are fetched when they are read
 (portal/logs/fetch.py). Nothing of it is stored: a question lives for seconds. Knows no HTTP and no files.
 """
 
@@ -36,13 +36,13 @@ class LogRanges:
 
     @property
     def has_hosts(self) -> bool:
-        """Whether hosts may hold what this manager lacks: it is one of several, and led by turns."""
+        """Whether hosts may hold log bytes that this manager lacks: it is one of several managers."""
         return self._state.leadership.term > 0
 
     def ask(
         self, worker_id: str, attempt: int, stream: str, offset: int, length: int, wake: Callable[[], None]
     ) -> RangeQuestion | None:
-        """Of the worker's present host; None where that can't be asked now. Call `end` at last."""
+        """Ask the worker's current host; None if it is not connected. The caller must call `end` afterwards."""
         worker = self._state.workers_by_id.get(worker_id)
         if worker is None or not self.can_ask(worker_id) or len(self._open) >= MAX_AT_ONCE:
             return None
@@ -78,14 +78,14 @@ class LogRanges:
         return due
 
     def admits(self, agent_id: str, range_id: str, worker_id: str, attempt: int, stream: str) -> bool:
-        """Whether this agent was asked for that."""
+        """Whether this agent was asked for this range of this log."""
         question = self._open.get(range_id)
         if question is None or (question.agent_id, question.asked.worker_id) != (agent_id, worker_id):
             return False
         return question.asked.attempt == 0 or (question.asked.attempt, question.asked.stream) == (attempt, stream)
 
     def complete(self, range_id: str) -> None:
-        """The agent has sent the last of it."""
+        """Mark the range as complete: the agent has sent everything that it has."""
         question = self._open.get(range_id)
         if question is not None:
             question.done = True

@@ -67,7 +67,7 @@ class Part:
 
 @dataclass
 class Question:
-    """What is looked for; times are Unix seconds."""
+    """The search request; times are Unix seconds."""
 
     pattern: str
     regex: bool = True
@@ -93,7 +93,7 @@ class Search:
 
     @property
     def ends_at(self) -> float:
-        """Monotonic: who has not answered by then is not waited for."""
+        """The deadline, monotonic. Agents that answer later are ignored."""
         return self.began + self.question.timeout_s + ANSWER_GRACE_S
 
     @property
@@ -102,21 +102,21 @@ class Search:
 
     @property
     def worker_count(self) -> int:
-        """A worker that moved is in several parts."""
+        """The number of distinct workers; one that moved is part of several hosts' shares."""
         return len({worker_id for part in self.parts.values() for worker_id in part.worker_ids})
 
     def add_manager(self) -> Part:
-        """The manager looks through what it stores itself; whoever adds this part answers it with `finish`."""
+        """Add the manager's own part. The caller searches the stored logs and answers it with `finish`."""
         part = self.parts[""] = Part("", MANAGER, [])
         return part
 
     def finish(self, part: Part, lines: list[messages.LogMatch]) -> None:
-        """The part has its answer."""
+        """Record the answer of a part."""
         self.fresh.append((part, lines))
         self.wake()
 
     def give_up(self) -> None:
-        """Nobody is waited for any longer."""
+        """Stop waiting: all open parts time out."""
         for part in self.parts.values():
             if part.status in OPEN:
                 part.status, part.reason = "no_answer", WHY_SILENT
@@ -209,7 +209,8 @@ class LogSearches:
         return requests
 
     def take(self, agent_id: str, result: messages.LogSearchResult) -> None:
-        """An agent's answer; only of workers that it was asked about. Raises NotFound when nobody waits for it."""
+        """Record an agent's answer, limited to workers that it was asked about. Raises NotFound if no search waits
+        for it."""
         search = self._searches.get(result.search_id)
         part = search.parts.get(agent_id) if search is not None else None
         if search is None or part is None:

@@ -28,7 +28,7 @@ Op = Literal["restart", "upgrade", "rollback", "log"]
 
 
 class MaintenanceAnswer(Protocol):
-    """What came of it. `ok`: the host was reached; `agent`: in which state its agent is; `log`: of "log" alone."""
+    """The result. `ok`: the host was reached; `agent`: the state of its agent; `log`: only for the action "log"."""
 
     @property
     def ok(self) -> bool: ...
@@ -67,7 +67,8 @@ class AgentMaintenance:
         self._busy: dict[str, str] = {}  # host -> what is being done there
 
     def begin(self, action: MaintenanceAction, host: str, actor: str) -> int:
-        """Has it done; what became of it is an event with a higher number than this one. Raises NotFound, Conflict."""
+        """Start the action and return at once. Returns an event sequence number; the result is a later event. Raises
+        NotFound, Conflict."""
         agent = self._deployed(host)
         if host in self._busy:
             raise Conflict(f"{host}: {self._busy[host]} of its agent is in progress", "wait for its event", code="busy")
@@ -82,7 +83,7 @@ class AgentMaintenance:
         return seq
 
     def log(self, host: str, max_bytes: int) -> dict[str, Any]:
-        """The end of the agent's own log, as it is on the host now. Raises NotFound, Conflict."""
+        """The last `max_bytes` of the agent's own log, read from the host over SSH. Raises NotFound, Conflict."""
         agent = self._deployed(host)
         result = self._run_ssh("log", agent, LOG_DEADLINE_S, max_bytes)
         if not result.ok or not result.log:
@@ -122,7 +123,7 @@ class AgentMaintenance:
             self._busy.pop(agent.host, None)
 
     def _undone(self, action: MaintenanceAction, agent: AgentRecord) -> Reason:
-        """An upgrade that is not heard is taken back, as a deployment does."""
+        """Roll back an upgrade whose agent sends no heartbeat, as a deployment does."""
         if action != "upgrade":
             return NONE
         back = self._run_ssh("rollback", agent, DEADLINE_S["rollback"])
@@ -131,7 +132,7 @@ class AgentMaintenance:
         )
 
     def _reconnected(self, agent: AgentRecord, before: object) -> bool:
-        """Whether another life of the agent was heard in time."""
+        """Whether a new agent process has sent a heartbeat within the time limit."""
         deadline = self._read_clock().monotonic + HEARTBEAT_TIMEOUT_S
         while self._read_clock().monotonic < deadline:
             observed = self._fleet.state.agent_status.get(agent.agent_id)

@@ -90,7 +90,7 @@ class ReplyBuilder:
         return reply
 
     def usual_for_worker(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:
-        """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
+        """The reply without changes. The same object is returned while it is valid, so that it is encoded only once."""
         sent, interval_s = observed.last_reply, self._state.interval_s(worker.agent_id)
         if sent is None or (sent.desired, sent.epoch, sent.interval_s) != (worker.desired, worker.epoch, interval_s):
             sent = observed.last_reply = self.worker_base(worker)

@@ -23,7 +23,7 @@ class StateResync:
         self._until = now.monotonic + LASTS_TIMEOUTS * self._state.settings.heartbeat_timeout_s
 
     def open(self, now: Now) -> bool:
-        """Whether what the state says of the workers may be older than what runs."""
+        """Whether the resync is in progress: the stored state may be older than what runs."""
         if self._until is None:
             return False
         silent = [agent_id for agent_id, observed in self._state.agent_status.items() if observed.heartbeat is None]

@@ -60,7 +60,7 @@ class Rotations:
         return ""
 
     def take(self, agent_id: str, renewal: messages.SecretRenewal, now: Now) -> None:
-        """The agent has stored a new secret, whose digest this is: it is good from now on, beside the old one. Durable.
+        """Accept the digest of the agent's new secret: both secrets are valid from now on. Durable.
         Raises Conflict."""
         agent = self._state.agent(agent_id)
         if agent.rotation is None or agent.rotation.id != renewal.rotation:
@@ -75,7 +75,8 @@ class Rotations:
         self._state.bus.secret_taken(agent_id)
 
     def first_use(self, sha256: str, now: Now) -> str | None:
-        """Whose new secret this is; it is that agent's only one from now on. None: nobody's. Durable."""
+        """The agent whose new secret has this digest; its old secret is revoked. None if there is no such agent.
+        Durable."""
         agent_id = self._state.agent_by_new_secret.get(sha256)
         agent = self._state.agents_by_id.get(agent_id) if agent_id is not None else None
         if agent is None:

@@ -23,7 +23,8 @@ class AgentSecrets:
         self._rotations = rotations
 
     def authenticate(self, secret_sha256: str) -> str | None:
-        """Whose secret this is. Durable where it is a new one, which ends the one before."""
+        """The id of the agent with this secret, "" if there is none. The first use of a new secret revokes the old;
+        durable."""
         found = self._state.agent_by_secret.get(secret_sha256)
         if found is None and secret_sha256 in self._state.agent_by_new_secret:
             found = self._rotations.first_use(secret_sha256, clock.read())
@@ -38,7 +39,7 @@ class AgentSecrets:
         return token.sha256 if token is not None else ""
 
     def set(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
-        """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
+        """Set an agent's secret (its hash). The previous one is revoked and its held requests are closed. Durable."""
         agent = self._state.agent(agent_id)
         with self._state.transaction(now, actor) as tx:
             self.replace(tx, agent, secret_sha256)

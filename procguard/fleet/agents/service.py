@@ -56,7 +56,7 @@ class AgentService:
     def heartbeat(
         self, agent_id: str, beat: messages.AgentHeartbeat, now: Now, channel: str = "http"
     ) -> messages.AgentReply:
-        """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
+        """Apply an agent's heartbeat, received over `channel`; durable for its events and command results."""
         return self.heartbeats.take(agent_id, beat, now, channel)
 
     def views(self) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ class AgentService:
         return self._state.hosts() + self.enrolment.views()
 
     def view(self, item_id: str) -> dict[str, Any] | None:
-        """One of them, by its agent's id or the item of a waiting launcher; None where there is none."""
+        """The view of one agent (by id) or of one pending launcher (by its item id); None if there is none."""
         if item_id in self._state.agents_by_id:
             return self._state.host_view(item_id)
         return self.enrolment.view(item_id)
@@ -72,7 +72,7 @@ class AgentService:
     # ------------------------------------------------------------------------------------------ what is known of them
 
     def mark(self, agent_id: str, state: str, reason: Reason, now: Now) -> None:
-        """The monitor's word on an agent: "suspect" or "unreachable" (its workers then show as unknown)."""
+        """Set the state that the monitor concluded: "suspect" or "unreachable" (its workers become `unknown`)."""
         agent, observed = self._state.agents_by_id[agent_id], self._state.agent_status[agent_id]
         if observed.state == state:
             return
@@ -91,14 +91,14 @@ class AgentService:
             self._state.show_agent(tx, agent_id)
 
     def note(self, agent_id: str, reason: Reason, now: Now) -> None:
-        """Say what is being done about an agent that is out of reach."""
+        """Record as an event what recovery does about an unreachable agent."""
         if self._state.agent_status[agent_id].reason != reason:
             self._state.agent_status[agent_id].reason = reason_of(reason)
             with self._state.transaction(now, wait="nothing") as tx:
                 self._state.show_agent(tx, agent_id)
 
     def excuse(self, late_s: float, gap_s: float, now: Now) -> None:
-        """The manager itself was late: every silence since `gap_s` ago may have been its own, and counts for less."""
+        """The manager itself was stalled: reduce the silence of every agent since `gap_s` seconds ago by `late_s`."""
         for observed in self._state.agent_status.values():
             if observed.last_seen is not None:  # never later than now: an agent heard since then needs no allowance
                 observed.last_seen = min(now.monotonic, observed.last_seen + late_s)
@@ -112,7 +112,7 @@ class AgentService:
                 self._state.bus.hosts(agent_id)
 
     def tunnel_changed(self, agent_id: str, state: str, port: int, reason: Reason, code: str, now: Now) -> None:
-        """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
+        """Record that the tunnel to a host is "up" or "down". Its port is stored, because the agent there uses it."""
         agent, observed = self._state.agents_by_id[agent_id], self._state.agent_status[agent_id]
         before = observed.tunnel.state if observed.tunnel is not None else ""
         since = observed.tunnel.since if observed.tunnel is not None and before == state else iso(now.wall)
@@ -127,16 +127,16 @@ class AgentService:
             tx.show("hosts", agent_id)
 
     def tunnel_dropped(self, agent_id: str) -> None:
-        """No tunnel is wanted there any more."""
+        """The host no longer needs a tunnel."""
         self._state.agent_status[agent_id].tunnel = None
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
-        """Whether this agent may speak for this worker."""
+        """Whether this worker is assigned to this agent."""
         worker = self._state.workers_by_id.get(worker_id)
         return worker is not None and worker.agent_id == agent_id
 
     def may_ship(self, agent_id: str, worker_id: str, attempt: int) -> bool:
-        """Whether this agent may bring log bytes of this attempt: of its own workers, and of one that was withdrawn
+        """Whether this agent may upload log bytes of this attempt: of its own workers, and of one that was withdrawn
         from it those up to the attempt with which it left."""
         if self.owns(agent_id, worker_id):
             return True
@@ -149,7 +149,8 @@ class AgentService:
     # ------------------------------------------------------------------------------------------ leaving
 
     def forget(self, agent_id: str, actor: str, now: Now) -> None:
-        """Drop an agent that was uninstalled, with whatever it still had; durable. Refused while it is connected."""
+        """Remove an uninstalled agent and the workers still assigned to it; durable. Raises Conflict while it is
+        connected."""
         state, agent = self._state, self._state.agent(agent_id)
         observed = state.agent_status[agent_id]
         if observed.state == "connected" and observed.poll_lost_at is None:

@@ -14,7 +14,7 @@ SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 
 
 def how_to_replace(scope: str) -> str:
-    """What to do where a token of this scope is not good, or not any more."""
+    """The next step for somebody whose token of this scope is invalid, as a message."""
     make = f"make another on the manager's machine: invoke token.create --scope {scope}"
     if scope != "enroll":
         return make

@@ -113,18 +113,18 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ what follows
 
     def worker_reported(self, worker: WorkerRecord) -> None:
-        """Something of this worker has changed."""
+        """Mark the worker's gang for the next `step`."""
         if worker.gang and worker.spec.group in self.records:
             self._to_check.add(worker.spec.group)
 
     def tick(self, now: Now) -> None:
-        """Look at every gang; durable."""
+        """Decide for every gang; durable."""
         self._to_check.update(self.records)
         with self._state.transaction(now, ACTOR) as tx:
             self.step(tx)
 
     def step(self, tx: Transaction) -> None:
-        """Decide for the gangs of which something was heard."""
+        """Decide for the gangs with new reports."""
         while self._to_check:
             name = self._to_check.pop()
             for _ in range(STEPS_AT_ONCE):
@@ -133,7 +133,7 @@ class Gangs:
                     break
 
     def _one_step(self, tx: Transaction, gang: GangRecord) -> bool:
-        """True: another step may follow at once."""
+        """Apply one decision. True if another may follow at once."""
         workers, now = self.groups.members(gang.group), tx.now
         if not workers:
             tx.remove(gang)
@@ -176,7 +176,7 @@ class Gangs:
         )
 
     def _clock_offset_s(self, agent_id: str) -> float:
-        """What is to be added to this host's wall clock to get the manager's."""
+        """Seconds to add to the host's wall clock to get the manager's."""
         observed = self._state.agent_status[agent_id]
         if observed.heartbeat is None or not observed.heartbeat.at or observed.last_seen_wall is None:
             return 0.0
@@ -324,7 +324,7 @@ class Gangs:
         self._event(tx, "gang_forming", gang, reason)
 
     def _hold(self, tx: Transaction, workers: list[WorkerRecord]) -> None:
-        """Keep all of them from running. A new generation, so that what they report answers this and nothing older."""
+        """Hold all members. A new generation distinguishes their later reports from earlier ones."""
         for worker in workers:
             tx.edit(worker).held = True
             worker.generation = self._above(worker)
@@ -365,7 +365,7 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ operators' acts
 
     def accept(self, tx: Transaction, worker: WorkerRecord, asked: Asked) -> CommandRecord:
-        """An operator's word to one member is meant for its gang."""
+        """Apply an operator's command for one member to its whole gang."""
         gang, workers = self.records[worker.spec.group], self.groups.members(worker.spec.group)
         if asked.verb in ("stop", "kill"):
             record = self._stop(tx, worker, workers, asked)
@@ -416,7 +416,7 @@ class Gangs:
         self._show(tx, workers)
 
     def begin_again(self, tx: Transaction, worker: WorkerRecord) -> None:
-        """A failed gang of which a member was corrected."""
+        """Restart a failed gang after the specification of a member was changed."""
         gang = self.records.get(worker.spec.group)
         if gang is not None and gang.phase == "failed":
             tx.edit(gang).reason = because("gang.corrected", member=worker.worker_id, actor=tx.actor)
@@ -465,7 +465,7 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ what is shown
 
     def views(self) -> list[dict[str, Any]]:
-        """Every group that has a member or a policy, by name."""
+        """Views of all groups that have a member or a policy, ordered by name."""
         members: dict[str, list[WorkerRecord]] = {name: [] for name in self.groups.policies()}
         for worker in self._state.workers_by_id.values():
             if worker.spec.group:

@@ -1,4 +1,4 @@
-"""Gangs: groups that fail and restart together. What is known of one, and the decision what follows. Pure.
+"""Gangs: groups that fail and restart together. The facts about a gang and the decision on its next step. Pure.
 
 `decide` is handed a gang's record, what is known of each member now, and how long its restart has waited; it returns
 one step with a reason a person can read. It does no I/O and reads no clock; controller.py carries the steps out.
@@ -12,7 +12,7 @@ one step with a reason a person can read. It does no I/O and reads no clock; con
 
 Members may run in `running` only, and only those that were part of the launch, under its epoch: everywhere else they
 are held, which never touches what the operator wants of them. Two epochs never run at once, because LAUNCH comes only
-when of every member it is sure that nothing of it is left.
+when every member is confirmed stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Action = Literal["keep", "wait", "form", "hold", "launch", "fail", "finish", "st
 
 @dataclass(frozen=True)
 class Mark:
-    """What the gang's launch fixed for one member. `attempt`: the one that was started under it, 0 = none heard yet."""
+    """What the gang's launch fixed for one member. `attempt`: the attempt started by it, 0 = not reported yet."""
 
     rank: int
     epoch: int
@@ -57,7 +57,7 @@ class GangFailure:
 
 @dataclass
 class GangRecord(Record):
-    """One gang; durable. `members` are those of the last launch: who came later joins at the next."""
+    """One gang; durable. `members`: those of the last launch. A member added later joins with the next launch."""
 
     TABLE, KEY = "gangs", "group"
     NESTED: ClassVar[Mapping[str, type[Any]]] = {"incident": GangFailure}
@@ -85,7 +85,7 @@ class GangRecord(Record):
 
 
 class Member(NamedTuple):
-    """What is known of one member now."""
+    """The current facts about one member."""
 
     worker_id: str
     host: str
@@ -102,7 +102,8 @@ class Member(NamedTuple):
 
 
 class GangLimits(NamedTuple):
-    """What a gang may spend. `auto` False: recovery.enable_auto_recovery is, nothing restarts by itself."""
+    """A gang's restart budget. `auto` False: recovery.enable_auto_recovery is off, so that nothing restarts by
+    itself."""
 
     max_attempts: int = 3
     auto: bool = True

@@ -62,7 +62,7 @@ class FleetGroups:
         tx.put("groups", name, None if policy is None else policy.model_dump())
 
     def members(self, group: str) -> list[WorkerRecord]:
-        """Those who may be members of a gang, in the order of their ranks."""
+        """The workers of a group that can be gang members, ordered by rank."""
         if self._members_version != self._state.workers_version:
             self._members_version = self._state.workers_version
             self._members = self._by_group()
@@ -80,5 +80,5 @@ class FleetGroups:
 
 
 def by_hand(worker: WorkerRecord) -> bool:
-    """Hand-started: never a member of a gang, for nobody but its user starts it again."""
+    """Whether the worker was started by hand. Such a worker is never a gang member: only its user can restart it."""
     return worker.agent_id.startswith(messages.LAUNCHER_PREFIX)

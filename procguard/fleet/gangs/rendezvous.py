@@ -18,7 +18,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class MemberAddress(NamedTuple):
-    """Where a member runs, as far as others may reach it."""
+    """The addresses under which other members may reach a member's host."""
 
     local: bool  # the manager's own machine, reached without SSH
     ssh_hostname: str  # what the manager connects to; "" where the inventory names none
@@ -39,7 +39,7 @@ def _counted(worker_id: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def master_address(addresses: list[MemberAddress], chosen: str = "") -> str:
-    """Where rank 0 (the first place) can be reached by all others; `chosen` is the group's own word on it."""
+    """The address of rank 0 (the first of `addresses`) for all other members; `chosen`: the group's setting, if any."""
     if chosen:
         return chosen
     if all(place.local for place in addresses):

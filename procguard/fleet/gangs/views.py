@@ -14,7 +14,7 @@ from remote_agent.protocol.reasons import fields as reason_fields
 
 
 def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
-    """The `gang` of a worker's view. `rank` None: it was not part of the last start."""
+    """The field `gang` of a worker's view. `rank` None: the worker was not part of the last launch."""
     mark = gang.members.get(worker.worker_id)
     return {
         "phase": gang.phase,
@@ -72,7 +72,7 @@ def of_group(
 
 
 def _incident(gang: GangRecord) -> dict[str, Any] | None:
-    """The last one. `ended` null: it goes on."""
+    """The gang's last incident, None if there was none. `ended` null: it is in progress."""
     found = gang.incident
     if found is None:
         return None

@@ -65,19 +65,19 @@ def is_word(cause: str) -> bool:
 
 
 def final(record: messages.ExitRecord | None, spec: messages.WorkerSpec) -> bool:
-    """Whether it is not to be started again for that: its time limit is over, or its policy says so."""
+    """Whether this end rules out a restart: the time limit was reached, or restart.never_on names its cause."""
     if record is None:
         return False
     return record.cause in spec.restart.never_on or (record.cause == "time_limit" and spec.max_run_s is not None)
 
 
 def named(asked: tuple[str, ...], own: Iterable[str]) -> tuple[str, ...]:
-    """The causes of a filter, with all of the last lines in the place of `failure`; `own`: the configuration's."""
+    """The causes of a filter, with `failure` replaced by all causes found in last lines; `own`: the configured ones."""
     return tuple(dict.fromkeys([*asked, *FOUND, *own])) if "failure" in asked else asked
 
 
 def hopeless(record: messages.ExitRecord | None) -> bool:
-    """It could not be started, and would fail the same way again: a missing command, directory, user or file."""
+    """Whether the start failed for a reason that a restart cannot fix: a missing command, directory, user or file."""
     return of_exit(record) == "not_started"
 
 
@@ -95,7 +95,7 @@ def true_reason(reason: Reason, worker: WorkerRecord) -> Reason:
 
 
 def of_worker_event(event: messages.WorkerEvent, worker: WorkerRecord) -> str:
-    """Of one change of state as the runner told it; "" where a state simply follows from the one before."""
+    """The cause of a state change that a runner reported; "" if the state simply follows from the previous one."""
     if states.STOPPING in (event.before, event.after) or event.after == states.STOPPED:
         if worker.desired != "running":
             return worker.desired_cause or "operator"

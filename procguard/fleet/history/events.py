@@ -90,13 +90,13 @@ class EventBounds:
 
 @dataclass
 class Numbers:
-    """What numbers the events of one log, or of several that are read as one."""
+    """Issues the sequence numbers of one log, or of several logs that are read as one."""
 
     last: int = 0
 
 
 class _Budget:
-    """What one source may still write to the disk today."""
+    """The bytes that one source may still write to disk today."""
 
     def __init__(self, disk_bytes: float, now: Now) -> None:
         self.disk_bytes = disk_bytes
@@ -178,7 +178,7 @@ class EventLog:
         store.keep_history(log, self._bounds.disk_bytes)
 
     def restore(self) -> None:
-        """Read the newest events back; once the store is loaded."""
+        """Load the newest events into memory; called once, after the store is loaded."""
         for event in self._store.find(self._name, EventQuery(), self._bounds.keep):
             self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
         self._numbers.last = max(self._numbers.last, next(reversed(self._newest.by_seq), 0))
@@ -227,7 +227,7 @@ class EventLog:
         return event
 
     def _may_write(self, event: Event, source: str, now: Now) -> bool:
-        """Whether it lies within the bytes that its source may write to the disk in a day."""
+        """Whether the event fits into its source's daily share of the disk."""
         if not source:
             return True
         per_day = self._bounds.disk_bytes / DISK_SHARES
@@ -261,12 +261,12 @@ class EventLog:
         return self._numbers.last
 
     def take_unpublished(self) -> list[Event]:
-        """Those that were added since this was asked last."""
+        """The events added since the previous call."""
         reported, self._unpublished = self._unpublished, []
         return reported
 
     def take(self) -> list[Line]:
-        """What is not handed to the store yet: for the caller's own commit."""
+        """The events not yet handed to the store, for the caller's own commit."""
         lines, self._unwritten = self._unwritten, []
         return lines
 
@@ -292,13 +292,13 @@ class EventLog:
         return found[::-1]
 
     def search(self, query: EventQuery, limit: int = 200) -> list[Event]:
-        """The newest `limit` events that match, on disk or in memory alone, oldest first. Others have their turn."""
+        """The newest `limit` matching events, on disk or only in memory, oldest first. Yields to other greenlets."""
         found = {event["seq"]: event for event in self._store.find(self._name, query, limit)}
         found.update((event["seq"], event) for event in self.find(query, limit))
         return [found[seq] for seq in sorted(found)[-limit:]]
 
     def stream(self, query: EventQuery) -> Iterator[Event]:
-        """Every event on disk that matches, oldest first, read as it is asked for. What was added since is not told."""
+        """All matching events on disk, oldest first, read lazily. Events added after the call are not included."""
         self.flush()
         last, reported = self._numbers.last, 0
         while piece := self._store.find(self._name, query, PIECE, after=reported):

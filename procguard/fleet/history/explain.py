@@ -31,7 +31,7 @@ HOST_KINDS = (
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of one worker. `worker` and `host` are the API's views; times are Unix seconds."""
+    """The facts about one worker. `worker` and `host` are API views; times are Unix seconds."""
 
     now: float
     worker: dict[str, Any]
@@ -175,7 +175,7 @@ def _headline(facts: Facts, words: Words) -> str:
 
 
 def _why(facts: Facts, words: Words) -> list[str]:
-    """What led to the state; of a running worker how it ended last time."""
+    """Sentences on what led to the state; for a running worker, how its previous attempt ended."""
     worker, state = facts.worker, facts.worker["state"]
     record = worker["last_exit"]
     said = []
@@ -196,12 +196,12 @@ def _why(facts: Facts, words: Words) -> list[str]:
 
 
 def _cause(facts: Facts) -> str:
-    """Why its last attempt failed, as a word."""
+    """The cause of the last attempt's failure; "" if unknown."""
     return str((facts.worker["last_exit"] or {}).get("cause") or "")
 
 
 def _saving(facts: Facts, words: Words) -> list[str]:
-    """What restart.never_on would have saved, where the same lasting cause has ended attempt after attempt."""
+    """A hint to use restart.never_on, if the same permanent cause has ended several attempts in a row."""
     cause = _cause(facts)
     if facts.worker["state"] not in ("backoff", "failed") or cause not in causes.LASTING or cause in facts.never_on:
         return []
@@ -218,7 +218,7 @@ def _saving(facts: Facts, words: Words) -> list[str]:
 
 
 def _left_running(facts: Facts) -> bool:
-    """Its last attempt ended well, but not all of it: it had put itself into the background."""
+    """Whether the last attempt exited with 0 but left background processes, as a daemon does."""
     record = facts.worker["last_exit"] or {}
     return record.get("code") == 0 and bool(record.get("left"))
 
@@ -254,7 +254,7 @@ def _why_no_restart(facts: Facts, words: Words) -> list[str]:
 
 
 def _why_waiting(facts: Facts, words: Words) -> str:
-    """Of one that is to run and is stopped."""
+    """Why a worker whose desired state is running is stopped."""
     if facts.gang and facts.gang["held"]:
         return words.say("why.held_by_gang")
     if facts.fenced and facts.worker["attempt"] and facts.in_hand:
@@ -357,7 +357,7 @@ def _gang(facts: Facts, words: Words) -> list[str]:
 
 
 def _moved(facts: Facts, words: Words) -> list[str]:
-    """Where it came from, where it goes, and why it goes nowhere although its host is lost."""
+    """Sentences on moves: the previous host, the next one, or why there is none although its host is lost."""
     worker, said = facts.worker, []
     if worker["moving_to"]:
         said.append(words.say("moved.to", host=worker["moving_to"]))
@@ -402,7 +402,7 @@ def _signs(facts: Facts, words: Words) -> list[str]:
 
 
 def _acknowledged(facts: Facts, words: Words) -> list[str]:
-    """Who has seen what is wrong with this attempt."""
+    """The acknowledgements of this attempt's failure."""
     seen = (one for one in reversed(facts.events) if one["kind"] == "acknowledged")
     event = next((one for one in seen if one["attempt"] == facts.worker["attempt"]), None)
     if event is None:
@@ -465,5 +465,5 @@ def _timeline(facts: Facts, words: Words) -> list[dict[str, Any]]:
 
 
 def _unix(moment: Any) -> float:
-    """Of an ISO moment of the views; 0 for none."""
+    """Unix seconds of an ISO 8601 time in a view; 0 if there is none."""
     return datetime.fromisoformat(moment).timestamp() if moment else 0.0

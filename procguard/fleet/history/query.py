@@ -54,7 +54,7 @@ class EventQuery:
 
     @functools.cached_property
     def since_text(self) -> str | None:
-        """As events have it: iso() writes moments so that they sort as text."""
+        """`since` in the text form of events, which sorts in the order of time."""
         return None if self.since is None else iso(self.since)
 
     @functools.cached_property
@@ -62,7 +62,7 @@ class EventQuery:
         return None if self.until is None else iso(self.until)
 
     def _has_code(self, event: dict[str, Any]) -> bool:
-        """Also of the reasons that follow the first."""
+        """Whether the event's reason, or a reason that follows it, has one of the codes."""
         params = event.get("reason_params")
         following = [one["code"] for one in also_of(params)] if isinstance(params, dict) else []
         codes = [f"{code}." for code in (event.get("reason_code"), *following) if code]

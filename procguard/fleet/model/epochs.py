@@ -21,12 +21,12 @@ MARGIN_TERMS = 30 * 86_400  # above the clock's term: for a clock that was set b
 
 
 def next_term(known: int, wall: float) -> int:
-    """The term to open: above `known` (0: none), and above whatever was opened before this second."""
+    """The term for a starting manager: above `known` (0: none) and above every term opened in an earlier second."""
     return max(known + 1, int(wall - _BEGIN_WALL))
 
 
 def believable(epoch: int, known_term: int, wall: float) -> bool:
-    """Whether a manager of this fleet can have granted this epoch by now. `known_term`: the highest that is known."""
+    """Whether a manager of this fleet can have granted this epoch by now. `known_term`: the highest known term."""
     return 0 < epoch <= HIGHEST_EPOCH and epoch // EPOCHS_PER_TERM <= max(known_term, next_term(0, wall)) + MARGIN_TERMS
 
 

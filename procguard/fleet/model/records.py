@@ -119,7 +119,7 @@ def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, Any, bool], ...]:
 
 
 def nested(kind: type[T], data: Mapping[str, Any]) -> T:
-    """A record within a record, of its plain values; those that are not known any more are left out."""
+    """Decode a nested record from plain values; unknown keys are ignored."""
     return kind(
         **{
             name: reasons.read(data, name) if is_reason else data[name]
@@ -161,7 +161,7 @@ class Withdrawal:
 
 @dataclass(frozen=True)
 class HostCordon:
-    """No new tasks there by the manager's choice; `at` as in ISO 8601."""
+    """A host cordoned by the manager: it receives no new tasks. `at`: ISO 8601."""
 
     reason: Reason
     actor: str = ""
@@ -179,7 +179,7 @@ class HostFailure:
 
 @dataclass(frozen=True)
 class PendingRotation:
-    """A new secret is asked for (fleet/agents/rotation.py); `at`: Unix seconds."""
+    """A requested secret rotation (fleet/agents/rotation.py); `at`: Unix seconds."""
 
     id: str
     at: float = 0.0
@@ -188,7 +188,7 @@ class PendingRotation:
 
 @dataclass(frozen=True)
 class SpentRecovery:
-    """What was spent on an agent's silence, for the next manager. `manager_urls`: where agents found this one."""
+    """Recovery attempts spent on an unreachable agent, kept for the next manager. `manager_urls`: this manager's."""
 
     starts: int = 0
     outcome: str = "open"
@@ -208,7 +208,7 @@ class Move:
 
 @dataclass(frozen=True)
 class TunnelStatus:
-    """What is known of the tunnel to a host; `since` as in ISO 8601."""
+    """The status of the tunnel to a host; `since`: ISO 8601."""
 
     state: str
     reason: Reason = NONE
@@ -231,7 +231,7 @@ class RecoverySsh:
 
 @dataclass(frozen=True)
 class RecoveryStatus:
-    """Why a task waits for another host, or goes nowhere."""
+    """Why a task waits for another host, or is not moved."""
 
     state: str
     reason: Reason
@@ -289,7 +289,7 @@ class AgentRecord(Record):
 
 @dataclass
 class AgentObserved:
-    """Liveness of an agent as this manager run has seen it. Times are monotonic seconds."""
+    """Liveness of an agent as observed by this manager process. Times are monotonic seconds."""
 
     state: AgentState = "never"
     last_seen: float | None = None
