@@ -91,14 +91,15 @@ class AgentService:
             self._state.show_agent(tx, agent_id)
 
     def note(self, agent_id: str, reason: Reason, now: Now) -> None:
-        """Record as an event what recovery does about an unreachable agent."""
+        """Set the reason shown for an unreachable agent: what recovery does about it. No event."""
         if self._state.agent_status[agent_id].reason != reason:
             self._state.agent_status[agent_id].reason = reason_of(reason)
             with self._state.transaction(now, wait="nothing") as tx:
                 self._state.show_agent(tx, agent_id)
 
     def excuse(self, late_s: float, gap_s: float, now: Now) -> None:
-        """The manager itself was stalled: reduce the silence of every agent since `gap_s` seconds ago by `late_s`."""
+        """The manager was stalled for `late_s`, and its previous round was `gap_s` ago: do not count that as the
+        agents' silence."""
         for observed in self._state.agent_status.values():
             if observed.last_seen is not None:  # never later than now: an agent heard since then needs no allowance
                 observed.last_seen = min(now.monotonic, observed.last_seen + late_s)

@@ -59,7 +59,7 @@ class Record:
 
     @classmethod
     def restored(cls, data: Mapping[str, Any]) -> Self:
-        """As it was stored; fields that are not known any more are left out."""
+        """The record from its stored form; unknown fields are ignored."""
         record = cls.__new__(cls)
         values = vars(record)
         for name, default, factory, is_reason in _fields_of(cls):
@@ -74,13 +74,13 @@ class Record:
 
     @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
-        """Make what the plain values of other fields stand for."""
+        """Replace stored plain values with the objects that they encode."""
 
     # ------------------------------------------------------------------------------------------ for transactions
 
     @property
     def opened_by(self) -> object | None:
-        """Who may change it; itself where it is in no table."""
+        """The transaction that may change the record; the record itself while it is in no table; None: nobody."""
         return getattr(self, "_writer", self)
 
     def open_for(self, writer: object) -> None:
@@ -94,7 +94,7 @@ class Record:
         self.close()
 
     def leave(self) -> None:
-        """It is in no table any more."""
+        """Mark the record as removed from its table."""
         object.__delattr__(self, "_writer")
 
 
@@ -278,7 +278,7 @@ class AgentRecord(Record):
 
     @classmethod
     def restored(cls, data: Mapping[str, Any]) -> Self:
-        """Also as an earlier release stored it, which called `failures` ledger."""
+        """Also accepts the form of an earlier release, in which `failures` was named `ledger`."""
         return super().restored({"failures": data.get("ledger", ()), **data})
 
     @classmethod
@@ -364,7 +364,7 @@ class WorkerRecord(Record):
     started_spec: messages.WorkerSpec | None = None
 
     def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
-        """Change what is desired, and remember whose wish it is. The caller raises the generation."""
+        """Change the desired state and record the actor and cause. The caller increments the generation."""
         self.desired, self.desired_by, self.desired_at, self.desired_cause = desired, by, now.wall, cause
 
     @classmethod
@@ -374,7 +374,7 @@ class WorkerRecord(Record):
             values["started_spec"] = messages.decode(messages.WorkerSpec, values["started_spec"])
 
     def stop_moving_on(self) -> None:
-        """An operator's move, if there is one, ends with it stopped."""
+        """End an operator's pending move, if any, with the worker stopped."""
         if self.moving is not None:
             self.moving = dataclasses.replace(self.moving, run=False)
 
@@ -466,5 +466,5 @@ def settled(state: str) -> bool:
 
 
 def fenced(worker: WorkerRecord) -> bool:
-    """Whether it runs by a lease (leases.py)."""
+    """Whether the worker runs under a lease (leases.py)."""
     return worker.gang or worker.spec.on_partition == "fence"

@@ -35,12 +35,14 @@ class FleetSettings:
 
     @functools.cached_property
     def heartbeat_interval_s(self) -> float:
-        """Of a small fleet: five heartbeats fit into one timeout; four may be lost before anybody doubts."""
+        """The interval in a small fleet: a fifth of the timeout, so that four heartbeats may be lost before
+        suspicion."""
         return min(10.0, max(0.2, self.heartbeat_timeout_s / 5))
 
     @staticmethod
     def log_gather_s(workers: int) -> float:
-        """How long what a worker prints is gathered before it is sent: a post costs, not its bytes. Nothing in a small
+        """Seconds for which an agent gathers output before it sends a request: requests cost more than bytes. 0 in a
+        small
         fleet, whose logs are seen at once."""
         wanted_s = workers / LOG_POSTS_PER_S
         return min(LOG_GATHER_MOST_S, wanted_s) if wanted_s > LOG_GATHER_FROM_S else 0.0

@@ -24,14 +24,14 @@ class _Kept(NamedTuple):
 
 
 class Previews(Generic[T]):
-    """`prefix` begins the tokens; `next_step`: what to do where one has expired."""
+    """`prefix` of every token; `next_step`: what the error for an expired token recommends."""
 
     def __init__(self, prefix: str, next_step: str) -> None:
         self._prefix, self._next_step = prefix, next_step
         self._shown: OrderedDict[str, tuple[_Kept, T]] = OrderedDict()  # oldest first
 
     def issue(self, shown: T, actor: str, now: Now) -> str:
-        """The token of what `actor` is shown now."""
+        """Store the preview and return its token, valid for `actor` only."""
         for token in [token for token, (kept, _) in self._shown.items() if kept.expires <= now.monotonic]:
             del self._shown[token]
         while len(self._shown) >= KEEP:
@@ -41,12 +41,13 @@ class Previews(Generic[T]):
         return token
 
     def _drop_one(self) -> None:
-        """The oldest of who was shown the most: who looks in a loop drives out their own."""
+        """Drop the oldest preview of the actor with the most, so that one caller cannot displace the previews of
+        others."""
         most = Counter(kept.actor for kept, _ in self._shown.values()).most_common(1)[0][0]
         del self._shown[next(token for token, (kept, _) in self._shown.items() if kept.actor == most)]
 
     def find(self, token: str, actor: str, now: Now) -> T:
-        """Raises Conflict for a token that has expired, was used, or is somebody else's."""
+        """The preview of a token. Raises Conflict if the token has expired, was used, or belongs to another actor."""
         found = self._shown.get(token)
         if found is None or found[0].expires <= now.monotonic:
             raise Conflict("this preview has expired, or was used", self._next_step, code="preview_expired")

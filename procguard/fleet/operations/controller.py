@@ -47,7 +47,7 @@ DEFAULT_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class OperationOptions:
-    """How an operation is to go. `timeout_s`: how long each worker may take."""
+    """Options of an operation. `timeout_s`: the time limit of each worker."""
 
     concurrency: int = DEFAULT_CONCURRENCY
     max_failures: str = ""
@@ -57,7 +57,7 @@ class OperationOptions:
 
 @dataclass(frozen=True)
 class OperationPreview:
-    """What an operator was shown: the token stands for exactly these workers."""
+    """A preview; its token confirms exactly these workers."""
 
     command: str
     selector: str
@@ -83,7 +83,8 @@ class Operations:
         self._restore(tables, now)
 
     def on_wake(self, wake: Callable[[], None], pause: Callable[[], None]) -> None:
-        """`wake()`: there is something to do for `advance` before its next round. `pause()`: everybody gets a turn."""
+        """Set the callbacks: `wake()` requests a call of `advance` before its next round; `pause()` yields to
+        others."""
         self._wake, self._pause = wake, pause
 
     # ------------------------------------------------------------------------------------------ asking first
@@ -91,7 +92,8 @@ class Operations:
     def preview(
         self, command: str, selector: str, actor: str, now: Now, q: str = "", owner: str = ""
     ) -> dict[str, Any]:
-        """What the operation would do to whom. The token is this actor's, for five minutes; `owner`: who that is
+        """A preview: what the operation would do to which workers. Its token is valid for this actor for five
+        minutes; `owner`: who that is
         exactly, where two may have one name."""
         if command not in messages.VERBS:
             raise UsageError(
@@ -120,7 +122,7 @@ class Operations:
         }
 
     def matching(self, selector: str, q: str) -> list[dict[str, Any]]:
-        """The facts of the workers that are meant, by id. Others get their turns meanwhile."""
+        """The facts of the matching workers, ordered by id. Yields to other greenlets."""
         read, words = selectors.parse(selector), q.lower().split()
         state, found = self._state, []
         since = time.perf_counter()
@@ -138,7 +140,7 @@ class Operations:
     # ------------------------------------------------------------------------------------------ beginning, ending
 
     def begin(self, token: str, actor: str, now: Now, options: OperationOptions, owner: str = "") -> dict[str, Any]:
-        """Begin what was previewed, with the workers it showed; durable. A token works once."""
+        """Begin a previewed operation with the workers of its preview; durable. A token is valid once."""
         preview = self._previews.find(token, owner or actor, now)
         self._check_room()
         limit = FailureLimit(options.max_failures)
@@ -151,7 +153,8 @@ class Operations:
         return self._admit(operation, now)
 
     def retry(self, operation_id: str, actor: str, now: Now, *, rest: bool = False) -> dict[str, Any]:
-        """The failed and expired once more, as an operation of their own; with `rest` also what was never begun."""
+        """Begin a new operation for the failed and expired workers; with `rest` also for those that were never
+        begun."""
         former = self._get(operation_id)
         if former.live:
             raise Conflict(f"{operation_id} is still running", "wait for its end, or cancel it", code="still_running")
@@ -228,7 +231,7 @@ class Operations:
     # ------------------------------------------------------------------------------------------ looking
 
     def views(self) -> list[dict[str, Any]]:
-        """Newest first."""
+        """Views of all operations, newest first."""
         return [operation.view() for operation in reversed(self._operations.values())]
 
     def view(self, operation_id: str, result: str = "", offset: int = 0, limit: int = 200) -> dict[str, Any]:
@@ -281,7 +284,7 @@ class Operations:
         return more
 
     def _begin_some(self, tx: Transaction, operation: Operation) -> int:
-        """Up to a chunk of items, as far as the pace allows. Skipped ones take nobody's place."""
+        """Begin items up to the chunk size and the concurrency limit. Skipped items do not count."""
         begun = 0
         while begun < rules.CHUNK and operation.may_begin() > 0 and not operation.limit_exceeded():
             index = operation.next_index
@@ -363,7 +366,7 @@ class Operations:
             self._settle(operation, index, ItemOutcome("done", message=record.message))
 
     def _settle(self, operation: Operation, index: int, outcome: ItemOutcome) -> None:
-        """An item has ended. The next may begin."""
+        """Record the end of an item, which makes room for the next."""
         operation.set(index, outcome)
         self._unwatch(operation, index)
         self._wake()
@@ -451,7 +454,7 @@ class Operations:
                 tx.show("operations", operation_id)
 
     def find(self, operation_id: str) -> dict[str, Any] | None:
-        """One operation as the list shows it; None where there is none."""
+        """The operation's row in the list; None if there is no such operation."""
         operation = self._operations.get(operation_id)
         return None if operation is None else operation.view()
 

@@ -42,7 +42,7 @@ CAUSES = (
 
 
 class OperationPlan(NamedTuple):
-    """What would be done about a worker now. `cause` says why it is not simply done."""
+    """What the operation would do with a worker now. `cause`: why it would be skipped or deferred."""
 
     action: Literal["act", "pending", "skip"]
     cause: str = ""
@@ -85,7 +85,7 @@ class Item:
     ended_wall: float = 0.0
 
     def stored(self) -> Any:
-        """As small as can be: an item that waits is its id."""
+        """The stored form, kept small: a waiting item is stored as its worker id alone."""
         if self.state == "waiting":
             return self.worker_id
         return [_stored(getattr(self, name)) for name in _STORED]
@@ -118,7 +118,7 @@ def _stored(value: Any) -> Any:
 
 
 def _kind_of(message: Reason) -> str:
-    """What items are counted together by: the codes; the words of a free text, whose numbers differ by process."""
+    """The key by which items are grouped: the reason's codes, or a free text without its numbers."""
     if message.code == reasons.TEXT:
         return re.sub(r"\d+", "#", message)
     return " ".join([message.code, *(one["code"] for one in reasons.also_of(message.params))])
@@ -129,9 +129,9 @@ def _cause(cause: str) -> Reason:
 
 
 def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> ItemOutcome | None:
-    """What a worker's report says of an item that was accepted; None while it says nothing yet.
+    """The outcome of an accepted item according to the worker's report; None while it is still open.
 
-    A start is done when the worker runs, not when it was tried: a rolling restart is to stop at a job that crashes.
+    A start is done when the worker is running, so that a rolling restart stops at a job that crashes.
     """
     if desired != ("stopped" if item.command in ("stop", "kill") else "running"):
         return ItemOutcome("skipped", "overtaken")
@@ -223,13 +223,13 @@ class Operation:
         return self.counts["failed"] + self.counts["expired"]
 
     def may_begin(self) -> int:
-        """How many items may be begun now."""
+        """The number of items that may begin now."""
         if self.status != "running":
             return 0
         return min(self.concurrency - len(self.in_flight), len(self.items) - self.next_index)
 
     def set(self, index: int, outcome: ItemOutcome) -> None:
-        """The one place where an item changes its state. When it ended is noted by the next `stamp`."""
+        """Set the outcome of an item; the only place that changes its state. `stamp` records the time afterwards."""
         item = self.items[index]
         self._count_cause(item, -1)
         self.counts[item.state] -= 1
@@ -254,7 +254,7 @@ class Operation:
         return self.allowed is not None and self.bad > self.allowed
 
     def drop_the_rest(self, cause: str) -> None:
-        """What has not begun is not begun any more."""
+        """Cancel all items that have not begun, with this cause."""
         for index in range(self.next_index, len(self.items)):
             self.set(index, ItemOutcome("cancelled", cause))
         self.next_index = len(self.items)

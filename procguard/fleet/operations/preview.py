@@ -13,7 +13,7 @@ HOSTS_SHOWN = 20
 
 
 class Split:
-    """The preview's numbers: by state, by host, and what would be left out, with why."""
+    """The preview's counts: by state, by host, and the skipped workers by cause."""
 
     def __init__(self, command: str) -> None:
         self._command = command
@@ -53,7 +53,7 @@ class Split:
 
 
 def mentions(view: dict[str, Any], words: list[str]) -> bool:
-    """Whether a worker has all these words somewhere: what the portal's filter and `q=` mean."""
+    """Whether a worker's view contains all words, as in the portal's filter and `q=`."""
     labels = [f"{name}={value}" for name, value in (view["labels"] or {}).items()]
     parts = (
         view["worker_id"],

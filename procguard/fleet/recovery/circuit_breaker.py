@@ -21,7 +21,7 @@ PROBE_EVERY_S = 15.0
 
 
 class BreakerChange(NamedTuple):
-    """The brake changed: `on` or off, or it stays on longer than it should (`on` again, with why)."""
+    """A change of the breaker: opened (`on`), closed, or open longer than expected (`on` again, with the reason)."""
 
     on: bool
     reason: Reason
@@ -48,13 +48,13 @@ class RecoveryCircuitBreaker:
         self._fell_silent.append((now.monotonic, agent_id))
 
     def later(self, late_s: float) -> None:
-        """This manager stood still for so long: nothing that was waited for has had its time."""
+        """The manager was stalled for `late_s`: extend all deadlines by it."""
         self._fell_silent = deque((at + late_s, agent_id) for at, agent_id in self._fell_silent)
         if self._since is not None:
             self._since += late_s
 
     def tick(self, fleet_size: int, is_silent: Callable[[str], bool], testable: bool, now: Now) -> BreakerChange | None:
-        """`testable`: there is a host that SSH could be tried on."""
+        """Returns a change, if any. `testable`: there is a host on which SSH can be tried."""
         limit = max(MIN_HOSTS, SHARE * fleet_size)
         if self._since is None:
             return self._pull(limit, fleet_size, now)
@@ -92,8 +92,9 @@ class RecoveryCircuitBreaker:
     # --------------------------------------------------------------------------------------------- is it us or them?
 
     def probe(self, others: Sequence[str], silent: Sequence[str], now: Now) -> str:
-        """The agent on whose host SSH is to be tried now, "" for none. `others`: that are heard, `silent`: that are not
-        (tried where everybody is silent: one that answers over SSH has a network)."""
+        """The agent on whose host to try SSH now, "" for none. `others`: agents with heartbeats; `silent`: agents
+        without
+        (used if all are silent: a host that answers over SSH has a network)."""
         if self._since is None or self._works or now.monotonic - self._since < LASTS_S:
             return ""
         candidates = others or silent

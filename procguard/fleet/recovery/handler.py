@@ -29,7 +29,8 @@ URLS_KEPT_S = 1.0
 
 class SshProber(Protocol):
     def __call__(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
-        """Connect over SSH and start the agent where it is absent; where it is frozen, only if it is to be replaced."""
+        """Connect over SSH and start the agent if it is not running; replace a frozen agent only with
+        `replace_frozen`."""
         ...
 
 
@@ -48,8 +49,8 @@ class FailureHandler:
         manager_urls: Callable[[], list[str]] = list,
         rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """`manager_urls`: where agents find this manager. Attempts of one that had other addresses do not count.
-        `rest()`: lets others run where it is time to; thousands of agents may be lost, or return, at once."""
+        """`manager_urls`: this manager's addresses. Recovery attempts of a manager with other addresses do not count.
+        `rest()` yields to other greenlets if due: thousands of agents may become silent or return at once."""
         self._fleet = fleet
         self._monitor = monitor
         self._settings = settings
@@ -66,7 +67,7 @@ class FailureHandler:
         fleet.state.show_recoveries(self.recoveries)
 
     def tick(self, now: Now) -> None:
-        """One round: the monitor's findings, every open incident, every task that has to change its host.
+        """One round: processes the monitor's findings, open incidents and tasks that must move to another host.
 
         Called each interval, at once after a lost connection, and after `due_in_s`."""
         late = self._monitor.lateness(now)
@@ -86,18 +87,19 @@ class FailureHandler:
                 self._fleet.state.command_event(tx, record)
 
     def _later(self, now: Now) -> Transaction:
-        """Durable with the next commit: a round that finds a thousand hosts lost is one."""
+        """A transaction that becomes durable with the next commit, so that a round with many findings needs one
+        commit."""
         return self._fleet.state.transaction(now, ACTOR, wait="nothing")
 
     def due_in_s(self, now: Now) -> float:
-        """When the next round is needed at the latest, beside the interval: a lease that ends then."""
+        """Seconds until a round is needed before the regular interval, because a lease ends; infinity if none does."""
         return self.tasks.due_in_s(now)
 
     def _policy(self, now: Now) -> RecoveryPolicy:
         return RecoveryPolicy(self._settings, self._monitor.circuit_open, self._monitor.in_grace(now))
 
     def open_incidents_for_silent_agents(self, now: Now) -> None:
-        """After the start grace: agents that are known but were never heard in this run of the manager."""
+        """After the start grace: open incidents for agents without a heartbeat since this manager started."""
         for agent_id in list(self._fleet.state.agent_status):
             self._rest()
             observed = self._fleet.state.agent_status.get(agent_id)
@@ -129,7 +131,8 @@ class FailureHandler:
                 self._fleet.placement.note_failure(tx, finding.subject, "agent_silent", finding.reason)
 
     def worker_failed(self, tx: Transaction, worker: WorkerRecord) -> None:
-        """A worker's budget is spent. Alert; with stop_all_on_failure stop the whole fleet, else perhaps a spare."""
+        """Handle a worker whose restart budget is spent: alert, then stop the fleet (stop_all_on_failure) or use a
+        spare."""
         report = self._fleet.state.worker_status[worker.worker_id].report
         last_exit = report.last_exit if report else None
         tx.event(
@@ -181,7 +184,7 @@ class FailureHandler:
                     self._close(incident, "recovered", because("recovery.heard", lost_s=lost_s), now)
 
     def _has_returned(self, incident: Incident) -> bool:
-        """It was heard, or has left the fleet."""
+        """Whether the incident's agent has sent a heartbeat or has left the fleet."""
         observed = self._fleet.state.agent_status.get(incident.agent_id)
         return observed is None or observed.state == "connected"
 
@@ -239,21 +242,22 @@ class FailureHandler:
                 )
 
     def _agent_coming_s(self, agent_id: str, now: Now) -> float:
-        """So long its agent, found or started over SSH, still has to be heard. The first start is waited for; where it
-        did not help, the next one will hardly."""
+        """Seconds in which the agent, found or started over SSH, may still send its first heartbeat. Only the first
+        start is
+        waited for."""
         incident = self._open.get(agent_id)
         if incident is None or incident.last_probe is None or incident.starts != 1:
             return 0.0
         return max(0.0, incident.last_probe_at + self._settings.recovery_timeout_s - now.monotonic)
 
     def _urls_at(self, now: Now) -> list[str]:
-        """Asked for once a second: the kernel is, and thousands of incidents may begin at once."""
+        """This manager's URLs, cached for a second: thousands of incidents may begin at once."""
         if now.monotonic - self._urls[0] > URLS_KEPT_S:
             self._urls = now.monotonic, sorted(self._manager_urls())
         return self._urls[1]
 
     def _remember(self, incident: Incident, now: Now, reason: Reason = NONE) -> None:
-        """Attempts outlive the manager; a recovered agent has none."""
+        """Store the spent attempts with the agent's record for the next manager; a recovered agent has none."""
         agent = self._fleet.state.agents_by_id.get(incident.agent_id)
         kept = None
         if incident.outcome != "recovered" and (incident.outcome != "open" or incident.starts):

@@ -62,7 +62,7 @@ class Hangs:
         return None
 
     def _is_busy(self, worker_id: str, observed: WorkerObserved) -> bool:
-        """The short way for nearly everybody, nearly always: it works, and nobody suspects it."""
+        """Fast path for the usual case: the worker uses CPU, and its host does not suspect it."""
         report = observed.report
         if report is None or report.usage is None or report.suspect or observed.suspect or worker_id in self._flagged:
             return False
@@ -72,7 +72,7 @@ class Hangs:
         return True
 
     def _host_evidence(self, worker_id: str) -> Reason:
-        """What its agent found: states of its processes, silence, a GPU that only spins."""
+        """The evidence reported by its agent: process states, no output, a GPU that is busy without progress."""
         report = self._fleet.state.worker_status[worker_id].report
         return reason_of(report.suspect) if report is not None and report.state == "running" else NONE
 

@@ -38,7 +38,7 @@ class Finding:
 
 
 class Lateness(NamedTuple):
-    """`gap_s`: since the round before."""
+    """A late round. `gap_s`: seconds since the previous round."""
 
     late_s: float
     gap_s: float
@@ -59,7 +59,7 @@ class ProcessMonitor:
         return self._circuit_breaker.on
 
     def in_grace(self, now: Now) -> bool:
-        """After a start of the manager no host is recovered until its agent had time to return."""
+        """Whether the start grace is in progress: no host is recovered until agents had time to reconnect."""
         return now.monotonic < self._grace_until
 
     def tick(self, now: Now) -> list[Finding]:
@@ -72,8 +72,8 @@ class ProcessMonitor:
         return findings
 
     def lateness(self, now: Now) -> Lateness | None:
-        """How late this process is with its round, which comes after this: where it is, everybody is given that much
-        longer (Agents.excuse), for the silence may have been its own."""
+        """How late this round is, called before it. If it is late, every agent is granted that much more time
+        (AgentService.excuse), since the manager may have been the silent side."""
         gap_s = now.monotonic - self._last_tick
         late_s = gap_s - self._settings.tick_s
         self._last_tick = now.monotonic
@@ -103,7 +103,7 @@ class ProcessMonitor:
         return findings
 
     def _connection(self, agent_id: str, observed: AgentObserved, now: Now) -> list[Finding]:
-        """What a held request that its agent's side closed says: an early hint, and only until the agent is heard."""
+        """Findings from a held request that the agent's side closed: an early hint, valid until the next heartbeat."""
         assert observed.poll_lost_at is not None and observed.last_seen is not None
         if observed.last_seen > observed.poll_lost_at:
             return []
@@ -134,8 +134,8 @@ class ProcessMonitor:
         return observed is not None and observed.state == "unreachable"
 
     def breaker_probe(self, now: Now) -> AgentRecord | None:
-        """The host on which SSH is to be tried now, to learn whether the silence is the hosts' or ours; mostly None.
-        Its outcome goes to `ssh_answered`."""
+        """The host on which to try SSH now, to learn whether the hosts or this manager lost the network; usually None.
+        Pass the result to `ssh_answered`."""
         if not self.circuit_open:
             return None
         agents = [agent for agent in self._fleet.state.agents_by_id.values() if _has_ssh(agent)]

@@ -13,7 +13,7 @@ from procguard.fleet.store import snapshot
 
 
 def save(database: str, path: str) -> None:
-    """Write what the database holds now. One process at a time: of two, the later one reads after the other wrote."""
+    """Write the present content of the database as a snapshot. A lock allows one process at a time."""
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     with contextlib.suppress(OSError):  # a network file system that locks no directory
         fcntl.flock(folder, fcntl.LOCK_EX)

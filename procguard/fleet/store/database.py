@@ -102,7 +102,7 @@ Row = tuple[Any, ...]
 
 
 class Damaged(ValueError):
-    """What the database holds is not what was written to it."""
+    """The content of the database differs from what was written to it."""
 
 
 class IsFenced(OSError):
@@ -110,12 +110,12 @@ class IsFenced(OSError):
 
 
 class IsCorrupt(OSError):
-    """It is no database any more."""
+    """The file is not a valid database."""
 
 
 @dataclass
 class HeldRows:
-    """What a start finds. `rewrite`: the database is missing or damaged, and is rewritten from this."""
+    """What a start reads. `rewrite`: the database is missing or damaged and is rewritten from these rows."""
 
     bodies: dict[Key, str] = field(default_factory=dict)
     digests: dict[Key, int] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class HeldRows:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """One connection, for whichever thread has its turn. What is committed on it is on disk."""
+    """A connection for use by one thread at a time. Commits on it are synchronous."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
     connection.execute(f"PRAGMA journal_mode = {'DELETE' if on_network(path) else 'WAL'}").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
@@ -241,7 +241,7 @@ def _index(path: str) -> bytes:
 
 
 def _durable_frames(path: str) -> int | None:
-    """How many frames of the write-ahead log were durable, by its index (https://sqlite.org/walformat.html)."""
+    """The number of durable frames in the write-ahead log, according to its index (https://sqlite.org/walformat.html)."""
     return _frames_by(_index(path), _log_header(path))
 
 
@@ -278,7 +278,7 @@ def _schema(connection: sqlite3.Connection) -> list[Row]:
 
 
 def _own_schema(connection: sqlite3.Connection) -> list[Row]:
-    """As a database of the same version has it."""
+    """The schema rows, in the form that a database of this version has."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         run_migrations(fresh, 0, connection.execute("PRAGMA user_version").fetchone()[0])
         return _schema(fresh)
@@ -300,7 +300,7 @@ def _refuse_newer(path: str, connection: sqlite3.Connection) -> None:
 
 
 def create(path: str, held: HeldRows, history: Iterator[Row]) -> None:
-    """A database of these records and events, whole on disk when this returns. Raises OSError."""
+    """Create a database with these records and events; it is complete on disk on return. Raises OSError."""
     for ending in ("", "-wal", "-shm", "-journal"):
         with suppress(FileNotFoundError):
             os.unlink(path + ending)
@@ -336,7 +336,7 @@ def run_migrations(connection: sqlite3.Connection, version: int, upto: int | Non
 
 
 def backup(path: str, target: str) -> None:
-    """A whole copy of a database, also while a manager writes to it. Raises OSError, also where `target` exists."""
+    """Copy a database to `target`, also while a manager writes to it. Raises OSError, also if `target` exists."""
     with reading(path) as source:
         _copy(source, target)
 
@@ -354,7 +354,7 @@ def _copy(source: sqlite3.Connection, target: str) -> None:
 
 
 def history_of(path: str) -> Iterator[Row]:
-    """What can be read of it."""
+    """The history rows of a database, as far as they can be read."""
     with suppress(OSError, sqlite3.Error), reading(path) as connection:
         yield from rows_of(connection)
 
@@ -371,7 +371,8 @@ def rows_of(connection: sqlite3.Connection | None) -> Iterator[Row]:
 
 
 def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
-    """What SQL can decide of the query; `query.matches` decides the rest."""
+    """The SQL condition and its values for the part of the query that SQL can decide; `query.matches` decides the
+    rest."""
     where: list[str] = ["log = ?"]
     values: list[Any] = [log]
     if query.after:
@@ -402,7 +403,7 @@ def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
 
 
 def row_of(name: str, event: dict[str, Any]) -> Row:
-    """A line of the history as the table has it."""
+    """The table row of a history line."""
     texts = (event.get(column) for column in ("at", "kind", "worker_id", "host"))
     more = (operation_of(event), event.get("cause"), event.get("actor"))
     shown = [None if one is None else str(one).encode(errors="replace").decode() for one in (*texts, *more)]
@@ -410,7 +411,7 @@ def row_of(name: str, event: dict[str, Any]) -> Row:
 
 
 def key_of(kind: str, key: str) -> Key:
-    """Raises ValueError for what SQLite would not give back as it was."""
+    """The key of a record. Raises ValueError for text that SQLite would not return unchanged."""
     key.encode()
     if "\0" in key:
         raise ValueError(f"a record's id with NUL in it: {key!r}")
@@ -430,7 +431,7 @@ def encode(record: Any) -> str:
 
 
 def digest_of(key: Key, body: str) -> int:
-    """Of one record. The sum over all of them can be kept up to date without reading the others."""
+    """The digest of one record. The sum of all digests can be updated without reading the other records."""
     text = f"{key[0]}\0{key[1]}\0{body}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest(), "big")
 
@@ -444,7 +445,7 @@ def proof_of(line: str, commits: int, digest: int) -> str:
 
 
 def os_error(exc: sqlite3.Error) -> OSError:
-    """SQLite's words for what the disk said."""
+    """The OSError that corresponds to an error of SQLite."""
     text = str(exc)
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CONSTRAINT and text == "fenced":

@@ -27,7 +27,7 @@ VERSION = 1
 
 
 def exported(tables: Tables, wall: float) -> Iterator[str]:
-    """The lines, in an order that is the same for the same state."""
+    """The lines of an export, in a deterministic order."""
     count = sum(len(records) for records in tables.values())
     fleet = tables.get("fleet", {}).get("fleet", {})
     header = {"procguard_state": VERSION, "fleet_id": fleet.get("fleet_id"), "exported_at": iso(wall), "records": count}
@@ -46,7 +46,7 @@ def _records(tables: Tables) -> Iterator[dict[str, Any]]:
 
 
 def imported(lines: Iterable[str], name: str) -> Tables:
-    """What an export holds. Raises UsageError naming the line, and what to do."""
+    """The tables in an export. Raises UsageError with the line number and the next step."""
     tables: Tables = {}
     digest = hashlib.sha256()
     count = 0
@@ -100,13 +100,13 @@ def read(path: str) -> Loaded:
 
 
 def read_history(path: str) -> Iterator[Line]:
-    """Its events and its audit, as far as they can be read."""
+    """The events and audit entries of a state, as far as they can be read."""
     place = database_of(path)
     yield from legacy.history(path) if legacy.found(path, place) else database.history(place)
 
 
 def read_changed(path: str) -> Tables:
-    """What a snapshot says that a person may have changed. Raises UsageError."""
+    """The tables in a snapshot that may have been edited by hand. Raises UsageError."""
     import yaml  # noqa: PLC0415 - takes as long as all the rest
 
     try:
@@ -131,13 +131,13 @@ def is_yaml(path: str) -> bool:
 
 
 def is_database(path: str) -> bool:
-    """By what it holds: the copy that is made before a migration is called `x.db.v1`."""
+    """Whether the file is a SQLite database, by its content: copies made before a migration are named `x.db.v1`."""
     with open(path, "rb") as file:
         return file.read(16) == b"SQLite format 3\0"
 
 
 def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
-    """A new state with these records. What lies there already is never touched."""
+    """Create a state at `path` with these records. Never overwrites an existing one."""
     present = files_of(path)
     if present:
         raise Conflict(f"{present[0]} exists; nothing was written", "name another place, or move it away first")
@@ -152,7 +152,7 @@ def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
 
 
 def write_database(place: DatabasePlace, tables: Tables, history: Iterable[Line] = ()) -> None:
-    """The same in a PostgreSQL database that holds none. Raises Conflict where it does."""
+    """Create the state in an empty PostgreSQL database. Raises Conflict if it already holds one."""
     postgresql.write_new(place, _marked(tables, _fleet_of(tables)), history)
 
 
@@ -164,5 +164,5 @@ def _fleet_of(tables: Tables) -> dict[str, Any]:
 
 
 def _marked(tables: Tables, fleet: dict[str, Any]) -> Tables:
-    """It may be older than what runs: the first start on it hears the agents before it tells them anything."""
+    """Mark the state as possibly outdated: the first start on it begins with a resync."""
     return {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}

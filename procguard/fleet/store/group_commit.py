@@ -58,14 +58,14 @@ class GroupCommit(Generic[Item]):
             self._submitted += 1
 
     def flush(self) -> None:
-        """Return when everything handed in so far is durable. Raises OSError."""
+        """Write everything queued so far; it is durable on return. Raises OSError."""
         mine = self._submitted
         while self._durable < mine:
             if self._lead_or_wait(mine):
                 self._lead()
 
     def alone(self, task: Callable[[], None]) -> None:
-        """Run `task` off the event loop while nothing is written. Raises OSError."""
+        """Run `task` off the event loop, excluding writes. Raises OSError."""
         while not self._lead_or_wait(None):
             pass
         self._run([], task)
@@ -97,7 +97,7 @@ class GroupCommit(Generic[Item]):
             self._waiters.remove(waiter)
 
     def _wake(self) -> None:
-        """Everybody whose item is durable, and where nobody writes, whoever is the next to."""
+        """Wake all callers whose item is durable and, if nobody writes, the next leader."""
         waiters = self._waiters
         while waiters and waiters[0].mine is not None and waiters[0].mine <= self._durable:
             waiters.popleft().woken.release()

@@ -27,14 +27,14 @@ EVENTS = "events"
 
 
 class NotDurable(ProcGuardError):
-    """The disk refused; what was asked is not acknowledged. It is written as soon as the disk takes it again."""
+    """The disk refused the write: the change is not acknowledged. It is written once the disk accepts writes again."""
 
     http_status = 503
     default_code = "not_durable"
 
 
 class Fenced(ProcGuardError):
-    """Another manager has taken over the state; nothing that this process decides may count any more."""
+    """Another manager has taken over the state. Decisions of this process are invalid; it must exit."""
 
     http_status = 503
     default_code = "fenced"
@@ -58,10 +58,10 @@ class Store(Protocol):
     displaced_reason: Reason  # what it means that it is not in place
 
     def load(self) -> Loaded:
-        """Read everything back and begin a new term; called once, before the first commit."""
+        """Read the whole state and begin a new term; called once, before the first commit."""
 
     def commit(self, changes: Sequence[Change], history: Sequence[Line] = ()) -> None:
-        """Make them durable together, with all that an earlier commit failed to write; returns when they are.
+        """Write changes and history lines atomically, with those that an earlier commit failed to write.
 
         Raises NotDurable or Fenced.
         """
@@ -73,22 +73,22 @@ class Store(Protocol):
         """Committed events that match, oldest first: the newest `limit`, or the first `limit` with seq > `after`."""
 
     def read(self) -> Loaded:
-        """What `load` would return; changes nothing. For who only looks."""
+        """What `load` would return, without beginning a term or changing anything."""
 
     def in_place(self) -> bool:
-        """Whether what is committed lands where the state's path says, and can be replaced there."""
+        """Whether the state's files are still at the state's path and writable."""
 
     def write_again(self, tables: Tables) -> None:
-        """The state's files are gone while the manager runs: write all of `tables`, and go on from there.
+        """Recreate the state from `tables` after its files were deleted while the manager runs.
 
         Raises NotDurable where the disk refuses, ProcGuardError where the state of another manager lies there now.
         """
 
     def save(self) -> None:
-        """Called every few seconds: bring the readable snapshot up to date where it is due. Returns before it is."""
+        """Start an update of the readable snapshot if it is due; called every few seconds, does not wait for it."""
 
     def close(self) -> None:
-        """Everything handed in is durable and the snapshot is up to date when this returns."""
+        """Commit everything queued, update the snapshot and close."""
 
 
 def apply(tables: Tables, changes: Sequence[Change]) -> None:

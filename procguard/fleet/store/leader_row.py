@@ -33,7 +33,7 @@ class LeaderRow(NamedTuple):
 
     @property
     def is_new(self) -> bool:
-        """Nobody has ever led."""
+        """Whether no manager has ever led."""
         return self.term == 0
 
 
@@ -88,7 +88,7 @@ def take(connection: Connection, name: str, grace_s: float, observed: LeaderRow 
 
 
 def beat(connection: Connection, term: int) -> int | None:
-    """The number of the last commit; None where this term has ended."""
+    """Renew the leader's row. Returns the number of the last commit; None if this term has ended."""
     row = connection.execute(
         "UPDATE leader SET beat = beat + 1 WHERE cell = %s AND term = %s RETURNING commits", (CELL, term)
     ).fetchone()
@@ -96,7 +96,8 @@ def beat(connection: Connection, term: int) -> int | None:
 
 
 def release(connection: Connection, term: int, successor: str = "", led_s: float = 0.0) -> None:
-    """The orderly end of a term that lasted `led_s`: whoever is named, or whoever is first, follows at once."""
+    """End a term that lasted `led_s` in an orderly way: `successor`, or the first standby to notice, takes over at
+    once."""
     connection.execute(
         "UPDATE leader SET holder = '', successor = %s, beat = beat + 1, "
         "carried_s = CASE WHEN carried_s < %s THEN 0 ELSE carried_s END WHERE cell = %s AND term = %s",
@@ -105,7 +106,8 @@ def release(connection: Connection, term: int, successor: str = "", led_s: float
 
 
 def identity(connection: Connection) -> str:
-    """Of the server's history: another one after a failover or a restore, when commits may be missing."""
+    """The identity of the server's history. It changes with a failover or restore, after which commits may be
+    missing."""
     timeline = connection.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)").fetchone()[0]
     allowed = connection.execute("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')").fetchone()[0]
     system = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()[0] if allowed else ""
@@ -132,7 +134,7 @@ def leave(connection: Connection, name: str, process: str) -> None:
 
 
 def managers(connection: Connection) -> list[OtherManager]:
-    """All that were there lately, by name."""
+    """The managers seen recently, ordered by name."""
     rows = connection.execute(
         "SELECT name, extract(epoch FROM clock_timestamp() - seen)::float8, extract(epoch FROM seen)::float8, urls, "
         "about FROM managers "
@@ -149,7 +151,7 @@ class Replication(NamedTuple):
 
 
 def replication(connection: Connection) -> Replication:
-    """How the database is replicated, as far as a user without further rights may know."""
+    """The replication of the database, as far as an unprivileged user can see it."""
     row = connection.execute(
         "SELECT (SELECT count(*) FROM pg_stat_replication), current_setting('synchronous_standby_names'), "
         "current_setting('synchronous_commit')"
@@ -158,12 +160,12 @@ def replication(connection: Connection) -> Replication:
 
 
 def shared(connection: Connection, name: str) -> str | None:
-    """One of the texts that all managers share (a CA, host keys)."""
+    """A text that all managers share (a CA, host keys); None if it is not set."""
     row = connection.execute("SELECT body FROM shared WHERE name = %s", (name,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def share(connection: Connection, name: str, body: str, *, replace: bool = True) -> None:
-    """Keep a text for all managers; `replace` False: only where there is none yet."""
+    """Store a text for all managers; with `replace` False only if it is not set."""
     then = "UPDATE SET body = excluded.body" if replace else "NOTHING"
     connection.execute(f"INSERT INTO shared VALUES (%s, %s) ON CONFLICT (name) DO {then}", (name, body))  # noqa: S608

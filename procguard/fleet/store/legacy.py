@@ -31,7 +31,7 @@ LOGS = {"events": EVENTS, "audit": "audit", "audit-logins": "audit-logins", "aud
 
 @dataclass
 class Migration:
-    """`loaded` is to be written to the new database, with the history; then `finish` removes the old files."""
+    """A migration in progress: write `loaded` and the history to the new database, then call `finish`."""
 
     loaded: Loaded
     path: str
@@ -63,7 +63,7 @@ def found(path: str, database: str) -> bool:
 
 
 def begin_migration(path: str, database: str) -> Migration | None:
-    """Make a copy of every file, and read them. None where there is nothing of the earlier format."""
+    """Copy all files, then read them. None if there is no state of the earlier format."""
     if not found(path, database):
         return None
     if path != database and os.path.exists(database):
@@ -101,7 +101,7 @@ def history(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read(path: str) -> Loaded:
-    """The newest snapshot that leads to everything, brought up to date by the segments."""
+    """The newest usable snapshot with the journal segments applied."""
     notes: list[str] = []
     best: tuple[bool, int, Loaded] | None = None
     for candidate in (path, path + ".prev", ""):
