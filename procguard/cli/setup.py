@@ -143,6 +143,12 @@ def _read_inventory(inventory: InventoryOptions) -> str:
     warnings = dict.fromkeys(text for host in found.hosts.values() for text in host.warnings)
     for warning in warnings:
         say(f"note: {warning}", err=True)
+    from procguard.deploy.inventory import containers
+
+    needed = [name for name, host in found.hosts.items() if containers.asked_of(host)]
+    if needed:
+        shown = ", ".join(needed[:10]) + (f" and {len(needed) - 10} more" if len(needed) > 10 else "")
+        say(f"note: workers in containers need podman on {shown}; deploy --check says which have it", err=True)
     return f"{len(found.hosts)} hosts, {workers} workers: valid"
 
 

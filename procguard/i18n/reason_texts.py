@@ -448,6 +448,8 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "hook.overdue": "{hook} 超过 {limit_s} 秒：{command}",
     "hook.no_lease": "租约到期后没有时间执行 post_stop",
     "hook.podman_run": "镜像 {image}；podman 的输出见日志",
+    "hook.podman_gpus": "/etc/cdi 和 /var/run/cdi 中没有 CDI 规范包含 nvidia.com/gpu={names}；请在该主机以 root 执行："
+    "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
     "hook.podman_remove": "podman 的输出见主机上该 Worker 各次启动旁的 container.err",
     # answers to commands
     "command.already": "已是{state:state}状态",

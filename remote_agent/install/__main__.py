@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
@@ -45,8 +44,8 @@ class InstallerSession:
     """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
 
     -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}; with
-       "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}; with "podman": true also its version, "":
-       it is not there
+       "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}; with "podman": true also its version ("":
+       it is not there) and {"podman_user": "ml" ("" = root), "podman_lacks": ["subuid"], "podman_gpus": ["0"]}
     -> {"op": "install", "release": "…", …}            <- {"report": {…}}, or before it, each where it is the case:
                                                        <- {"need": "bundle"}
     -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
@@ -94,8 +93,7 @@ class InstallerSession:
         if request["op"] == "hello":
             installer.refuse_what_another_runs(request)  # only --check names workers here
             runs = {"workers": installer.workers()} if request.get("workers") else {}
-            podman = {"podman": _podman_version()} if request.get("podman") else {}
-            return {"hello": {**installer.status(), **runs, **podman}}
+            return {"hello": {**installer.status(), **runs, **(_podman() if request.get("podman") else {})}}
         if request["op"] == "install":
             report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)
             return {"report": report}
@@ -282,13 +280,15 @@ def main(argv: "Optional[List[str]]" = None) -> int:
     return 0 if report.get("ok") else 1
 
 
-def _podman_version() -> str:
-    """As it says itself, like 4.3.1; "" where there is none, or none that answers."""
-    try:
-        done = subprocess.run(["podman", "--version"], capture_output=True, timeout=10.0, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode("utf-8", "replace").strip().rpartition(" ")[2][:40] if done.returncode == 0 else ""
+def _podman() -> "Json":
+    from remote_agent.system import podman
+
+    return {
+        "podman": podman.version(),
+        "podman_user": os.environ.get("USER", str(os.geteuid())) if os.geteuid() else "",
+        "podman_lacks": podman.lacks(dict(os.environ)),
+        "podman_gpus": podman.gpus()[:64],
+    }
 
 
 if __name__ == "__main__":

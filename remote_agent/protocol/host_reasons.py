@@ -162,6 +162,8 @@ HOST = {
     "hook.overdue": "{hook} took longer than {limit_s} s: {command}",
     "hook.no_lease": "post_stop had no time left after the end of its lease",
     "hook.podman_run": "image {image}; what podman said is in the log",
+    "hook.podman_gpus": "no CDI specification in /etc/cdi or /var/run/cdi names nvidia.com/gpu={names}; as root there: nvidia-ctk cdi "
+    "generate --output=/etc/cdi/nvidia.yaml",
     "hook.podman_remove": "what podman said is in container.err beside the worker's attempts on the host",
     # answers to commands
     "command.already": "it is {state:state} already",

@@ -121,6 +121,17 @@ def having(parts: list[str], found: dict[str, HostProcess]) -> dict[str, HostPro
     return found if set(parts) <= found.keys() else None
 
 
+def test_a_deployment_and_doctor_say_which_podman_there_is(world: World) -> None:
+    inventory = str(world.directory / "chaos.yaml")
+    checked = world.operator.invoke("deploy", "--check", "--hosts", inventory)
+    version = world.fleet[0].run("podman --version").stdout.split()[-1]
+    assert f"podman {version}, for box, escapes, fenced" in checked.stdout + checked.stderr
+    examined = world.operator.invoke("doctor", "node1", "--hosts", inventory)
+    assert f"version {version}, for box, escapes, fenced" in examined.stdout, examined.stdout
+    valid = world.operator.invoke("validate", "--hosts", inventory)
+    assert "workers in containers need podman on node1" in valid.stderr
+
+
 @pytest.mark.chaos(33)
 def test_whatever_is_killed_no_worker_has_two_containers(world: World, chaos_report: ChaosReport) -> None:
     host, kills = world.fleet[0], 0

@@ -304,8 +304,9 @@ class Deployer:
             checked = {}
         checked = {**checked, **containers.asked_of(host)}
         with self._code.session(host, {**where, **checked}, deadline) as (session, found):
-            if problem := containers.problem(host, found):
-                result.notes.append(f"{problem}; {containers.NEXT}")
+            result.notes += [f"{one.problem}; {one.next_step}" for one in containers.findings(host, found)]
+            if self._options.check and found.get("podman"):
+                result.notes.append(f"podman {found['podman']}, for {containers.used_by(host)}")
             wanted, taken = host.target.python, str(found.get("python", ""))
             if wanted.startswith("/") and taken and taken != wanted:
                 result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")

@@ -67,9 +67,12 @@ class Doctor:
                 found = session.hello({**where, **containers.asked_of(host)}, deadline)
                 yield from _on_the_host(found, (asked + time.time()) / 2)
                 if containers.asked_of(host):
-                    problem = containers.problem(host, found)
-                    detail = problem or f"version {found.get('podman')}"
-                    yield DoctorStep("podman", "bad" if problem else "ok", detail, containers.NEXT if problem else "")
+                    wrong = containers.findings(host, found)
+                    yield from (DoctorStep("podman", "bad", one.problem, one.next_step) for one in wrong)
+                    if not wrong:
+                        yield DoctorStep(
+                            "podman", "ok", f"version {found.get('podman')}, for {containers.used_by(host)}"
+                        )
                 yield from _other_fleets(session.perform("others", where, deadline), where["fleet_id"], host)
                 if tunnel:
                     yield _tunnel_step(tunnel)

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
+from procguard.deploy.inventory import container_words
 from remote_agent.protocol.messages import WorkerSpec
 
 _OPERATOR = re.compile(r"(&&|\|\|?|;|&|\d?>>?(&\d)?|<<?<?|&>>?|\|&)$|\d?>>?[^>=\s]\S*$|\d>&\d$|&>\S+$")
@@ -41,12 +42,13 @@ def engine_started(spec: WorkerSpec) -> str:
     while words and (_ASSIGNMENT.match(words[0]) or words[0] in ("sudo", "exec", "env", "nohup")):
         words.pop(0)
     engine = words[0].rpartition("/")[2] if words else ""
-    if engine not in ("docker", "podman") or not any(word in ("run", "start") for word in words[1:4]):
+    start = next((at for at, word in enumerate(words[1:5], 1) if word in ("run", "start")), 0)
+    if engine not in ("docker", "podman") or not start:
         return ""
-    image = next((word for word in words[2:] if not word.startswith("-") and ("/" in word or ":" in word)), "IMAGE")
+    instead = container_words.declared_by(engine, words[start + 1 :] if words[start] == "run" else ())
     return (
         f"its command starts a container by {engine}, whose processes ProcGuard does not own: a second copy can "
-        f"start beside it; write container: {{image: {image}}}, and as command what is to run in it"
+        f"start beside it; write instead: {instead}"
     )
 
 

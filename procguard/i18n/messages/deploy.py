@@ -120,7 +120,7 @@ CHINESE: dict[str, str] = {
     "{}: two entries go to {}": "{}：有两项都指向 {}",
     "use a different dest for each": "请为每项使用不同的 dest",
     # deploy/inventory/command_words.py
-    "its command starts a container by {}, whose processes ProcGuard does not own: a second copy can start beside it; write container: {image: {}}, and as command what is to run in it": "其命令用 {} 启动容器，而容器中的进程不归 ProcGuard 管理，可能同时出现第二份；请写 container: {image: {}}，并以容器内要运行的程序作为 command",
+    "its command starts a container by {}, whose processes ProcGuard does not own: a second copy can start beside it; write instead: {}": "其命令用 {} 启动容器，而容器中的进程不归 ProcGuard 管理，可能同时出现第二份；请改写为：{}",
     "command: {} is not expanded in a list: write the whole path": "command：列表中的 {} 不会展开：请写完整路径",
     "command: {} means something to a shell only; set shell: true, or quote it": "command：{} 只对 shell 有意义；请设置 shell: true，或加引号",
     "command: {}: ~ is expanded by a shell only; write the whole path, or set shell: true": "command：{}：~ 只由 shell 展开；请写完整路径，或设置 shell: true",
@@ -129,6 +129,21 @@ CHINESE: dict[str, str] = {
     "{}: a {} is opened and never closed: {}": "{}：{} 没有闭合：{}",
     # deploy/inventory/containers.py
     "install it there: apt-get install podman, or dnf install podman": "请在该主机安装：apt-get install podman，或 dnf install podman",
+    "podman {} is too old for containers": "podman {} 太旧，无法运行容器",
+    "install 4.3 or newer, of the distribution's backports": "请安装 4.3 或更新的版本（发行版的 backports 中有）",
+    "podman of user {} needs newuidmap and newgidmap": "用户 {} 的 podman 需要 newuidmap 和 newgidmap",
+    "install them there: apt-get install uidmap, or dnf install shadow-utils; or deploy as root": "请在该主机安装：apt-get install uidmap，或 dnf install shadow-utils；也可以 root 部署",
+    "user {} has no subordinate ids for podman (/etc/subuid, /etc/subgid)": "用户 {} 没有 podman 所需的从属 id（/etc/subuid、/etc/subgid）",
+    "as root there: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}": "请在该主机以 root 执行：usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}",
+    "user {} has no directory /run/user/… once it has logged out, and podman needs it": "用户 {} 退出登录后没有 podman 所需的 /run/user/… 目录",
+    "as root there: loginctl enable-linger {}": "请在该主机以 root 执行：loginctl enable-linger {}",
+    "{}: on_partition: fence and gangs need an agent that runs as root, and this is {}": "{}：on_partition: fence 和 gang 需要以 root 运行的 Agent，而这里是 {}",
+    "deploy as root (ansible_become), or use on_partition: keep and no gang": "请以 root 部署（ansible_become），或使用 on_partition: keep 且不加入 gang",
+    "no CDI specification of nvidia.com/gpu on this host, which {} need{}": "主机上没有 nvidia.com/gpu 的 CDI 规范，而 {} 需要它{}",
+    "as root there: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml": "请在该主机以 root 执行：nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+    "podman {}, for {}": "podman {}，用于 {}",
+    "version {}, for {}": "版本 {}，用于 {}",
+    "note: workers in containers need podman on {}; deploy --check says which have it": "注意：容器中的 Worker 需要以下主机有 podman：{}；deploy --check 会说明哪些主机有",
     "no podman on this host, which {} need{}": "主机上没有 podman，而 {} 需要它{}",
     # deploy/inventory/group_policies.py
     "{} must be a mapping group: {…}": "{} 必须是映射 group: {…}",
@@ -484,7 +499,6 @@ CHINESE: dict[str, str] = {
     # deploy: lists and hints
     "restarted {}": "已重启 {}",
     "worker {}: {}": "worker {}：{}",
-    "version {}": "版本 {}",
     "{} answers (fleet {})": "{} 有应答（机群 {}）",
     "runs (pid {}, release {}, {})": "运行中（pid {}，版本 {}，{}）",
     "worker {} is {}": "worker {} 的状态为 {}",

@@ -17,12 +17,12 @@ import os
 import zlib
 
 from remote_agent.protocol import reasons
-from remote_agent.protocol.reasons import because
+from remote_agent.protocol.reasons import Reason, because
 from remote_agent.runner import environment
 from remote_agent.runner import launch as child
 from remote_agent.runner.task import container_job
 from remote_agent.runner.task.assignment import Hook, TaskAssignment
-from remote_agent.system import paths, processes
+from remote_agent.system import paths, podman, processes
 
 PULL_S = 6 * 3600.0  # an image of 30 GB over a slow line
 RUN_S = 120.0
@@ -39,8 +39,19 @@ def name_of(worker_dir: str) -> str:
 
 def run_step(container: dict[str, object]) -> Hook:
     pulls = container.get("pull") != "never"
-    shown = reasons.fields("shown", because("hook.podman_run", image=str(container.get("image"))))
+    why = because("hook.podman_run", image=str(container.get("image")))
+    shown = reasons.fields("shown", why.then(*_missing_gpus(container)))
     return {"kind": RUN, "argv": ["podman"], **shown, "timeout_s": PULL_S if pulls else RUN_S}
+
+
+def _missing_gpus(container: dict[str, object]) -> list[Reason]:
+    """Why podman will fail where it was given GPUs that it cannot find."""
+    options, prefix = container.get("options"), f"--device={podman.GPU_KIND}="
+    words = [str(word) for word in options] if isinstance(options, list) else []
+    wanted = [word[len(prefix) :] for word in words if word.startswith(prefix)]
+    known = podman.gpus() if wanted else []
+    missing = [name for name in wanted if name not in known]
+    return [because("hook.podman_gpus", names=", ".join(missing))] if missing else []
 
 
 def remove_step(container: dict[str, object]) -> Hook:
@@ -75,6 +86,8 @@ def build(
     """The client's words, in the host's environment: the job's own variables are not the client's. Raises NotStarted,
     or OSError where the disk takes no file of them."""
     env = {**base_env, processes.COOKIE_VARIABLE: f"{cookie}-{number}"}
+    if os.geteuid() != 0:  # what the agent's session had may be gone, or the session had none
+        env["XDG_RUNTIME_DIR"] = podman.runtime_directory(base_env) or env.get("XDG_RUNTIME_DIR", "")
     container = assignment.start["container"]
     assert isinstance(container, dict)
     if step["kind"] == REMOVE:

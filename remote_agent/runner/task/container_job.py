@@ -7,10 +7,11 @@ starts nothing.
 from __future__ import annotations
 
 import os
+import signal
 
 from remote_agent.protocol.reasons import because
 from remote_agent.runner.attempt import Attempt
-from remote_agent.system import cgroup, paths, processes
+from remote_agent.system import cgroup, paths, podman, processes
 from remote_agent.system.oom import OomCounter
 from remote_agent.system.processes import Identity
 
@@ -70,6 +71,15 @@ def members_of(first: Identity) -> list[Identity]:
         return []
     below = processes.descendants({first.pid}, processes.all_processes())
     return [first, *(Identity(one.pid, one.start, first.boot_id) for one in below)]
+
+
+def end_pause(env: dict[str, str]) -> None:
+    """For a user who is not root podman keeps a process that only sleeps, to find its namespaces again, and makes
+    another one where it is missing. Below this runner it would be taken for a part of the job. `env`: of podman."""
+    pid = _read_pid(os.path.join(podman.runtime_directory(env), "libpod", "tmp", "pause.pid"))
+    found = processes.read_process(pid) if pid else None
+    if found is not None and found.ppid == os.getpid():
+        processes.send_signal(Identity(pid, found.start, processes.boot_id()), signal.SIGKILL)
 
 
 def _note_groups(first: int, worker_dir: str) -> None:

@@ -163,7 +163,7 @@ class TaskRunner:
         if attempt.hook and self._go_on_after_hook(attempt, wait_status, now):
             return
         task.attempt = None
-        task.processes.end_namespace()
+        task.processes.end_helpers()
         values = task.state.values
         ending = attempt.ended(wait_status, now, values["state"] == states.RUNNING)
         by_itself = values["state"] != states.STOPPING and not attempt.hook and not ending.cause
@@ -225,6 +225,7 @@ class TaskRunner:
                 after.out_of_time()
                 task.begin_ending(now)
         elif not task.no_children:
+            task.processes.end_helpers()
             self._end_leftovers(now)
         elif after.step(now):
             task.remarks = NONE.then(*after.problems)

@@ -88,10 +88,10 @@ class WorkerProcesses:
             self._limit_group(assignment)
             return Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
         except child.NotStarted as exc:
-            self.end_namespace()
+            self.end_helpers()
             raise StartFailed(HOPELESS, reasons.of_exception(exc)) from exc
         except OSError as exc:
-            self.end_namespace()
+            self.end_helpers()
             raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, _why_failed(exc)) from exc
 
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
@@ -168,11 +168,15 @@ class WorkerProcesses:
             raise child.NotStarted(because("start.pid_namespace", error=exc.strerror or str(exc))) from exc
         return self._namespace.path
 
-    def end_namespace(self) -> None:
-        """The attempt's process has ended: whatever is left in its pid namespace ends with it."""
+    def end_helpers(self) -> None:
+        """Nothing of a container is to live any more: what is left in its pid namespace ends, and what podman keeps."""
         if self._namespace is not None:
             self._namespace.end()
             self._namespace = None
+        if self._in_container and os.geteuid() != 0:
+            from remote_agent.runner.task import container_job
+
+            container_job.end_pause(self._record.read_base_env())
 
     def _limit_group(self, assignment: TaskAssignment) -> None:
         wanted = assignment.start.get("group_limits")

@@ -1,0 +1,97 @@
+"""What this host offers to podman: its version, what a user who is not root needs, and GPUs by CDI.
+
+Reads files of the host and asks podman for its version; starts no container.
+"""
+
+from __future__ import annotations
+
+import os
+
+GPU_KIND = "nvidia.com/gpu"
+CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")  # podman's own choice
+MAX_CDI_BYTES = 1024 * 1024
+ASK_S = 10.0
+# What a user who is not root may lack; the manager's side has the words (procguard/deploy/inventory/containers.py).
+NO_IDS, NO_ID_TOOLS, NO_RUNTIME_DIR = "subuid", "uidmap", "runtime_dir"
+_NAME = r"""(?m)^[\s-]*["']?name["']?\s*:\s*["']?([A-Za-z0-9_.:-]+)"""
+_NAME_IN_JSON = r'"name"\s*:\s*"([A-Za-z0-9_.:-]+)"'
+_KIND = rf"""(?m)["']?kind["']?\s*:\s*["']?{GPU_KIND}["']?\s*(,|$)"""
+
+
+def version() -> str:
+    """As it says itself, like 4.3.1; "" where there is none, or none that answers."""
+    import subprocess  # here, as others below: a runner needs runtime_directory alone
+
+    try:
+        done = subprocess.run(["podman", "--version"], capture_output=True, timeout=ASK_S, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip().rpartition(" ")[2][:40] if done.returncode == 0 else ""
+
+
+def lacks(env: dict[str, str]) -> list[str]:
+    """What keeps this process's user from running containers; empty for root. `env`: what podman would be given."""
+    if os.geteuid() == 0:
+        return []
+    import shutil
+
+    found = []
+    if not all(shutil.which(tool, path=env.get("PATH")) for tool in ("newuidmap", "newgidmap")):
+        found.append(NO_ID_TOOLS)
+    if not all(_has_range(path) for path in ("/etc/subuid", "/etc/subgid")):
+        found.append(NO_IDS)
+    if not runtime_directory(env):
+        found.append(NO_RUNTIME_DIR)
+    return found
+
+
+def runtime_directory(env: dict[str, str]) -> str:
+    """Value of XDG_RUNTIME_DIR for a user who is not root; "": there is no such directory. A session that came by ssh
+    often has no such variable, and the directory of one that is over is gone."""
+    for path in (env.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.geteuid()}"):
+        if path and os.path.isdir(path) and os.access(path, os.W_OK):
+            return path
+    return ""
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that containers can be given: "0", "all", …; empty: there is no CDI specification of them."""
+    found: dict[str, None] = {}
+    for directory in CDI_DIRECTORIES:
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".json", ".yaml", ".yml")):
+                found.update(dict.fromkeys(_devices(os.path.join(directory, name))))
+    return list(found)
+
+
+def _devices(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_CDI_BYTES)
+    except OSError:
+        return []
+    import re
+
+    if not re.search(_KIND, text):
+        return []
+    return re.findall(_NAME_IN_JSON if path.endswith(".json") else _NAME, text)
+
+
+def _has_range(path: str) -> bool:
+    """Whether the user has subordinate ids: a line "name:first:count", or with the uid in place of the name."""
+    import pwd
+
+    uid = os.geteuid()
+    try:
+        users = {str(uid), pwd.getpwuid(uid).pw_name}
+    except KeyError:
+        users = {str(uid)}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return any(line.split(":")[0] in users for line in file)
+    except OSError:
+        return False
