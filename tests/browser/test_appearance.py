@@ -154,6 +154,84 @@ def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor
     expect(page.get_by_role("img", name=re.compile("^Load; Load: now "))).to_be_visible()
 
 
+def measured(route: Route) -> None:
+    """Ten minutes of a worker that writes its loss and its step into its log."""
+    worker = route.request.url.partition("/workers/")[2].partition("?")[0]
+    at = [time.time() - 600 + 10 * number for number in range(60)]
+    number = int(worker[-1])
+    route.fulfill(
+        json={
+            "worker_id": worker,
+            "span": "15m",
+            "step_s": 10,
+            "points": 90,
+            "at": at,
+            "series": {"cpu_percent": [50.0 + number] * 60, "rss_bytes": [2.0**30] * 60},
+            "metrics": [
+                {"name": "loss", "at": at, "series": {"value": [(number + 1) / (1 + place) for place in range(60)]}},
+                {"name": "step", "at": at, "series": {"value": [100.0 * place for place in range(60)]}},
+            ],
+        }
+    )
+
+
+def test_four_losses_are_compared_over_time_and_over_steps(world: World, visitor: Visitor) -> None:
+    """From the list of workers: all of a host, Compare, loss. By mouse and by keys."""
+    page = visitor.open(f"{world.rig.url}/#/workers?q=gpu-00000")
+    page.route("**/api/measurements/workers/*", measured)
+    page.get_by_label("Select all matches").check()
+    page.get_by_role("button", name="Compare").click()
+    entries = page.locator(".chart-legend .chart-entry")
+    expect(entries).to_have_count(4)
+    page.get_by_label("What to compare").select_option(label="loss")
+    chart = page.get_by_role("img", name=re.compile("^loss; gpu-00000-w0: now 0.01667, minimum 0.01667, maximum 1"))
+    expect(chart).to_be_visible()
+    assert "m=log%3Aloss" in page.evaluate("location.hash")
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('.chart-swatch')].map((one) => getComputedStyle(one).color "
+        "+ one.firstChild.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(drawn)) == 4
+    whole = page.get_by_role("button", name="All of the range")
+    expect(whole).to_be_hidden()
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".chart [role=status]")).to_contain_text("gpu-00000-w3 0.06667")
+    page.keyboard.press("+")
+    expect(whole).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(whole).to_be_hidden()
+    page.get_by_role("group", name="Over").get_by_role("button", name="step").click()
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".chart-readout")).to_have_text("5,900")
+    entries.nth(1).click()
+    expect(entries.nth(1)).to_have_attribute("aria-pressed", "false")
+    page.get_by_role("button", name="Show as table").click()
+    expect(page.get_by_role("columnheader", name="loss gpu-00000-w1")).to_be_visible()
+    page.get_by_role("button", name="Leave out gpu-00000-w3").click()
+    expect(page.get_by_role("columnheader", name="loss gpu-00000-w3")).to_have_count(0)
+
+
+def test_the_charts_of_a_worker_are_pointed_at_and_zoomed_together(world: World, visitor: Visitor) -> None:
+    page = visitor.open(f"{world.rig.url}/#/workers")
+    page.route("**/api/measurements/workers/*", measured)
+    page.goto(f"{world.rig.url}/#/worker/worker1?tab=charts")
+    titles = page.locator(".chart-title")
+    expect(titles).to_have_text(["loss", "step", "CPU", "Memory"])
+    over = page.locator(".u-over").first.bounding_box()
+    assert over is not None
+    page.mouse.move(over["x"] + over["width"] * 0.5, over["y"] + 20)
+    expect(page.locator(".chart-readout", has_text=re.compile(r"^\d\d:\d\d:\d\d · "))).to_have_count(4)
+    page.mouse.down()
+    page.mouse.move(over["x"] + over["width"] * 0.8, over["y"] + 30, steps=4)
+    page.mouse.up()
+    whole = page.get_by_role("button", name="All of the range")
+    expect(whole).to_be_visible()
+    page.locator(".u-over").nth(1).dblclick()
+    expect(whole).to_be_hidden()
+
+
 def test_times_are_shown_in_utc_where_that_is_chosen(world: World, visitor: Visitor) -> None:
     """Every time of a page names its zone, and the switch is remembered."""
     page = visitor.open(f"{world.rig.url}/#/events")

@@ -18,7 +18,7 @@ from tests.browser.test_portal import settled
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 COLD_REQUESTS, COLD_BYTES = 12, 160_000
-WARM_REQUESTS = {"workers": 3, "overview": 4}  # the overview asks for the latest recoveries on record
+WARM_REQUESTS = {"workers": 3, "overview": 6}  # the overview asks for recoveries, acknowledgements and mutes besides
 PAGES = (
     "overview", "worker/worker1?tab=charts", "worker/worker1", "hosts", "gpus", "operations", "events",
     "logs?w=worker1", "search", "recovery", "api",

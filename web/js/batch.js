@@ -153,13 +153,14 @@ class BatchDialog {
 }
 
 /** The bar that appears once something is picked. `.update(count, allMatching)`. */
-export function batchBar({ onAct, onAll, onClear, onLogs, verbs, icon }) {
+export function batchBar({ onAct, onAll, onClear, onLogs, onCompare, verbs, icon }) {
   const count = h('span.batch-count', { role: 'status' });
   const all = h('button.button.subtle.small', { type: 'button', on: { click: onAll } });
   const buttons = verbs.map((verb) => h('button.button.small', { type: 'button', data: { verb }, on: { click: () => onAct(verb) } }, icon(verb), t(`action.${verb}`)));
   const clear = h('button.button.subtle.small', { type: 'button', on: { click: onClear } }, t('batch.clear'));
   const logs = h('button.button.small', { type: 'button', title: t('batch.logs_title'), on: { click: onLogs } }, icon('logs'), t('nav.logs'));
-  const bar = acts(h('div.batch-bar', { role: 'group', 'aria-label': t('batch.bar'), hidden: true }, count, h('div.batch-verbs', {}, buttons), logs, all, clear));
+  const compare = h('button.button.small', { type: 'button', title: t('batch.compare_title'), on: { click: onCompare } }, icon('chart'), t('compare.title'));
+  const bar = acts(h('div.batch-bar', { role: 'group', 'aria-label': t('batch.bar'), hidden: true }, count, h('div.batch-verbs', {}, buttons), logs, compare, all, clear));
   bar.update = (selected, everything, matching) => {
     show(bar, selected > 0);
     setText(count, everything ? t('batch.all_selected', { n: selected }) : t('batch.selected', { n: selected }));

@@ -1,51 +1,79 @@
 /**
- * A chart of lines over time on a canvas. What it shows stands in a table too (chartpanel.js), and in words in its label. Nothing moves
- * by itself. Colours are the theme's; lines of one chart differ in their dashes as well.
+ * A chart of lines over time, or over another number, drawn by uPlot. What it shows stands in a table too (charttable.js), and in
+ * words in its label. Lines differ in colour and dash; pointing at one chart points at all of its `sync` group. Dragging over it, or
+ * + and −, asks `onZoom` for a part of it. Colours are the theme's, read at each drawing.
  */
 
-import { framed, h, setAttr, setText, show } from './dom.js';
+import { ApiError } from './api.js';
+import { framed, h, keyed, setAttr, setText, show } from './dom.js';
 import { formatClock } from './format.js';
-import { t } from './i18n.js';
+import { formatNumber, t } from './i18n.js';
 
-const HEIGHT = 132;
-const LEFT = 62;
-const RIGHT = 10;
-const TOP = 8;
-const BOTTOM = 20;
-const COLOURS = ['--blue', '--amber', '--sky', '--orange', '--slate'];
-const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
+const HEIGHT = 150;
+const COLOURS = 8; // --line-1 … --line-8
+const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 const GAP_STEPS = 2.5; // points further apart than this many steps are not joined
+const STEP_PX = 12; // a bytes axis needs no finer one
+const SVG = 'http://www.w3.org/2000/svg';
+const POWERS_OF_2 = Array.from({ length: 60 }, (_, power) => 2 ** power);
+
+let Plot = null;
+
+/** uPlot itself: fetched once somebody looks at a chart. Raises ApiError `script_gone` where it can't be had: the page is of another version. */
+export async function loadPlots() {
+  try {
+    Plot ||= (await import('../vendor/uplot/uPlot.esm.js')).default;
+  } catch {
+    throw new ApiError({ code: 'script_gone' });
+  }
+}
+
+const colourOf = (number) => `--line-${(number % COLOURS) + 1}`;
+const dashOf = (number) => (number + Math.floor(number / COLOURS)) % DASHES.length;
 
 export class Chart {
-  /** `title`; `format(value)`; `ceiling`: the least that the axis reaches to; `bytes`: round steps are powers of two. */
-  constructor({ title, format, ceiling = 0, bytes = false }) {
-    Object.assign(this, { title, format, ceiling, bytes });
-    this.lines = []; // [{label, at, values}]
-    this.from = 0;
-    this.to = 1;
-    this.step = 10;
-    this.pointed = null; // a moment that the pointer is at
-    this.canvas = h('canvas.chart-canvas', { role: 'img' });
+  /** `format(value)`; `ceiling`: the least that the axis reaches to; `bytes`: steps are powers of two; `fromZero`: whether the axis begins there. */
+  constructor({ title, format, ceiling = 0, bytes = false, fromZero = true, sync = '', onZoom = () => {}, height = HEIGHT }) {
+    Object.assign(this, { title, format, ceiling, bytes, fromZero, sync, onZoom, height });
+    this.lines = []; // [{label, at, values}], `at` ascending
+    this.range = { from: 0, to: 1, step: 10, time: true };
+    this.off = new Set(); // labels of lines that are not drawn
+    this.at = null; // what the cursor points at
+    this.plot = null;
+    this.caption = h('span.chart-title', {}, title);
     this.readout = h('span.chart-readout');
+    this.said = h('span.hidden-text', { role: 'status' }); // what the arrow keys reach
+    this.area = h('div.chart-plot', { role: 'img', tabindex: '0', title: t('chart.keys'), on: { keydown: (event) => this.pressed(event) } });
     this.legend = h('ul.chart-legend');
-    this.node = h('figure.chart', {}, h('figcaption', {}, h('span.chart-title', {}, title), this.readout), this.canvas, this.legend);
+    this.node = h('figure.chart', {}, h('figcaption', {}, this.caption, this.readout), this.area, this.legend, this.said);
     this.draw = framed(() => this.render());
-    this.resized = new ResizeObserver(() => this.draw());
-    this.resized.observe(this.canvas);
-    this.canvas.addEventListener('pointermove', (event) => this.point(event.offsetX));
-    this.canvas.addEventListener('pointerleave', () => this.point(null));
+    this.resized = new ResizeObserver(() => this.plot && this.area.clientWidth && this.plot.setSize({ width: this.area.clientWidth, height: this.height }));
+    this.resized.observe(this.area);
   }
 
   destroy() {
     this.resized.disconnect();
+    this.drop();
   }
 
-  /** Lines over [from, to] (Unix seconds), measured every `step` seconds. */
-  show(lines, { from, to, step }) {
-    Object.assign(this, { lines, from, to, step });
-    this.legend.replaceChildren(...(lines.length > 1 ? lines.map((line, number) => h('li', { data: { line: number % COLOURS.length } }, line.label)) : []));
+  drop() {
+    if (this.plot) this.plot.destroy();
+    this.plot = null;
+  }
+
+  /** After the theme changed. */
+  recolour() {
+    if (this.plot) this.plot.redraw(false);
+  }
+
+  /** Lines over [from, to]: Unix seconds, measured every `step` of them; without `time` any number. */
+  show(lines, { from, to, step, time = true }) {
+    const same = this.plot && time === this.range.time && lines.length === this.lines.length && lines.every((line, number) => line.label === this.lines[number].label);
+    if (!same) this.drop();
+    Object.assign(this, { lines, range: { from, to, step, time } });
+    setAttr(this.area, 'aria-label', this.words());
+    keyed(this.legend, lines.length > 1 ? lines.map((line, number) => ({ line, number })) : [], ({ line, number }) => `${number}/${line.label}`, (item) => this.entry(item));
     show(this.legend, lines.length > 1);
-    setAttr(this.canvas, 'aria-label', this.words());
     this.draw();
   }
 
@@ -60,130 +88,184 @@ export class Chart {
     return [this.title, ...said].join('; ');
   }
 
-  point(x) {
-    const width = this.canvas.clientWidth - LEFT - RIGHT;
-    this.pointed = x === null || x < LEFT || width <= 0 ? null : this.from + ((x - LEFT) / width) * (this.to - this.from);
-    this.draw();
+  entry({ line, number }) {
+    const { label } = line;
+    const value = h('span.chart-value');
+    const button = h('button.chart-entry', { type: 'button', title: t('chart.toggle'), on: { click: () => this.toggle(label, number) } }, swatch(number), h('span.chart-label', {}, label), value);
+    const item = h('li', {}, button);
+    item.update = (now) => {
+      this.values ||= new Map();
+      this.values.set(now.number, value);
+      setAttr(button, 'aria-pressed', this.off.has(label) ? 'false' : 'true');
+    };
+    return item;
   }
 
-  /** The moment of the first line that is nearest to the pointer. */
-  nearest() {
-    if (this.pointed === null) return null;
-    let best = null;
-    for (const line of this.lines) {
-      line.at.forEach((at, place) => {
-        const away = Math.abs(at - this.pointed);
-        if (away <= this.step * GAP_STEPS && (best === null || away < best.away)) best = { at, place, away };
-      });
-    }
-    return best;
+  toggle(label, number) {
+    if (!this.off.delete(label)) this.off.add(label);
+    setAttr(this.legend.children[number].firstChild, 'aria-pressed', this.off.has(label) ? 'false' : 'true');
+    if (this.plot) this.plot.setSeries(number + 1, { show: !this.off.has(label) });
   }
 
   render() {
-    const { canvas } = this;
-    const width = canvas.clientWidth;
-    if (!width) return;
-    const ratio = window.devicePixelRatio || 1;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(HEIGHT * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(HEIGHT * ratio);
-    }
-    const style = getComputedStyle(canvas);
-    const pen = canvas.getContext('2d');
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, HEIGHT);
-    pen.font = `11px ${style.fontFamily}`;
-    const colour = (name) => style.getPropertyValue(name);
-    const area = { left: LEFT, right: width - RIGHT, top: TOP, bottom: HEIGHT - BOTTOM };
-    const top = this.top();
-    const y = (value) => area.bottom - (value / top) * (area.bottom - area.top);
-    const x = (at) => area.left + ((at - this.from) / (this.to - this.from)) * (area.right - area.left);
-    this.drawAxes(pen, area, colour, top, y, x);
-    this.lines.forEach((line, number) => this.drawLine(pen, line, number, colour, x, y, area));
-    this.drawPointed(pen, area, colour, x);
+    const width = this.area.clientWidth;
+    if (!Plot || !width || !this.lines.length) return;
+    const data = aligned(this.lines, this.range.step);
+    if (this.plot) this.plot.setData(data);
+    else this.plot = new Plot(this.options(width), data, this.area);
+    this.readValues();
   }
 
-  /** The end of the axis: a round number at or above everything. */
-  top() {
-    let high = this.ceiling;
-    for (const line of this.lines) for (const value of line.values) if (value !== null && value > high) high = value;
-    if (high <= this.ceiling && this.ceiling > 0) return this.ceiling;
-    const base = this.bytes ? 2 ** Math.floor(Math.log2(high || 1)) : 10 ** Math.floor(Math.log10(high || 1));
-    const steps = this.bytes ? [1, 1.25, 1.5, 1.75, 2] : [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
-    return base * (steps.find((step) => base * step >= high) || 10);
+  options(width) {
+    const colour = (name) => getComputedStyle(this.area).getPropertyValue(name);
+    const font = `11px ${getComputedStyle(this.area).fontFamily}`;
+    const grid = { stroke: () => colour('--border'), width: 1 };
+    const axis = { stroke: () => colour('--muted'), grid, ticks: { show: false }, font, gap: 4 };
+    const along = (plot, splits, index, space, incr) => splits.map((at) => (this.range.time ? clock(at, incr) : formatNumber(at)));
+    return {
+      width,
+      height: this.height,
+      legend: { show: false },
+      padding: [8, 10, 0, 0],
+      scales: { x: { time: this.range.time, range: () => [this.range.from, this.range.to] }, y: { range: (plot, low, high) => this.reach(low, high) } },
+      axes: [
+        { ...axis, size: 22, space: 74, values: along },
+        { ...axis, size: 66, space: this.bytes ? STEP_PX * 3 : 34, values: (plot, splits) => splits.map((value) => this.format(value)), ...(this.bytes ? { incrs: POWERS_OF_2 } : {}) },
+      ],
+      series: [{}, ...this.lines.map((line, number) => ({ label: line.label, show: !this.off.has(line.label), stroke: () => colour(colourOf(number)), dash: DASHES[dashOf(number)], width: 1.6, points: { size: 4, space: 16 } }))],
+      cursor: {
+        y: false,
+        points: { size: 6 },
+        sync: this.sync ? { key: this.sync, setSeries: false } : undefined,
+        drag: { x: true, y: false, setScale: false },
+        bind: { dblclick: () => () => this.onZoom(null) },
+      },
+      hooks: { setCursor: [(plot) => this.point(plot)], setSelect: [(plot) => this.chosen(plot)] },
+    };
   }
 
-  drawAxes(pen, area, colour, top, y, x) {
-    pen.strokeStyle = colour('--border');
-    pen.fillStyle = colour('--muted');
-    pen.lineWidth = 1;
-    pen.textAlign = 'right';
-    pen.textBaseline = 'middle';
-    for (const share of [0, 0.5, 1]) {
-      const line = Math.round(y(top * share)) + 0.5;
-      pen.beginPath();
-      pen.moveTo(area.left, line);
-      pen.lineTo(area.right, line);
-      pen.stroke();
-      pen.fillText(this.format(top * share), area.left - 6, line);
-    }
-    pen.textBaseline = 'top';
-    for (const [share, align] of [[0, 'left'], [0.5, 'center'], [1, 'right']]) {
-      pen.textAlign = align;
-      const at = this.from + (this.to - this.from) * share;
-      pen.fillText(formatClock(at).replace(/:\d\d$/, ''), x(at), area.bottom + 5);
-    }
+  reach(low, high) {
+    if (low === null || high === null) return [0, this.ceiling || 1];
+    if (!this.fromZero) return low === high ? [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2] : Plot.rangeNum(low, high, 0.1, true);
+    if (high <= this.ceiling && this.ceiling > 0) return [0, this.ceiling];
+    return [0, roundUp(high || 1, this.bytes)];
   }
 
-  drawLine(pen, line, number, colour, x, y, area) {
-    pen.save();
-    pen.beginPath();
-    pen.rect(area.left, 0, area.right - area.left, HEIGHT);
-    pen.clip();
-    pen.strokeStyle = colour(COLOURS[number % COLOURS.length]);
-    pen.setLineDash(DASHES[Math.floor(number / COLOURS.length) % DASHES.length]);
-    pen.lineWidth = 1.6;
-    pen.lineJoin = 'round';
-    pen.beginPath();
-    let last = null;
-    line.at.forEach((at, place) => {
-      const value = line.values[place];
-      if (value === null) {
-        last = null;
-        return;
-      }
-      if (last === null || at - last > this.step * GAP_STEPS) {
-        pen.moveTo(x(at) - 0.5, y(value)); // one moment alone is a dot
-        pen.lineTo(x(at) + 0.5, y(value));
-      } else {
-        pen.lineTo(x(at), y(value));
-      }
-      last = at;
+  /** A part of it was dragged over. */
+  chosen(plot) {
+    const { left, width } = plot.select;
+    if (width <= 0) return;
+    const part = [plot.posToVal(left, 'x'), plot.posToVal(left + width, 'x')];
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    this.zoom(part);
+  }
+
+  /** No closer than a few steps. */
+  zoom([from, to]) {
+    if (to - from >= 3 * (this.range.time ? this.range.step : (this.range.to - this.range.from) / 1000)) this.onZoom([from, to]);
+  }
+
+  point(plot) {
+    const { left, idx } = plot.cursor;
+    this.at = left >= 0 && idx !== null && idx !== undefined ? plot.data[0][idx] : null;
+    this.readValues();
+  }
+
+  /** In the legend, or beside the title of a single line: what is pointed at, else the latest. */
+  readValues() {
+    const texts = this.lines.map((line) => {
+      const value = this.at === null ? latest(line.values) : nearest(line, this.at, this.range.step);
+      return value === null ? t('none') : this.format(value);
     });
-    pen.stroke();
-    pen.restore();
+    if (this.lines.length > 1) texts.forEach((text, number) => this.values && this.values.has(number) && setText(this.values.get(number), text));
+    const place = this.at === null ? '' : this.range.time ? formatClock(this.at) : formatNumber(this.at);
+    setText(this.readout, [place, this.lines.length === 1 ? texts[0] : ''].filter(Boolean).join(' · '));
+    return [place, ...this.lines.map((line, number) => `${line.label} ${texts[number]}`)].join(', ');
   }
 
-  drawPointed(pen, area, colour, x) {
-    const best = this.nearest();
-    if (best !== null) {
-      pen.strokeStyle = colour('--border-strong');
-      pen.beginPath();
-      pen.moveTo(Math.round(x(best.at)) + 0.5, area.top);
-      pen.lineTo(Math.round(x(best.at)) + 0.5, area.bottom);
-      pen.stroke();
-    }
-    const values = this.lines.map((line) => {
-      const place = best === null ? lastKnown(line.values) : line.at.indexOf(best.at);
-      const value = place < 0 ? null : line.values[place];
-      const text = value === null || value === undefined ? t('none') : this.format(value);
-      return this.lines.length > 1 ? `${line.label} ${text}` : text;
-    });
-    setText(this.readout, [best === null ? '' : formatClock(best.at), ...values].filter(Boolean).join(' · '));
+  /** ← → move the cursor (Shift: further), + and − zoom around it, Esc shows all again. */
+  pressed(event) {
+    if (!this.plot || event.ctrlKey || event.metaKey || event.altKey) return;
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const closer = { '+': 0.5, '=': 0.5, '-': 2, '−': 2 }[event.key];
+    if (move) this.step(move * (event.shiftKey ? 10 : 1));
+    else if (closer) this.zoomBy(closer);
+    else if (event.key === 'Escape') this.onZoom(null);
+    else return;
+    event.preventDefault();
+  }
+
+  step(by) {
+    const [positions] = this.plot.data;
+    const inside = (place) => positions[place] >= this.range.from && positions[place] <= this.range.to;
+    const now = this.at === null ? positions.length : positions.indexOf(this.at);
+    let next = Math.max(0, Math.min(positions.length - 1, now + by));
+    while (!inside(next) && next + Math.sign(by) in positions) next += Math.sign(by);
+    if (!inside(next)) return;
+    this.plot.setCursor({ left: this.plot.valToPos(positions[next], 'x'), top: this.height / 3 }, true, true);
+    setText(this.said, this.readValues());
+  }
+
+  zoomBy(factor) {
+    const { from, to } = this.range;
+    const middle = this.at ?? (from + to) / 2;
+    this.zoom([middle - (middle - from) * factor, middle + (to - middle) * factor]);
   }
 }
 
-function lastKnown(values) {
-  for (let place = values.length - 1; place >= 0; place -= 1) if (values[place] !== null) return place;
-  return -1;
+/** uPlot's form: one column of positions, one of values for each line; null ends a line, undefined is another line's place. */
+function aligned(lines, step) {
+  const tables = lines.map(({ at, values }) => {
+    const table = [[], []];
+    at.forEach((place, number) => {
+      if (number && place - at[number - 1] > step * GAP_STEPS) {
+        table[0].push((place + at[number - 1]) / 2);
+        table[1].push(null);
+      }
+      table[0].push(place);
+      table[1].push(values[number]);
+    });
+    return table;
+  });
+  return tables.length === 1 ? tables[0] : Plot.join(tables);
+}
+
+function nearest(line, at, step) {
+  let best = null;
+  let away = step * GAP_STEPS;
+  line.at.forEach((place, number) => {
+    if (Math.abs(place - at) <= away && line.values[number] !== null) {
+      away = Math.abs(place - at);
+      best = line.values[number];
+    }
+  });
+  return best;
+}
+
+function latest(values) {
+  for (let place = values.length - 1; place >= 0; place -= 1) if (values[place] !== null) return values[place];
+  return null;
+}
+
+function roundUp(high, bytes) {
+  const base = bytes ? 2 ** Math.floor(Math.log2(high)) : 10 ** Math.floor(Math.log10(high));
+  const steps = bytes ? [1, 1.25, 1.5, 1.75, 2] : [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
+  return base * (steps.find((step) => base * step >= high) || 10);
+}
+
+function clock(at, apart) {
+  return apart < 60 ? formatClock(at) : formatClock(at).replace(/:\d\d$/, '');
+}
+
+/** A piece of the line, as it is drawn. */
+function swatch(number) {
+  const svg = document.createElementNS(SVG, 'svg');
+  svg.setAttribute('viewBox', '0 0 26 8');
+  svg.setAttribute('class', `chart-swatch line-${(number % COLOURS) + 1}`);
+  svg.setAttribute('aria-hidden', 'true');
+  const path = document.createElementNS(SVG, 'path');
+  path.setAttribute('d', 'M0 4h26');
+  path.setAttribute('stroke-dasharray', DASHES[dashOf(number)].join(' ') || 'none');
+  svg.append(path);
+  return svg;
 }

@@ -10,6 +10,7 @@ import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
 import { adminPage } from './pages/admin.js';
 import { apiPage } from './pages/api.js';
+import { comparePage } from './pages/compare.js';
 import { eventsPage } from './pages/events.js';
 import { gpusPage } from './pages/gpus.js';
 import { groupsPage } from './pages/groups.js';
@@ -35,6 +36,7 @@ const PAGES = {
   workers: workersPage,
   worker: workerPage,
   groups: groupsPage,
+  compare: comparePage,
   hosts: hostsPage,
   host: hostPage,
   gpus: gpusPage,

@@ -11,7 +11,7 @@ import { link, readRoute } from './router.js';
 import { recall, remember } from './storage.js';
 
 const PAGES = ['overview', 'workers', 'hosts', 'gpus', 'logs', 'operations', 'recovery', 'events', 'admin'];
-const PARENTS = { worker: 'workers', host: 'hosts', operation: 'operations', search: 'logs', groups: 'workers' };
+const PARENTS = { worker: 'workers', compare: 'workers', host: 'hosts', operation: 'operations', search: 'logs', groups: 'workers' };
 const THEMES = ['auto', 'light', 'dark'];
 const THEME_ICONS = { auto: 'auto', light: 'sun', dark: 'moon' };
 

@@ -32,7 +32,7 @@ TYPES = {".js": "text/javascript; charset=UTF-8", ".css": "text/css; charset=UTF
 JSON_TYPE = "application/json"
 ALWAYS_ASK = "no-cache"
 KEEP = "public, max-age=31536000, immutable"  # its address changes with its content
-NEVER_CHANGES = re.compile(r"[\w-]+-[0-9A-Za-z]{8}\.(?:js|css|svg)")
+NEVER_CHANGES = re.compile(r"\w[\w.-]*-[0-9A-Za-z]{8}\.(?:js|css|svg)")
 _FILES = re.compile(r"<!-- files:.*?<!-- end of files -->", re.DOTALL)
 _MODULES = re.compile(r"<!-- modules:.*?-->")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -176,6 +177,19 @@ def test_modules_import_only_their_own_kind(module: str) -> None:
         assert os.path.exists(os.path.join(WEB, os.path.dirname(module), wanted)), f"{module}: {wanted}"
 
 
+def test_what_is_of_others_is_what_was_pinned() -> None:
+    """scripts/vendor_web.sh copies it: nobody edited it, its licence is beside it, its version is the lock's."""
+    folder = os.path.join(WEB, "vendor", "uplot")
+    said = dict(reversed(line.split()) for line in read("vendor", "uplot", "SHA256SUMS").splitlines())
+    assert sorted([*said, "SHA256SUMS"]) == sorted(os.listdir(folder)) and "LICENSE" in said
+    for name, digest in said.items():
+        with open(os.path.join(folder, name), "rb") as file:
+            assert hashlib.sha256(file.read()).hexdigest() == digest, name
+    with open(os.path.join(WEB, "..", "scripts", "web", "package-lock.json"), encoding="utf-8") as file:
+        pinned = json.load(file)["packages"]["node_modules/uplot"]["version"]
+    assert json.loads(read("vendor", "uplot", "package.json"))["version"] == pinned
+
+
 def test_both_themes_define_the_same_colours() -> None:
     """A colour that the dark theme forgot stays light; `auto` and `dark` must not drift apart."""
     blocks = re.findall(r"\{([^{}]*--bg[^{}]*)\}", read("css", "tokens.css"))
@@ -184,7 +198,9 @@ def test_both_themes_define_the_same_colours() -> None:
     assert dark == automatic
 
 
-@pytest.mark.parametrize("sheet", ["base.css", "shell.css", "pages.css", "logs.css", "operations.css", "history.css"])
+@pytest.mark.parametrize(
+    "sheet", ["base.css", "shell.css", "pages.css", "logs.css", "operations.css", "history.css", "charts.css"]
+)
 def test_colours_come_from_the_themes(sheet: str) -> None:
     """A literal colour looks right in one theme only. The veil behind a dialog is the exception."""
     sheet_text = re.sub(r"\.dialog::backdrop \{[^}]*\}", "", read("css", sheet))

@@ -3,6 +3,7 @@
 import { emptyBox } from '../dialogs.js';
 import { h, setAttr, setText, show } from '../dom.js';
 import { formatAge, formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from '../format.js';
+import { metricsOf } from '../chartkinds.js';
 import { workerCharts } from '../chartpanel.js';
 import { EventHistory } from '../history.js';
 import { t } from '../i18n.js';
@@ -58,7 +59,7 @@ export function workerPage({ store, live, id, query, kept }) {
   const noEvents = h('p.muted', {}, t('worker.no_events'));
   const history = new EventHistory(store, () => update(), { page: EVENTS_SHOWN });
   const log = new LogView({ live, workers: [id], chosen: readChosen(query), kept, onChoose: (chosen) => replaceQuery({ tab: readRoute().query.get('tab'), ...logQuery(chosen) }) });
-  const charts = workerCharts(id);
+  const charts = workerCharts(id, [h('a.button.small', { href: link('compare', '', { w: id }) }, t('compare.with'))]);
   const attempts = attemptsPanel(id, store);
   const spec = specificationPanel(id);
   const config = configuration(spec.node);
@@ -119,7 +120,7 @@ export function workerPage({ store, live, id, query, kept }) {
       const agent = store.hosts.get(worker.agent);
       summary.update({ ...worker, last_seen: (agent && agent.last_seen) || worker.last_seen });
       log.update([worker]);
-      charts.add(worker.usage);
+      charts.add(worker.usage, metricsOf(worker));
       config.update(view);
       attempts.update(worker);
       if (view && tabs.current() === 'config') spec.load(view);

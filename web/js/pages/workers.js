@@ -18,6 +18,7 @@ import { Selection } from '../selection.js';
 import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
 import { choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
+import { MAX_COMPARED } from './compare.js';
 import { MAX_WORKERS } from './logs.js';
 import { pageHead, workerTabs } from './parts.js';
 
@@ -48,7 +49,7 @@ export function workersPage({ store, query }) {
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
   const count = h('span.count', { role: 'status' });
   const everything = h('input.pick', { type: 'checkbox', 'aria-label': t('batch.pick_all'), title: t('batch.pick_all'), on: { change: () => (everything.checked ? selection.pickAll() : selection.clear()) } });
-  const bar = batchBar({ verbs: VERBS, icon, onAct: act, onAll: () => selection.pickAll(), onClear: () => selection.clear(), onLogs: readLogs });
+  const bar = batchBar({ verbs: VERBS, icon, onAct: act, onAll: () => selection.pickAll(), onClear: () => selection.clear(), onLogs: readLogs, onCompare: compare });
   const purge = purgeButton(store);
   const chooser = columnChooser(() => columns, setColumns);
   const grid = new Grid({
@@ -166,6 +167,13 @@ export function workersPage({ store, query }) {
     const picked = shownIds.filter((id) => selection.has(id));
     if (picked.length > MAX_WORKERS) notify(t('logs.too_many', { n: MAX_WORKERS }));
     go('logs', '', { w: picked.slice(0, MAX_WORKERS).join(',') });
+  }
+
+  /** The measurements of those that are picked, in one chart. */
+  function compare() {
+    const picked = shownIds.filter((id) => selection.has(id));
+    if (picked.length > MAX_COMPARED) notify(t('compare.count', { n: picked.length, most: MAX_COMPARED }));
+    go('compare', '', { w: picked.slice(0, MAX_COMPARED).join(',') });
   }
 
   /** The box that picks a worker; with Shift, all from the last one picked to this one. */

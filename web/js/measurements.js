@@ -1,0 +1,69 @@
+/**
+ * What was measured of one worker or host over 15 minutes, an hour or a day. What is kept of 15 minutes are moments: they are asked for
+ * once, and those that come are added from the live view. An hour and a day are kept as means and peaks of a step, which only the
+ * manager knows: each step is asked for once it is over. Draws nothing.
+ */
+
+import { get } from './api.js';
+import { serverNowMs } from './format.js';
+
+export const SPANS = ['15m', '1h', '24h'];
+const MOMENTS_S = 10; // steps as short as this hold one moment
+const LATE_S = 10; // so long after a step is over the manager may know of it
+
+export class Measurements {
+  constructor(path) {
+    this.path = path;
+    this.data = null;
+    this.askedS = 0; // when the manager was asked last
+  }
+
+  /** Raises ApiError; what was there stays then. */
+  async load(span) {
+    this.askedS = serverNowMs() / 1000;
+    this.data = await get(`${this.path}?span=${span}`);
+  }
+
+  /** [from, to] of what is kept, until now. */
+  range() {
+    const to = serverNowMs() / 1000;
+    return { from: to - this.data.step_s * this.data.points, to, step: this.data.step_s };
+  }
+
+  /**
+   * What was measured just now, taken once in each step; null: nothing is. `metrics`: numbers from the log by name. Answers 'added',
+   * 'ask' where only the manager knows the next step, or ''.
+   */
+  add(usage, metrics = {}) {
+    const { data } = this;
+    const now = serverNowMs() / 1000;
+    const { at, step_s: step } = data;
+    if (step > MOMENTS_S) {
+      const due = at.length ? at[at.length - 1] + step + LATE_S : 0;
+      return now >= Math.max(due, this.askedS + step / 6) ? 'ask' : '';
+    }
+    if (at.length && now - at[at.length - 1] < step) return '';
+    const { points } = data;
+    append(data, now, usage || {}, points);
+    for (const metric of data.metrics || []) append(metric, now, { value: metrics[metric.name] }, points);
+    const gpus = (usage && usage.gpus) || [];
+    for (const gpu of data.gpus || []) append(gpu, now, gpus.find((one) => one.index === gpu.index) || {}, points);
+    for (const gpu of gpus) {
+      if (typeof gpu !== 'object' || !data.gpus || data.gpus.some((one) => one.index === gpu.index)) continue;
+      data.gpus.push(append({ index: gpu.index, at: [], series: { utilization_percent: [], memory_used_bytes: [] } }, now, gpu, points));
+    }
+    return 'added';
+  }
+}
+
+/** One more moment at the end; what is not measured is null. */
+function append(data, now, usage, points) {
+  data.at.push(now);
+  for (const [name, value] of Object.entries(usage)) if (typeof value === 'number' && !data.series[name]) data.series[name] = data.at.slice(1).map(() => null);
+  for (const [name, values] of Object.entries(data.series)) values.push(typeof usage[name] === 'number' ? usage[name] : null);
+  if (data.at.length > points) {
+    data.at.shift();
+    for (const values of Object.values(data.series)) values.shift();
+  }
+  return data;
+}
