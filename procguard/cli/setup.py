@@ -155,10 +155,12 @@ def _read_inventory(inventory: InventoryOptions) -> str:
 def _read_config(path: str) -> str:
     from procguard.config import schema
     from procguard.notify.routes import Routes
+    from procguard.notify.rules import AlertRules
     from procguard.portal.logs import rules
 
     found = schema.load(path, [])
     Routes(found.notify)  # which read the selectors
+    AlertRules(found.alerts)
     rules.read(found.logs.retention)
     return "the configuration is valid"
 

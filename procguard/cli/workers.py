@@ -128,7 +128,8 @@ def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> lis
     head = f"{now.astimezone():%H:%M:%S}  {tables.summary(views, host_views, colour, words)}"
     width = size.columns if size else None
     shown = words.translated(sorted(views, key=key))
-    return [head, "", *grid.render(tables.workers(now, WORKER, words), shown, width, colour=colour)]
+    columns = tables.workers(now, WORKER, words, progress=any(one.get("progress_percent") is not None for one in views))
+    return [head, "", *grid.render(columns, shown, width, colour=colour)]
 
 
 @operator_task(("worker",), help={"worker": "worker id"})

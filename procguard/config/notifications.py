@@ -30,10 +30,21 @@ ALERT_CLASSES = (
     "no_spare",
     "gang_failed",
     "state",
+    "rule",
 )
 # Asked for by their name alone, not by `alerts`: nothing that anybody has to be woken for.
 QUIET_CLASSES = ("finished",)
 MAX_SECRET_CHARS = 4_096
+# What a rule of `alerts:` may compare, besides metrics.NAME; procguard/notify/rules.py reads them.
+WORKER_MEASURES = (
+    "cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes", "processes", "threads", "fds", "progress_percent",
+    "no_progress_s",
+)  # fmt: skip
+HOST_MEASURES = (
+    "host.cpu_percent", "host.load1", "host.memory_used_percent", "host.swap_used_bytes", "host.disk_free_bytes",
+    "host.disk_free_percent", "gpu.temperature_c", "gpu.utilization_percent", "gpu.memory_used_percent", "gpu.power_w",
+)  # fmt: skip
+MAX_RULES = 50
 
 
 def _secret(value: Any) -> Any:
@@ -228,6 +239,63 @@ class NotifyRoute(Section):
     on: Annotated[list[str], BeforeValidator(_names), AfterValidator(_event_names)] = Field(
         default_factory=lambda: ["alerts"], description="Alert classes or event kinds, as in `events` of a target."
     )
+
+
+def _measure(name: str) -> str:
+    if name in (*WORKER_MEASURES, *HOST_MEASURES) or re.fullmatch(r"metrics\.[A-Za-z_][A-Za-z0-9_]{0,39}", name):
+        return name
+    raise ValueError(f"metrics.NAME or one of {', '.join((*WORKER_MEASURES, *HOST_MEASURES))}")
+
+
+Limit = Annotated[float, BeforeValidator(size_in_bytes)]
+
+
+class AlertRule(Section):
+    """One entry of `alerts:`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_for(cls, values: Any) -> Any:
+        """Which Python keeps for itself."""
+        if isinstance(values, dict) and "for" in values and "for_s" not in values:
+            return {"for_s" if key == "for" else key: value for key, value in values.items()}
+        return values
+
+    name: Annotated[str, AfterValidator(_target_name)] = Field(description="Unique name of the rule.")
+    select: str = Field(
+        default="*",
+        max_length=4_096,
+        description="Selector of workers, or for a measurement of hosts and GPUs of hosts: `host=gpu0*`.",
+    )
+    measure: Annotated[str, AfterValidator(_measure)] = Field(
+        description="The measurement: of a worker, e.g. `rss_bytes`, `metrics.loss`, `no_progress_s`; or of a host."
+    )
+    above: Limit | None = Field(default=None, description="Alert while it is above; sizes also as text: `20 GiB`.")
+    below: Limit | None = Field(default=None, description="Alert while it is below. One of the two.")
+    for_s: Annotated[float, Field(ge=0, le=7 * 86_400)] = Field(
+        default=300.0, description="Seconds that it must last; also written `for`."
+    )
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> AlertRule:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("one of above and below")
+        return self
+
+    @property
+    def limit(self) -> float:
+        return self.below if self.above is None else self.above  # type: ignore[return-value]
+
+
+def refuse_double_rules(rules: list[AlertRule]) -> list[AlertRule]:
+    names = [rule.name for rule in rules]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise ValueError(f"unique names; {double} is used twice")
+    return rules
+
+
+Rules = Annotated[list[AlertRule], Field(max_length=MAX_RULES), AfterValidator(refuse_double_rules)]
 
 
 def refuse_doubles(targets: list[AlertTarget]) -> list[AlertTarget]:

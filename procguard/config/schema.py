@@ -24,7 +24,7 @@ from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
 from procguard.config.logs import Logs
-from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Targets
+from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Rules, Targets
 from procguard.config.types import Section, causes_of_failure, postgres_url_problem, size_in_bytes
 from procguard.errors import ConfigError
 
@@ -436,6 +436,13 @@ class Config(Section):
         description=(
             "Routes: a list of `{select, to, on}` that send alerts of some workers to a target, besides what its "
             "`events` ask for. See docs/notifications.md."
+        ),
+    )
+    alerts: Rules = Field(
+        default_factory=list,
+        description=(
+            "Alerts on measurements: a list of `{name, select, measure, above or below, for}`. See "
+            "docs/notifications.md."
         ),
     )
     source: str = Field(default="", exclude=True)

@@ -54,8 +54,9 @@ def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after
     return Cell(f"{glyph} {word or state}", colour, after)
 
 
-def workers(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
-    """`fields`: of a worker (fleet/shapes), in their order. What they say together has a cell of its own here."""
+def workers(now: datetime, fields: Fields, words: Words = ENGLISH, progress: bool = False) -> Columns:
+    """`fields`: of a worker (fleet/shapes), in their order. What they say together has a cell of its own here.
+    `progress`: its column is shown in any case."""
     return _columns(
         fields,
         now,
@@ -69,17 +70,20 @@ def workers(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
             "progress_percent": lambda view: progress_text(view, words),
             "reason": lambda view: words.joined(_remarks(view, words)),
         },
+        "progress_percent" if progress else "",
     )
 
 
-def _columns(fields: Fields, now: datetime, words: Words, own: dict[str, Callable[[View], object]]) -> Columns:
+def _columns(
+    fields: Fields, now: datetime, words: Words, own: dict[str, Callable[[View], object]], always: str = ""
+) -> Columns:
     found = []
     for one in fields:
         if one.label is None or one.printed is None:
             continue
         title = one.label.zh if words.language == "zh" else one.printed.title or one.label.en.upper()
         cell = own.get(one.name) or functools.partial(_cell, one, now, words)
-        found.append(Column(title, cell, one.printed.rank, one.printed.wide, one.printed.long))
+        found.append(Column(title, cell, one.printed.rank, one.printed.wide and one.name != always, one.printed.long))
     return tuple(found)
 
 

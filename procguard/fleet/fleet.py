@@ -67,8 +67,10 @@ class Fleet:
         self.operations = Operations(state, self.workers, loaded.tables, now)
         state.more_tables += [self.gangs.groups.tables, self.operations.tables]
         self.notes = loaded.notes
-        # Of who keeps something beside the fleet: browser sessions, the notifier's cursors, mutes.
-        self.kept_tables = {name: loaded.tables.get(name, {}) for name in ("sessions", "notifier", "mutes")}
+        # Of who keeps something beside the fleet: browser sessions, the notifier's cursors, mutes, alerts of rules.
+        self.kept_tables = {
+            name: loaded.tables.get(name, {}) for name in ("sessions", "notifier", "mutes", "rule_alerts")
+        }
         with state.transaction(now, "manager") as tx:
             imported = state.begin_term(tx)
             self.gangs.reconcile(tx)

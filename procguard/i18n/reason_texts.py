@@ -90,6 +90,10 @@ MANAGER: dict[str, tuple[str, str]] = {
     "disk.io": ("the disk that holds {path} returns errors: look at it (dmesg)", "{path} 所在磁盘返回错误：请检查（dmesg）"),
     "host.disk_meanwhile": ("until then nothing new starts there; what runs runs on, and stop and kill act", "在此之前那里不会启动新进程；已在运行的不受影响，停止和强制停止照常生效"),
     "host.disk_ok": ("its disk takes what is written again", "磁盘已恢复写入"),
+    "rule.above": ("{rule}: {measure} is {value}, above {limit} for {for_s:duration}", "{rule}：{measure} 为 {value}，高于 {limit} 已达 {for_s:duration}"),
+    "rule.below": ("{rule}: {measure} is {value}, below {limit} for {for_s:duration}", "{rule}：{measure} 为 {value}，低于 {limit} 已达 {for_s:duration}"),
+    "rule.ok": ("{rule}: {measure} is {value} again (limit {limit}), after {lasted_s:duration}", "{rule}：{measure} 恢复为 {value}（界限 {limit}），历时 {lasted_s:duration}"),
+    "rule.gone": ("{rule}: {measure} is no longer measured or no longer of interest, after {lasted_s:duration}", "{rule}：{measure} 已不再测量或不再适用，历时 {lasted_s:duration}"),
     "host.cordoned": ("cordoned", "已停止调度"),
     "host.uncordoned": ("tasks may be placed here", "可以向这里放置任务"),
     # recovery of hosts

@@ -42,12 +42,13 @@ from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.i18n.reasons import Reason, because, of_message
 from procguard.manager import daemon, log_archive, ssh_checks
 from procguard.manager.liveness import DeadMan
-from procguard.manager.loops import log_retention, measurements, operations
+from procguard.manager.loops import alert_rules, log_retention, measurements, operations
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.mutes import Mutes
 from procguard.notify.notifier import Notifier
 from procguard.notify.routes import Routes, facts_of
+from procguard.notify.rules import AlertRules
 from procguard.portal.api.access import new_token
 from procguard.portal.logs.archive.archive import LogArchive
 from procguard.portal.logs.rules import RetentionKeeper
@@ -135,7 +136,7 @@ class Manager:
             keep_per_worker=config.logs.keep_per_worker,
             keep_in_all=config.logs.keep_in_all,
         )
-        routes, self.mutes = Routes(config.notify), Mutes()
+        routes, self.mutes, self.alert_rules = Routes(config.notify), Mutes(), AlertRules(config.alerts)
         self.notifier = Notifier(
             config.notifications,
             lambda: self.fleet.state.fleet_id,
@@ -160,8 +161,9 @@ class Manager:
                 said=self._archive_said,
                 known=lambda: {messages.directory_name(one): one for one in self.fleet.state.workers_by_id},
             )
-        self.fleet.state.more_tables += [self.notifier.tables, self.mutes.tables]
+        self.fleet.state.more_tables += [self.notifier.tables, self.mutes.tables, self.alert_rules.tables]
         self.mutes.restore(self.fleet.kept_tables["mutes"], now.wall)
+        self.alert_rules.restore(self.fleet.kept_tables["rule_alerts"])
         self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.fleet, TunnelProcess)
@@ -244,6 +246,7 @@ class Manager:
                 gevent.spawn(operations.drive, self.fleet.operations),
                 gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.fleet),
                 gevent.spawn(log_retention.drive, self.retention),
+                gevent.spawn(alert_rules.drive, self.alert_rules, self.fleet),
             ]
             if self.archive is not None:
                 loops.append(gevent.spawn(self.archive.run))

@@ -48,6 +48,8 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "durable_again": ("state", "info"),
     "archive_failing": ("state", "warning"),
     "archive_works": ("state", "info"),
+    "alert_rule": ("rule", "warning"),
+    "alert_rule_ok": ("rule", "info"),
 }
 assert {alert for alert, _ in ALERT_OF_KIND.values()} == set(ALERT_CLASSES)
 
@@ -72,6 +74,14 @@ def among(asked: Sequence[str], event: Event) -> bool:
 
 def subject_of(event: Event) -> str:
     return str(event.get("worker_id") or event.get("host") or "")
+
+
+def _rule_of(event: Event) -> tuple[str, ...]:
+    """Alerts of different rules, or of different GPUs, are different ones."""
+    evidence = event.get("evidence")
+    if event["kind"] != "alert_rule" or not isinstance(evidence, dict):
+        return ()
+    return str(evidence.get("rule")), str(evidence.get("gpu"))
 
 
 @dataclass
@@ -108,7 +118,7 @@ class Gathering:
     def __init__(self, target: AlertTarget) -> None:
         self._target = target
         self._groups: dict[tuple[str, Severity], AlertGroup] = {}
-        self._sent_at: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
+        self._sent_at: OrderedDict[tuple[str, ...], float] = OrderedDict()  # (kind, subject, …) -> when
         self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
         self._reported_silent: set[str] = set()  # hosts whose silence was reported: their return is reported too
         self.deduplicated = 0
@@ -147,7 +157,7 @@ class Gathering:
         return kind in self._target.events or "all" in self._target.events
 
     def _take_once(self, event: Event, now: float) -> None:
-        key = (str(event["kind"]), subject_of(event))
+        key = (str(event["kind"]), subject_of(event), *_rule_of(event))
         if classified(event)[1] != "info":
             sent_at = self._sent_at.get(key)
             if sent_at is not None and now - sent_at < self._target.dedup:

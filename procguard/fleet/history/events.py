@@ -67,6 +67,8 @@ CAUSE_OF_KIND = {
     "archive_works": "state",
     "host_disk_full": "disk",
     "host_disk_ok": "disk",
+    "alert_rule": "rule",
+    "alert_rule_ok": "rule",
     "recovery_gave_up": "agent_lost",
     "host_cordoned": "operator",
     "alerts_muted": "operator",

@@ -458,6 +458,8 @@ CHINESE: dict[str, str] = {
     "smtp_host, sender and to, for type email": "smtp_host、sender 和 to（类型为 email 时）",
     "addresses such as ops@example.org in sender and to": "sender 和 to 中为 ops@example.org 这样的地址",
     "a url that begins with https:// or http://, for type {}": "以 https:// 或 http:// 开头的 url（类型为 {} 时）",
+    "metrics.NAME or one of {}": "metrics.名称，或以下之一：{}",
+    "one of above and below": "above 和 below 二者之一",
     "unique names; {} is used twice": "不重复的名称；{} 用了两次",
     # config/schema.py
     "a path that ends in .yaml (readable) or in .db (SQLite)": "以 .yaml（可读）或 .db（SQLite）结尾的路径",

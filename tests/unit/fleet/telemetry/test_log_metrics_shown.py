@@ -63,6 +63,8 @@ def test_the_command_line_shows_them(world: World) -> None:
     assert columns["METRICS"].cell(view) == "loss=0.123456 step=42/100"
     assert columns["PROGRESS"].cell(view) == "42 %, 3 h 12 min left"
     assert tables.progress_text(view, Words("zh")) == "42 %，剩余 3 小时 12 分钟"
+    always = {one.title: one.wide for one in tables.workers(datetime.now(timezone.utc), WORKER, progress=True)}
+    assert (columns["PROGRESS"].wide, always["PROGRESS"], always["METRICS"]) == (True, False, True)
     view["metrics"][0]["trouble"] = "too_long"
     assert "takes too long" in columns["METRICS"].cell(view)  # type: ignore[operator]
 
