@@ -290,6 +290,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "deploy.declared": ("{hosts} host(s), {workers} worker(s) declared", "已声明 {hosts} 台主机、{workers} 个 Worker"),
     "search.host_late": ("not all logs were looked through in time: a host answered late", "未能在限定时间内搜完全部日志：有主机答复较晚"),
     "search.too_much": ("only {mb} MB were looked through; narrow it down, e.g. with since or select", "只搜索了 {mb} MB；请缩小范围，例如使用 since 或 select"),
+    "search.archive_rest": ("{mb} MB of older logs are in the archive and were not searched; narrow it down with since, until or fewer workers", "归档中有 {mb} MB 较早的日志未搜索；请用 since、until 或更少的 worker 缩小范围"),
     "search.own_late": ("not all logs were looked through in time; narrow it down, e.g. with since or select", "未能在限定时间内搜完全部日志；请缩小范围，例如使用 since 或 select"),
     "search.unreadable": ("its log files can't be read: {error}", "无法读取其日志文件：{error}"),
     "search.silent": ("it did not answer in time", "没有及时答复"),

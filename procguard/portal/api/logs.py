@@ -123,6 +123,7 @@ class LogsApi(Resource):
         self.store.on_append(self._on_append)
         fetcher = LogFetcher(services.fleet.log_ranges, self.store)
         self.store.fetch = fetcher.complete
+        self.store.fetch_for_search = fetcher.for_search
         self.store.hosts_hold = lambda: fetcher.has_hosts
 
     @property

@@ -23,7 +23,7 @@ from procguard.fleet.agents.log_ranges import LogRanges
 from procguard.portal.logs.archive.coverage import Range, common, lacking
 from procguard.portal.logs.archive.index import Key
 from procguard.portal.logs.archive.reading import ArchiveReader
-from procguard.portal.logs.reader import INDEX_RECORD, TimesOf
+from procguard.portal.logs.reader import INDEX_RECORD, MAX_LINE_BYTES, TimesOf
 from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
 from remote_agent.protocol.messages import directory_name
@@ -36,6 +36,7 @@ CONNECTED_LOOK_S = 0.1
 WHOLE_S = 12.0
 MAX_LISTED = 100_000
 NEAR_BYTES = 256 * 1024  # to each side of a place in a log
+UNSURE_S = 86_400.0  # from when the last piece of a stream begins: it may hold what came that much later
 Wanted = Mapping[tuple[int, str], int]  # (attempt, stream): a place
 
 log = logging.getLogger("procguard.portal.logs")
@@ -82,6 +83,36 @@ class LogFetcher:
         if self.has_hosts:
             self._from_hosts(worker_id, attempt, stream, max_bytes, deadline, await_host)
 
+    def for_search(
+        self,
+        worker_id: str,
+        wanted: Mapping[tuple[int, str], int | None],
+        max_bytes: int,
+        deadline: float,
+        caller: str,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> int:
+        """Fetch archived parts of these streams, each up to an offset (None: all), the newest first; returns the bytes
+        of them that are still not on the disk. Never raises."""
+        store = self._store
+        if not isinstance(store, SpooledLogStore) or store.reader is None:
+            return 0
+        try:
+            wanted = _maybe_archived(store, worker_id, wanted, since)
+            if not wanted:
+                return 0
+            parts = self._archived_parts(store, worker_id, None, None, since, until, None, wanted)
+            if parts and max_bytes > 0:
+                with store.reader.turn(caller):
+                    self._take_back(store, store.reader, worker_id, parts, max_bytes, deadline)
+                parts = self._archived_parts(store, worker_id, None, None, since, until, None, wanted)
+            return sum(end - start for _, start, end in parts)
+        except (OSError, ProcGuardError) as exc:
+            log.error("%s: archived parts of its log cannot be searched: %s", worker_id, exc)
+            return sum(end - start for _, _, start, end in store.beside(store.absent, worker_id))
+
     def _from_archive(
         self,
         store: SpooledLogStore,
@@ -95,26 +126,47 @@ class LogFetcher:
         near: Wanted | None,
         caller: str,
     ) -> None:
-        reader, archive = store.reader, store.archive
-        assert reader is not None and archive is not None
+        assert store.reader is not None
+        found = self._archived_parts(store, worker_id, attempt, stream, since, until, near, None)
+        if found and max_bytes > 0:
+            with store.reader.turn(caller):
+                self._take_back(store, store.reader, worker_id, found, max_bytes, deadline)
+
+    @staticmethod
+    def _archived_parts(
+        store: SpooledLogStore,
+        worker_id: str,
+        attempt: int | None,
+        stream: str | None,
+        since: float | None,
+        until: float | None,
+        near: Wanted | None,
+        below: Mapping[tuple[int, str], int | None] | None,
+    ) -> list[tuple[Key, int, int]]:
+        """What of a log is in the archive and not on the disk, the newest first. Raises OSError, ProcGuardError."""
+        archive = store.archive
+        assert archive is not None
         store.restore(worker_id)
-        for key in store.lacks_times(worker_id):
+        for key in store.beside(store.lacks_times, worker_id):
             records = b"".join(INDEX_RECORD.pack(*one) for one in archive.index.times(key))
             store.add_times(key, records)
         found = []
-        for number, name, start, end in store.absent(worker_id, attempt, stream):
+        for number, name, start, end in store.beside(store.absent, worker_id, attempt, stream):
             low, high = start, end
+            if below is not None and (number, name) not in below:
+                continue
+            limit = below[(number, name)] if below is not None else None
             if near is not None:
                 place = near.get((number, name))
                 low, high = (start, start) if place is None else (place - NEAR_BYTES, place + NEAR_BYTES)
             elif since is not None or until is not None:
                 index_path = store.index_path(worker_id, number, name)
                 low, high = store.beside(written_between, index_path, since, until, (start, end))
+            if limit is not None:
+                high = min(high, limit + MAX_LINE_BYTES)
             key = (directory_name(worker_id), number, name)
             found += [(key, *part) for part in reversed(common(archive.covered(*key), max(start, low), min(end, high)))]
-        if found and max_bytes > 0:
-            with reader.turn(caller):
-                self._take_back(store, reader, worker_id, found, max_bytes, deadline)
+        return found
 
     @staticmethod
     def _take_back(
@@ -191,3 +243,17 @@ def written_between(index_path: str, since: float | None, until: float | None, p
         first = times.offset_after(since) if since is not None else 0
     high = part[1] if behind is None else behind + NEAR_BYTES // 4
     return (part[1] if first is None else first, high)
+
+
+def _maybe_archived(
+    store: SpooledLogStore, worker_id: str, wanted: Mapping[tuple[int, str], int | None], since: float | None
+) -> dict[tuple[int, str], int | None]:
+    """Without a look at the disk: streams of which anything is archived that may be as new as that."""
+    archive, folder = store.archive, directory_name(worker_id)
+    assert archive is not None
+    newest = float("-inf") if since is None else since - UNSURE_S
+    return {
+        key: limit
+        for key, limit in wanted.items()
+        if archive.covered(folder, *key) and archive.written_at((folder, *key)) >= newest
+    }

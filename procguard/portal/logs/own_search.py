@@ -8,6 +8,7 @@ Matching's thread, and its limits. Knows no HTTP.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +23,7 @@ from procguard.i18n.reasons import NONE, Reason, because, of_message
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs.store import STEP_S, LogStore
+from procguard.runtime.cooperative import Pace
 from remote_agent.logs.grep import COLOURS, cut_out
 from remote_agent.protocol.messages import LogMatch
 
@@ -30,6 +32,7 @@ Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which o
 
 TURN_LINES = 512  # of one worker, before the next has its turn
 MAX_OPEN = 16  # workers that are read at once: each has some files open
+ARCHIVE_BYTES = 64 * 1024 * 1024  # fetched for one search; of each of its workers an equal part, the newest first
 LATE = because("search.host_late")
 
 
@@ -49,6 +52,9 @@ class OwnSearch:
         self._lines: list[tuple[float, int, LogMatch]] = []  # a heap: the newest
         self._found = 0
         self._problem: tuple[str, Reason] = ("", NONE)
+        self._archive_left = ARCHIVE_BYTES
+        self._unread = 0  # archived bytes that were not looked at
+        self._late = False  # not all workers' archived logs were
 
     def begin(self) -> None:
         """What is known before any host has answered."""
@@ -156,17 +162,42 @@ class OwnSearch:
                     break  # what has been found is not to be lost for a host that does not answer
                 continue
             try:
+                self._fetch_archived()
                 self._matching.scan(self._caller, self._search_all())
             except LimitExceeded as exc:
                 self._problem = ("failed", of_message(exc.message))
         if part.status not in OPEN:
             return  # given up
+        if self._late and not self._problem[0]:
+            self._problem = ("timeout", because("search.own_late"))
+        if self._unread and not self._problem[0]:
+            self._problem = ("timeout", because("search.archive_rest", mb=math.ceil(self._unread / 1e6)))
         status, part.reason = self._problem
         part.status = "timeout" if status == "timeout" else "failed" if status else "done"
         part.found, part.bytes = self._found, MAX_SCAN_BYTES - max(0, self._budget.left)
         part.elapsed_s = round(time.monotonic() - began, 3)
         newest_first = sorted(self._lines, key=lambda entry: (-entry[0], -entry[1]))
         self._search.finish(part, [match for _, _, match in newest_first])
+
+    def _fetch_archived(self) -> None:
+        """What is in the archive comes to the disk first, for at most half of the time that is left."""
+        now, question = clock.read().monotonic, self._search.question
+        ends = time.monotonic() + max(0.0, self._deadline - now) / 2
+        pairs, self._todo = list(self._todo), deque()
+        rest = Pace()
+        for number, (worker_id, wanted) in enumerate(pairs):
+            rest()
+            if time.monotonic() > ends or self._ended:
+                self._late = True
+                self._todo.extend(pairs[number:])
+                return
+            share = max(0, self._archive_left) // (len(pairs) - number)
+            left = self._store.fetch_for_search(
+                worker_id, wanted, share, ends, self._caller, since=question.since, until=question.until
+            )
+            self._unread += left
+            self._archive_left -= share if left else 0
+            self._todo.append((worker_id, wanted))
 
     def _search_all(self) -> Generator[None, None, None]:
         """In Matching's thread, in steps: some lines of each worker in turn."""

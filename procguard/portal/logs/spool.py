@@ -23,6 +23,7 @@ from procguard.portal.logs.archive.reading import ArchiveReader, Run
 from procguard.portal.logs.reader import INDEX_RECORD, Hole, read_gaps
 from procguard.portal.logs.retention import STEP_BYTES, Held
 from procguard.portal.logs.store import LogStore
+from procguard.runtime.cooperative import Pace
 from remote_agent.logs import retention as log_disk
 from remote_agent.protocol.messages import directory_name
 from remote_agent.system import paths
@@ -46,6 +47,7 @@ class SpooledLogStore(LogStore):
     def attach(self, archive: LogArchive, reader: ArchiveReader) -> None:
         """Before anything is stored or read."""
         self.archive, self.reader = archive, reader
+        archive.on_load = self._restore_all
 
     @property
     def directory(self) -> str:
@@ -153,6 +155,15 @@ class SpooledLogStore(LogStore):
         for attempt, stream in self.archive.streams(directory_name(worker_id)):
             if attempt >= floor:
                 self._restore(self._base(worker_id, attempt, stream))
+
+    def _restore_all(self) -> None:
+        """Searches and lists look at what has a file. Who asks for one log before its turn does not wait for this."""
+        rest = Pace()
+        for folder in self.archive.folders() if self.archive is not None else ():
+            for attempt, stream in self.archive.streams(folder) if self.archive is not None else ():
+                if not folder.endswith(retention.GONE):
+                    rest()
+                    self._restore(os.path.join(self._directory, folder, f"{attempt}.{stream}"))
 
     def _restore(self, base: str) -> bool:
         """Whether its file was shorter than what is archived."""

@@ -100,6 +100,8 @@ class LogStore:
         self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have what is missing here
         # (worker, attempt, stream, most bytes): bring what only hosts have, before somebody reads it (fetch.py)
         self.fetch: Callable[..., None] = lambda *_, **__: None
+        # The same of archived parts, before a search; how many bytes are still not here (fetch.py)
+        self.fetch_for_search: Callable[..., int] = lambda *_, **__: 0
         self.bytes_stored = 0  # in this run, for /metrics
         self.bytes_lost = 0
         self.bytes_dropped = 0  # for keep_per_worker and keep_in_all

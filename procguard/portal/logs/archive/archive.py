@@ -120,6 +120,7 @@ class LogArchive:
         self._loaded = False
         self._wake = gevent.event.Event()
         self._ready_by = time.monotonic() + READY_S
+        self.on_load: Callable[[], None] = lambda: None  # once it is known what is archived
 
     # ---------------------------------------------------------------------------------------------- what is archived
 
@@ -269,6 +270,7 @@ class LogArchive:
         self._loaded = True
         for key, size in self._in_thread(_unarchived, self._directory, list(workers), dict(self._covered)):
             self.note(workers[key[0]], key[1], key[2], size)
+        self.on_load()
 
     def _change_index(self) -> None:
         while self._todo:

@@ -10,15 +10,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 from procguard.errors import LimitExceeded
+from procguard.fleet.agents.log_search import Question
+from procguard.fleet.model import clock
+from procguard.portal.logs import own_search
 from procguard.portal.logs.archive import objects
 from procguard.portal.logs.archive.coverage import common, from_zero, lacking, merged
 from procguard.portal.logs.archive.object_store import ArchiveFailed, FolderStore, ObjectDamaged, new_name
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.own_search import OwnSearch
 from remote_agent.protocol.messages import directory_name
 from tests.archive_rig import FLEET, ArchiveRig, here, numbered
+from tests.unit.fleet_world import World
 from tests.unit.portal.logs.test_log_quota import can_punch
+from tests.waiting import wait_until
 
 MIB = 2**20
 
@@ -257,12 +265,6 @@ def test_an_object_goes_with_the_last_that_is_wanted_of_it(tmp_path: Path) -> No
     assert rig.download("w1") == b"later\nlater\n" and rig.download("w2") == b""
 
 
-def _folder(rig: ArchiveRig, worker: str) -> str:
-    from remote_agent.protocol.messages import directory_name
-
-    return directory_name(worker)
-
-
 def test_a_worker_of_the_same_name_begins_with_an_empty_log(rig: ArchiveRig) -> None:
     rig.write("w1", 1, b"of the first\n")
     rig.archive_all()
@@ -292,3 +294,48 @@ def test_ranges() -> None:
 def test_names_of_objects_rise_and_never_meet() -> None:
     names = [new_name(7, 1_000.0 + number / 1000) for number in range(100)]
     assert names == sorted(names) and len({new_name(7, 1.0) for _ in range(1_000)}) == 1_000
+
+
+# ---------------------------------------------------------------------------------------------------------- search
+
+
+def search(rig: ArchiveRig, directory: Path, **asked: Any) -> tuple[Any, list[str]]:
+    """The manager's part of a search for `needle`: (the part, its lines)."""
+    world = World(directory)
+    world.deploy({"h1": {one: {"command": "sleep 9"} for one in rig.workers}})
+    workers = world.fleet.operations.matching("", "")
+    question = world.fleet.log_searches.begin(Question("needle", **asked), workers, clock.read(), lambda: None)
+    rig.store.fetch_for_search = rig.fetcher.for_search
+    find = lambda text: (0, 1) if "needle" in text else None  # noqa: E731
+    OwnSearch(rig.store, Matching(), question, find, "ann").begin()
+    wait_until(lambda: gevent.sleep(0.01) or (question.fresh and question.parts[""].status != "asked"), 20, "its end")
+    part, lines = question.fresh[-1]
+    return part, [f"{one.worker_id} {one.attempt}.{one.stream}.{one.offset} {one.text}" for one in lines]
+
+
+def test_a_search_finds_what_only_the_archive_has(rig: ArchiveRig, tmp_path: Path) -> None:
+    rig.write("w1", 1, b"the first needle\n" + numbered(0, 3_000), at=1_000.0)
+    rig.write("w2", 1, numbered(0, 3_000) + b"needle two\n", at=2_000.0)
+    rig.archive_all()
+    rig.again(lost_disk=True)
+    (tmp_path / "a").mkdir()
+    part, lines = search(rig, tmp_path / "a", since=500.0)
+    assert (part.status, part.reason) == ("done", "")
+    assert lines == ["w2 1.out.183000 needle two", "w1 1.out.0 the first needle"]
+
+
+def test_a_search_says_what_of_the_archive_it_has_not_looked_at(
+    rig: ArchiveRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_search, "ARCHIVE_BYTES", 2 * MIB)
+    for number in range(4):
+        rig.write("w1", 1, b"needle %d\n" % number + numbered(0, 30_000), at=1_000.0 + 100 * number)
+        rig.archive_all()
+    rig.again(lost_disk=True)
+    (tmp_path / "a").mkdir()
+    part, lines = search(rig, tmp_path / "a")
+    assert part.status == "timeout" and "MB of older logs are in the archive and were not searched" in part.reason
+    assert [line.split()[-1] for line in lines] == ["3"]  # the newest
+    (tmp_path / "b").mkdir()
+    _, lines = search(rig, tmp_path / "b", until=1_050.0)
+    assert [line.split()[-1] for line in lines] == ["0"]
