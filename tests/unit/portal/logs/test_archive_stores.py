@@ -98,6 +98,25 @@ def test_a_server_without_conditions_gets_none(client: Any) -> None:
     assert asked == [True, False, False] and list(place.names()) == names
 
 
+@pytest.mark.parametrize("says_which", [True, False])
+def test_a_part_is_known_by_its_content_range(client: Any, says_which: bool) -> None:
+    """rclone answers a part with 200; a server that sends the whole object instead is refused."""
+    place, name = BucketStore("pg-archive", "", FLEET, REGION, KEYS), new_name(1, 1_000.0)
+    place.put(name, b"0123456789")
+
+    def with_200(parsed: dict[str, Any], **_: Any) -> None:
+        parsed["ResponseMetadata"]["HTTPStatusCode"] = 200
+        if not says_which:
+            parsed.pop("ContentRange")
+
+    place._client.meta.events.register("after-call.s3.GetObject", with_200)
+    if says_which:
+        assert place.get(name, 3, 2) == b"34"
+    else:
+        with pytest.raises(ArchiveFailed, match="ignores the Range"):
+            place.get(name, 3, 2)
+
+
 @pytest.mark.parametrize("broken", ["NoSuchBucket", "AccessDenied", "unreachable"])
 def test_no_message_shows_a_secret(client: Any, broken: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
