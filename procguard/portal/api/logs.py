@@ -261,7 +261,7 @@ class LogsApi(Resource):
     def _download(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
         headers = _text_headers()
         headers["Content-Disposition"] = f'attachment; filename="{worker_id}.log"'
-        return bottle.HTTPResponse(self.store.raw(worker_id, query.attempt, query.stream), 200, headers)
+        return bottle.HTTPResponse(self.store.raw(worker_id, query.attempt, query.stream, caller_name()), 200, headers)
 
     def _follow(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
         if len(self._followers) >= self._limits.log_followers:

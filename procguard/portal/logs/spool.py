@@ -216,11 +216,11 @@ class SpooledLogStore(LogStore):
         if self._in_thread(add_times, base + ".idx", records):
             self._index.doubt(base + ".idx")
 
-    def _hole(self, base: str, hole: Hole) -> Iterator[bytes]:
+    def _hole(self, base: str, hole: Hole, caller: str = "") -> Iterator[bytes]:
         """What the archive has of it goes past the disk: a download may be larger than that."""
         position = hole.start
         if self.reader is not None and hole.at is None:
-            for run in self.reader.oldest_first(key_of(base), hole.start, hole.end, STEP_S):
+            for run in self.reader.oldest_first(key_of(base), hole.start, hole.end, STEP_S, caller):
                 start, end = max(run.start, position), min(run.end, hole.end)
                 if start >= end:
                     continue

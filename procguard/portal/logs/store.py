@@ -247,7 +247,7 @@ class LogStore:
         disk.append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
         absent.remove(base, self._size(base), 0, end)
 
-    def _hole(self, base: str, hole: Hole) -> Iterator[bytes]:
+    def _hole(self, base: str, hole: Hole, caller: str = "") -> Iterator[bytes]:
         """What stands for it in a download."""
         yield f"{hole.as_text(short=True)}\n".encode()
 
@@ -538,8 +538,9 @@ class LogStore:
         lines = itertools.takewhile(lambda line: line.end > start, file.lines_backward(ScanBudget()))
         return list(lines)[::-1]
 
-    def raw(self, worker_id: str, attempt: int | None, stream: str | None) -> Iterator[bytes]:
-        """The bytes as the worker wrote them, oldest attempt first, in blocks; a line stands in for each gap."""
+    def raw(self, worker_id: str, attempt: int | None, stream: str | None, caller: str = "") -> Iterator[bytes]:
+        """The bytes as the worker wrote them, oldest attempt first, in blocks; a line stands in for each gap.
+        `caller`: whose share of the archive's readers it takes."""
         for number, name in self._streams(worker_id):
             if attempt not in (None, number) or stream not in (None, name):
                 continue
@@ -547,7 +548,7 @@ class LogStore:
             position, size = 0, self._size(base)
             for hole in holes(base, size):
                 yield from disk.blocks(base + ".log", position, hole.start)
-                yield from self._hole(base, hole)
+                yield from self._hole(base, hole, caller)
                 position = hole.end
             yield from disk.blocks(base + ".log", position, size)
 

@@ -27,6 +27,8 @@ from procguard.portal.logs.archive.object_store import ObjectDamaged, RunInThrea
 
 FETCHES, READERS, READERS_OF_ONE = 8, 8, 2
 PIECES_AT_ONCE = 128
+MAX_REPORTED = 1_000
+TURN_LOOK_S = 0.1
 RUN_BYTES = 1024 * 1024  # of pieces fetched together
 
 log = logging.getLogger("procguard.manager.archive")
@@ -51,6 +53,7 @@ class ArchiveReader:
         self._in_thread = in_thread
         self._pool = gevent.pool.Pool(FETCHES)
         self._readers: Counter[str] = Counter()
+        self._reported: set[str] = set()  # objects
 
     @contextmanager
     def turn(self, caller: str) -> Iterator[None]:
@@ -87,13 +90,20 @@ class ArchiveReader:
             yield from _joined(fetched)
             end = run[-1].start
 
-    def oldest_first(self, key: Key, start: int, end: int, step_s: float) -> Iterator[Run]:
-        """The same in the log's order, in steps of RUN_BYTES, each of at most `step_s`."""
+    def oldest_first(self, key: Key, start: int, end: int, step_s: float, caller: str) -> Iterator[Run]:
+        """The same in the log's order, in steps of RUN_BYTES, each of at most `step_s`. Every step waits for a turn of
+        its caller, and holds none while it is written to whoever reads it."""
         while start < end:
-            upto = min(end, start + RUN_BYTES)
-            for run in sorted(
-                self.newest_first(key, start, upto, time.monotonic() + step_s), key=lambda run: run.start
-            ):
+            upto, deadline = min(end, start + RUN_BYTES), time.monotonic() + step_s
+            runs: list[Run] = []
+            while not runs and time.monotonic() < deadline:
+                try:
+                    with self.turn(caller):
+                        runs = sorted(self.newest_first(key, start, upto, deadline), key=lambda run: run.start)
+                    break
+                except LimitExceeded:
+                    gevent.sleep(TURN_LOOK_S)
+            for run in runs:
                 yield run
                 upto = max(upto, run.end)
             start = upto
@@ -114,7 +124,11 @@ class ArchiveReader:
             if isinstance(exc, Fenced):
                 raise
             self._archive.status.unreadable_pieces += 1
-            log.error("log archive: a piece of %s cannot be read: %s", piece.name, exc)
+            if piece.name not in self._reported:  # whoever asks again and again does not fill the manager's log
+                self._reported.add(piece.name)
+                log.error("log archive: a piece of %s cannot be read: %s", piece.name, exc)
+                if len(self._reported) > MAX_REPORTED:
+                    self._reported.clear()
             return None
         self._archive.status.read_bytes += piece.packed
         return Run(piece.start, piece.start + piece.length, data[0], data[1], piece.at)

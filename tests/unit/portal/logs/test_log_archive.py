@@ -16,8 +16,8 @@ import pytest
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import Question
 from procguard.fleet.model import clock
-from procguard.portal.logs import own_search
-from procguard.portal.logs.archive import objects
+from procguard.portal.logs import own_search, spool
+from procguard.portal.logs.archive import objects, reading
 from procguard.portal.logs.archive.coverage import common, from_zero, lacking, merged
 from procguard.portal.logs.archive.object_store import ArchiveFailed, FolderStore, ObjectDamaged, new_name
 from procguard.portal.logs.matching import Matching
@@ -231,7 +231,7 @@ def test_no_name_of_a_worker_becomes_a_path(tmp_path: Path) -> None:
     assert [rig.download(one) for one in hostile] == [b"line\n"] * 4
 
 
-def test_one_reader_leaves_turns_to_the_others(rig: ArchiveRig) -> None:
+def test_one_reader_leaves_turns_to_the_others(rig: ArchiveRig, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(rig)
     rig.archive_all()
     rig.again(lost_disk=True)
@@ -242,6 +242,10 @@ def test_one_reader_leaves_turns_to_the_others(rig: ArchiveRig) -> None:
             reader.turn("eve").__enter__()
         rig.store.fetch("w1", None, None, MIB, caller="eve")
         assert "could not be fetched now" in rig.store.tail("w1")[0].text  # a marker, and no error
+        mine = rig.store.raw("w1", None, None, "eve")
+        monkeypatch.setattr(reading, "TURN_LOOK_S", 0.0)
+        monkeypatch.setattr(spool, "STEP_S", 0.01)
+        assert b"could not be fetched now" in b"".join(mine)  # a download waits for its turn, with an end
         rig.store.fetch("w1", None, None, MIB, caller="ann")
         assert len(rig.store.tail("w1")) == 200
 
