@@ -236,6 +236,14 @@ def test_an_image_that_is_missing_fails_the_start_in_words(rig: Boxed) -> None:
     assert "localhost/none:1" in rig.log() and "no restarts allowed" in reason
 
 
+def test_a_gpu_that_no_cdi_specification_names_fails_the_start_in_words(rig: Boxed) -> None:
+    rig.box(FOREVER, "--device=nvidia.com/gpu=none-of-these", restart={"max_attempts": 0}).run()
+    assert (
+        "no CDI specification in /etc/cdi or /var/run/cdi names nvidia.com/gpu=none-of-these"
+        in rig.until("failed")["reason"]
+    )
+
+
 def test_its_variables_are_its_own_and_stand_in_no_command_line(rig: Boxed) -> None:
     (Path(rig.worker_dir).parent / "vars").write_text("FROM_FILE='two words'\n")
     env = {"SECRET": "s3cr=t; $HOME", "PATH": "/usr/bin:/bin"}
