@@ -467,6 +467,32 @@ def test_hosts_with_old_agents_are_one_click(fleet: ManagerRig, visitor: Visitor
     assert clicks.count == 1
     page.get_by_text("Command that upgrades them").click()
     expect(page.get_by_text("invoke upgrade --hosts")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.get_by_role("button", name=f"Upgrade these {HOSTS}").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("gpu-00000 first")
+    dialog.get_by_role("button", name=f"Upgrade these {HOSTS}").click()
+    notice = page.locator(".notice.is-error")  # nobody can log in to hosts that are simulated
+    expect(notice).to_contain_text(f"Stopped at gpu-00000: 0 of {HOSTS} agents upgraded", timeout=60_000)
+    assert [one.rpartition("/api/")[2] for one in asked] == ["hosts/gpu-00000/upgrade-agent"]
+    visitor.forgive("409")
+
+
+def test_a_worker_is_moved_to_a_host_that_is_named(fleet: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{fleet.url}/#/worker/gpu-00001-w4")
+    page.get_by_role("button", name="Move…").click()
+    dialog = page.get_by_role("dialog")
+    offered = dialog.locator("option").evaluate_all("(options) => options.map((option) => option.value)")
+    assert offered == ["gpu-00000", "gpu-00002"]
+    dialog.get_by_label("To host").fill("nowhere")
+    dialog.get_by_role("button", name="Move").click()
+    expect(dialog.get_by_role("alert")).to_be_visible()
+    dialog.get_by_label("To host").fill("gpu-00002")
+    dialog.get_by_role("button", name="Move").click()
+    wait_until(lambda: fleet.worker("gpu-00001-w4")["host"] == "gpu-00002", 40, "it lives on the other host")
+    expect(page.locator(".fact-host a")).to_have_text("gpu-00002")
+    visitor.forgive("404")
 
 
 def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: ManagerRig, visitor: Visitor) -> None:
@@ -484,7 +510,7 @@ def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: Ma
     expect(page.locator(".figures div").first).to_contain_text(f"{connected} of {len(hosts)}")
     no_recoveries = page.get_by_text("No automatic restarts yet.")
     recoveries = fleet.ask("GET", "/api/events?cause=signal,agent_lost,lost,exit_code&limit=1")["events"]
-    assert no_recoveries.is_visible() == (not recoveries)
+    expect(no_recoveries).to_be_visible(visible=not recoveries)
 
     count = page.locator(".page-head .count")
     page.goto(f"{fleet.url}/#/workers")

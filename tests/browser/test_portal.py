@@ -167,8 +167,12 @@ def test_stopped_and_started_again_from_the_page(rig: ManagerRig, visitor: Visit
     expect(page.locator(".page-head .chip.is-stopped")).to_be_visible()
     expect(page.get_by_role("button", name="Restart")).to_be_enabled()  # of one that has ended it means start
     page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_role("dialog").get_by_label("Reason").fill("the data set is complete")
+    page.get_by_role("dialog").get_by_role("button", name="Start").click()
     expect(page.locator(".page-head .chip.is-running")).to_be_visible()
     expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
+    asked = rig.ask("GET", "/api/events?worker=worker1&kind=command")["events"]
+    assert any("the data set is complete" in str(event["reason"]) for event in asked)
 
 
 def test_filters_live_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:

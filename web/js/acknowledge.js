@@ -23,8 +23,9 @@ export class Acknowledgements {
     this.newest = new Map();
   }
 
-  load() {
-    this.history.load({ kind: KIND });
+  /** `worker`: of one alone; '' of all. */
+  load(worker = '') {
+    this.history.load({ kind: KIND, worker });
   }
 
   /** The event by which somebody has seen this attempt; null where nobody has. */

@@ -1,4 +1,4 @@
-/** What an operator does to a worker: start, stop, restart, kill. Asks first where work could be lost. */
+/** What an operator does to a worker: start, stop, restart, kill. Asks first, and for a reason. */
 
 import { post, workerPath } from './api.js';
 import { confirmAction, notify, notifyError } from './dialogs.js';
@@ -22,7 +22,7 @@ export function allowed(verb, worker) {
 }
 
 export async function act(verb, worker) {
-  const answer = verb === 'start' ? { reason: '' } : await ask(verb, worker);
+  const answer = await ask(verb, worker);
   if (answer) await send(verb, worker.worker_id, answer.reason);
 }
 
@@ -34,7 +34,7 @@ function ask(verb, worker) {
     title: t(`confirm.${verb}_title`, { worker: worker.worker_id }),
     detail,
     action: t(`action.${verb}`),
-    danger: verb !== 'restart',
+    danger: !['start', 'restart'].includes(verb),
     withReason: true,
   });
 }

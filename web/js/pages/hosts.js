@@ -11,6 +11,7 @@ import { isOld, loadReleases } from '../releases.js';
 import { go, link, replaceQuery } from '../router.js';
 import { AGENT_GLYPHS, agentChip } from '../status.js';
 import { textCell } from '../table.js';
+import { upgradeThese } from '../upgrade.js';
 import { pageHead, pendingLaunchers } from './parts.js';
 
 const ORDER = ['unreachable', 'suspect', 'never', 'ended', 'connected'];
@@ -31,6 +32,7 @@ const SORTS = {
 export function hostsPage({ store, query }) {
   let chosen = readQuery(query);
   let known = '';
+  let upgradable = []; // agents that the page offers to upgrade
   let releasesSeen = 0; // answers that say which agents are old
   const pending = pendingLaunchers(store);
   const search = h('input.input.search', { type: 'search', 'aria-label': t('hosts.filter'), placeholder: t('hosts.filter_hint'), value: chosen.q, data: { jump: '' } });
@@ -38,6 +40,7 @@ export function hostsPage({ store, query }) {
   search.addEventListener('input', writeText);
   const facets = ORDER.map((state) => agentFacet(state, () => setFilter({ agent: chosen.agent === state ? '' : state })));
   const old = h('button.facet.agent-suspect', { type: 'button', hidden: true, title: t('hosts.old_means'), on: { click: () => setFilter({ old: chosen.old ? '' : '1' }) } }, h('span.glyph', { 'aria-hidden': 'true' }, '↑'), h('span'));
+  const upgrade = upgradeThese(store);
   const how = h('details.batch-command', { hidden: true }, h('summary', {}, t('hosts.old_how')), commandBox('invoke upgrade --hosts inventory/prod.yaml'));
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
   const grid = new Grid({
@@ -53,7 +56,7 @@ export function hostsPage({ store, query }) {
   const nothing = h('p.empty-title');
   const noMatch = h('div.empty', { hidden: true }, nothing, h('button.button', { type: 'button', on: { click: clearFilters } }, t('workers.clear')));
   const toolbar = h('div.toolbar', {}, search, h('div.facets', { role: 'group', 'aria-label': t('hosts.agent') }, facets, old), clear);
-  const node = h('div.page.fills', {}, pageHead(t('nav.hosts'), count), pending, toolbar, how, noMatch, none, grid.node);
+  const node = h('div.page.fills', {}, pageHead(t('nav.hosts'), count), pending, toolbar, upgrade, how, noMatch, none, grid.node);
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
@@ -78,6 +81,7 @@ export function hostsPage({ store, query }) {
     const order = SORTS[chosen.sort.replace(/^-/, '')];
     const now = JSON.stringify([table.version, order.measured ? table.measured : 0, chosen, releasesSeen]);
     if (now === known) {
+      if (chosen.old) upgrade.update(upgradable);
       grid.refresh();
       return;
     }
@@ -91,6 +95,8 @@ export function hostsPage({ store, query }) {
     setAttr(old, 'aria-pressed', chosen.old ? 'true' : 'false');
     show(old, outdated.length > 0 || Boolean(chosen.old));
     show(how, Boolean(chosen.old) && outdated.length > 0);
+    upgradable = chosen.old ? outdated : [];
+    upgrade.update(upgradable);
     const shown = sorted(found.filter((host) => !chosen.agent || host.agent_state === chosen.agent), chosen.sort);
     grid.showSort(chosen.sort.replace(/^-/, ''), chosen.sort.startsWith('-'));
     grid.setItems(shown);

@@ -1,5 +1,6 @@
 /** One worker: what it is, how it fares, how it ended last time and why it was restarted, and its log. */
 
+import { Acknowledgements, attentionButtons } from '../acknowledge.js';
 import { emptyBox } from '../dialogs.js';
 import { h, setAttr, setText, show } from '../dom.js';
 import { formatAge, formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from '../format.js';
@@ -9,7 +10,7 @@ import { EventHistory } from '../history.js';
 import { t } from '../i18n.js';
 import { LogView, logQuery, readChosen } from '../logview.js';
 import { link, readRoute, replaceQuery } from '../router.js';
-import { exitInWords, nextStartS, stateChip, stateName } from '../status.js';
+import { exitInWords, isProblem, nextStartS, stateChip, stateName } from '../status.js';
 import { actionButtons } from '../actions.js';
 import { reasonOf } from '../reasons.js';
 import { tabbed } from '../tabs.js';
@@ -18,6 +19,8 @@ import { attemptsPanel } from './attempts.js';
 import { commandText, eventList, pageHead } from './parts.js';
 import { specificationPanel } from './specification.js';
 import { whyPanel } from './why.js';
+import { askMove } from '../move.js';
+import { acts } from '../rights.js';
 import { marksText } from '../workercolumns.js';
 
 const EVENTS_SHOWN = 50;
@@ -25,6 +28,7 @@ const EVENTS_SHOWN = 50;
 const FACTS = [
   ['reason', (w) => reasonOf(w)],
   ['host', null],
+  ['moving', (w) => w.moving_to || ''],
   ['since', (w) => formatSince(w.since), (w) => formatMoment(w.since)],
   ['attempt', (w) => (w.attempt ? t('worker.attempt_restarts', { attempt: String(w.attempt), restarts: w.restarts || 0, all: w.restarts_total || 0 }) : '')],
   ['next_start', (w) => (w.state === 'backoff' && nextStartS(w) !== null ? t('worker.starts_in', { d: formatDuration(nextStartS(w)) }) : '')],
@@ -53,7 +57,10 @@ export function workerPage({ store, live, id, query, kept }) {
   const chip = stateChip();
   const marks = h('span.marks');
   const buttons = actionButtons({ labelled: true });
-  const summary = factList();
+  const move = acts(h('button.button.small', { type: 'button', on: { click: () => askMove(store, view) } }, t('move.button')));
+  const attention = attentionButtons({ labelled: true });
+  const seen = new Acknowledgements(store, () => update());
+  const summary = factList(move);
   const why = whyPanel(id);
   const events = eventList({ withWorker: false });
   const noEvents = h('p.muted', {}, t('worker.no_events'));
@@ -86,6 +93,7 @@ export function workerPage({ store, live, id, query, kept }) {
       'div.worker-side',
       {},
       why,
+      attention,
       h('section.panel', { 'aria-label': t('worker.summary') }, summary),
       h('section.panel', { 'aria-labelledby': 'worker-events' }, h('h2', { id: 'worker-events' }, t('worker.events')), history.problem, noEvents, events, h('p.more', {}, h('a', { href: link('events', '', { worker: id }) }, t('worker.all_events')), ' · ', h('a', { href: link('recovery', id) }, t('recovery.to')))),
     ),
@@ -125,6 +133,9 @@ export function workerPage({ store, live, id, query, kept }) {
       attempts.update(worker);
       if (view && tabs.current() === 'config') spec.load(view);
       why.update(worker, agent);
+      show(move, Boolean(view) && Boolean(agent) && agent.kind !== 'launcher' && !worker.moving_to);
+      show(attention, isProblem(worker));
+      attention.update([worker], seen.of(worker));
     }
     const own = history.within(ALWAYS, (event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
     events.update(own);
@@ -133,6 +144,7 @@ export function workerPage({ store, live, id, query, kept }) {
   }
 
   function started() {
+    seen.load(id);
     log.start();
     history.load({ worker: id });
   }
@@ -204,10 +216,11 @@ function configuration(spec) {
 }
 
 /** Facts as a definition list; an empty one takes no room. */
-function factList() {
+/** `move`: a button beside the host. */
+function factList(move) {
   const rows = FACTS.map(([name, read, title]) => {
     const value = name === 'host' ? h('a') : h(name === 'command' ? 'code' : 'span');
-    const row = h(`div.fact.fact-${name}`, {}, h('dt', {}, t(`fact.${name}`)), h('dd', {}, value));
+    const row = h(`div.fact.fact-${name}`, {}, h('dt', {}, t(`fact.${name}`)), h('dd', {}, value, name === 'host' ? [' ', move] : null));
     row.update = (worker) => {
       const text = name === 'host' ? worker.host || '' : read(worker) || '';
       setText(value, text);

@@ -1,0 +1,78 @@
+/**
+ * Upgrading the agents of several hosts from a page: one first, then a few at a time; the first that fails ends it. What is left
+ * stays as it is, also where the page is closed meanwhile.
+ */
+
+import { ApiError, post } from './api.js';
+import { confirmAction, notify, notifyError } from './dialogs.js';
+import { h, setText, show } from './dom.js';
+import { t } from './i18n.js';
+import { icon } from './icons.js';
+import { reasonOf } from './reasons.js';
+import { acts } from './rights.js';
+
+const AT_ONCE = 4;
+const POLL_MS = 250;
+const PATIENCE_MS = 300000; // for one host
+const ENDS = ['agent_upgraded', 'agent_upgrade_failed'];
+
+let run = null; // {done, all, failed}: under way, whichever page is shown
+
+/** A button and how far it is; `.update(hosts)`: those to upgrade. */
+export function upgradeThese(store) {
+  let hosts = [];
+  const button = acts(h('button.button.primary', { type: 'button', on: { click: () => begin() } }, icon('restart'), h('span')));
+  const progress = h('span.muted', { role: 'status' });
+  const node = h('div.upgrade-these', {}, button, progress);
+
+  async function begin() {
+    const names = hosts.filter((host) => host.agent_state === 'connected').map((host) => host.host);
+    const sure = await confirmAction({ title: t('upgrade.title', { n: names.length }), detail: [t('upgrade.order', { host: names[0], n: AT_ONCE }), t('maintenance.upgrade_detail'), t('maintenance.workers_stay')], action: t('upgrade.these', { n: names.length }) });
+    if (sure && !run) upgradeAll(store, names);
+  }
+
+  node.update = (next) => {
+    hosts = next;
+    const able = hosts.filter((host) => host.agent_state === 'connected').length;
+    setText(button.lastChild, t('upgrade.these', { n: able }));
+    show(button, able > 0);
+    button.disabled = run !== null;
+    setText(progress, run ? t('upgrade.progress', { done: run.done, all: run.all }) : '');
+    show(node, able > 0 || run !== null);
+  };
+  return node;
+}
+
+async function upgradeAll(store, [first, ...rest]) {
+  run = { done: 0, all: rest.length + 1, trouble: null };
+  const one = async (host) => {
+    try {
+      await upgradeOne(store, host);
+      run.done += 1;
+    } catch (error) {
+      run.trouble = run.trouble || { host, error };
+    }
+  };
+  await one(first);
+  const work = async () => {
+    while (rest.length && !run.trouble) await one(rest.shift());
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  const { done, all, trouble } = run;
+  run = null;
+  if (trouble) notifyError(trouble.error, t('upgrade.stopped', { host: trouble.host, done, all }));
+  else notify(t('upgrade.done', { n: done }));
+}
+
+/** Until the event says how it ended. Throws what the manager said, or what the event says. */
+async function upgradeOne(store, host) {
+  const { seq } = await post(`/api/hosts/${encodeURIComponent(host)}/upgrade-agent`);
+  const until = performance.now() + PATIENCE_MS;
+  while (performance.now() < until) {
+    const end = store.events.find((event) => event.seq > seq && event.host === host && ENDS.includes(event.kind));
+    if (end && end.kind === ENDS[0]) return;
+    if (end) throw new ApiError({ code: end.kind, status: 409, message: reasonOf(end) });
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+  throw new ApiError({ code: 'timeout' });
+}
