@@ -36,7 +36,7 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("labels", "dict[str, str]", "worker.spec.labels", "As declared", Label("Labels", "标签"), "labels",
        column=PageColumn(width="minmax(90px, .9fr)"), printed=Printed(long=True)),
     Of("attempt", "int", lambda w: max(w.worker.attempt, w.report.attempt if w.report else 0), "Which start of it",
-       Label("Attempt", "次数"), unit="count", column=PageColumn(width="52px", usual=True), sortable=True),
+       Label("Attempt", "次数"), unit="count", column=PageColumn(width="52px"), sortable=True),
     Of("pid", "int | None", lambda w: w.report.pid if w.report else None, "Of its process", Label("PID", "PID"),
        printed=Printed("PID", 7, wide=False), sortable=True, **NOT_LISTED),
     Of("epoch", "int", "worker.epoch", "Rises when it changes its host, or its gang starts"),
