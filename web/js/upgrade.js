@@ -13,7 +13,7 @@ import { acts } from './rights.js';
 
 const AT_ONCE = 4;
 const POLL_MS = 250;
-const PATIENCE_MS = 300000; // for one host
+const TIMEOUT_MS = 300000; // for one host
 const ENDS = ['agent_upgraded', 'agent_upgrade_failed'];
 
 let run = null; // {done, all, failed}: under way, whichever page is shown
@@ -67,7 +67,7 @@ async function upgradeAll(store, [first, ...rest]) {
 /** Until the event says how it ended. Throws what the manager said, or what the event says. */
 async function upgradeOne(store, host) {
   const { seq } = await post(`/api/hosts/${encodeURIComponent(host)}/upgrade-agent`);
-  const until = performance.now() + PATIENCE_MS;
+  const until = performance.now() + TIMEOUT_MS;
   while (performance.now() < until) {
     const end = store.events.find((event) => event.seq > seq && event.host === host && ENDS.includes(event.kind));
     if (end && end.kind === ENDS[0]) return;
