@@ -4,6 +4,7 @@ a language needs more room than English."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -245,3 +246,62 @@ def test_times_are_shown_in_utc_where_that_is_chosen(world: World, visitor: Visi
     page.reload()
     expect(page.get_by_role("button", name=re.compile("Times in UTC"))).to_have_attribute("aria-pressed", "true")
     expect(time_of).to_have_attribute("title", re.compile("UTC"))
+
+
+# What stands where on the key pages. Boxes, not pixels: what a release of Chromium or a font changes in the shape of
+# letters is no change of the layout, and a box that moved says which one did.
+LAYOUT = Path(__file__).resolve().parents[1] / "golden" / "layout.json"
+TOLERANCE_PX = 8
+SHELL = [".side", ".nav li", ".page-head h1"]
+KEY_PARTS = {
+    "overview": [".tiles", ".tile", ".columns > .panel"],
+    "workers": [".tabs", ".toolbar", ".workers-table", ".workers-table .table-head .cell"],
+    "hosts": [".toolbar", ".hosts-table", ".hosts-table .table-head .cell"],
+    "worker": [".worker-side", ".tabbed", ".tab-list", ".page-head .actions"],
+    "worker, configuration": [".configuration"],
+    "events": [".events-table", ".events-table .table-head .cell"],
+    "notifications": [".tabs", ".admin-sections > *", ".mutes-table .table-head .cell"],
+    "groups": [".tabs", ".toolbar"],
+}
+# Left edge and width of each in sight: how far down it stands depends on how much there is above it.
+BOXES = """(selectors) => Object.fromEntries(selectors.flatMap((selector) => {
+  const shown = [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility());
+  return shown.slice(0, 14).map((node, at) => {
+    const box = node.getBoundingClientRect();
+    return [`${selector} #${at}`, [Math.round(box.left), Math.round(box.width)]];
+  });
+}))"""
+
+
+def test_nothing_on_the_key_pages_has_moved(world: World, visitor: Visitor) -> None:
+    """`PROCGUARD_WRITE_LAYOUT=1` writes down where everything stands now; look at the pages first."""
+    page = visitor.open(world.rig.url)
+    found: dict[str, dict[str, list[int]]] = {}
+    for width in (1440, 1024, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for place in (one for one in PORTAL_PAGES if one.name in KEY_PARTS):
+            visit(page, world, place)
+            found[f"{place.name} at {width}"] = page.evaluate(BOXES, SHELL + KEY_PARTS[place.name])
+    if os.environ.get("PROCGUARD_WRITE_LAYOUT") == "1":
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(boxes)}" for name, boxes in found.items())
+        LAYOUT.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    expected = json.loads(LAYOUT.read_text(encoding="utf-8"))
+    assert moved(expected, found) == [], "look at the pages; if they are right: PROCGUARD_WRITE_LAYOUT=1"
+
+
+def moved(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What stands elsewhere, is of another width, came or is gone."""
+    differences = []
+    for name in sorted({*expected, *found}):
+        before, now = expected.get(name, {}), found.get(name, {})
+        for part in sorted({*before, *now}):
+            was, is_ = before.get(part), now.get(part)
+            if was is None or is_ is None or any(abs(a - b) > TOLERANCE_PX for a, b in zip(was, is_, strict=True)):
+                differences.append(f"{name}: {part}: {was} -> {is_}")
+    return differences
+
+
+def test_a_box_that_moved_is_named() -> None:
+    assert moved({"a": {".x #0": [0, 100]}}, {"a": {".x #0": [4, 104]}}) == []
+    assert moved({"a": {".x #0": [0, 100]}}, {"a": {".x #0": [0, 120]}}) == ["a: .x #0: [0, 100] -> [0, 120]"]
+    assert moved({"a": {".x #0": [0, 100]}}, {"a": {}}) == ["a: .x #0: [0, 100] -> None"]
