@@ -214,6 +214,43 @@ def test_four_losses_are_compared_over_time_and_over_steps(world: World, visitor
     expect(page.get_by_role("columnheader", name="loss gpu-00000-w3")).to_have_count(0)
 
 
+def test_a_free_gpu_and_its_history_are_a_click_away(world: World, visitor: Visitor) -> None:
+    page = visitor.open(f"{world.rig.url}/#/overview")
+    page.get_by_role("link", name="GPUs", exact=True).click()
+    rows = page.locator(".gpus-table .table-body .table-row")
+    expect(rows.first).to_contain_text("free")
+    with page.expect_response(lambda answer: answer.url.endswith("/api/gpus") and answer.status in (200, 304)) as again:
+        pass
+    assert again.value.request.headers["if-none-match"].startswith('W/"')
+    page.get_by_role("button", name=re.compile(r"^History of GPU \d of gpu-0000\d$")).first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".chart-title")).to_have_text(["GPU", "GPU memory", "Power"])
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+
+
+NUMBERS = """async () => {
+  const { gridColumns, readColumns } = await import('/static/js/workercolumns.js');
+  const worker = { progress_percent: 62.4, eta_s: 200, metrics: { loss: 0.23104, step: 1200, oom: null } };
+  const shown = gridColumns(readColumns(''), { pickCell: () => document.createElement('span'), numbers: true });
+  const said = shown.filter(({ name }) => ['progress', 'metrics'].includes(name)).map(({ make }) => {
+    const cell = make();
+    cell.update(worker);
+    return cell.textContent;
+  });
+  const without = gridColumns(readColumns(''), {}).map(({ name }) => name).includes('progress');
+  return [...said, without];
+}"""
+
+
+def test_the_list_of_workers_says_progress_and_the_last_numbers_unasked(world: World, visitor: Visitor) -> None:
+    """Their columns are there with the first worker that has any, and not before."""
+    page = visitor.open(f"{world.rig.url}/#/workers")
+    expect(page.locator(".workers-table .table-body .table-row").first).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Progress")).to_have_count(0)
+    assert page.evaluate(NUMBERS) == ["loss 0.231, step 1,200", "62 %, 3 min left", False]
+
+
 def test_the_charts_of_a_worker_are_pointed_at_and_zoomed_together(world: World, visitor: Visitor) -> None:
     page = visitor.open(f"{world.rig.url}/#/workers")
     page.route("**/api/measurements/workers/*", measured)

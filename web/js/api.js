@@ -41,6 +41,18 @@ export async function request(method, path, { body, as = 'json', quiet401 = fals
   }
 }
 
+/** What is asked for again and again: {tag, body}; `before` itself where the manager says that it is still so. */
+export async function getAgain(path, before = null) {
+  const answer = await reach('GET', path, undefined, TIMEOUT_MS, 'no-store', before && before.tag ? { 'If-None-Match': before.tag } : {});
+  if (answer.status === 304) return before;
+  if (!answer.ok) {
+    const error = await readError(answer);
+    if (answer.status === 401) onUnauthorized(error);
+    throw error;
+  }
+  return { tag: answer.headers.get('ETag'), body: await answer.json() };
+}
+
 /** An answer of JSON lines: `take(object)` for each as it comes. Ends quietly when `signal` aborts it. */
 export async function stream(path, signal, take) {
   let answer;
@@ -70,8 +82,8 @@ export async function stream(path, signal, take) {
   }
 }
 
-async function reach(method, path, body, timeoutMs, cache) {
-  const headers = { Accept: 'application/json', 'Accept-Language': currentLanguage() };
+async function reach(method, path, body, timeoutMs, cache, more = {}) {
+  const headers = { Accept: 'application/json', 'Accept-Language': currentLanguage(), ...more };
   if (method !== 'GET' && csrf) headers['X-ProcGuard-CSRF'] = csrf;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   try {

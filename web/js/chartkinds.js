@@ -23,6 +23,17 @@ export const OF_HOST = [
   { name: 'disk', format: formatBytes, bytes: true, series: ['disk_free_bytes'] },
 ];
 
+const watts = (value) => `${formatNumber(value)} W`;
+
+/** Of one GPU of a host. */
+export function kindsOfGpu(index) {
+  return [
+    { name: 'gpu', format: formatPercent, ceiling: 100, gpu: 'utilization_percent', index },
+    { name: 'gpu_memory', format: formatBytes, bytes: true, gpu: 'memory_used_bytes', index },
+    { name: 'power', format: watts, gpu: 'power_w', index },
+  ];
+}
+
 /** A number from a log: four digits, whatever its size. */
 export function formatMetric(value) {
   const size = Math.abs(value);
@@ -56,7 +67,7 @@ export const titleOf = (kind) => kind.metric || t(`chart.${kind.name}`);
 export function linesOf(kind, data) {
   if (kind.gpu) {
     return (data.gpus || [])
-      .filter((gpu) => gpu.series[kind.gpu])
+      .filter((gpu) => gpu.series[kind.gpu] && (kind.index === undefined || gpu.index === kind.index))
       .map((gpu) => ({ label: t('chart.gpu_n', { n: String(gpu.index) }), at: gpu.at, values: gpu.series[kind.gpu] }));
   }
   if (kind.metric) {

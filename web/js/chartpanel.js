@@ -1,7 +1,7 @@
 /** Charts of what was measured of a worker or a host, one beside the other, zoomed together; with the same numbers as a table. */
 
 import { Chart, loadPlots } from './chart.js';
-import { OF_HOST, kindsOfWorker, linesOf, titleOf } from './chartkinds.js';
+import { OF_HOST, kindsOfGpu, kindsOfWorker, linesOf, titleOf } from './chartkinds.js';
 import { chartTable } from './charttable.js';
 import { errorBox } from './dialogs.js';
 import { fill, h, setAttr, show } from './dom.js';
@@ -14,6 +14,8 @@ const STORED = 'charts.span';
 /** `more`: nodes beside the choice of a range. */
 export const workerCharts = (id, more = []) => new ChartPanel(`/api/measurements/workers/${encodeURIComponent(id)}`, kindsOfWorker, more);
 export const hostCharts = (id) => new ChartPanel(`/api/measurements/hosts/${encodeURIComponent(id)}`, () => OF_HOST);
+
+export const gpuCharts = (agent, index) => new ChartPanel(`/api/measurements/hosts/${encodeURIComponent(agent)}`, () => kindsOfGpu(index));
 
 /** The range that this browser looked at last; a switch for it. */
 export class SpanChoice {

@@ -1,9 +1,10 @@
 /** The columns of the list of workers: what each shows, how wide it is, and which are chosen. */
 
 import { actionButtons } from './actions.js';
+import { formatMetric, metricsOf } from './chartkinds.js';
 import { h, setAttr, setText } from './dom.js';
 import { fieldsOf, labelOf, valueOf } from './fields.js';
-import { formatBytes, formatMoment, formatPercent, formatSince } from './format.js';
+import { formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from './format.js';
 import { formatNumber, t } from './i18n.js';
 import { commandText, reasonText } from './pages/parts.js';
 import { mayAct } from './rights.js';
@@ -13,6 +14,7 @@ import { recall, remember } from './storage.js';
 import { textCell } from './table.js';
 
 const STORED = 'columns.workers';
+const NUMBERS = ['progress', 'metrics']; // usual where a worker has numbers from its log
 
 const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 
@@ -20,6 +22,8 @@ const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 const OWN = {
   command: textCell((worker) => commandText(worker.command), { selector: 'code', title: (worker) => commandText(worker.command) }),
   gpu: textCell(gpuText),
+  metrics: textCell(metricsText, { title: metricsText }),
+  progress: textCell(progressText, { title: progressText }),
   reason: textCell(reasonText, { title: reasonText }),
   restarts: restartsCell,
 };
@@ -74,13 +78,20 @@ export function columnLabel(name) {
   return labelOf(fieldsOf('workers').columns.get(name));
 }
 
-/** Everything a grid needs: the fixed columns round the chosen ones. */
-export function gridColumns(names, { everything, pickCell }) {
+/** Whether any has numbers from its log. */
+export function anyNumbers(workers) {
+  for (const worker of workers) if (worker.metrics) return true;
+  return false;
+}
+
+/** Everything a grid needs: the fixed columns round the chosen ones; with `numbers` those too, where nobody chose. */
+export function gridColumns(names, { everything, pickCell, numbers = false }) {
+  const shown = numbers && isUsual(names) ? choiceNames().filter((name) => names.includes(name) || NUMBERS.includes(name)) : names;
   const columns = [
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
     { name: 'state', label: t('workers.state'), width: '128px', narrow: '118px', sortable: true, make: stateChip },
     { name: 'worker', label: t('workers.worker'), width: 'minmax(120px, 1fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
-    ...names.map(chosenColumn),
+    ...shown.map(chosenColumn),
     { name: 'actions', label: t('workers.actions'), width: '120px', narrow: '116px', make: () => actionButtons() },
   ];
   return mayAct() ? columns : columns.filter(({ name }) => name !== 'select' && name !== 'actions');
@@ -103,6 +114,19 @@ function gpuText(worker) {
   if (!gpus || gpus.length === 0) return t('none');
   const busy = usage(worker, 'gpu_percent');
   return busy === null || busy === undefined ? gpus.join(',') : `${gpus.join(',')} · ${formatPercent(busy)}`;
+}
+
+/** "62 %, 3 min 20 s left" */
+function progressText(worker) {
+  const { progress_percent: percent, eta_s: left } = worker;
+  if (percent === null || percent === undefined) return t('none');
+  return left === null || left === undefined ? formatPercent(percent) : t('workers.left', { percent: formatPercent(percent), d: formatDuration(left, 1) });
+}
+
+/** "loss 0.231, step 1,200" */
+function metricsText(worker) {
+  const known = Object.entries(metricsOf(worker)).filter(([, value]) => typeof value === 'number');
+  return known.map(([name, value]) => `${name} ${formatMetric(value)}`).join(', ') || t('none');
 }
 
 function workerCell() {

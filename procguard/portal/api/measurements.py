@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import bottle
+
+from procguard.agent_api import http_io
 from procguard.agent_api.declaration import choice, get
 from procguard.fleet.model import clock
 from procguard.fleet.shapes import gpus
 from procguard.fleet.shapes.gpus import GpuView
 from procguard.fleet.telemetry.timeseries import SPANS, Span
+from procguard.portal.api.live import packed
 from procguard.portal.api.resource import Resource
 
 _SPANS = {span.name: span for span in SPANS}
@@ -97,12 +101,13 @@ class MeasurementsApi(Resource):
 
 
 class GpusApi(Resource):
-    @get("/api/gpus", "viewer", tag="hosts", zh="全部主机的 GPU")
-    def gpus(self) -> GpusAnswer:
+    @get("/api/gpus", "viewer", tag="hosts", zh="全部主机的 GPU", answers={200: GpusAnswer})
+    def gpus(self) -> bottle.HTTPResponse:
         """Every GPU of the fleet, by host and index.
 
         As its host's last heartbeat said; `state` is `free`, `busy`, `idle`, `hung`, `other` (processes of nobody's
         worker), `nobody` (memory in use without a process) or `lost` (it cannot be read, or its host is out of reach).
+        With an ETag: 304 while nothing of it has changed.
         """
         state = self.fleet.state
         hung = frozenset(name for name, seen in state.worker_status.items() if seen.suspect)
@@ -118,4 +123,5 @@ class GpusApi(Resource):
                 known is None or known[0]["state"] == "lost"
             ):  # launchers beside an agent report the same ones
                 machines[host.agent.host] = found
-        return GpusAnswer([gpu for host in sorted(machines) for gpu in machines[host]])
+        body = http_io.dumps(GpusAnswer([gpu for host in sorted(machines) for gpu in machines[host]]))
+        return packed(body, known=True)

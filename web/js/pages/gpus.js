@@ -1,6 +1,7 @@
 /** Every GPU of the fleet: which are free, whose the others are, and how they fare. What is asked for again comes while it is looked at. */
 
-import { get } from '../api.js';
+import { getAgain } from '../api.js';
+import { gpuCharts } from '../chartpanel.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { debounced, fill, h, keyed, setAttr, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent } from '../format.js';
@@ -27,9 +28,11 @@ const SORTS = {
 
 export function gpusPage({ query }) {
   let chosen = readQuery(query);
-  let gpus = null; // as the manager said last
+  let answer = null; // the manager's last
+  let gpus = null; // of it
   let timer = null;
   let gone = false;
+  let history = null; // the charts of one GPU, while they are open
 
   const search = h('input.input.search', { type: 'search', 'aria-label': t('gpus.filter'), placeholder: t('gpus.filter_hint'), value: chosen.q, data: { jump: '' } });
   const writeText = debounced(() => setFilter({ q: search.value.trim() }), 120);
@@ -40,7 +43,7 @@ export function gpusPage({ query }) {
   const grid = new Grid({
     label: t('nav.gpus'),
     kind: 'gpus-table',
-    columns: columns(),
+    columns: columns((gpu) => (history = showHistory(gpu, () => (history = null)))),
     keyOf: (gpu) => `${gpu.agent}/${gpu.index}`,
     onSort: (name) => setFilter({ sort: chosen.sort === name ? `-${name}` : name }),
     onOpen: (gpu) => go('host', gpu.agent),
@@ -62,7 +65,9 @@ export function gpusPage({ query }) {
     const began = performance.now();
     if (!document.hidden) {
       try {
-        gpus = (await get('/api/gpus')).gpus;
+        answer = await getAgain('/api/gpus', answer);
+        ({ gpus } = answer.body);
+        if (history) history.add(gpus);
         fill(problem);
       } catch (error) {
         if (error.status && error.status !== 401) fill(problem, errorBox(error, load)); // while the manager is away, the badge says so
@@ -103,6 +108,7 @@ export function gpusPage({ query }) {
   function unmount() {
     gone = true;
     clearTimeout(timer);
+    if (history) history.close();
     grid.destroy();
   }
 
@@ -138,7 +144,8 @@ function facet(state, onToggle) {
   return node;
 }
 
-function columns() {
+/** `onHistory(gpu)`: its charts are asked for. */
+function columns(onHistory) {
   const percent = (gpu) => formatPercent(gpu.utilization_percent);
   const power = (gpu) => (gpu.power_w === null ? t('none') : `${formatNumber(gpu.power_w)} W`);
   const heat = (gpu) => (gpu.temperature_c === null ? t('none') : `${formatNumber(gpu.temperature_c)} °C`);
@@ -152,6 +159,7 @@ function columns() {
     { name: 'heat', label: t('gpus.heat'), width: '92px', sortable: true, make: textCell(heat) },
     { name: 'power', label: t('gpus.power'), width: '70px', sortable: true, make: textCell(power) },
     { name: 'whose', label: t('gpus.whose'), width: 'minmax(160px, 2fr)', narrow: 'minmax(80px, 1.2fr)', make: whoseCell },
+    { name: 'history', label: t('gpus.history'), width: '78px', narrow: '78px', make: () => historyCell(onHistory) },
   ];
 }
 
@@ -167,6 +175,39 @@ function stateCell() {
     setAttr(chip, 'title', t(`gpu.${state}_means`));
   };
   return cell;
+}
+
+function historyCell(onHistory) {
+  let shown = null;
+  const button = h('button.button.small', { type: 'button', tabindex: '-1', on: { click: () => onHistory(shown) } }, t('gpus.history'));
+  const cell = h('span', {}, button);
+  cell.update = (gpu) => {
+    shown = gpu;
+    setAttr(button, 'aria-label', t('gpus.history_of', { i: gpu.index, host: gpu.host }));
+  };
+  return cell;
+}
+
+/** A dialog with its charts. {add(gpus): what all of them do now, close()} */
+function showHistory(gpu, onClose) {
+  const charts = gpuCharts(gpu.agent, gpu.index);
+  const close = h('button.button', { type: 'button' }, t('close'));
+  const title = h('h2', { id: 'gpu-history' }, t('gpus.history_of', { i: gpu.index, host: gpu.host }), ' ', h('span.muted', {}, gpu.name));
+  const dialog = h('dialog.dialog.wide', { 'aria-labelledby': 'gpu-history' }, title, charts.node, h('div.dialog-buttons', {}, close));
+  close.addEventListener('click', () => dialog.close());
+  dialog.addEventListener('close', () => {
+    charts.destroy();
+    dialog.remove();
+    onClose();
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  close.focus();
+  charts.start();
+  return {
+    add: (gpus) => charts.add({ gpus: gpus.filter((one) => one.agent === gpu.agent) }),
+    close: () => dialog.close(),
+  };
 }
 
 function hostCell() {

@@ -17,17 +17,21 @@ import { go, link, replaceQuery } from '../router.js';
 import { Selection } from '../selection.js';
 import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
-import { choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
+import { anyNumbers, choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
 import { MAX_COMPARED } from './compare.js';
 import { MAX_WORKERS } from './logs.js';
 import { pageHead, workerTabs } from './parts.js';
 
 const MENUS = ['host', 'group', 'label'];
 
+const LOOK_MS = 1000;
+
 export function workersPage({ store, query }) {
   let filters = readFilters(query);
   let sort = readSort(query.get('sort'));
   let columns = readColumns(query.get('cols'));
+  let numbers = false; // whether any worker has numbers from its log
+  let lookedMs = -LOOK_MS;
   let shownIds = [];
   const list = new FleetList(store.tables.workers);
   const selection = new Selection(() => drawSelection(true));
@@ -117,11 +121,20 @@ export function workersPage({ store, query }) {
     columns = next;
     rememberColumns(columns);
     replaceQuery(address());
-    grid.setColumns(gridColumns(columns, { everything, pickCell }));
+    grid.setColumns(gridColumns(columns, { everything, pickCell, numbers }));
     update();
   }
 
+  /** Their columns come with the first numbers, where nobody chose others. */
+  function lookForNumbers() {
+    if (numbers || performance.now() - lookedMs < LOOK_MS) return;
+    lookedMs = performance.now();
+    numbers = anyNumbers(store.workers.values());
+    if (numbers && isUsual(columns)) grid.setColumns(gridColumns(columns, { everything, pickCell, numbers }));
+  }
+
   function update() {
+    lookForNumbers();
     if (list.update(filters, sort)) {
       shownIds = list.shown.map((worker) => worker.worker_id);
       grid.showSort(sort.replace(/^-/, ''), sort.startsWith('-'));
