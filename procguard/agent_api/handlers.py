@@ -391,7 +391,10 @@ class AgentApi:
             if asked.fill:
                 return self._filled(caller.agent_id, worker_id, asked, data, at)
             if not data and not asked.gap:
-                stored = self._logs.length(worker_id, attempt, stream)
+                try:
+                    stored = self._logs.length(worker_id, attempt, stream)
+                except OSError as exc:
+                    raise _StorageFailed(f"{worker_id}: cannot store log bytes ({exc.strerror or exc})") from exc
                 return Answer(200, self._acked(worker_id, attempt, stream, stored))
             try:
                 times = _times(asked.times, at, len(data))

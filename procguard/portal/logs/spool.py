@@ -163,7 +163,11 @@ class SpooledLogStore(LogStore):
             for attempt, stream in self.archive.streams(folder) if self.archive is not None else ():
                 if not folder.endswith(retention.GONE):
                     rest()
-                    self._restore(os.path.join(self._directory, folder, f"{attempt}.{stream}"))
+                    base = os.path.join(self._directory, folder, f"{attempt}.{stream}")
+                    self._restore(base)
+                    if self.archive is not None and self.archive.was_rebuilt:
+                        with self._exclusive(base):
+                            self._in_thread(find_again, base, self._covered(base))
 
     def _restore(self, base: str) -> bool:
         """Whether its file was shorter than what is archived."""
@@ -311,6 +315,18 @@ def restore(base: str, covered: Sequence[Range], written_at: float) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def find_again(base: str, covered: Sequence[Range]) -> None:
+    """What was noted as lost while it was not known that the archive has it. Raises OSError. In a thread."""
+    size = os.path.getsize(base + ".log")
+    gaps = read_gaps(base + ".gaps", size)
+    found = [part for start, end, _ in gaps for part in common(covered, start, end)]
+    if found:
+        absent.put(base, size, found)
+        left = [(*part, at) for start, end, at in gaps for part in lacking(covered, start, end)]
+        text = "".join(f"{start} {end} {at:.3f}\n" for start, end, at in left)
+        paths.write_atomic(base + ".gaps", text.encode(), durable=True)
 
 
 def lacks_times(base: str, covered: Sequence[Range]) -> bool:

@@ -120,6 +120,7 @@ class LogArchive:
         self._loaded = False
         self._wake = gevent.event.Event()
         self._ready_by = time.monotonic() + READY_S
+        self.was_rebuilt = False
         self.on_load: Callable[[], None] = lambda: None  # once it is known what is archived
 
     # ---------------------------------------------------------------------------------------------- what is archived
@@ -234,7 +235,10 @@ class LogArchive:
             log.error("log archive: %s", problem)
         if first:
             self.status.failing_since = time.time() if problem else None
-            self._said(problem)
+            try:
+                self._said(problem)
+            except ProcGuardError as exc:  # the state takes no events now; uploads do not end with it
+                log.error("log archive: this could not be recorded: %s", exc)
 
     def step(self) -> bool:
         """What is due now; whether there is more. Raises ProcGuardError, OSError."""
@@ -257,7 +261,7 @@ class LogArchive:
         """Raises ProcGuardError, OSError."""
         if self._index_is_new:
             rebuild.rebuild(self.place, self.index, self._in_thread)
-            self._index_is_new = False
+            self._index_is_new, self.was_rebuilt = False, True
         for one in self.index.streams():
             self._covered.setdefault(one.folder, {})[(one.attempt, one.stream)] = one.covered
             self._written_at[(one.folder, one.attempt, one.stream)] = one.at

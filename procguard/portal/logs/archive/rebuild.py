@@ -10,6 +10,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import gevent.pool
+
+from procguard.errors import ProcGuardError
 from procguard.portal.logs.archive import objects
 from procguard.portal.logs.archive.coverage import Range, common, merged
 from procguard.portal.logs.archive.index import ArchiveIndex, Key, StoredPiece
@@ -18,6 +21,7 @@ from procguard.portal.logs.archive.objects import Piece
 from remote_agent.protocol.messages import directory_name
 
 FIRST_BYTES = 64 * 1024  # most headers are shorter
+READ_AT_ONCE = 8  # headers
 
 log = logging.getLogger("procguard.manager.archive")
 
@@ -62,15 +66,22 @@ def rebuild(place: ObjectStore, index: ArchiveIndex, in_thread: RunInThread) -> 
     """Take into the index every object that it does not know. Raises ArchiveFailed, OSError."""
     found, known = Rebuilt(), index.known_names()
     covered: dict[Key, list[Range]] = {(one.folder, one.attempt, one.stream): one.covered for one in index.streams()}
-    for name in place.names():
-        if name in known:
-            continue
+
+    def read(name: str) -> tuple[str, tuple[float, list[Piece], int] | Exception]:
         try:
-            at, pieces, size = read_pieces(place, name, in_thread)
-        except (ObjectDamaged, ObjectMissing) as exc:
-            log.error("log archive: %s is left out: %s", name, exc)
+            return name, read_pieces(place, name, in_thread)
+        except (ObjectDamaged, ProcGuardError) as exc:
+            return name, exc
+
+    unknown = (name for name in place.names() if name not in known)
+    for name, result in gevent.pool.Pool(READ_AT_ONCE).imap(read, unknown, maxsize=READ_AT_ONCE):
+        if isinstance(result, (ObjectDamaged, ObjectMissing)):
+            log.error("log archive: %s is left out: %s", name, result)
             found.damaged += 1
             continue
+        if isinstance(result, Exception):
+            raise result
+        at, pieces, size = result
         for folder in _declared_again(place, index, name, pieces, covered, in_thread):
             index.drop(folder + ".gone")
             index.rename(folder, folder + ".gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from procguard.portal.logs.archive.coverage import common, from_zero, lacking, m
 from procguard.portal.logs.archive.object_store import ArchiveFailed, FolderStore, ObjectDamaged, new_name
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import OwnSearch
+from procguard.portal.logs.store import LogStore
 from remote_agent.protocol.messages import directory_name
 from tests.archive_rig import FLEET, ArchiveRig, here, numbered
 from tests.unit.fleet_world import World
@@ -92,6 +94,23 @@ def test_a_log_larger_than_its_bound_leaves_the_disk_and_is_read_whole(tmp_path:
     rig.write("w1", 2, numbered(128_000, 160_000), at=2_000.0)  # what was fetched goes again, nothing else
     rig.archive_all()
     assert rig.download("w1") == whole + numbered(128_000, 160_000) and rig.store.bytes_dropped == 0
+
+
+def test_what_came_while_the_index_was_made_again_hides_nothing(rig: ArchiveRig) -> None:
+    """It takes longer than logs are refused: the agent sends what it still has, and marks the rest as lost."""
+    downloads = filled(rig)
+    rig.archive_all()
+    whole = rig.download("w1")
+    attempt_2 = numbered(3_000, 9_000)
+    rig.archive.close()
+    shutil.rmtree(rig.directory / "logs")
+    late = LogStore(str(rig.directory / "logs"), sync=lambda _: None, in_thread=here)
+    late.append("w1", 2, "out", 300_000, attempt_2[300_000:] + b"more\n", 2_100.0, gap=True)
+    for path in rig.directory.glob("index.db*"):
+        path.unlink()
+    rig.open()
+    assert rig.download("w1") == whole + b"more\n"
+    assert rig.download("w3") == downloads["w3"]  # what is really lost is marked as before
 
 
 class FailingStore(FolderStore):
