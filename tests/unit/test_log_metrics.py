@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import time
+from random import Random
 
-from procguard import log_metrics
+import re2
+
+from procguard import expression, expression_cost, log_metrics
 from procguard.errors import UsageError
 from tests.rows import each
+from tests.sizes import examples
+from tests.unit.test_expression import TEXTS, UNDERSTOOD
 
 TAKEN = [
     ("loss ([0-9.]+)", "loss 0.25", ("0.25",), "loss "),
@@ -48,6 +53,44 @@ def test_what_is_no_use_or_could_hold_a_host_up_is_refused_in_one_line(case: tup
     text, said = case
     (mistake,) = log_metrics.mistakes({"loss": text})
     assert mistake.startswith("metrics.loss: ") and said in mistake and "\n" not in mistake and len(mistake) < 600
+
+
+def test_groups_capture_the_same_in_both_engines() -> None:
+    """Of whatever is not refused for its cost: `re` may run away with the rest."""
+    for pattern in UNDERSTOOD:
+        read = expression.read(pattern, captures=True)
+        host, manager = re.compile(read.for_hosts), re2.compile(pattern)
+        assert host.groups == read.groups == manager.groups, pattern
+        for text in () if expression_cost.unbounded_because(read.tree) else TEXTS:
+            found = [one and one.groups() for one in (host.search(text), manager.search(text))]
+            assert found[0] == found[1], (pattern, text)
+
+
+def made(random: Random, depth: int) -> str:
+    """An expression out of few characters, so that its parts get into each other's way."""
+    kind = random.random()
+    if depth == 0 or kind < 0.3:
+        return random.choice(["a", "b", "[ab]", ".", "[^a]", "ab", "c"])
+    if kind < 0.6:
+        return made(random, depth - 1) + made(random, depth - 1)
+    if kind < 0.75:
+        return f"(?:{made(random, depth - 1)}|{made(random, depth - 1)})"
+    return f"(?:{made(random, depth - 1)})" + random.choice(["*", "+", "?", "{2,5}", "*?", "{3}"])
+
+
+def test_nothing_that_is_taken_runs_away_on_a_short_line() -> None:
+    """What is exponential would take longer than the suite on one of them."""
+    random, taken = Random(11), 0
+    for _ in range(examples(1_000)):
+        try:
+            for_host, _needle = log_metrics.host_form(made(random, 6) + "(x)")
+        except UsageError:
+            continue
+        taken += 1
+        search = re.compile(for_host).search
+        for line in ("a" * 60, "ab" * 30, "b" * 60, "aab" * 20, "abc" * 20, "c" * 60, "abb" * 20):
+            search(line)
+    assert taken > 20
 
 
 def test_names_and_numbers_of_metrics_are_bounded() -> None:
