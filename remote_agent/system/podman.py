@@ -12,7 +12,7 @@ CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")  # podman's own choice
 MAX_CDI_BYTES = 1024 * 1024
 ASK_S = 10.0
 # What a user who is not root may lack; the manager's side has the words (procguard/deploy/inventory/containers.py).
-NO_IDS, NO_ID_TOOLS, NO_RUNTIME_DIR = "subuid", "uidmap", "runtime_dir"
+NO_IDS, NO_ID_TOOLS, NO_RUNTIME_DIR, NO_NAMESPACE = "subuid", "uidmap", "runtime_dir", "user_namespace"
 _NAME = r"""(?m)^[\s-]*["']?name["']?\s*:\s*["']?([A-Za-z0-9_.:-]+)"""
 _NAME_IN_JSON = r'"name"\s*:\s*"([A-Za-z0-9_.:-]+)"'
 _KIND = rf"""(?m)["']?kind["']?\s*:\s*["']?{GPU_KIND}["']?\s*(,|$)"""
@@ -42,7 +42,23 @@ def lacks(env: dict[str, str]) -> list[str]:
         found.append(NO_IDS)
     if not runtime_directory(env):
         found.append(NO_RUNTIME_DIR)
+    if not found and not _makes_namespaces(env):
+        found.append(NO_NAMESPACE)
     return found
+
+
+def _makes_namespaces(env: dict[str, str]) -> bool:
+    """Whether podman can make the user namespace that it needs; kernels, chroots and containers may forbid it."""
+    import subprocess
+
+    words = ["podman", "unshare", "/bin/true"]
+    given = {**env, "XDG_RUNTIME_DIR": runtime_directory(env)}
+    try:
+        return (
+            subprocess.run(words, env=given, cwd="/", capture_output=True, timeout=ASK_S, check=False).returncode == 0
+        )
+    except (OSError, subprocess.SubprocessError):
+        return True  # no podman, or one that does not answer, is another matter
 
 
 def runtime_directory(env: dict[str, str]) -> str:

@@ -65,6 +65,13 @@ def findings(host: Host, found: dict[str, Any]) -> list[HostLack]:
                 f"as root there: loginctl enable-linger {user}",
             )
         )
+    if "user_namespace" in lacks:
+        wrong.append(
+            HostLack(
+                f"podman of user {user} cannot make a user namespace on this host",
+                f"see why as {user} there: podman info; or deploy as root",
+            )
+        )
     fenced = [one.worker_id for one in _workers(host) if _is_fenced(host, one.spec)]
     if user and fenced:
         wrong.append(

@@ -136,6 +136,8 @@ CHINESE: dict[str, str] = {
     "user {} has no subordinate ids for podman (/etc/subuid, /etc/subgid)": "用户 {} 没有 podman 所需的从属 id（/etc/subuid、/etc/subgid）",
     "as root there: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}": "请在该主机以 root 执行：usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}",
     "user {} has no directory /run/user/… once it has logged out, and podman needs it": "用户 {} 退出登录后没有 podman 所需的 /run/user/… 目录",
+    "podman of user {} cannot make a user namespace on this host": "用户 {} 的 podman 无法在该主机上创建用户命名空间",
+    "see why as {} there: podman info; or deploy as root": "请在该主机以 {} 执行 podman info 查看原因；也可以 root 部署",
     "as root there: loginctl enable-linger {}": "请在该主机以 root 执行：loginctl enable-linger {}",
     "{}: on_partition: fence and gangs need an agent that runs as root, and this is {}": "{}：on_partition: fence 和 gang 需要以 root 运行的 Agent，而这里是 {}",
     "deploy as root (ansible_become), or use on_partition: keep and no gang": "请以 root 部署（ansible_become），或使用 on_partition: keep 且不加入 gang",

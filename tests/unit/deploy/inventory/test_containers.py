@@ -62,6 +62,8 @@ def test_what_a_user_who_is_not_root_lacks_is_named_with_the_command_that_helps(
         "w1: on_partition: fence and gangs",
     ):
         assert part in text
+    text = said(host, podman="4.3.1", podman_user="ml", podman_lacks=["user_namespace"])
+    assert "podman of user ml cannot make a user namespace on this host; see why as ml there: podman info" in text
     assert said(host, podman="4.3.1", podman_user="", podman_lacks=[]) == ""
 
 

@@ -49,5 +49,11 @@ def test_root_lacks_nothing_and_another_user_its_ids_tools_and_directory(
     for tool in ("newuidmap", "newgidmap"):
         (tmp_path / tool).touch(mode=0o755)
     assert podman.lacks({"PATH": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}) == ["subuid"]
+    monkeypatch.setattr(podman, "_has_range", lambda path: True)
+    (tmp_path / "podman").write_text('#!/bin/sh\n[ $1 = unshare ] && [ -n "$XDG_RUNTIME_DIR" ] && exit $CODE\n')
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for code, lacks in (("0", []), ("125", ["user_namespace"])):
+        assert podman.lacks({"PATH": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "CODE": code}) == lacks
     assert podman.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path / "gone")}) == ""
     assert os.path.isdir(tmp_path)
