@@ -96,7 +96,7 @@ class TokenRevoked:
 
 @dataclass(frozen=True)
 class Change:
-    """Of the audit: what somebody asked for, and the status that was answered."""
+    """An audit entry: what was requested, by whom, and the status of the response."""
 
     seq: int
     at: Moment
@@ -151,7 +151,7 @@ class AccessApi(Resource):
         example={"scope": "operator", "name": "me"},
     )  # fmt: skip
     def create(self, caller: Principal, body: TokenRequest) -> NewToken:
-        """Make a token; it is shown only once.
+        """Create a token; its text is returned only once.
 
         `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
         the number of launchers that an `enroll` token admits. A browser session makes none of scope `operator` or
@@ -172,7 +172,7 @@ class AccessApi(Resource):
 
     @get("/api/tokens", "operator", tag="access", zh="令牌列表")
     def tokens(self) -> TokenList:
-        """The tokens, without them.
+        """List the tokens, without their texts.
 
         With `created_by`, `expires_at`, `uses_left`, `last_used_at`, `last_used_from`.
         """
@@ -220,7 +220,7 @@ class AccessApi(Resource):
         return response
 
     def _checked_login(self, environ: dict[str, Any]) -> tuple[Principal, str]:
-        """(who logs in, hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
+        """(the caller, the hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
             raise Refused("the request comes from a page of another site", "log in on the portal's own page")
@@ -275,7 +275,7 @@ class AccessApi(Resource):
 
 
 def current_session(services: Services) -> SessionAnswer:
-    """Of the request being answered."""
+    """The session of the current request."""
     environ = bottle.request.environ
     session = services.auth.session(environ)
     caller = services.auth.identify(environ)
@@ -311,7 +311,7 @@ def _token_view(tokens: Tokens, record: TokenRecord) -> Token:
 
 
 def _audit_view(record: Record) -> Change:
-    """An event of the audit's log, as the API tells it."""
+    """The API form of an entry of the audit log."""
     evidence = record["evidence"] if isinstance(record["evidence"], dict) else {}
     return Change(
         seq=record["seq"],

@@ -31,7 +31,7 @@ class ForgetAgentQuery:
 
 
 class FingerprintRequest(RequestBody):
-    """{"fingerprint": "3f2a-91bc-77d0"}: which of several launchers with one id is meant."""
+    """{"fingerprint": "3f2a-91bc-77d0"}: selects one of several launchers with the same id."""
 
     fingerprint: str = ""
 
@@ -90,7 +90,7 @@ class AgentsApi(Resource):
         errors=(404, 409),
     )
     def approve(self, agent_id: str, caller: Principal, body: FingerprintRequest) -> OfAgent:
-        """Let a waiting launcher in.
+        """Approve a pending launcher.
 
         `{"fingerprint": "…"}` where several wait under one name.
         """
@@ -101,7 +101,7 @@ class AgentsApi(Resource):
         "/api/agents/<agent_id>/deny", "operator", tag="hosts", zh="拒绝启动器", body_optional=True, errors=(404, 409)
     )
     def deny(self, agent_id: str, caller: Principal, body: FingerprintRequest) -> OfAgent:
-        """Turn a waiting launcher away.
+        """Deny a pending launcher.
 
         `{"fingerprint": "…"}` as for its approval.
         """
@@ -113,7 +113,7 @@ class AgentsApi(Resource):
         errors=(404, 409), example={"secret_sha256": _DIGEST_OF_MINE},
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
-        """Give an agent a new secret, as its digest."""
+        """Set an agent's secret, given as its SHA-256 digest."""
         self.fleet.agents.secrets.set(agent_id, body.secret_sha256, caller.actor, clock.read())
         return OfAgent(agent_id, "set")
 
@@ -121,7 +121,7 @@ class AgentsApi(Resource):
         "/api/agents/rotate", "operator", tag="hosts", zh="轮换 agent 的密钥（运行中）", example={"agents": ["gpu01"]}
     )
     def rotate(self, caller: Principal, body: RotationRequest) -> RotationsAsked:
-        """Have agents make themselves new secrets while they run.
+        """Request agents to rotate their secrets while they run.
 
         `{"agents": ["gpu01"]}` → `{"agents": {"gpu01": {"status": "asked", "message": ""}}}`.
         """
@@ -131,7 +131,7 @@ class AgentsApi(Resource):
 
     @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 agent 的密钥", errors=(404,))
     def revoke(self, agent_id: str, caller: Principal) -> OfAgent:
-        """Its secret was stolen: it is good for nothing from now on.
+        """Revoke an agent's secret, for example because it was stolen.
 
         Nor are tokens of scope `agent:ID`; its workers run on. A deployment (of a launcher: an approval) gives it
         another.
@@ -141,7 +141,7 @@ class AgentsApi(Resource):
 
     @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 agent", errors=(404, 409))
     def forget(self, agent_id: str, caller: Principal, query: ForgetAgentQuery) -> OfAgent:
-        """Forget an agent that is gone.
+        """Remove an agent that no longer exists.
 
         With `undeployed=1` only where nothing was ever installed there.
         """

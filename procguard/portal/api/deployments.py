@@ -19,7 +19,7 @@ MAX_DEPLOYED_OBJECTS = 5_000_000  # an operator may declare what the size allows
 
 
 class WorkerDeployed(TypedDict):
-    """`starts`: the attempt that the deployment leads to; null where it starts nothing."""
+    """`starts`: the attempt that the deployment starts; null if it starts none."""
 
     result: str
     message: str
@@ -47,7 +47,7 @@ class HostAbsent(TypedDict):
 
 
 class ManagerTls(TypedDict):
-    """What agents are to trust: certificates in PEM ("": those that their machines know), for whatever address."""
+    """The certificates that agents trust, as PEM; "" for those of their operating system. Valid for every address."""
 
     ca: str
     any_name: bool
@@ -92,7 +92,7 @@ class DeploymentsApi(Resource):
 
 
 def _deployment(request: dict[str, Any]) -> str:
-    """ "2 hosts: gpu01, gpu02 (check)": what was asked for, before it is known to be right."""
+    """A summary of the unvalidated request for the audit: "2 hosts: gpu01, gpu02 (check)"."""
     hosts = request.get("hosts")
     hosts = hosts if isinstance(hosts, list) else []
     names = [str(host.get("host", "?"))[:64] for host in hosts[:20] if isinstance(host, dict)]

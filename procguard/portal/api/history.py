@@ -49,7 +49,7 @@ class ChangesQuery:
     def wanted(
         self, cause: tuple[str, ...] = (), operation: tuple[str, ...] = (), reason_code: tuple[str, ...] = ()
     ) -> EventQuery:
-        """Raises UsageError for what is no time."""
+        """The query with times parsed. Raises UsageError for an invalid time."""
         now_wall = clock.read().wall
         return EventQuery(
             after=self.after,
@@ -147,7 +147,7 @@ class Recoveries:
 class HistoryApi(Resource):
     @get("/api/events", "viewer", tag="history", zh="事件历史", answers={200: EventsAnswer}, media=(JSON, LINES))
     def events(self, query: EventsQuery) -> EventsAnswer | bottle.HTTPResponse:
-        """What happened and why.
+        """Events: what happened and why.
 
         The newest, oldest first, of all that is on disk or in memory ([below](#events)). `format=jsonl`: all that is
         on disk, one JSON object a line, streamed.
@@ -168,7 +168,7 @@ class HistoryApi(Resource):
 
     @get("/api/workers/<worker_id>/explain", "viewer", tag="workers", zh="用文字解释它的现状", errors=(404,))
     def explain(self, worker_id: str, query: ExplainQuery) -> ExplanationAnswer:
-        """Why it is as it is, in sentences.
+        """Explain a worker's state in sentences.
 
         And what happened to it ([below](#a-worker-explained)).
         """
@@ -182,7 +182,7 @@ class HistoryApi(Resource):
 
 
 def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
-    """One JSON object a line, a piece at a time."""
+    """JSON lines, in chunks."""
     piece: list[bytes] = []
     for event in events:
         piece.append(http_io.dumps(with_last_words(event)) + b"\n")
@@ -193,7 +193,7 @@ def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def with_last_words(event: dict[str, Any]) -> dict[str, Any]:
-    """A worker's failure says where the last lines of the failed attempt are."""
+    """The event, with the address of the failed attempt's last log lines if it is a worker's failure."""
     if event.get("after") != states.FAILED or not event.get("worker_id") or event.get("attempt") is None:
         return event
     path = f"/api/remote-workers/{quote(event['worker_id'], safe='')}/logs"

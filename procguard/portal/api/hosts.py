@@ -47,7 +47,7 @@ class ReasonRequest(RequestBody):
 
 
 class Checked(TypedDict):
-    """Whether the manager itself can reach a host over SSH."""
+    """The result of an SSH check from the manager to a host."""
 
     ok: bool | None
     reason: str
@@ -57,7 +57,7 @@ class Checked(TypedDict):
 
 
 class Cordon(TypedDict):
-    """No new tasks there by the manager's choice: who said so, when and why."""
+    """A cordon: actor, time and reason. The manager places no new tasks on a cordoned host."""
 
     reason: str
     reason_code: str
@@ -77,7 +77,7 @@ class HostRecovery(TypedDict):
 
 
 class Failure(TypedDict):
-    """What went wrong on a host."""
+    """One entry of a host's failure history."""
 
     at: Moment
     kind: str
@@ -87,7 +87,7 @@ class Failure(TypedDict):
 
 
 class TunnelAnswer(TypedDict):
-    """A host's way to the manager through the manager's own SSH."""
+    """The tunnel from a host to the manager over the manager's SSH connection."""
 
     state: Literal["opening", "up", "down"]
     port: int
@@ -99,7 +99,8 @@ class TunnelAnswer(TypedDict):
 
 
 class Rotation(TypedDict):
-    """A new secret was asked for: the agent has yet to make it (`asked`), or to use it (`taken`)."""
+    """A secret rotation in progress: the agent has not created the new secret yet (`asked`) or not used it yet
+    (`taken`)."""
 
     id: str
     state: Literal["asked", "taken"]
@@ -137,7 +138,7 @@ class SshTried:
 
 @dataclass(frozen=True)
 class MaintenanceStarted:
-    """`seq`: of the event that tells of the wish; the one that tells of its end comes later."""
+    """`seq`: of the event that records the request; the event with its result follows later."""
 
     host: str
     seq: int
@@ -193,7 +194,7 @@ class HostsApi(Resource):
 
     @post("/api/hosts/<host>/uncordon", "operator", tag="hosts", zh="恢复调度", errors=(404, 409))
     def uncordon(self, host: str, caller: Principal) -> OfHost:
-        """New tasks may go there again."""
+        """Uncordon a host: new tasks may be placed there again."""
         self.fleet.placement.uncordon(host, caller.actor, clock.read())
         return OfHost(host, "uncordoned")
 
@@ -201,7 +202,7 @@ class HostsApi(Resource):
         "/api/hosts/<host>/check-ssh", "operator", tag="hosts", zh="检查管理端能否通过 SSH 访问主机", errors=(404, 409)
     )
     def check_ssh(self, host: str) -> SshTried:
-        """Can the manager itself reach this host over SSH?"""
+        """Check whether the manager can reach this host over SSH."""
         found = next((one for one in self.fleet.state.agents_by_id.values() if one.host == host and one.ssh), None)
         if found is None:
             raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
@@ -220,7 +221,7 @@ class HostsApi(Resource):
         zh="通过 SSH 重启该主机的 agent，worker 不受影响；结果见事件",
     )  # fmt: skip
     def restart_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
-        """Have its agent restarted over SSH; its workers run on. What became of it is an event.
+        """Restart a host's agent over SSH; its workers keep running. The result is an event.
 
         202 `{"host", "status": "accepted", "seq"}`; how it ended is an event after `seq`: `agent_restarted` or
         `agent_restart_failed`. One at a time per host (409 `busy`).
@@ -232,7 +233,8 @@ class HostsApi(Resource):
         zh="通过 SSH 把该主机的 agent 升级到管理端的版本，失联则回退；结果见事件",
     )  # fmt: skip
     def upgrade_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
-        """Have its agent brought to the manager's release over SSH; unheard, it goes back. The result is an event.
+        """Upgrade a host's agent to the manager's release over SSH, with rollback if it sends no heartbeat. The
+        result is an event.
 
         As a restart; the event is `agent_upgraded` or `agent_upgrade_failed`.
         """
@@ -246,7 +248,7 @@ class HostsApi(Resource):
         errors=(404, 409),
     )
     def agent_log(self, host: str, query: AgentLogQuery) -> AgentLogAnswer:
-        """The end of its agent's own log, read over SSH.
+        """The last part of the agent's own log, read over SSH.
 
         `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` with the command that reads it on the
         host.
@@ -255,7 +257,7 @@ class HostsApi(Resource):
 
     @post("/api/hosts/<host>/tunnel", "operator", tag="hosts", zh="建立并等待该主机的隧道", errors=(404, 409))
     def tunnel(self, host: str) -> TunnelOpened:
-        """Have its tunnel opened (procguard_tunnel), and wait until it is.
+        """Open a host's tunnel (procguard_tunnel) and wait until it is up.
 
         `{"host", "ok", "url", "reason"}`; `url` is the address that its agent receives.
         """

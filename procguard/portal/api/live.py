@@ -28,7 +28,8 @@ PACKED_FROM_BYTES = 1_000
 
 @dataclass(frozen=True)
 class LiveRows:
-    """Rows in slots, told as columns (docs/protocol.md, Live lists): `slots` as differences, a column as its values or
+    """Rows in slots, encoded as columns (docs/protocol.md, Live lists): `slots` as differences, a column as its
+    values or
     as `{"of": distinct values, "at": an index for each}`."""
 
     epoch: str
@@ -78,7 +79,7 @@ class FieldsApi(Resource):
     def fields(self) -> FieldsAnswer:
         """The fields of a worker, a host and an event: units, labels, columns.
 
-        The portal's columns are made of it. It says nothing about this fleet: anyone may read it.
+        The portal builds its columns from it. It contains nothing about this fleet, so anyone may read it.
         """
         return all_fields()
 
@@ -105,7 +106,7 @@ def _field(one: ShownField[Any]) -> FieldAnswer:
 
 @dataclass(frozen=True)
 class LiveBeginning:
-    """`session`: as GET /api/session answers; the lists: null for whoever may not read them."""
+    """`session`: the response of GET /api/session; the lists are null for callers without the right to read them."""
 
     session: SessionAnswer
     workers: LiveRows | None
@@ -117,9 +118,9 @@ class LiveApi(Resource):
 
     @get("/api/live", "anyone", tag="hosts", zh="门户启动所需：会话与两份快照", answers={200: LiveBeginning})
     def beginning(self) -> bottle.HTTPResponse:
-        """What the portal begins with: who this browser is, and the snapshots of both lists, in one answer.
+        """The portal's initial data in one response: the browser's session and the snapshots of both lists.
 
-        Anyone may ask; the lists are null for whoever may not read them.
+        Anyone may call it; the lists are null for callers without the right to read them.
         """
         session = current_session(self.services)
         body = b'{"session":' + http_io.dumps(session)
@@ -137,7 +138,7 @@ class LiveApi(Resource):
         errors=(404,),
     )
     def snapshot(self, name: str) -> bottle.HTTPResponse:
-        """The list of `workers` or `hosts` in columns, for the live protocol to go on from.
+        """A snapshot of the list `workers` or `hosts` in columns, from which the live protocol continues.
 
         [Below](#live-lists).
         """

@@ -185,7 +185,7 @@ class LogsApi(Resource):
         errors=(404, 429), media=(TEXT, JSON, LINES),
     )  # fmt: skip
     def logs(self, worker_id: str, query: LogsQuery) -> Lines | bottle.HTTPResponse:
-        """The last lines of its log, following it, or all of it.
+        """A worker's log: the last lines, a followed stream, or the whole log.
 
         As text, or with `format=json` (with `attempts`: those of which anything is kept). `at` is an address
         (`ATTEMPT.STREAM.OFFSET`, as in a search hit: `3.out.73014`) or a time (as in `since`): the lines around it,
@@ -214,7 +214,7 @@ class LogsApi(Resource):
         return Lines(worker_id, _as_json(lines), end, self.store.attempts(worker_id))
 
     def _excerpt(self, worker_id: str, query: LogsQuery, *, as_json: bool) -> Lines | bottle.HTTPResponse:
-        """`at`: the address of a line, or a moment: the lines around it."""
+        """The lines around `at`, the address of a line or a time."""
         place = around.LogAddress.parse(query.at)
         if place is None:
             try:
@@ -286,7 +286,7 @@ class LogsApi(Resource):
 
 
 class _FollowedLog:
-    """A follower as the file that bottle streams: `read` waits for the next lines; empty = the end."""
+    """A followed log as a file object for bottle: `read` waits for the next lines and returns b"" at the end."""
 
     def __init__(self, api: LogsApi, follower: Follower, query: LogQuery) -> None:
         self._api = api
@@ -309,7 +309,7 @@ class _FollowedLog:
         return b""
 
     def _lines_so_far(self, query: LogQuery) -> list[LogLine]:
-        """The last lines; of who comes back, all that it lacks."""
+        """The first lines to send: the last ones, or for a reconnecting client all that it has not received."""
         if query.resume is None:
             return self._read_tail(query)
         query.lines = MAX_LINES

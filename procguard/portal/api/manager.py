@@ -30,7 +30,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Ca:
-    """What agents are to trust: the certificate in PEM, for whatever address."""
+    """The certificate that agents trust, as PEM, for every address."""
 
     ca: str
     any_name: bool
@@ -44,7 +44,7 @@ class ManagerApi(Resource):
 
     @get("/api/ca", "anyone", tag="manager", zh="管理端证书的 CA", errors=(404,))
     def ca(self) -> Ca:
-        """The CA of its certificate: who knows the fingerprint checks it by that.
+        """The CA of the manager's certificate; verify it by its fingerprint.
 
         `{"ca": PEM, "any_name", "fingerprint": "sha256:…"}`; 404 where it names none.
         """
@@ -57,14 +57,15 @@ class ManagerApi(Resource):
 
     @get("/healthz", "anyone", tag="manager", zh="存活检查")
     def healthz(self) -> Status:
-        """It is alive."""
+        """Liveness: the manager process responds."""
         return Status("ok")
 
     @get("/readyz", "anyone", tag="manager", zh="就绪检查", errors=(503,))
     def readyz(self) -> Ready:
-        """It takes changes.
+        """Readiness: the manager accepts changes.
 
-        503 while its disk takes none: then every change is answered 503 `not_durable`, heartbeats go on.
+        503 while the disk refuses writes: every change is then answered with 503 `not_durable`, heartbeats still
+        with 200.
         """
         if self.fleet.state.durability.unwritten:  # it was loaded before this object could be built
             raise NotDurable(
@@ -76,7 +77,7 @@ class ManagerApi(Resource):
 
     @get("/metrics", "viewer or metrics", tag="manager", zh="Prometheus 指标", answers={200: str}, media=(TEXT,))
     def metrics(self) -> bottle.HTTPResponse:
-        """For Prometheus.
+        """Metrics for Prometheus.
 
         [Metrics](metrics.md).
         """
@@ -84,9 +85,10 @@ class ManagerApi(Resource):
 
     @get("/api/openapi.json", "anyone", tag="manager", zh="本接口说明", answers={200: dict[str, Any]})
     def description(self) -> bottle.HTTPResponse:
-        """This description.
+        """The OpenAPI description of this API.
 
-        OpenAPI 3.1, made of the types that check what comes in. It says nothing about this fleet: anyone may read it.
+        OpenAPI 3.1, generated from the types that validate requests. It contains nothing about this fleet, so anyone
+        may read it.
         """
         with self._describing:  # made for the first who asks, beside the event loop
             body = gevent.get_hub().threadpool.apply(document.document_bytes)

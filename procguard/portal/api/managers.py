@@ -18,7 +18,7 @@ ONE_NEXT = "several managers share a database: state.database, docs/several_mana
 
 @dataclass(frozen=True)
 class SshChecks:
-    """From this manager: to how many hosts SSH works, and why not to the others (the first five)."""
+    """SSH checks from this manager: the number of reachable hosts, and the reasons for the first five others."""
 
     ok: int = 0
     failed: int = 0
@@ -27,8 +27,8 @@ class SshChecks:
 
 @dataclass(frozen=True)
 class OneManager:
-    """`seen_s`: seconds since it was seen in the database; `behind`: how many commits a standby has not read yet;
-    `clock_s`: by how much its clock is ahead of the database's."""
+    """`seen_s`: seconds since its last sign in the database; `behind`: commits that a standby has not read yet;
+    `clock_s`: seconds by which its clock is ahead of the database's."""
 
     name: str
     role: Literal["leader", "standby", "away"]
@@ -75,9 +75,9 @@ class ManagersApi(Resource):
         errors=(404, 409), example={"name": "manager2"},
     )  # fmt: skip
     def promote(self, body: PromoteBody) -> Promoted:
-        """Hand over to a standby, which leads within a second.
+        """Hand over the lead to a standby, which leads within a second.
 
-        This manager stands by afterwards. No worker is touched.
+        This manager becomes a standby. Workers are not affected.
         """
         agent_api = self.services.managers
         if agent_api is None:
@@ -88,7 +88,7 @@ class ManagersApi(Resource):
 
 
 def managers_of(view: dict[str, Any]) -> Managers:
-    """The typed answer of what the seat says."""
+    """The typed response from the seat's view."""
     found = [
         OneManager(**{**one, "ssh": SshChecks(**one["ssh"]) if one.get("ssh") else None}) for one in view["managers"]
     ]

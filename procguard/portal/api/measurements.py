@@ -40,7 +40,7 @@ class GpuMeasurements(Measured):
 
 @dataclass(frozen=True)
 class MetricMeasurements(Measured):
-    """A number from its log. Its series is `value`."""
+    """A metric read from the worker's log. Its series is named `value`."""
 
     name: str
 
@@ -71,7 +71,7 @@ class GpusAnswer:
 class MeasurementsApi(Resource):
     @get("/api/measurements/workers/<worker_id>", "viewer", tag="history", zh="worker 的历史度量", errors=(404,))
     def of_worker(self, worker_id: str, query: SpanQuery) -> WorkerMeasurements:
-        """What was measured of a worker, for charts.
+        """Measurements of a worker, for charts.
 
         [Below](#measurements).
         """
@@ -84,7 +84,7 @@ class MeasurementsApi(Resource):
 
     @get("/api/measurements/hosts/<agent_id>", "viewer", tag="history", zh="主机及其 GPU 的历史度量", errors=(404,))
     def of_host(self, agent_id: str, query: SpanQuery) -> HostMeasurements:
-        """What was measured of a host and its GPUs.
+        """Measurements of a host and its GPUs, for charts.
 
         By its agent's id.
         """

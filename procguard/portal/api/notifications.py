@@ -114,7 +114,7 @@ class MuteAnswer:
 class NotificationsApi(Resource):
     @get("/api/notifications", "viewer", tag="history", zh="通知目标的状态")
     def targets(self) -> NotificationTargets:
-        """How each target of notifications fares.
+        """The status of each notification target.
 
         Of those in `notifications:` of the configuration: [notifications](notifications.md). `routes`: those of
         `notify:`.
@@ -127,7 +127,7 @@ class NotificationsApi(Resource):
 
     @get("/api/mutes", "viewer", tag="history", zh="静默与维护时段")
     def mutes(self) -> MutesAnswer:
-        """Mutes that have not ended: alerts that nobody is sent."""
+        """Active and planned mutes: alerts that are not sent."""
         return MutesAnswer(cast(list[MuteView], self.services.mutes.views(clock.read().wall)))
 
     @post(
@@ -135,9 +135,9 @@ class NotificationsApi(Resource):
         example={"select": "host=gpu0*", "for_s": 7200, "note": "new disks"},
     )  # fmt: skip
     def mute(self, caller: Principal, body: MuteRequest) -> MuteAnswer:
-        """Send no alerts of these workers and hosts for a time, now or in a window to come.
+        """Mute the alerts of workers and hosts for a time, from now on or in a maintenance window.
 
-        They stay in the history. A mute ends by itself.
+        Muted alerts stay in the history. A mute ends by itself.
         """
         mutes, now = self.services.mutes, clock.read()
         mute = mutes.made(body.select, body.begins, body.for_s, body.note, caller.actor, now.wall)
@@ -171,7 +171,7 @@ class NotificationsApi(Resource):
         "/api/notifications/test", "operator", tag="history", zh="发送测试通知", body_optional=True, errors=(404, 409)
     )
     def test(self, body: NameRequest) -> NotificationsTried:
-        """A test message to one target or all.
+        """Send a test message to one target or to all.
 
         `{"name": "oncall"}`; without a name every target is tried.
         """

@@ -73,7 +73,7 @@ class RetryRequest(RequestBody):
 
 
 class PurgePreviewRequest(RequestBody):
-    """{"silent_s": 86400}: hosts not heard for so long"""
+    """{"silent_s": 86400}: hosts without a heartbeat for that many seconds"""
 
     silent_s: Annotated[float, Field(ge=MIN_SILENT_S, le=MAX_SILENT_S)]
 
@@ -112,7 +112,7 @@ class PreviewCause(TypedDict):
 
 
 class PreviewAnswer(TypedDict):
-    """What an operation would do to whom. `token` is null where nothing matches."""
+    """The preview of an operation. `token` is null if no worker matches."""
 
     token: str | None
     expires_in_s: float
@@ -187,7 +187,7 @@ class OperationsAnswer:
 
 
 class PurgePreview(TypedDict):
-    """`workers`: the first hundred of them. `token`: null where nobody is gone."""
+    """`workers`: the first hundred. `token`: null if there is nothing to purge."""
 
     token: str | None
     expires_in_s: float
@@ -219,7 +219,7 @@ class PurgeApi(Resource):
 
     @post("/api/purge/preview", "operator", tag="operations", zh="预览已消失的 worker", example={"silent_s": 60})
     def preview(self, caller: Principal, body: PurgePreviewRequest) -> PurgePreview:
-        """Which workers are gone for good: undeclared and ended, or of hosts not heard for so long.
+        """Preview the purge of lost workers: undeclared and ended ones, and those of hosts silent for `silent_s`.
 
         `{"silent_s": 86400}` → `{"token", "count", "workers"}`; how long a host is silent counts in this run of the
         manager.
@@ -229,7 +229,7 @@ class PurgeApi(Resource):
 
     @post("/api/purge", "operator", tag="operations", zh="清除预览中的 worker", errors=(409,), example={"token": "g-0"})
     def carry_out(self, caller: Principal, body: PurgeRequest) -> Purged:
-        """Take those of the preview out of the fleet.
+        """Remove the previewed workers from the fleet.
 
         `{"token"}` → `{"taken_out", "refused", "refusals"}`: each that may still run is refused.
         """
@@ -245,7 +245,7 @@ class OperationsApi(Resource):
         example={"command": "stop", "selector": "train-1"},
     )  # fmt: skip
     def preview(self, caller: Principal, body: PreviewRequest) -> PreviewAnswer:
-        """What a batch would do to whom, before it begins.
+        """Preview a batch operation.
 
         Counts, splits, what is left out, and a token ([below](#batch-operations)).
         """
@@ -260,7 +260,7 @@ class OperationsApi(Resource):
         example={"token": "p-0"},
     )  # fmt: skip
     def begin(self, caller: Principal, body: OperationRequest) -> OperationAnswer:
-        """Begin what was previewed.
+        """Begin a previewed operation.
 
         With the preview's token ([below](#batch-operations)).
         """
@@ -282,7 +282,7 @@ class OperationsApi(Resource):
 
     @get("/api/operations/<operation_id>", "viewer", tag="operations", zh="一个批量操作及其条目", errors=(404,))
     def operation(self, operation_id: str, query: ItemsQuery) -> OperationWithItems:
-        """One, with its items.
+        """One batch operation with its items.
 
         `result=failed,expired`: only items that ended so.
         """
@@ -297,7 +297,7 @@ class OperationsApi(Resource):
         errors=(404, 409),
     )
     def cancel(self, operation_id: str, caller: Principal) -> OperationAnswer:
-        """What has not begun is not begun."""
+        """Cancel the items of an operation that have not begun."""
         return cast(OperationAnswer, self.fleet.operations.cancel(operation_id, caller.actor, clock.read()))
 
     @post(
@@ -305,7 +305,7 @@ class OperationsApi(Resource):
         body_optional=True, errors=(404, 409),
     )  # fmt: skip
     def retry(self, operation_id: str, caller: Principal, body: RetryRequest) -> OperationAnswer:
-        """The failed ones once more.
+        """Retry the failed items as a new operation.
 
         `{"rest": true}`: also what was never begun.
         """

@@ -1,9 +1,9 @@
-"""What every resource of the API is made of: its routes declared at their handlers, the types of what comes in, and the
+"""The base of every API resource: routes declared at their handlers, types of requests, and the
 services that handlers work with.
 
-A module of this package that defines a `Resource` is found by itself (`all_resources`): adding one adds its routes,
+Every module of this package that defines a `Resource` is discovered (`all_resources`): adding one adds its routes,
 their rights, their description and their rows in the tests. Owns how a declared handler is called (who asks, then the
-path, then the query, then the body) and how its answer goes out; what is answered is each resource's.
+path, then the query, then the body) and how its response is sent; the content of responses belongs to the resources.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Moment = str | None  # ISO 8601 in UTC; null: never, or not yet
 
 
 class Ssh(Protocol):
-    """The manager's way to try SSH to a host, outside the event loop."""
+    """SSH checks of hosts, made outside the event loop."""
 
     def check(self, host: str, ssh: dict[str, Any], deadline_s: float) -> Result: ...
 
@@ -61,7 +61,7 @@ class Opener(Protocol):
 
 
 class Notifications(Protocol):
-    """What is asked of procguard/notify."""
+    """The part of procguard/notify that the API uses."""
 
     @property
     def routes(self) -> list[Any]: ...
@@ -72,18 +72,18 @@ class Notifications(Protocol):
 
 
 class ManagersService(Protocol):
-    """What is asked of the seat among several managers (manager/several.py)."""
+    """The part of manager/several.py that the API uses."""
 
     def view(self) -> dict[str, Any]:
         """Who leads, who stands by, and how the database is replicated."""
 
     def promote(self, name: str) -> None:
-        """Hand over to this manager. Raises ProcGuardError where that cannot be."""
+        """Hand over the lead to the manager `name`. Raises ProcGuardError if that is impossible."""
 
 
 @dataclass
 class Services:
-    """Dependencies of resources. `ssh`, `notifier`, `tunnels`, `maintenance`, `managers`: None where there is none;
+    """Dependencies of resources. `ssh`, `notifier`, `tunnels`, `maintenance`, `managers`: None if not available;
     `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
 
     fleet: Fleet
@@ -110,7 +110,7 @@ class Services:
 
 
 class Resource:
-    """The routes of one kind of thing. A subclass declares each at its handler."""
+    """The routes of one resource. A subclass declares each route at its handler."""
 
     for_pages: ClassVar[bool] = False  # served only together with the pages (web.enabled)
 
@@ -144,7 +144,7 @@ def _checked(name: str, value: str) -> str:
 
 
 def caller_name() -> str:
-    """Whose share of the threads this request uses."""
+    """The caller to whose share of the worker threads this request counts."""
     return str(getattr(bottle.request.environ.get(CALLER), "actor", ""))
 
 
@@ -153,7 +153,7 @@ def caller_name() -> str:
 
 @functools.cache
 def all_resources() -> tuple[type[Resource], ...]:
-    """Every resource of this package, by the names of their modules."""
+    """All resources of this package, ordered by module name."""
     found: list[type[Resource]] = []
     for one in sorted(pkgutil.iter_modules(api.__path__), key=lambda one: one.name):
         module = importlib.import_module(f"{api.__name__}.{one.name}")
@@ -166,7 +166,7 @@ def all_resources() -> tuple[type[Resource], ...]:
 
 
 def all_routes() -> tuple[Route, ...]:
-    """Every declared route, the agents' too, by its tag."""
+    """All declared routes, including those of agents, ordered by tag."""
     found = [route for kind in (AgentApi, *all_resources()) for route in routes_of(kind)]
     return tuple(sorted(found, key=lambda route: TAGS.index(route.tag)))
 
@@ -200,7 +200,7 @@ class RequestBody(BaseModel):
 
 
 def read_body(kind: Any, *, optional: bool = False) -> Any:
-    """The body of this request as a `kind`. Raises UsageError naming every field that is wrong."""
+    """The body of the current request, decoded as `kind`. Raises UsageError that names all invalid fields."""
     environ = bottle.request.environ
     read = http_io.read_optional_object if optional else http_io.read_object
     return validated(kind, read(environ, kind.max_bytes), kind.hints)

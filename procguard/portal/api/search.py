@@ -1,9 +1,8 @@
-"""Search through logs: the agents look through their hosts' logs, and what they find is merged here as it comes.
+"""Log search: the agents search the logs on their hosts, and this module merges their results as they arrive.
 
-What no host holds any longer, the manager looks through itself (portal/logs/own_search.py): one part more, merged like
-the others. Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows
-better than the hosts, where it has them too). What agents answer comes in at the desk. Closing the request ends the
-search.
+The manager itself searches the logs that no host holds any longer (portal/logs/own_search.py); its result is merged
+like an agent's. Owns the waiting request: its deadline, its limits, and the times of lines (the manager's times take
+precedence over the hosts'). Agents post their results to agent_api/handlers.py. Closing the request ends the search.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class SearchApi(Resource):
         errors=(413, 429), media=(JSON, LINES), example_query="?regex=x&timeout=1",
     )  # fmt: skip
     def search(self, query: SearchQuery) -> FoundAnswer | bottle.HTTPResponse:
-        """The agents look through the logs on their hosts.
+        """Search the logs of all hosts; the agents search the files on their hosts.
 
         With `text` or `regex` ([below](#log-search)).
         """
@@ -129,7 +128,8 @@ class SearchApi(Resource):
 
 
 class RunningSearch:
-    """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
+    """A running search as a file object for bottle: `read` waits for the next host's result and returns b"" at the
+    end."""
 
     def __init__(self, fleet: Fleet, store: LogStore, search: Search, poll: LongPoll, own: OwnSearch) -> None:
         self._fleet, self._store, self._search, self._poll, self._own = fleet, store, search, poll, own
@@ -154,7 +154,7 @@ class RunningSearch:
         return _line({"t": "end", **self._totals()})
 
     def whole(self) -> dict[str, Any]:
-        """Everything at once, when the last host has answered or the time is up."""
+        """The whole result, once the last host has answered or the deadline has passed."""
         search = self._search
         while not self._poll.ending and (search.fresh or search.open):
             if search.fresh:
@@ -177,7 +177,7 @@ class RunningSearch:
             self._poll.wait(left_s)
 
     def _next(self) -> tuple[Part, list[JsonLine]]:
-        """The next part, and those of its lines that are among the newest so far."""
+        """The next finished part, with those of its lines that are among the newest so far."""
         part, matches = self._search.fresh.popleft()
         matches = self._own.merge(part, matches)
         question = self._search.question
@@ -214,7 +214,8 @@ class RunningSearch:
 
 
 class Newest:
-    """The newest lines of all that come, in whatever order they come; `in`: a line that is among them already."""
+    """Keeps the newest lines, whatever the order of arrival. `line in newest`: whether the same line is already
+    kept."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -226,7 +227,7 @@ class Newest:
         return _position(line) in self._positions
 
     def add(self, line: JsonLine) -> bool:
-        """False where enough newer ones are here already."""
+        """Add a line. False if it is older than all kept lines and the limit is reached."""
         self._count += 1
         entry = (line["at"], -self._count, line)
         if len(self._heap) < self._limit:
@@ -249,12 +250,12 @@ class Newest:
 
 
 def _position(line: JsonLine) -> tuple[Any, ...]:
-    """What makes it the same line, whoever found it."""
+    """The identity of a line, independent of who found it."""
     return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
 
 
 def read_question(query: SearchQuery, matching: Matching) -> tuple[Question, Find]:
-    """What is asked, and where a line of the manager's own logs matches it. Raises UsageError."""
+    """The search request, and the function that finds its matches in the manager's own logs. Raises UsageError."""
     if bool(query.text) == bool(query.regex):
         raise UsageError("expected text= or regex=, and not both", "e.g. ?text=CUDA%20error&select=group=trainers")
     pattern, find = query.text, _literally(query.text)

@@ -84,7 +84,7 @@ class MoveRequest(RequestBody):
 
 
 class WorkerRecoveryStatus(TypedDict):
-    """Why a worker's task waits for another host, or goes nowhere."""
+    """Why a worker's task waits for another host, or is not moved."""
 
     state: str
     reason: str
@@ -122,7 +122,7 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Specification:
-    """How a worker is declared. `declared`: the keys that differ from their defaults. Of `env` the names alone.
+    """A worker's specification. `declared`: the keys that differ from their defaults. `env`: names without values.
     `pending`: what a restart would change in the process that runs now."""
 
     worker_id: str
@@ -163,7 +163,7 @@ class Accepted:
 
 @dataclass
 class CommandView(CommandRecord):
-    """A command's whole life: who asked, when, why, and what became of it."""
+    """A command with its actor, time, reason and status."""
 
     accepted_at: Moment = None
     finished_at: Moment = None
@@ -182,7 +182,7 @@ class Commands:
 class WorkersApi(Resource):
     @get("/api/remote-workers", "viewer", tag="workers", zh="所有 worker：筛选、排序、分页")
     def workers(self, query: WorkersQuery) -> WorkersAnswer:
-        """The workers, filtered, sorted, a page at a time.
+        """The workers, filtered, sorted and paged.
 
         `{"workers": [...], "total": n}`; `select` is a [selector](operations.md#selectors).
         """
@@ -203,7 +203,7 @@ class WorkersApi(Resource):
 
     @get("/api/workers/<worker_id>/spec", "viewer", tag="workers", zh="它的声明（环境变量只有名称）", errors=(404,))
     def spec(self, worker_id: str, caller: Principal) -> Specification:
-        """How it is declared: every key, and which of them differ from their defaults.
+        """The worker's specification: every key, and which of them differ from their defaults.
 
         Of `env` and of a container's `--env` options the names alone: values may be secrets. `source`: file and line of
         its entry in the inventory, and who else is declared there; of folders a viewer is not told. `pending`: what a
@@ -227,7 +227,7 @@ class WorkersApi(Resource):
         errors=(404, 409), example={"command": "stop", "reason": "new driver"},
     )  # fmt: skip
     def command(self, worker_id: str, caller: Principal, body: CommandRequest) -> Accepted:
-        """Start, stop, restart or kill it.
+        """Start, stop, restart or kill a worker.
 
         `{"command": "start" | "stop" | "restart" | "kill"}`, with a `"reason"` if you like → 202 `{"command_id",
         "worker_id", "command", "status": "accepted"}`.
@@ -242,7 +242,7 @@ class WorkersApi(Resource):
         errors=(404, 409), example={"host": "gpu02"},
     )  # fmt: skip
     def move(self, worker_id: str, caller: Principal, body: MoveRequest) -> Moving:
-        """Stop it here and start it on another host.
+        """Move a worker to another host.
 
         `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/placement_service.py.
         """
@@ -255,7 +255,7 @@ class WorkersApi(Resource):
         body_optional=True, errors=(404,), example={"note": "the disk is being replaced"},
     )  # fmt: skip
     def acknowledge(self, worker_id: str, caller: Principal, body: NoteRequest) -> OfWorker:
-        """Say to everyone that somebody has seen what is wrong with it.
+        """Acknowledge a worker's failure, visible to everyone.
 
         An event, and a sentence of its explanation until its next attempt.
         """
@@ -265,7 +265,7 @@ class WorkersApi(Resource):
 
     @delete("/api/workers/<worker_id>", "operator", tag="workers", zh="删除已结束的 worker", errors=(404, 409))
     def forget(self, worker_id: str, caller: Principal) -> OfWorker:
-        """Forget one that has ended."""
+        """Remove a worker that has ended."""
         self.fleet.workers.forget(worker_id, caller.actor, clock.read())
         return OfWorker(worker_id, "forgotten")
 
@@ -280,9 +280,9 @@ class WorkersApi(Resource):
 
     @get("/api/commands/<command_id>", "viewer", tag="workers", zh="命令的结果", errors=(404,))
     def command_status(self, command_id: str) -> CommandView:
-        """What became of a command.
+        """The status of a command.
 
-        Who asked, when, why, and how far it is: `accepted`, `delivered`, `done`, `failed`, `expired`, with its message.
+        With actor, time, reason, message and status: `accepted`, `delivered`, `done`, `failed` or `expired`.
         """
         return cast(CommandView, self.fleet.state.command_view(command_id))
 
@@ -314,7 +314,7 @@ def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
 
 
 def _sorted(views: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
-    """`sort=host` or `sort=-restarts`; ties by id, what has no value last."""
+    """The views, sorted by `sort=host` or descending by `sort=-restarts`; ties by id, missing values last."""
     name = field.removeprefix("-")
     if name not in SORTABLE:
         raise UsageError(f"sort={field[:40]!r}: not a column to sort by", f"use one of: {', '.join(SORTABLE)}")

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1, made of the declared routes and the types in them. Pure; made once, for the first who asks."""
+"""OpenAPI 3.1, generated from the declared routes and their types. Pure; generated once, on the first request."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _linked(link: re.Match[str]) -> str:
 
 
 def path_of(rule: str) -> str:
-    """bottle's `/api/workers/<worker_id>` as OpenAPI writes it."""
+    """bottle's `/api/workers/<worker_id>` in OpenAPI's notation."""
     return _SLOT.sub(r"{\1}", rule)
 
 
@@ -221,7 +221,7 @@ def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
 
 
 def _words_of(kind: Any) -> str:
-    """A dataclass's docstring, "" where it is the one that every dataclass has."""
+    """A dataclass's docstring; "" if it is only the generated signature."""
     doc = kind.__doc__ if dataclasses.is_dataclass(kind) else None
     return "" if doc is None or doc.startswith(f"{kind.__name__}(") else inspect.cleandoc(doc)
 
