@@ -33,7 +33,7 @@ USAGE = (
 
 
 def daemonise(log_path: str) -> bool:
-    """Fork away from whoever started us. True in the daemon, False in the process that was started."""
+    """Become a daemon by forking. True in the daemon, False in the original process."""
     if os.fork() != 0:
         return False
     os.setsid()
@@ -57,7 +57,7 @@ def daemonise(log_path: str) -> bool:
 
 
 def close_inherited(keep: set[int]) -> None:
-    """Nothing of the starter's stays open in a process that may live for months."""
+    """Close all inherited descriptors except `keep`: the daemon may live for months."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in keep:
             try:
@@ -67,7 +67,7 @@ def close_inherited(keep: set[int]) -> None:
 
 
 class RunnerOptions:
-    """Of the command line."""
+    """Options of the command line."""
 
     def __init__(self) -> None:
         self.worker_dir = self.runtime_dir = ""

@@ -1,4 +1,4 @@
-"""One attempt: what is launched, whether its exec came about, how it ended. No states, no policy, no sockets."""
+"""One attempt: its launch, whether its exec succeeded, and how it ended. No states, no policy, no sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def now_s() -> float:
 
 
 class Attempt:
-    """A started child, the parent of which is this process."""
+    """A started child of this process."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class Attempt:
         ooms: OomCounter,
         hooks: list[dict[str, object]] | None = None,
     ) -> None:
-        """Starts it; with `hooks` (pre_start) `launch` is the first of them.
+        """Start the process; with `hooks` (pre_start) `launch` is the first of them.
 
-        Raises child.NotStarted where only a person can help, OSError where trying again may.
+        Raises child.NotStarted if only a person can fix the cause, OSError if a retry may succeed.
         """
         self.number = number
         self.launch = launch
@@ -79,7 +79,7 @@ class Attempt:
         self.executed = True
 
     def goes_on(self) -> bool:
-        """`pid` has ended: whether the adopted process lives without it. It is a child of this process then."""
+        """Called when `pid` has ended: whether the adopted process is still alive, now as a child of this process."""
         if not self.first_pid or self.pid == self.first_pid:
             return False
         found = processes.read_process(self.first_pid)
@@ -89,12 +89,12 @@ class Attempt:
         return True
 
     def expect(self, policy: RestartRules, now: float) -> None:
-        """What was just started is to be ready in time."""
+        """Set the deadlines of the process that was just started."""
         self.start_deadline = now + policy.start_timeout_s
         self.ready_at = now + policy.start_secs  # later where the exec is still to come
 
     def why_not_started(self, policy: RestartRules) -> Reason:
-        """At its deadline."""
+        """The reason why the process is not running at its deadline."""
         if self.detail:
             return reason_of(self.detail)
         if not self.executed and self.launch.setup is not None:
@@ -104,7 +104,7 @@ class Attempt:
         return because("start.too_short", limit_s=policy.start_secs)
 
     def check_exec(self) -> None:
-        """Learn whether the exec came about, if that is known by now. Never blocks."""
+        """Check whether the exec succeeded or failed, if that is known by now. Never blocks."""
         if self.exec_fd < 0:
             return
         word = child.word(self.exec_fd, self.launch)
@@ -124,15 +124,15 @@ class Attempt:
         self.exec_fd = -1
 
     def note_ooms(self) -> None:
-        """From time to time: an OOM kill is the reason of an end only if it happened lately."""
+        """Poll the OOM counter; called regularly, because only a recent OOM kill counts as the cause of an end."""
         self.ooms_before = self._ooms.read()
 
     def oom_lately(self) -> bool:
-        """Whether the kernel OOM killer has struck here since the attempt began."""
+        """Whether the kernel's OOM killer has killed a process of this attempt."""
         return self._ooms.read() > self.ooms_before
 
     def ended(self, wait_status: int, now: float, was_running: bool) -> Ending:
-        """How it ended, after its wait status was collected."""
+        """The attempt's ending, from its wait status."""
         self.check_exec()
         self._forget_exec()  # it may have died before exec without a word
         signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
@@ -151,7 +151,8 @@ class Attempt:
 
 
 def prove(attempt: Attempt, ending: Ending, worker_dir: str, apart: bool, own: dict[str, str]) -> ProvenCause | None:
-    """Why it failed, by the last lines of its log. `apart`: stderr has one of its own."""
+    """The cause of a failure, proven by the last lines of the log; None if unproven. `apart`: stderr has its own
+    log."""
     from remote_agent.runner import failure_causes
 
     streams = ("out", "err") if apart else ("out",)

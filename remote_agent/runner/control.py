@@ -46,10 +46,10 @@ def runner_argv(
     stop: tuple[int, int] | None = None,
     seen: Iterable[tuple[int, int]] = (),
 ) -> list[str]:
-    """How a runner is started. It daemonises itself; wait for the command to end, then connect.
+    """The command that starts a runner. The runner daemonises itself: wait for the command to exit, then connect.
 
     `release_dir` holds the package remote_agent (in a checkout: the repository's root). `lease`: (epoch, until_ns) of a
-    fenced worker, so that its child need not wait for the connection. `stop`: (generation, epoch) of an assignment that
+    fenced worker, so that its start does not wait for the connection. `stop`: (generation, epoch) of an assignment that
     does not want it to run and that could not be written. `seen`: (pid, start) of what the agent saw below a runner
     that died.
     """
@@ -63,13 +63,13 @@ def runner_argv(
 
 
 def is_ours(peer: _socket.socket) -> bool:
-    """Whether the other end is of our user or root: the kernel says who made the connection, or the socket."""
+    """Whether the peer process runs as our user or root, according to the kernel (SO_PEERCRED)."""
     credentials = peer.getsockopt(_socket.SOL_SOCKET, SO_PEERCRED, 12)  # pid, uid, gid
     return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.geteuid())
 
 
 class LineBuffer:
-    """Bytes in, parsed JSON objects out; a line that is too long or not an object is dropped and counted."""
+    """Splits bytes into lines and parses JSON objects. Lines that are too long or no object are dropped and counted."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -102,9 +102,9 @@ def _parse(line: bytes) -> dict[str, object] | None:
 
 
 class JsonConnection:
-    """One non-blocking stream of JSON lines; both ends of the control socket use it.
+    """A non-blocking stream of JSON lines, used by both ends of the control socket.
 
-    `closed` becomes true once the peer is gone or does not take what it is sent; then only `close` is left to call.
+    `closed` becomes true when the peer has closed or does not read; then only `close` may be called.
     """
 
     def __init__(self, sock: _socket.socket) -> None:
@@ -119,11 +119,11 @@ class JsonConnection:
 
     @property
     def wants_write(self) -> bool:
-        """Bytes wait: call `flush` when the socket is writable."""
+        """Whether unsent bytes remain: call `flush` when the socket is writable."""
         return bool(self._unsent) and not self.closed
 
     def send(self, message: dict[str, object]) -> None:
-        """Send now what the socket takes, keep the rest. A peer that lets MAX_UNSENT_BYTES pile up is given up."""
+        """Send as much as the socket accepts and buffer the rest. The connection is closed beyond MAX_UNSENT_BYTES."""
         if self.closed:
             return
         self._unsent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
@@ -141,7 +141,8 @@ class JsonConnection:
             self.closed = True
 
     def receive(self) -> list[dict[str, object]]:
-        """Every whole message that has arrived. The last ones of a closing peer come with `closed` set."""
+        """All complete messages received so far. If the peer has closed, `closed` is set when the last ones are
+        returned."""
         messages: list[dict[str, object]] = []
         while not self.closed:
             try:
@@ -163,11 +164,11 @@ class JsonConnection:
 
 
 class RunnerLink(JsonConnection):
-    """A connection of the agent to one runner. After `connect` the runner's status is on its way."""
+    """The agent's connection to one runner. The runner sends its status after `connect`."""
 
     @classmethod
     def connect(cls, socket_path: str, timeout_s: float = 1.0) -> RunnerLink:
-        """Connect and say hello. Raises OSError where no runner listens (FileNotFoundError, ConnectionRefusedError)."""
+        """Connect and send hello. Raises OSError if no runner listens (FileNotFoundError, ConnectionRefusedError)."""
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(timeout_s)
@@ -182,22 +183,24 @@ class RunnerLink(JsonConnection):
         return link
 
     def assign(self, desired: str = "", generation: int = 0, epoch: int = 0) -> None:
-        """spec.json has changed: read it again. What is wanted is sent besides: a full disk may keep it from there."""
+        """Notify the runner that spec.json has changed. The desired state is also sent, since a full disk may keep it
+        out of the file."""
         self.send({"op": "assign", "desired": desired, "generation": generation, "epoch": epoch})
 
     def lease(self, epoch: int, until_ns: int) -> None:
-        """A fenced worker may run until then."""
+        """Renew the lease of a fenced worker until `until_ns` (CLOCK_BOOTTIME)."""
         self.send({"op": "lease", "epoch": epoch, "until_ns": until_ns})
 
     def restart(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
-        """`until_ns`: later it expires, also where it waited in the socket of a runner that was frozen; 0: never."""
+        """Restart attempt `attempt`. `until_ns`: expiry (CLOCK_BOOTTIME), also while a frozen runner does not read;
+        0: never."""
         self.send({"op": "restart", "attempt": attempt, "id": command_id, "until_ns": until_ns})
 
     def kill(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
         self.send({"op": "kill", "attempt": attempt, "id": command_id, "until_ns": until_ns})
 
     def time_limit(self, attempt: int, detail: Reason) -> None:
-        """The evidence of an attempt that has run for max_run_s is gathered: end it."""
+        """End an attempt that has reached max_run_s; its evidence has been collected."""
         self.send({"op": "time_limit", "attempt": attempt, **reasons.fields("detail", detail)})
 
     def progress(self, value: float) -> None:
@@ -205,5 +208,6 @@ class RunnerLink(JsonConnection):
         self.send({"op": "progress", "value": value})
 
     def health(self, status: str, detail: Reason, restart: bool) -> None:
-        """`restart`: the policy wants the attempt ended because of this; otherwise it is only shown."""
+        """Report a health status. `restart`: the policy requires that the attempt be ended; otherwise it is only
+        shown."""
         self.send({"op": "health", "status": status, **reasons.fields("detail", detail), "restart": restart})

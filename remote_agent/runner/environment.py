@@ -150,7 +150,7 @@ def _is_name(name: str) -> bool:
 
 
 def _closing(value: str) -> int:
-    """Where the quote that begins `value` ends; -1: not here."""
+    """The index of the closing quote of `value`; -1 if it is not in this line."""
     position = 1
     while position < len(value):
         if value[position] == "\\" and value[0] == '"':
@@ -185,7 +185,7 @@ def _without_comment(value: str) -> str:
 
 
 def enter_venv(env: dict[str, str], venv: str) -> None:
-    """What `. bin/activate` does."""
+    """Change the environment as `. bin/activate` of the venv would."""
     python = os.path.join(venv, "bin", "python")
     if not os.access(python, os.X_OK):
         if os.path.islink(python):
@@ -198,7 +198,8 @@ def enter_venv(env: dict[str, str], venv: str) -> None:
 
 
 def enter_conda(env: dict[str, str], name: str) -> list[str]:
-    """What `conda activate` does, without starting conda; returns the activation scripts the environment brings."""
+    """Change the environment as `conda activate` would, without running conda. Returns the environment's activation
+    scripts."""
     prefix, searched = find_conda(env, name)
     if not prefix:
         if searched:
@@ -255,7 +256,7 @@ def _conda_roots(env: dict[str, str]) -> list[str]:
 
 
 def _registered(env: dict[str, str]) -> list[str]:
-    """conda's own list of every environment it made for this user, wherever it lies."""
+    """The environments in conda's own list for this user (environments.txt)."""
     home = env.get("HOME") or os.path.expanduser("~")
     try:
         text = _content(os.path.join(home, ".conda/environments.txt")).decode("utf-8", "surrogateescape")
@@ -265,7 +266,7 @@ def _registered(env: dict[str, str]) -> list[str]:
 
 
 def _conda_variables(prefix: str) -> dict[str, str]:
-    """`conda env config vars set`."""
+    """The variables set with `conda env config vars set`."""
     try:
         values = json.loads(_content(os.path.join(prefix, "conda-meta/state"))).get("env_vars", {})
     except (OSError, ValueError, AttributeError):
@@ -274,7 +275,7 @@ def _conda_variables(prefix: str) -> dict[str, str]:
 
 
 def _content(path: str) -> bytes:
-    """A regular file, as far as MAX_ENV_FILE_BYTES. Raises OSError."""
+    """The content of a regular file, at most MAX_ENV_FILE_BYTES. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         return file.read(MAX_ENV_FILE_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
@@ -301,7 +302,7 @@ def wrapped(argv: list[str], scripts: list[str], setup: list[str], last: dict[st
     """`argv` behind a shell that first sources `scripts` and then runs the lines of `setup`; it becomes the command.
     `last`: variables that win also over these lines.
 
-    bash where there is one, for people write `source`; else sh.
+    Uses bash if available, since many setups contain `source`; otherwise sh.
     """
     parts = [_HEAD]
     parts += [f". {_quoted(script)}" for script in scripts]

@@ -150,7 +150,7 @@ class Cause:
 
 
 class ProvenCause:
-    """A cause, its line, and where that begins in the worker's log (`stream`, `offset`)."""
+    """A cause, its line, and the position of that line in the worker's log (`stream`, `offset` in bytes)."""
 
     def __init__(self, word: str, line: str = "", stream: str = "", offset: int = 0, where: str = "") -> None:
         self.word, self.line, self.stream, self.offset, self.where = word, line, stream, offset, where
@@ -220,7 +220,7 @@ def read_tail(path: str) -> list[tuple[int, str]]:
 
 
 def plain(line: bytes) -> str:
-    """Without colours and control characters."""
+    """The line as text, without colours and control characters."""
     text = line.decode("utf-8", "replace")
     if "\x1b" in text:
         first, *rest = text.split("\x1b")
@@ -242,7 +242,7 @@ def _behind_escape(part: str) -> str:
 
 
 def find(lines: Sequence[str], code: int | None, signal: int | None, oom_lately: bool = False) -> Cause | None:
-    """What ended the program whose last lines these are. `code` and `signal` as of its exit; one of them is None."""
+    """The cause found in a program's last lines; None if unproven. `code`, `signal`: its exit; one of them is None."""
     if signal is None and not code:
         return None
     lower = [line.lower() for line in lines]
@@ -265,7 +265,7 @@ def find(lines: Sequence[str], code: int | None, signal: int | None, oom_lately:
 
 
 def _of_scheduler(lower: Sequence[str]) -> Cause | None:
-    """What Slurm, or the kernel's log in the output, says of the end."""
+    """The cause according to a message of Slurm, or of the kernel's log, in the output."""
     for at in range(len(lower) - 1, max(-1, len(lower) - 31), -1):
         text = lower[at]
         if "slurmstepd: error:" in text and "due to time limit" in text:
@@ -312,7 +312,7 @@ def _last_with(lower: Sequence[str], texts: Iterable[str], most: int) -> int:
 
 
 def word_in(text: str) -> str:
-    """The cause that a text of a failure proves by itself; "": none. `text` in lower case."""
+    """The cause that an error text proves by itself; "" if none. `text` in lower case."""
     for word, texts in TEXTS:
         if any(one in text for one in texts):
             return "out_of_memory" if word == "gpu_oom" and "allocator cpu" in text else word
@@ -320,7 +320,7 @@ def word_in(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """A line without what a launcher puts before it: "[rank0]: ", "(pid=7) ", "0: ", "trainer-1 | "."""
+    """A line without the prefix of a launcher: "[rank0]: ", "(pid=7) ", "0: ", "trainer-1 | "."""
     for _ in range(3):
         text = text.strip()
         if text[:1] in ("[", "(") and (end := text.find("]:" if text[0] == "[" else ") ")) > 0 and end < 60:
@@ -363,7 +363,7 @@ def _went_on(text: str) -> bool:
 
 
 def _said_after(lower: Sequence[str], begin: int, end: int) -> list[str] | None:
-    """The program's own lines there; None: it went on."""
+    """The program's own lines in this range; None if they show that the program continued."""
     found = []
     for text in lower[begin:end]:
         if _not_its_own(text):
@@ -398,7 +398,7 @@ def exception_head(text: str) -> bool:
 
 
 def tracebacks(lines: Sequence[str], lower: Sequence[str]) -> list[Traceback]:
-    """Those whose exception was printed, the newest first; a few."""
+    """The tracebacks that end with an exception, newest first; a bounded number."""
     found: list[Traceback] = []
     for begin in range(len(lines) - 1, -1, -1):
         at = lines[begin].find(HEADER)
@@ -424,7 +424,7 @@ def tracebacks(lines: Sequence[str], lower: Sequence[str]) -> list[Traceback]:
 
 
 def _is_syntax_error(lines: Sequence[str], begin: int) -> bool:
-    """`File …` without a traceback above it: what Python prints of a script that it cannot read."""
+    """Whether this is `File …` without a traceback header: Python's message for a syntax error in the script itself."""
     if begin and (lines[begin - 1].startswith("    ") or HEADER in lines[begin - 1]):
         return False
     return any(
@@ -433,7 +433,8 @@ def _is_syntax_error(lines: Sequence[str], begin: int) -> bool:
 
 
 def _read(lines: Sequence[str], begin: int, at: int, syntax: bool) -> Traceback | None:
-    """One traceback, whatever stands before each of its lines: nothing, the same text, or as many characters."""
+    """Parse one traceback. Its lines may share a prefix: the same text, or one of the same length such as a
+    timestamp."""
     prefix, cut = lines[begin][:at] if at > 0 else "", 0
     if prefix.endswith("Exception Group "):
         prefix = prefix.partition("+")[0] + "| "

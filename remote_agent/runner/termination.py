@@ -25,7 +25,7 @@ class ProcessTreeTerminator:
         kill_group: Callable[[], None],
         to_ask: Callable[[], list[Identity]] | None = None,
     ) -> None:
-        """`to_ask`: those that get the stop signal, where that is not for everybody who is found."""
+        """`to_ask`: returns the processes that receive the stop signal; by default all that `find` returns."""
         self._find = find
         self._to_ask = to_ask or find
         self._is_empty = is_empty
@@ -39,7 +39,8 @@ class ProcessTreeTerminator:
         self._kill_began = 0.0
 
     def begin(self, now: float, stop_signal: int, grace_s: float) -> None:
-        """First rung: the stop signal to every member. SIGCONT follows, because a stopped process hears nothing."""
+        """First step: send the stop signal to every member, then SIGCONT, because a stopped process handles no
+        signal."""
         self.active = True
         self.killed = False
         self.kill_at = now + grace_s
@@ -50,7 +51,7 @@ class ProcessTreeTerminator:
         self.due = now + min(self._pause_s, grace_s)
 
     def kill_now(self, now: float) -> None:
-        """Skip to the last rung."""
+        """Skip to SIGKILL."""
         if not self.active:
             self.active = True
             self.killed = False
@@ -58,13 +59,13 @@ class ProcessTreeTerminator:
         self.due = now
 
     def hurry(self, kill_at: float) -> None:
-        """SIGKILL by then at the latest."""
+        """Send SIGKILL no later than `kill_at`."""
         if self.active and not self.killed and self.kill_at is not None and kill_at < self.kill_at:
             self.kill_at = kill_at
             self.due = min(self.due, kill_at) if self.due is not None else kill_at
 
     def step(self, now: float) -> bool:
-        """Go on; true once the tree is gone (then the ladder rests). Cheap when called early."""
+        """Perform due steps. True once no process is left. Cheap when called early."""
         if not self.active:
             return True
         if self._is_empty():
@@ -95,5 +96,5 @@ class ProcessTreeTerminator:
             self.due = min(self.due, self.kill_at)
 
     def stuck(self, now: float) -> bool:
-        """SIGKILL was sent long ago and something is still there: it sleeps in the kernel (state D)."""
+        """Whether processes remain long after SIGKILL: they are blocked in the kernel (state D)."""
         return self.active and self.killed and now - self._kill_began > UNKILLABLE_AFTER_S

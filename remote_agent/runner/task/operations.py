@@ -31,7 +31,7 @@ from remote_agent.runner.task.task_runner import TaskRunner
 
 
 def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
-    """One operation of the agent. All are ignored once this runner leaves: the next one reads what is wanted."""
+    """Apply one operation of the agent. Ignored once this runner is exiting: the next one reads the desired state."""
     task = runner.task
     if task.finished:
         return
@@ -57,7 +57,8 @@ def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
 
 
 def _end_at_limit(task: WorkerTask, message: dict[str, object], now: float) -> None:
-    """The agent has its evidence. Nothing where the attempt may run for longer by now."""
+    """End the attempt at its time limit; the agent has collected evidence. No effect if the limit was raised
+    meanwhile."""
     attempt, limit_s = task.attempt, task.assignment.max_run_s
     if attempt is None or task.phase != phases.RUNNING or message.get("attempt") != attempt.number:
         return
@@ -69,7 +70,7 @@ def _end_at_limit(task: WorkerTask, message: dict[str, object], now: float) -> N
 
 
 def terminate(runner: TaskRunner, now: float) -> None:
-    """SIGTERM to the runner."""
+    """Handle SIGTERM to the runner."""
     task = runner.task
     if task.settled:
         return  # it stays only until its end is on a disk
@@ -85,7 +86,8 @@ def terminate(runner: TaskRunner, now: float) -> None:
 
 
 def _operate_settled(runner: TaskRunner, message: dict[str, object], now: float) -> None:
-    """It stays only until its end is on a disk. What is to start is the next runner's."""
+    """Handle an operation while settled: this runner remains only until its end is stored; the next one starts
+    workers."""
     task = runner.task
     verb, values = message.get("op"), task.state.values
     if verb == "assign" and stops(message):
@@ -122,7 +124,7 @@ def _take_progress(task: WorkerTask, value: object) -> None:
 
 
 def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
-    """spec.json has changed."""
+    """Apply a changed spec.json."""
     values, assignment = task.state.values, task.assignment
     try:
         assignment = TaskAssignment(task.state.record.read_spec())
@@ -160,7 +162,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
 
 
 def _receive(runner: TaskRunner, message: dict[str, object], now: float) -> None:
-    """A command, unless it waited in the socket for longer than it was good for."""
+    """Apply a command unless it has expired while it waited in the socket."""
     verb, command_id, until_ns = str(message.get("op")), str(message.get("id", "")), whole(message, "until_ns")
     if until_ns and now * 1e9 > until_ns:
         runner.task.state.result(command_id, "expired", because("command.late"))

@@ -1,4 +1,4 @@
-"""The phases of a TaskRunner and the one table of allowed transitions. They say what of the worker lives on this host.
+"""The phases of a TaskRunner and the table of allowed transitions. A phase says which of the worker's processes exist.
 
       ┌──── SWEEPING (what a former runner left is being ended)
       │         │

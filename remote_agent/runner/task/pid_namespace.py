@@ -25,10 +25,10 @@ BOUND = b"bound"
 
 
 class PidNamespace:
-    """Made at once, by a process with one thread. Raises OSError where this user may not make one."""
+    """Created immediately, by a single-threaded process. Raises OSError if this user may not create one."""
 
     def __init__(self, cookie: str) -> None:
-        """`cookie`: of the attempt; the holder carries its mark."""
+        """`cookie`: the attempt's cookie, set in the holder's environment."""
         ours, theirs = _socket.socketpair()
         home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         before = processes.mark_descendants(cookie)
@@ -54,16 +54,16 @@ class PidNamespace:
 
     @property
     def path(self) -> str:
-        """For podman's --pid=ns:PATH."""
+        """The namespace's path, for podman's --pid=ns:PATH."""
         return f"/proc/{self.holder.pid}/ns/pid"
 
     def members(self) -> list[Identity]:
-        """What lives inside and has lost its parent there; the holder left out."""
+        """The orphaned processes inside the namespace, without the holder."""
         below = processes.descendants({self.holder.pid}, processes.all_processes())
         return [Identity(one.pid, one.start, self.holder.boot_id) for one in below]
 
     def end(self) -> None:
-        """SIGKILL to everything inside, by the kernel. The holder is then collected like any child."""
+        """Kill everything inside, by killing the holder, which is then reaped like any child."""
         processes.send_signal(self.holder, signal.SIGKILL)
 
 
@@ -109,7 +109,7 @@ def _close(descriptor: int) -> None:
 
 
 def _rename() -> None:
-    """ps would show the runner's command line."""
+    """Rename the holder: ps would otherwise show the runner's command line."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     begin, end = int(fields[45]), int(fields[46])  # 48 and 49 of proc(5)

@@ -107,8 +107,8 @@ def _note_what_follows(runner: TaskRunner, former: dict[str, object], ending: En
 
 
 def _lost_ending(task: WorkerTask, former: dict[str, object], same_boot: bool, reached: int) -> Ending:
-    """How the former runner's last attempt ended (which it perhaps never wrote down): its exit record, or that nobody
-    saw it. `reached`: its processes that lived still."""
+    """How the previous runner's last attempt ended: its exit record if it was written, otherwise "lost", because nobody
+    saw it. `reached`: the number of its processes that were still alive."""
     number = whole(task.state.values, "attempt")
     known = task.state.record.read_exit(number)
     if known is not None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class WorkerTask:
-    """NEW until takeover.begin has found out what there is."""
+    """The runner's data. The phase is NEW until takeover.begin has examined what a previous runner left."""
 
     def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
         self.state = WorkerState(record, send)
@@ -53,18 +53,18 @@ class WorkerTask:
 
     @property
     def settled(self) -> bool:
-        """Nothing more will run under this runner."""
+        """Whether this runner will start nothing more."""
         return self.phase == phases.SETTLED
 
     @property
     def finished(self) -> bool:
-        """Settled, and that is on a disk: the runner may end. Until then it stays: nobody else could know."""
+        """Whether the settled state is stored, so that the runner may exit. Until then only this process knows it."""
         return self.settled and self.state.record.kept
 
     # ---------------------------------------------------------------------------------------------------- what is there
 
     def own(self, tree: WorkerProcesses) -> None:
-        """These processes are the worker's."""
+        """Set the process tree of the worker."""
         self.processes = tree
         self.terminator = ProcessTreeTerminator(tree.members, self.collect, tree.kill_group, tree.to_ask)
         self.sweeper = ProcessTreeTerminator(
@@ -72,7 +72,7 @@ class WorkerTask:
         )
 
     def sweep_first(self, now: float) -> int:
-        """End what a former runner left before anything else; returns how many processes were reached."""
+        """First end the processes that a previous runner left; returns their number."""
         self.sweeper.begin(now, self.assignment.stop_signal, self.assignment.grace_s)
         self.enter(phases.SWEEPING)
         return self.sweeper.reached
@@ -81,7 +81,7 @@ class WorkerTask:
         self.enter(phases.DECIDING)
 
     def why_failed(self, attempt: Attempt, ending: Ending) -> ProvenCause | None:
-        """Of an attempt that failed by itself, by its last lines; noted in `ending`."""
+        """The proven cause of an attempt that failed by itself, from its last lines; also stored in `ending`."""
         apart = self.assignment.spec.get("stderr") == "separate"
         try:
             found = prove(attempt, ending, self.state.record.worker_dir, apart, self.assignment.causes)
@@ -98,7 +98,7 @@ class WorkerTask:
         self.post_stop = self.processes.post_stop(self.assignment, number, ending)
 
     def collect(self) -> bool:
-        """Collect every dead child; whether none is left."""
+        """Reap all dead children. True if no child is left."""
         dead, self.no_children = self.processes.collect()
         if self.attempt and self.attempt.pid in dead:
             self.wait_status = dead[self.attempt.pid]
@@ -109,7 +109,7 @@ class WorkerTask:
     # ------------------------------------------------------------------------------------------------ what is asked for
 
     def obey(self, assignment: TaskAssignment) -> None:
-        """Policy, epoch and lease as this assignment says, from now on."""
+        """Apply the policy, epoch and lease of this assignment from now on."""
         values = self.state.values
         self.assignment = assignment
         self.policy = assignment.policy()
@@ -129,7 +129,7 @@ class WorkerTask:
             self.become(states.STOPPING, self.why(what))
 
     def enforce(self, now: float) -> None:
-        """End whatever tree is alive, as `asked` says."""
+        """End the live process tree as `asked` requires."""
         if self.asked == KILL:
             if self.post_stop:
                 self.post_stop.give_up()
@@ -148,16 +148,16 @@ class WorkerTask:
             self.state.say(because("run.ending", why=why))
 
     def end_at_limit(self, now: float, detail: Reason) -> None:
-        """It has run for max_run_s."""
+        """End an attempt that has run for max_run_s."""
         self.state.values["over_time"] = 0
         self.take_down(now, "time_limit", detail)
 
     def schedule(self, action: str, reason: Reason, now: float) -> None:
-        """To be followed as soon as nothing lives. Neither spends of the budget nor gives any of it back."""
+        """Schedule an action for when no process is left. Does not change the restart budget."""
         self.scheduled = Decision(action, 0.0, whole(self.state.values, "restarts"), reason), now, False
 
     def decide(self, ending: Ending, now: float) -> None:
-        """To be followed as soon as nothing lives: what the policy says."""
+        """Let the restart policy decide and schedule its action for when no process is left."""
         roll = os.urandom(1)[0] / 256
         decision = restart.decide(ending, whole(self.state.values, "restarts"), self.policy, roll)
         self.scheduled = decision, now + decision.delay_s, True
@@ -176,7 +176,7 @@ class WorkerTask:
         self.enter(phases.ENDING)
 
     def kill_now(self, now: float) -> None:
-        """SIGKILL to what is alive, if anything is."""
+        """Send SIGKILL to all live processes, if any."""
         if self.phase == phases.SWEEPING:
             self.sweeper.kill_now(now)
             return
@@ -197,7 +197,7 @@ class WorkerTask:
             self.ending = None
 
     def note_lease(self) -> None:
-        """For state.json, at its next change."""
+        """Record the lease for the next write of state.json."""
         until_ns = self.lease.until_ns
         epoch = whole(self.state.values, "epoch") if until_ns else 0
         self.state.values.update(fenced=self.lease.holds, lease_epoch=epoch, lease_until_ns=until_ns)

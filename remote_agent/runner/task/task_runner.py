@@ -37,7 +37,7 @@ NO_ROOM_NEXT = because("run.no_room")
 
 
 class TaskRunner:
-    """`send` takes the messages to the agents."""
+    """`send(message)` sends a message to the connected agents."""
 
     def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
         self.task = WorkerTask(record, send)
@@ -57,7 +57,7 @@ class TaskRunner:
     # ------------------------------------------------------------------------------------------------ for the loop
 
     def next_deadline(self) -> float:
-        """When `advance` must be called at the latest, on the clock of `now_s`."""
+        """The latest time for the next call of `advance`, on the clock of `now_s`."""
         task = self.task
         if task.settled:
             return self._write_again_at
@@ -89,7 +89,7 @@ class TaskRunner:
         return never
 
     def _over_time_at(self, attempt: Attempt) -> float:
-        """When its time limit is over; once it is, when it is ended at the latest."""
+        """When the attempt reaches its time limit; after that, when it is ended at the latest."""
         limit_s = self.task.assignment.max_run_s
         if limit_s is None:
             return float("inf")
@@ -97,12 +97,13 @@ class TaskRunner:
         return attempt.started + limit_s + (EVIDENCE_S if waits else 0.0)
 
     def lease_ends_ns(self, now: float) -> int:
-        """When a lease ends on which something may run; 0: there is none, or it has ended."""
+        """The end of the lease under which processes may run; 0 if there is none or it has ended."""
         task = self.task
         return task.lease.keeps_until_ns if task.lease.holds and not task.lease.ended(now) else 0
 
     def watched(self) -> list[int]:
-        """Descriptors that are readable when the exec came about or failed, or a container's job has ended."""
+        """Descriptors that become readable when the exec has succeeded or failed, or when a container's job has
+        ended."""
         exec_fd = self.task.attempt.exec_fd if self.task.attempt else -1
         return [fd for fd in (exec_fd, self.task.processes.job_fd) if fd >= 0]
 
@@ -110,7 +111,7 @@ class TaskRunner:
         self.task.processes.close()
 
     def advance(self, now: float) -> None:
-        """Do everything that is due. Safe to call at any time."""
+        """Perform all due actions. Safe to call at any time."""
         task = self.task
         if task.state.record.problem and now >= self._write_again_at:
             self._write_again_at = now + WRITE_AGAIN_S
@@ -131,7 +132,7 @@ class TaskRunner:
         return self.task.sweeper.step(now) and self._leave_tree()
 
     def _check_lease(self, now: float) -> None:
-        """After what has ended by itself, before anything else: may anything of the worker live?"""
+        """Enforce the lease: after exits were collected, before anything else."""
         task = self.task
         if not task.lease.ended(now):
             return
@@ -192,7 +193,7 @@ class TaskRunner:
         return False
 
     def _leave_tree(self) -> bool:
-        """Nothing of it lives any more."""
+        """Leave the process tree, in which no process is left."""
         self.task.enter(phases.POST_STOP if self.task.post_stop else phases.DECIDING)
         return True
 
@@ -203,7 +204,7 @@ class TaskRunner:
         return False
 
     def _end_leftovers(self, now: float) -> None:
-        """The process has ended but not all of its tree: a clean slate comes before anything else."""
+        """End the rest of the process tree after its first process has ended, before anything else follows."""
         task = self.task
         names = processes.names(task.processes.members())
         task.begin_ending(now)
@@ -216,7 +217,7 @@ class TaskRunner:
         task.state.say(task.decided().then(because("run.ending_left")))
 
     def _run_post_stop(self, now: float) -> bool:
-        """One step of the hooks after an attempt."""
+        """Run one step of the post_stop hooks."""
         task = self.task
         after = task.post_stop
         assert after
@@ -313,7 +314,7 @@ class TaskRunner:
     # ------------------------------------------------------------------------------------------------- what follows
 
     def _follow_up(self, now: float) -> bool:
-        """Nothing lives: follow what was asked or decided."""
+        """No process is left: perform the requested or decided action."""
         task = self.task
         state = task.state.values["state"]
         if state == states.STOPPING:
@@ -360,7 +361,7 @@ class TaskRunner:
             task.become(states.BACKOFF, reason)
 
     def _after_stop(self, now: float) -> None:
-        """Somebody asked for a stop."""
+        """Finish a requested stop."""
         task = self.task
         what, command_id = task.asked or STOP, task.command_id
         task.asked = task.command_id = ""
@@ -383,7 +384,7 @@ class TaskRunner:
         task.state.result(command_id, "done", reason)
 
     def _start(self, now: float, reason: Reason) -> None:
-        """The next attempt. The process comes first, the paperwork after it."""
+        """Start the next attempt: first the process, then its records."""
         task = self.task
         if not task.lease.open(now):
             self._stay_down(reason)
@@ -433,7 +434,7 @@ class TaskRunner:
         task.state.values["next_start_at"] = time.time() + ROOM_AGAIN_S
 
     def _stay_down(self, reason: Reason) -> None:
-        """It was to start, but holds no lease: whoever starts runners starts it again once there is one."""
+        """Settle without a start, because there is no lease; the agent starts a runner again once there is one."""
         task = self.task
         state = task.state.values["state"]
         if state == states.BACKOFF:
@@ -453,7 +454,7 @@ class TaskRunner:
         self.finish()
 
     def finish(self) -> None:
-        """Settled before, and settled it stays."""
+        """Remain settled, as before."""
         task = self.task
         task.enter(phases.SETTLED)
         task.give_lease_back()

@@ -74,7 +74,7 @@ class WorkerProcesses:
     # ----------------------------------------------------------------------------------------------- starting
 
     def start(self, assignment: TaskAssignment, number: int, now: float) -> Attempt:
-        """The first process of attempt `number`: a pre_start hook, or the command. Raises StartFailed."""
+        """Start the first process of attempt `number`: a pre_start hook or the command. Raises StartFailed."""
         before, self._job, self._died = assignment.hooks("pre_start"), None, None
         try:
             if assignment.container is not None:
@@ -95,7 +95,7 @@ class WorkerProcesses:
             raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, _why_failed(exc)) from exc
 
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
-        """After a pre_start hook: the next one, or the command. False: it failed, and `attempt` says why."""
+        """Start the next pre_start hook or the command. False if that failed; `attempt` has the reason."""
         attempt.hooks.pop(0)
         if not attempt.hooks and assignment.container is not None:
             from remote_agent.runner.task import container_job
@@ -125,7 +125,7 @@ class WorkerProcesses:
         return hooks.failure(str(hook.get("kind") or "pre_start"), hook, wait_status)
 
     def post_stop(self, assignment: TaskAssignment, number: int, ending: Ending) -> hooks.PostStop | None:
-        """What is to be run after attempt `number`; None: nothing."""
+        """The post_stop hooks to run after attempt `number`; None if there are none."""
         wanted = assignment.hooks("post_stop")
         if assignment.container is not None:
             from remote_agent.runner.task import container
@@ -159,7 +159,7 @@ class WorkerProcesses:
         return launch
 
     def _make_namespace(self, number: int) -> str:
-        """Path of the pid namespace that a fenced container is to join."""
+        """Create the pid namespace for a fenced container and return its path."""
         from remote_agent.runner.task.pid_namespace import PidNamespace
 
         try:
@@ -211,11 +211,11 @@ class WorkerProcesses:
                 self._died[pid] = wait_status
 
     def members(self) -> list[Identity]:
-        """Everything that lives below this runner."""
+        """All live processes below this runner."""
         return processes.members_below(os.getpid())
 
     def to_ask(self) -> list[Identity]:
-        """Those of them that a stop signal is for."""
+        """The members that receive the stop signal."""
         job, namespace = self._job, self._namespace
         members = self.members()
         if namespace is not None:  # its holder would take all inside with it
@@ -230,7 +230,7 @@ class WorkerProcesses:
         return inside or members
 
     def left_behind_to_ask(self) -> list[Identity]:
-        """Likewise of what lives of former runners."""
+        """The processes of previous runners that receive the stop signal."""
         if self._former is None or not self._in_container:
             return self.left_behind()
         from remote_agent.runner.task import container_job
@@ -238,19 +238,19 @@ class WorkerProcesses:
         return container_job.members_of(self._former) or self.left_behind()
 
     def left_behind(self) -> list[Identity]:
-        """What lives of former runners."""
+        """All live processes of previous runners."""
         return processes.members_left_behind(self._former, self._cookie, self._group.members(), self._seen)
 
     def kill_group(self) -> None:
         self._group.kill()
 
     def close(self) -> None:
-        """Nothing will be started any more: the group goes."""
+        """Remove the control group; nothing may be started afterwards."""
         self._group.remove()
 
     @property
     def job_fd(self) -> int:
-        """Readable when a container's first process has ended; -1: there is none to wait for."""
+        """A descriptor that becomes readable when a container's first process has ended; -1 if there is none."""
         return self._job.fd if self._job else -1
 
 
