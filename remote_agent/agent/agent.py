@@ -31,7 +31,8 @@ RELEASE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__
 
 
 class Agent:
-    """`run()` until `leave()`. `on_report`: told of each worker's report when its state, attempt or reason changed."""
+    """The agent's main loop, from `run()` to `leave()`. `on_report(report)` is called when a worker's state, attempt
+    or reason has changed."""
 
     def __init__(
         self,
@@ -62,13 +63,14 @@ class Agent:
         self._shipping = False
 
     def leave(self, how: str = "now") -> None:
-        """End: "now" (children live on) or "stopped" (stop every worker; twice: kill). Signal handlers may call it."""
+        """Request the end: "now" (jobs keep running) or "stopped" (stop all workers; when called twice, kill them).
+        Callable in signal handlers."""
         self._inbox.post("leave", how)
 
     # ------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Until `leave`. The caller holds the agent's lock."""
+        """Run until `leave`. The caller holds the agent's lock."""
         previous = signal.set_wakeup_fd(self._inbox.writable, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the end of a starting runner wakes the loop
         self._assigned.load()
@@ -237,7 +239,8 @@ class Agent:
         return self._assigned.behind or self._journal.behind
 
     def _finish_removal(self, worker: WorkerHandle, now: float) -> None:
-        """desired removed: stopped, log and events at the manager, then the directory goes. Not reported = removed."""
+        """Complete a removal: once the worker has stopped and its log and events are at the manager, delete its
+        directory."""
         if worker.assignment is None or worker.assignment.desired != "removed":
             worker.settled_since = None
             return
@@ -299,7 +302,7 @@ class Agent:
         return events
 
     def _link_changed(self, trouble: str) -> None:
-        """After each heartbeat's outcome; "" = answered."""
+        """Log a change of the connection's status after a heartbeat; "" = answered."""
         if not trouble:
             self._commands.results_taken()
             if not self._shipping:
@@ -335,7 +338,7 @@ class Agent:
         )
 
     def _printing(self) -> list[Any]:
-        """From whose output numbers are read, for the number reader."""
+        """The workers with metrics to read from their output."""
         return [
             [
                 worker.worker_id,
@@ -366,7 +369,8 @@ class Agent:
             self._log.say("told to end twice: killing")
 
     def _finished(self) -> bool:
-        """Whether the loop ends: at once, or after the last worker has ended and its last bytes were given a chance."""
+        """Whether the loop ends: at once, or once all workers have ended and there was time to ship their last log
+        bytes."""
         if self._leaving != "stopped":
             return bool(self._leaving)
         now = time.monotonic()

@@ -19,7 +19,7 @@ WRITE_AGAIN_S = 2.0
 
 
 class AssignedWorkers:
-    """`default_dir`: where workers without a working_dir run. `base_env`: what their environment starts from."""
+    """`default_dir`: working directory of workers without `working_dir`. `base_env`: base of their environment."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class AssignedWorkers:
         self._unstored = False  # assignments.json is older than what is known
 
     def load(self) -> None:
-        """What a former agent was assigned."""
+        """Load the stored assignments of a previous agent process."""
         path = paths.assignments_file(self._agent_dir)
         try:
             data = paths.read_json(path)
@@ -50,7 +50,7 @@ class AssignedWorkers:
             self._log.say("assignments unreadable", path=path, why=exc)
 
     def take(self, assignments: list[Assignment], rev: str) -> None:
-        """All that this agent is assigned now."""
+        """Apply the complete list of assignments in a reply; `rev`: its digest."""
         self._apply(assignments)
         self.rev = rev
         self.store()
@@ -64,7 +64,7 @@ class AssignedWorkers:
         worker.assign_again(self._default_dir, self._base_env)
 
     def remove(self, worker: WorkerHandle) -> None:
-        """It is removed from this host, with its log."""
+        """Delete a worker and its log from this host."""
         remove_tree(worker.directory)
         state_files.forget_runtime(self._runtime_dir, worker.directory)
         del self.workers[worker.worker_id]

@@ -44,7 +44,7 @@ class CommandExecutor:
                 self._receive_one(command, workers.get(command.worker_id), now, expires)
 
     def send_postponed(self, worker: WorkerHandle, now: float) -> None:
-        """Commands that waited for the worker's runner."""
+        """Send the commands that waited for the worker's runner."""
         if worker.link is not None and not worker.reported:
             return
         waiting, worker.postponed = worker.postponed, []
@@ -61,20 +61,20 @@ class CommandExecutor:
             self._end(command_id, status, reasons.read(message, "message"))
 
     def runner_gone(self, worker: WorkerHandle) -> None:
-        """The runner ended before it answered: what became of its worker tells how it went."""
+        """Conclude the results of unanswered commands from the worker's state, after its runner has ended."""
         waiting, worker.waiting = worker.waiting, {}
         for command_id, command in waiting.items():
             over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
             self._end(command_id, "done" if over else "failed", NONE if over else because("command.runner_ended"))
 
     def results(self) -> list[CommandResult]:
-        """For the heartbeat that leaves now."""
+        """The results to send with the next heartbeat."""
         chosen = list(self._results.values())[:MAX_RESULTS]
         self._sent = {result.command_id for result in chosen}
         return chosen
 
     def results_taken(self) -> None:
-        """That heartbeat was answered."""
+        """The heartbeat with these results was answered: forget them."""
         for command_id in self._sent:
             self._results.pop(command_id, None)
         self._sent = set()
@@ -119,7 +119,7 @@ class CommandExecutor:
             worker.postponed.append((command, expires))
 
     def _repeat(self, command: Command, worker: WorkerHandle, ready: bool) -> None:
-        """Told again, perhaps because our result was lost: answer again, act never."""
+        """Handle a repeated command, whose result may have been lost: send the result again, never act again."""
         known = self._journal.result(command.command_id)
         if known is not None:
             self._results[known.command_id] = known

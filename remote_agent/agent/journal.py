@@ -1,4 +1,4 @@
-"""What an agent must remember over its own death: which commands it carried out, and which events are stored.
+"""The agent's durable memory: which commands it has carried out, and which events the manager has stored.
 
 Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Room is set
 aside in it, so that a full disk does not keep a line from it; what cannot be written waits in memory. Knows
@@ -47,7 +47,7 @@ class AgentJournal:
         return command_id in self._commands
 
     def result(self, command_id: str) -> Optional[CommandResult]:
-        """How the command went; None while it is under way, or when the agent died before it knew."""
+        """The command's result; None while it is in progress, or if the agent died before the result was known."""
         return self._commands.get(command_id)
 
     def begin(self, command_id: str) -> None:
@@ -63,7 +63,7 @@ class AgentJournal:
         return self._acked.get(worker_id, 0)
 
     def ack(self, worker_id: str, seq: int) -> bool:
-        """Returns whether this was news. Acknowledgements only rise."""
+        """Record an acknowledgement; it never decreases. Returns whether it increased."""
         if seq <= self.acked(worker_id):
             return False
         self._acked[worker_id] = seq
@@ -130,7 +130,7 @@ class AgentJournal:
 
     @property
     def behind(self) -> bool:
-        """Something is in memory only."""
+        """Whether entries exist only in memory, because the disk refused them."""
         return bool(self._unwritten)
 
     def write_again(self) -> None:
@@ -194,7 +194,7 @@ class EventTail:
         self._pending: dict[int, WorkerEvent] = {}
 
     def take(self, message: dict[str, Any]) -> None:
-        """An event as its runner told it."""
+        """Add an event received from the runner."""
         try:
             event = decode(WorkerEvent, message)
         except WireError:

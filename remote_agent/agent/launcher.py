@@ -82,7 +82,7 @@ class LauncherOptions:
 
 
 class LauncherOutput:
-    """Short lines on the terminal and in logs/launcher-<worker_id>.log of the directory it was started in."""
+    """Writes short lines to the terminal and to logs/launcher-<worker_id>.log in the working directory."""
 
     def __init__(self, worker_id: str, cwd: str, say: Say) -> None:
         self._worker_id = worker_id
@@ -108,7 +108,7 @@ class LauncherOutput:
 
 
 def describe(report: WorkerReport) -> str:
-    """One line on a worker's state."""
+    """A worker's report as one line of text."""
     where = f" (pid {report.pid}, attempt {report.attempt})" if report.pid else ""
     if report.state == states.RUNNING:
         return f"running{where}"
@@ -138,7 +138,7 @@ class Launcher:
         self._stopping = False
 
     def run(self) -> int:
-        """Until a signal, a refusal, or (--exit-when-done) the worker's end. Returns the exit code.
+        """Run until a signal, a refusal, or (--exit-when-done) the worker's end. Returns the exit code.
 
         Raises LauncherError, SettingsError, UnsafeDirectory, OSError, and what `trust_for` raises."""
         self._catch_signals()
@@ -216,7 +216,7 @@ class Launcher:
     # ------------------------------------------------------------------------------------- before the agent runs
 
     def _find_fleet(self) -> str:
-        """Which fleet the manager leads; remembered per address for the times when it can't be asked."""
+        """The id of the manager's fleet; cached per address for times when the manager is unreachable."""
         url = self._options.manager_url
         remembered = _remembered(self._home)
         failures = 0
@@ -246,7 +246,7 @@ class Launcher:
             time.sleep(0.05)
 
     def _settings(self, directory: str, fleet_id: str) -> AgentSettings:
-        """agent.json of this launcher: made at its first start, its secret kept."""
+        """The launcher's agent.json, created at its first start; later starts keep the secret."""
         url, worker_id = self._options.manager_url, self._options.worker_id
         if os.path.exists(paths.agent_file(directory)):
             own = settings.load(directory)
@@ -269,7 +269,7 @@ class Launcher:
         return own
 
     def _refuse_other_fleets(self, directory: str) -> None:
-        """The same worker may still run under a rebuilt manager: never start a second instance."""
+        """Raise LauncherError if the worker still runs in another fleet, for example after the manager was rebuilt."""
         name = os.path.basename(directory)
         try:
             fleets = os.listdir(self._home)
@@ -288,7 +288,7 @@ class Launcher:
                 )
 
     def _check_running(self, worker: WorkerHandle) -> None:
-        """What runs is adopted only if it is what was asked for."""
+        """Raise LauncherError if the running worker has another command than the given one."""
         stored = _object(paths.spec_file(worker.directory))
         running = worker.status.get("launch_digest") or stored.get("launch_digest")
         if running == messages.launch_digest(self._options.spec()):
@@ -303,7 +303,7 @@ class Launcher:
         _stop(worker)
 
     def _is_what_it_had(self, directory: str) -> bool:
-        """Whether the stored assignment is the given command: then it may start before the manager has responded."""
+        """Whether the stored assignment has the given command; then it may start before the manager has responded."""
         stored = _object(paths.assignments_file(directory)).get("assignments") or []
         mine = messages.launch_digest(self._options.spec())
         return any(messages.launch_digest(messages.decode(Assignment, one).spec) == mine for one in stored)
@@ -355,7 +355,7 @@ class Launcher:
 
 
 def _stop(worker: WorkerHandle) -> None:
-    """Have the runner stop its child and end. Raises LauncherError where that takes too long."""
+    """Stop the worker through its runner. Raises LauncherError if that takes too long."""
     deadline = time.monotonic() + REPLACE_TIMEOUT_S
     asked = False
     while worker.runner_alive():

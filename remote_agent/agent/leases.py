@@ -20,15 +20,18 @@ class LeaseHolder:
         self._ended_ns = 0  # when that was heard of, on CLOCK_BOOTTIME
 
     def take(self, lease: Lease, asked_ns: int) -> int:
-        """Until when it holds, where it is news; else 0. `asked_ns`: when that was sent which it answers. Was it before
-        the end of what ran was known, then the manager may yet hear of the end and give the right away: worth nothing.
+        """Apply a granted lease. Returns its end (CLOCK_BOOTTIME, ns) if that has changed, else 0.
+
+        `asked_ns`: when the request was sent. A lease requested before the process's end was known is ignored, since
+        the manager may assign the worker elsewhere once it learns of that end.
         """
         until = until_ns(lease.lease_s, asked_ns)
         return until if asked_ns > self._ended_ns and self._leases.grant(lease.epoch, until) else 0
 
     def heed(self, status: dict[str, Any]) -> None:
-        """What state.json or the runner says. A lease that this boot's runner held is so known to an agent that has
-        just come; once all that ran has ended none is held any more."""
+        """Apply the status in state.json or from the runner. A newly started agent so learns of a lease that a
+        runner of
+        this boot holds; once all processes have ended, no lease is held."""
         state = status.get("state") or STOPPED
         if state not in SETTLED or status.get("in_hand"):
             if status.get("lease_epoch") and status.get("boot_id") == boot_id():
@@ -47,11 +50,11 @@ class LeaseHolder:
         return (assignment.epoch, until) if until > boottime_ns() else None
 
     def may_start(self, assignment: Optional[Assignment]) -> bool:
-        """As far as leases go."""
+        """Whether leases permit a start."""
         return assignment is None or assignment.lease_s is None or self.now(assignment) is not None
 
     def left_s(self, assignment: Optional[Assignment], status: dict[str, Any], nothing_runs: bool) -> Optional[float]:
-        """For the report. None: not fenced, or not so that the manager may rely on it: a child that was started
+        """Seconds left, for the report. None: not fenced, or not yet in effect, because a process that was started
         unfenced lives and no lease has reached its runner yet."""
         if assignment is None or assignment.lease_s is None or not (nothing_runs or status.get("fenced")):
             return None

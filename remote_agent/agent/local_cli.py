@@ -18,11 +18,11 @@ POLL_INTERVAL_S = 0.1
 
 
 class Trouble(Exception):
-    """Why there is nothing to show, and what to do next."""
+    """A user error: the reason and the next step."""
 
 
 def agent_dirs(given: Optional[str]) -> "list[str]":
-    """The directory given, or every agent's and launcher's below the home. Raises Trouble where there is none."""
+    """The given directory, or those of all agents and launchers below the home. Raises Trouble if there is none."""
     if given:
         directory = os.path.abspath(given)
         read_agent(directory)
@@ -44,7 +44,7 @@ def agent_dirs(given: Optional[str]) -> "list[str]":
 
 
 def read_agent(agent_dir: str) -> "dict[str, Any]":
-    """agent.json. Raises Trouble."""
+    """The content of agent.json. Raises Trouble."""
     if not os.path.isdir(agent_dir):
         raise Trouble(f"there is no directory {agent_dir}; `python3 -m remote_agent status` without --dir finds agents")
     path = paths.agent_file(agent_dir)
@@ -60,7 +60,7 @@ def read_agent(agent_dir: str) -> "dict[str, Any]":
 
 
 def show_status(directories: "list[str]") -> int:
-    """All agents; one that can't be read does not hide the others. Exit code 2 where one could not."""
+    """Print all agents. Returns the exit code: 2 if one could not be read; the others are still shown."""
     code = 0
     for number, agent_dir in enumerate(directories):
         if number:
@@ -100,12 +100,12 @@ def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
 
 
 def _printable(text: str) -> str:
-    """A reason may quote a job: nothing in it steers the terminal."""
+    """The text without terminal control sequences: a reason may quote a job."""
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _how_to_start(agent_dir: str, data: "dict[str, Any]") -> str:
-    """Workers live on without their agent; it is the link to the manager."""
+    """How to start the agent again. Its workers keep running without it."""
     if data.get("kind") == "launcher":
         return "its launcher has ended; what runs below is adopted when start_worker.sh is started again"
     installer = os.path.join(paths.current_release(agent_dir), "remote_agent", "install", "__main__.py")
@@ -113,7 +113,7 @@ def _how_to_start(agent_dir: str, data: "dict[str, Any]") -> str:
 
 
 def show_tail(worker_id: str, directories: "list[str]", *, attempt: int, stream: str, lines: int, follow: bool) -> int:
-    """The end of the newest attempt's log, or of the one asked for. Raises Trouble."""
+    """Print the end of the log of the newest or the given attempt. Returns the exit code. Raises Trouble."""
     known: "list[str]" = []
     for agent_dir in directories:
         directory = paths.worker_dir(agent_dir, worker_id)
@@ -151,7 +151,7 @@ def _tail_of(worker_id: str, directory: str, attempt: int, stream: str, lines: i
 
 
 def _print_log(directory: str, number: int, stream: str, lines: int, follow: bool) -> None:
-    """The last `lines`; with `follow` also what comes after them, until there is a newer attempt's log."""
+    """Print the last `lines`; with `follow` also new output, until a newer attempt begins."""
     out = sys.stdout.buffer
     with open(paths.log_file(directory, number, stream), "rb") as file:
         size = file.seek(0, os.SEEK_END)

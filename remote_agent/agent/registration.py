@@ -116,7 +116,7 @@ class LauncherRegistrar(Registrar):
         return PENDING_AGAIN_S
 
     def _bad_token(self, outcome: UnknownToken) -> float:
-        """The end of a first start. A launcher that was let in before, or whose worker runs, goes on: its manager has
+        """End a first start. A launcher that was approved before, or whose worker runs, continues: its manager has
         lost its state, or does not answer here."""
         if self._first and not self._credentials.proof_key and not self._worker_runs():
             self.refused = f"{outcome}; {HOW_TO_GET_ONE}"
@@ -176,6 +176,6 @@ class LauncherRegistrar(Registrar):
 
 
 def host_name() -> str:
-    """This machine's name, as an id."""
+    """This machine's name in the form of an id."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
     return name if messages.valid_id(name) else "host-" + name[:59].strip("-.") if name.strip("-.") else "host"

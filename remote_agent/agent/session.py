@@ -31,7 +31,7 @@ QUICK_POLL_S, QUICK_POLLS, SLOW_POLL_S = 0.05, 20, 0.5
 
 
 class Registrar:
-    """What a launcher adds: announcing itself before it may speak. A deployed agent needs none (the base class)."""
+    """Registration, which a launcher needs before heartbeats. The base class, for deployed agents, does nothing."""
 
     def needed(self) -> bool:
         return False
@@ -40,7 +40,7 @@ class Registrar:
         raise NotImplementedError
 
     def outcome(self, outcome: Outcome) -> float:
-        """Take in the answer (a Reply or a LinkDown). Returns the seconds until the next try; 0.0 = registered."""
+        """Handle the response (a Reply or a LinkDown). Returns seconds until the next attempt; 0.0 = registered."""
         raise NotImplementedError
 
     def lost(self, why: str) -> None:
@@ -97,7 +97,7 @@ class ManagerSession:
 
     @property
     def failing(self) -> bool:
-        """At least one try failed since the last answer."""
+        """Whether a request has failed since the last response."""
         return self._beat_failures > 0
 
     def start(self) -> None:
@@ -109,11 +109,11 @@ class ManagerSession:
         self._poll.end()
 
     def changed(self, now: float) -> None:
-        """Something happened that the manager should hear at once."""
+        """Send the next heartbeat at once, because something has changed."""
         self._next_beat = min(self._next_beat, now + COALESCE_S)
 
     def next_at(self) -> float:
-        """When `tick` is to be called at the latest (monotonic)."""
+        """The latest time for the next call of `tick` (monotonic)."""
         times = []
         if not self._beat.busy:
             times.append(max(self._next_beat, self._not_before))
@@ -174,8 +174,9 @@ class ManagerSession:
         self._take(reply, outcome.asked_ns)
 
     def _retry_s(self, outcome: Outcome, refused: bool) -> float:
-        """One of several managers leads again within seconds: then nobody is to wait longer than that for the next
-        try, and 10,000 agents not to ask who stands by more often than it can answer."""
+        """Seconds until the next attempt. With several managers one leads again within seconds: no agent waits
+        longer than
+        that, but 10,000 agents must not ask a standby more often than it can respond."""
         delay_s = retry_delay_s(self._beat_failures, refused)
         if isinstance(outcome, NotLeader):
             delay_s = min(delay_s, STANDBY_RETRY_S)
@@ -203,7 +204,7 @@ class ManagerSession:
 
 
 def _read(outcome: Outcome) -> tuple[Optional[AgentReply], str]:
-    """(reply, ""), or (None, what went wrong)."""
+    """(reply, ""), or (None, error message)."""
     if isinstance(outcome, LinkDown):
         return None, str(outcome)
     if not outcome.ok:
@@ -215,5 +216,5 @@ def _read(outcome: Outcome) -> tuple[Optional[AgentReply], str]:
 
 
 def _refused(outcome: Outcome) -> bool:
-    """The manager is there and does not want us (any more)."""
+    """Whether the manager responded with a refusal of this agent."""
     return isinstance(outcome, Unknown) or (isinstance(outcome, Reply) and (outcome.refused or outcome.status == 404))

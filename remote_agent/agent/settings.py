@@ -18,7 +18,7 @@ LOCK_TIMEOUT_S = 1.0  # somebody who only looks whether an agent runs holds the 
 
 
 class SettingsError(Exception):
-    """agent.json can't be used, or another agent runs; the text says where and what to do."""
+    """agent.json is unusable, or another agent runs. The text names the path and the next step."""
 
 
 @record
@@ -74,7 +74,8 @@ def save(agent_dir: str, settings: AgentSettings) -> None:
 
 
 def keep_runtime_dir(agent_dir: str, settings: AgentSettings) -> None:
-    """Have the directory for lock and sockets, another one where somebody else has taken its place; before AgentLock.
+    """Create the directory for lock and sockets; use another one if the path belongs to somebody else. Call before
+    AgentLock.
 
     Raises SettingsError, OSError."""
     home, worker = os.path.dirname(os.path.dirname(os.path.abspath(agent_dir))), ""
@@ -92,7 +93,7 @@ def keep_runtime_dir(agent_dir: str, settings: AgentSettings) -> None:
 
 
 def _check_place(settings: AgentSettings, agent_dir: str) -> None:
-    """The directory says whose it is: what was copied from elsewhere is refused."""
+    """Raise SettingsError if the directory was copied from another host or fleet."""
     place = os.path.abspath(agent_dir)
     if settings.kind == "launcher":
         place = os.path.dirname(os.path.dirname(place))
@@ -112,7 +113,7 @@ class AgentLock:
         self._fd = -1
 
     def take(self) -> Optional[str]:
-        """None when taken, else what is known of the holder ("pid 1234")."""
+        """Take the lock. None on success, otherwise a description of the holder ("pid 1234")."""
         path = paths.agent_lock(self._runtime_dir)
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
@@ -168,7 +169,8 @@ class AgentLog:
             pass
 
     def changed(self, topic: str, text: str) -> bool:
-        """Log `text` only if the topic's last text was another; "" = well again. Returns whether it was news."""
+        """Log `text` only if it differs from the topic's last text; "" = normal again. Returns whether it was
+        logged."""
         if self._last.get(topic, "") == text:
             return False
         self._last[topic] = text

@@ -45,7 +45,7 @@ OWN_OPTIONS = {
 
 
 def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
-    """spec.json's content: the assignment's fields and `argv`, `cwd`, `launch_digest`, `error`, `start`.
+    """The content of spec.json: the assignment's fields and `argv`, `cwd`, `launch_digest`, `error`, `start`.
 
     `default_dir`: where a worker without a working_dir runs, and what a relative one is relative to.
     `error`: why it cannot be run at all ("" if it can). `start`: only where the specification says more than a command.
@@ -114,7 +114,7 @@ def _in_container(assignment: Assignment, default_dir: str) -> dict[str, Any]:
 
 
 def container_mistakes(spec: WorkerSpec) -> list[str]:
-    """What is wrong with `container` on whatever host."""
+    """The mistakes in `container` that do not depend on the host."""
     container = spec.container
     if container is None:
         return []
@@ -145,7 +145,7 @@ def container_mistakes(spec: WorkerSpec) -> list[str]:
 
 
 def command_words(spec: WorkerSpec) -> tuple[list[str], str]:
-    """(argv, error): one of them is empty."""
+    """(argv, error message); one of them is empty."""
     command = spec.command
     if isinstance(command, list):
         words = [str(word) for word in command]
@@ -185,7 +185,7 @@ def beyond_the_command(spec: WorkerSpec, cwd: str, home: str = "") -> dict[str, 
 
 
 def mistakes_in(spec: WorkerSpec) -> list[str]:
-    """What is wrong with it on whatever host: "limits.memory 'lots': expected bytes, …"."""
+    """The mistakes that do not depend on the host: "limits.memory 'lots': expected bytes, …"."""
     found = []
     checks: list[Callable[[], object]] = [
         lambda: limits_module.rlimits(spec.limits),
@@ -221,7 +221,7 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
 
 
 def hook_words(hook: Hook, kind: str) -> dict[str, Any]:
-    """A hook as the runner executes it; `shown` is for messages."""
+    """A hook in the form that the runner executes; `shown` is for messages."""
     words = hook.command if isinstance(hook.command, list) else ["/bin/sh", "-c", hook.command]
     if not words or not any(word.strip() for word in words[-1:]):
         raise ValueError(f"a {kind} hook has no command")
@@ -231,7 +231,7 @@ def hook_words(hook: Hook, kind: str) -> dict[str, Any]:
 
 
 def user(name: str) -> Optional[dict[str, Any]]:
-    """Whom to become: ids, groups, home and shell. None: stay who we are. Raises ValueError."""
+    """The user to switch to: ids, groups, home and shell. None: no switch. Raises ValueError."""
     if not name:
         return None
     try:

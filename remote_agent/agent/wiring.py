@@ -35,7 +35,7 @@ from remote_agent.transport.rotation import SecretRotation
 
 
 class Inbox:
-    """What other threads and signal handlers hand to the main loop. `fileno` is readable while something waits."""
+    """Messages of other threads and signal handlers to the main loop. `fileno` is readable while messages wait."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
@@ -47,7 +47,7 @@ class Inbox:
         return self._readable
 
     def post(self, tag: Any, value: Any) -> None:
-        """From any thread."""
+        """Add a message. Callable from any thread."""
         self._waiting.put((tag, value))
         try:
             os.write(self.writable, b".")
@@ -55,7 +55,7 @@ class Inbox:
             pass  # full: it is awake already
 
     def clear(self) -> None:
-        """The wake-up has been noticed."""
+        """Reset the wake-up."""
         try:
             while os.read(self._readable, 4096):
                 pass
@@ -63,7 +63,7 @@ class Inbox:
             pass
 
     def take(self) -> Optional[tuple[Any, Any]]:
-        """(tag, value), oldest first; None: nothing waits."""
+        """The oldest message as (tag, value); None if there is none."""
         try:
             return self._waiting.get_nowait()
         except queue.Empty:
@@ -140,7 +140,7 @@ class AgentParts:
         take: Callable[[AgentReply, int], None],
         link_changed: Callable[[str], None],
     ) -> ManagerSession:
-        """With the manager; see ManagerSession for the callbacks."""
+        """Create the session with the manager; see ManagerSession for the callbacks."""
         return ManagerSession(
             self._credentials,
             self._addresses,
@@ -154,7 +154,7 @@ class AgentParts:
         )
 
     def end(self) -> None:
-        """All that runs beside the main loop."""
+        """End all threads and helpers beside the main loop."""
         self.shipper.end()
         self.searcher.end()
         self.numbers.end()
@@ -168,6 +168,6 @@ class AgentParts:
         return Connection(self._addresses, self._credentials, self.channels)
 
     def _secret_replaced(self) -> None:
-        """From the rotation's thread."""
+        """Called by the rotation's thread."""
         self.channels.renew_key()
         self.inbox.post("secret", None)

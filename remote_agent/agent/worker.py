@@ -53,7 +53,7 @@ _NEXT_STEPS = {
 
 
 def runner_needed(assignment: Optional[Assignment], status: dict[str, Any], leased: bool = True) -> bool:
-    """Whether a worker that has no live runner must get one. Pure; what is no longer assigned is left alone."""
+    """Whether a worker without a live runner needs one. Pure. False for workers that are no longer assigned."""
     if assignment is None:
         return False
     spec: dict[str, object] = {
@@ -65,12 +65,12 @@ def runner_needed(assignment: Optional[Assignment], status: dict[str, Any], leas
 
 
 def supersedes(new: Assignment, old: Optional[Assignment]) -> bool:
-    """Whether `new` may replace `old`: a late or doubled answer never turns the clock back."""
+    """Whether `new` may replace `old`: a late or repeated reply must not restore an older assignment."""
     return old is None or (new.epoch, new.generation) >= (old.epoch, old.generation)
 
 
 def longest_pause_s(assignments: list[Assignment]) -> float:
-    """Between two heartbeats: one that is lost, and a slow one after it, end no lease."""
+    """The longest interval between heartbeats with which a lost heartbeat and a slow one after it end no lease."""
     leases = [one.lease_s for one in assignments if one.lease_s is not None and one.desired == "running"]
     return min(leases, default=float("inf")) / HEARTBEATS_IN_A_LEASE
 
@@ -120,7 +120,7 @@ class WorkerHandle:
 
     @property
     def reason(self) -> Reason:
-        """Why it is as it is, and what keeps the agent or the runner from doing their work."""
+        """The reason of the state, with what keeps the agent or the runner from working."""
         if self.gpu_wait and self.idle:
             return self.gpu_wait
         own = reasons.read(self.status)
@@ -134,16 +134,16 @@ class WorkerHandle:
 
     @property
     def settled(self) -> bool:
-        """Nothing runs, and no runner is there or on its way."""
+        """Whether nothing runs and no runner exists or is being started."""
         return self.state in SETTLED and self.idle
 
     @property
     def idle(self) -> bool:
-        """No runner is there or on its way."""
+        """Whether no runner exists or is being started."""
         return self.link is None and self._starting is None and not self.runner_alive()
 
     def read_status(self) -> None:
-        """What lies on the disk, unless its runner said something newer that no disk took."""
+        """Read state.json, unless the runner has sent a newer status that could not be written."""
         try:
             value = state_files.read(self.directory, self._runtime_dir)
         except (OSError, ValueError):
@@ -153,7 +153,7 @@ class WorkerHandle:
             self.leases.heed(value)
 
     def read_grant(self) -> None:
-        """The grant that spec.json holds: it is there also when the worker is no longer assigned to this agent."""
+        """Read the grant from spec.json, where it remains after the worker was assigned to another agent."""
         try:
             value = paths.read_json(paths.spec_file(self.directory))
         except (OSError, ValueError):
@@ -202,7 +202,7 @@ class WorkerHandle:
         )
 
     def _died_unseen(self) -> bool:
-        """Recorded as alive, but its process and its runner have ended, and no runner is on its way."""
+        """Whether the recorded process and its runner have ended unnoticed and no runner is being started."""
         if self.reported or self.state not in ALIVE or not self.idle:
             return False
         pid, start = self.status.get("pid") or 0, self.status.get("pid_start") or 0
@@ -212,7 +212,7 @@ class WorkerHandle:
         return because("exit.runner_gone").then(self.trouble or self.unwritten)
 
     def _cannot_start(self) -> bool:
-        """It is to run, but no runner can be given what it needs. The agent tries on: it may mend itself."""
+        """Whether it should run but its runner's files cannot be written. The agent retries."""
         hindered = bool(self.unwritten) or (bool(self.trouble) and self._starts_in_vain >= STARTS_IN_VAIN)
         return hindered and self.settled and self.needs_runner()
 
@@ -227,7 +227,7 @@ class WorkerHandle:
             self.link.lease(lease.epoch, until)
 
     def send_lease(self) -> None:
-        """To a runner that has just been found."""
+        """Send the current lease to a newly connected runner."""
         held = self.leases.now(self.assignment)
         if self.link is not None and held:
             self.link.lease(*held)
@@ -238,7 +238,7 @@ class WorkerHandle:
     # ----------------------------------------------------------------------------------- files for the runner
 
     def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
-        """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written;
+        """Apply the assignment and notify the runner. `unwritten` names what a full disk keeps from being written;
         a desired state of stopped still reaches its runner."""
         self.assignment = assignment
         if assignment.grant or assignment.epoch != self._grant[0]:
@@ -252,7 +252,7 @@ class WorkerHandle:
             self.unwritten = refused.then(_NEXT_STEPS.get(exc.errno or 0, NONE))
 
     def assign_again(self, default_dir: str, base_env: dict[str, str]) -> None:
-        """Rewrite the runner's files: they could not be written, or its GPUs changed."""
+        """Write the runner's files again, because that failed before or its GPUs have changed."""
         if self.assignment is not None:
             self.assign(self.assignment, default_dir, base_env)
 
@@ -294,7 +294,7 @@ class WorkerHandle:
         return True
 
     def converge(self, now: float, python: str, release_dir: str, may_start: bool) -> bool:
-        """One step towards what is wanted. Returns whether a connection to a runner was made."""
+        """Perform one step towards the desired state. Returns whether a runner was connected."""
         if self.link is not None:
             return False
         if self._starting is not None and not self._started():
@@ -315,11 +315,11 @@ class WorkerHandle:
         return False
 
     def _to_sweep(self) -> bool:
-        """It is not to run, and what a dead runner left has to go: for that a runner needs nothing new on the disk."""
+        """Whether a stopped worker needs a runner to end processes of a dead runner; that needs no new files."""
         return self.assignment is not None and self.assignment.desired != "running" and bool(self.status)
 
     def next_step_at(self, now: float) -> Optional[float]:
-        """When `converge` should be called again by itself (monotonic); None: nothing to do."""
+        """When to call `converge` again without an event (monotonic); None if not needed."""
         if self.link is not None:
             return None
         if self._starting is not None:
@@ -352,7 +352,7 @@ class WorkerHandle:
         return results, changed
 
     def lost_runner(self, now: float) -> bool:
-        """The connection has ended. Returns whether the runner died without a word."""
+        """Handle a closed connection. Returns whether the runner died without saying goodbye."""
         assert self.link is not None
         self.link.close()
         self.link = None
@@ -366,7 +366,7 @@ class WorkerHandle:
         return not self.runner_alive()
 
     def terminate_runner(self) -> None:
-        """Have the runner stop its child and end; the worker is then stopped, but not held: whoever starts runners next
+        """Make the runner stop its process and exit. The worker is then stopped but not held: the next agent
         starts it again."""
         pid = self.status.get("runner_pid")
         if self.link is not None and not self.link.closed and self.reported and isinstance(pid, int) and pid > 1:
@@ -406,7 +406,7 @@ class WorkerHandle:
             self.trouble = because("run.runner_error", error=exc.strerror or str(exc))
 
     def _started(self) -> bool:
-        """Whether the process that was to become the runner has ended; then it listens, or said why not."""
+        """Whether the starting process has exited: the runner then listens, or has reported an error."""
         code = self._starting.poll()
         if code is None:
             return False
@@ -442,7 +442,7 @@ class WorkerHandle:
 
 
 def load_workers(agent_dir: str, runtime_dir: str) -> dict[str, WorkerHandle]:
-    """Every worker that has a directory here."""
+    """All workers that have a directory on this host."""
     workers: dict[str, WorkerHandle] = {}
     try:
         names = sorted(os.listdir(paths.workers_dir(agent_dir)))
