@@ -1,4 +1,4 @@
-"""What the playbooks need on the controller: the same deployment, its bytes carried by Ansible.
+"""Commands that the playbooks run on the controller: the same deployment, with Ansible as the transport.
 
     python -m procguard.deploy.install.ansible begin --hosts INVENTORY… --dir DIR --action deploy|undeploy|ask [--check]
                                                              tells the manager (ask: only asks it); fills DIR (0700)
@@ -50,7 +50,7 @@ class _Silent:
 
 
 def begin(paths: list[str], directory: Path, action: str, check: bool, prune: bool) -> Json:
-    """Tell the manager, and write what the hosts need: install.pyz, the bundle, deployment.json."""
+    """Declare the hosts to the manager and write the files for them: install.pyz, the bundle, deployment.json."""
     options = DeployOptions(prune=prune or action == "undeploy", check=check or action == "ask")
     found = model.load(paths)
     if options.prune and found.incomplete and action == "deploy":
@@ -77,7 +77,7 @@ def begin(paths: list[str], directory: Path, action: str, check: bool, prune: bo
 
 
 def plan(name: str, directory: Path, found: Json) -> Json:
-    """{"changes": words for people, "bundle": its file's name, "send_bundle": whether the host lacks it}"""
+    """{"changes": list of texts, "bundle": file name, "send_bundle": whether the host lacks the bundle}"""
     _, mine = _begun(name, directory)
     release = bundle.build()
     differs = [one["result"] + " " + worker for worker, one in mine.get("workers", {}).items()]
@@ -90,7 +90,7 @@ def plan(name: str, directory: Path, found: Json) -> Json:
 
 
 def request(name: str, directory: Path, found: Json) -> Json:
-    """What `install.pyz install` is to do on host `name`, which answered `found` to `install.pyz status`."""
+    """The request for `install.pyz install` on host `name`; `found`: the host's response to `install.pyz status`."""
     begun, mine = _begun(name, directory)
     host = model.load(begun["inventory"]).hosts[name]
     release = bundle.build()
@@ -104,7 +104,7 @@ def request(name: str, directory: Path, found: Json) -> Json:
 
 
 def code(name: str, directory: Path) -> Json:
-    """Each folder of the host's procguard_sync, whole, in a file that `install.pyz code` takes."""
+    """Pack each folder of the host's procguard_sync into an archive for `install.pyz code`."""
     begun, _ = _begun(name, directory)
     sources, folders = Sources(), []
     for sync in model.load(begun["inventory"]).hosts[name].syncs:
@@ -142,7 +142,7 @@ def forget(name: str, directory: Path) -> Json:
 
 
 def _begun(name: str, directory: Path) -> tuple[Json, Json]:
-    """What `begin` wrote, and this host's part of the manager's answer."""
+    """(the content of deployment.json, this host's part of the manager's response)."""
     begun = json.loads((directory / "deployment.json").read_text("utf-8"))
     if name not in begun["reply"]["hosts"]:
         raise UsageError(
@@ -152,7 +152,8 @@ def _begun(name: str, directory: Path) -> tuple[Json, Json]:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Private directories of former runs that Ansible ended before their last play: all hosts were out of reach."""
+    """Remove private directories of earlier runs that ended before their last play because all hosts were
+    unreachable."""
     for path in folder.glob("procguard-*/deployment.json"):
         with contextlib.suppress(OSError):
             found = path.lstat()

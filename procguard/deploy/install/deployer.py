@@ -96,7 +96,7 @@ class Deployer:
         return results
 
     def _remove_absent(self) -> list[HostResult]:
-        """Hosts that are gone from the inventory, as undeploy does it; the manager knows how to reach them."""
+        """Undeploy hosts that were removed from the inventory; the manager has their addresses."""
         gone, self.absent = self.absent, {}
         hosts = [
             Host(name, from_dict(name, one["ssh"]), home=one["procguard_home"], gone=True) for name, one in gone.items()
@@ -115,7 +115,7 @@ class Deployer:
             self._readiness.settle(results)
 
     def _halts(self, result: HostResult) -> bool:
-        """A changed worker that does not come up ends the roll-out of --restart-changed there."""
+        """Whether this result halts the rollout of --restart-changed: a restarted worker did not come up."""
         down = [name for name, one in result.workers.items() if one.get("trouble")]
         changed = [
             name
@@ -125,18 +125,18 @@ class Deployer:
         return self._restarts and bool(changed)
 
     def rollback(self, hosts: list[Host]) -> list[HostResult]:
-        """Have each agent go back to the release before; nothing is declared, no worker changes."""
+        """Roll back each agent to its previous release. Nothing is declared, and no worker changes."""
         action = self._check_rollback if self._options.check else self._rollback_host
         return self._rollout.run(hosts, self._asked, action)
 
     def undeploy(self, hosts: list[Host]) -> list[HostResult]:
-        """Stop the workers of `hosts`, remove the agents, and have the manager forget both."""
+        """Stop the workers of `hosts`, remove their agents, and remove both from the manager."""
         bare = [Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
         action = self._check_undeploy if self._options.check else self._undeploy_host
         return self._rollout.run(bare, self._pruned, action)
 
     def _pruned(self, wave: list[Host]) -> Json:
-        """The manager stops the workers of `wave`; not of hosts that can't be undeployed because guests live there."""
+        """Make the manager stop the workers of `wave`, except on hosts that still run workers of other hosts."""
         guests = {view.get("agent") for view in self._client.workers() if view.get("home")}
         blocked = [host for host in wave if host.name in guests]
         free = [host for host in wave if host.name not in guests]
@@ -145,14 +145,14 @@ class Deployer:
         return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
 
     def _noted(self, reply: Json) -> Json:
-        """What a reply says of hosts that this deployment is not of."""
+        """Keep what a reply says about hosts outside this deployment."""
         self._fleet_id = str(reply["fleet_id"])
         self.absent = dict(reply.get("absent") or {})
         self.of_other_inventories = dict(reply.get("of_other_inventories") or {})
         return reply
 
     def _declared(self, wave: list[Host]) -> Json:
-        """The code of `wave` is where it belongs, and the manager knows what is to run there."""
+        """Sync the code of `wave`, then declare its hosts and workers to the manager."""
         if any(host.syncs for host in wave):
             asked = self._asked(wave)
             self._code.bring(wave, asked["fleet_id"], self._options.plan.forks, HOST_TIMEOUT_S)
@@ -172,7 +172,7 @@ class Deployer:
         return self._noted(self._client.deploy({**self.request(wave), **records}))
 
     def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
-        """What runs on each host, by its own files; a host that can't be read is left out. The manager needs it where
+        """What runs on each host according to its own files, without unreadable hosts. The manager needs it after
         its state was rebuilt."""
         fleet_id = self._asked(hosts)["fleet_id"]
 
@@ -191,7 +191,7 @@ class Deployer:
         return {name: workers for name, workers in found.items() if workers is not None}
 
     def _asked(self, hosts: list[Host]) -> Json:
-        """What the manager knows of `hosts`; changes nothing."""
+        """The manager's response about `hosts` without a change (check)."""
         asked = {**self.request(hosts), "check": True}
         asked.pop("inventory", None)
         return self._client.deploy(asked)
@@ -222,7 +222,7 @@ class Deployer:
         }
 
     def _restart_one_first(self, results: list[HostResult]) -> None:
-        """Apply what waits for a restart on one host; only where its workers came up, on all others."""
+        """Restart changed workers on one host first, and on the others only if those came up."""
         views = self._views()
         waiting = [result for result in results if result.error is None and self._pending(result, views)]
         to_restart = len(waiting)
@@ -357,7 +357,7 @@ class Deployer:
             self._readiness.check([result])
 
     def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:
-        """The upgraded agent is not heard: back to the release before. What to tell of it."""
+        """Roll back an upgraded agent that sends no heartbeat. Returns the error to report."""
         self._listener.stage(host.name, "roll back")
         try:
             release = self._roll_back(host, where, agent_id)
@@ -366,7 +366,7 @@ class Deployer:
         return HostError(f"{why.message}; rolled back to release {release}", why.next_step, code="rolled_back")
 
     def _roll_back(self, host: Host, where: Json, agent_id: str) -> str:
-        """One host back to its release before, heard again. Returns that release."""
+        """Roll back one host and wait for a heartbeat. Returns the release."""
         deadline = time.monotonic() + HOST_TIMEOUT_S
         with self._sessions.session(host.target, deadline) as session:
             report = session.perform("rollback", where, deadline)
@@ -381,7 +381,7 @@ class Deployer:
         result.changes.append(f"rolled back to {release}")
 
     def _as_they_are(self, agent_id: str) -> dict[str, Json]:
-        """The workers of an agent, each with its state as what came of it: nothing is declared here."""
+        """The agent's workers with their present states as results; nothing was declared."""
         mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
         return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
 
@@ -404,7 +404,7 @@ class Deployer:
             result.changes.append("would remove the agent")
 
     def _describe(self, host: Host, reply: Json) -> Json:
-        """What the host says of itself."""
+        """Probe the host: the installer's report about it."""
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         deadline = time.monotonic() + HOST_TIMEOUT_S
         self._listener.stage(host.name, "connect")
@@ -454,13 +454,14 @@ class Deployer:
         return self.new_secret(mine["agent_id"])
 
     def new_secret(self, agent_id: str) -> str:
-        """Another secret for an agent, known to the manager from now on."""
+        """Create a new secret for an agent and register it with the manager."""
         secret = secrets.token_urlsafe(32)
         self._client.set_credentials(agent_id, secret_sha256(secret))
         return secret
 
     def _check_recovery(self, host: Host) -> Json:
-        """Whether the manager can reach the host by itself; a no is told, and is no failure of the deployment."""
+        """Check whether the manager can reach the host over SSH. A failure is reported but does not fail the
+        deployment."""
         try:
             return self._client.check_ssh(host.name)
         except ProcGuardError as exc:
@@ -490,7 +491,7 @@ class Deployer:
         self.forget(agent_id)
 
     def _note_removed(self, host: Host, reply: Json, result: HostResult) -> None:
-        """Its workers go with it. Raises HostError where a worker lives there that another host declares."""
+        """Record the workers removed with the host. Raises HostError if it runs a worker that another host declares."""
         mine = reply["hosts"][host.name]
         found = [name for name, one in (mine.get("workers") or {}).items() if one["result"] == "removed"]
         why = "gone from the inventory; stopped and removed" if host.gone else ""
@@ -507,7 +508,8 @@ class Deployer:
             )
 
     def forget(self, agent_id: str) -> None:
-        """The manager refuses while it takes the agent for connected: it may need a moment to notice the end."""
+        """Remove the agent from the manager; retried, because the manager refuses until it notices that the agent
+        has ended."""
         deadline = time.monotonic() + VERIFY_TIMEOUT_S
         while True:
             try:
@@ -521,7 +523,7 @@ class Deployer:
             time.sleep(POLL_S)
 
     def await_removal(self, agent_id: str) -> None:
-        """Until the agent has told that its workers are gone. One that is not connected can't: remote_agent.install
+        """Wait until the agent has reported that its workers are gone. If it is not connected, remote_agent.install
         asks then."""
         deadline = time.monotonic() + REMOVAL_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -533,7 +535,8 @@ class Deployer:
 
 
 def manager_candidates(host: Host, client_url: str, configured: list[str]) -> list[str]:
-    """Addresses to be probed from the host, the likeliest first. One in the inventory is the only one."""
+    """The manager addresses to probe from the host, most likely first. An address in the inventory excludes all
+    others."""
     if host.manager_url:
         return [host.manager_url]
     own = urllib.parse.urlsplit(client_url)
@@ -545,7 +548,7 @@ def manager_candidates(host: Host, client_url: str, configured: list[str]) -> li
 
 
 def trust_request(reply: Json) -> Json:
-    """Whose certificate a host is to believe, as the manager says."""
+    """The part of a request that names the certificates that the host shall trust."""
     pinned = reply.get("tls") or {}
     return {"manager_ca": pinned.get("ca", ""), "manager_any_name": bool(pinned.get("any_name"))}
 
@@ -556,7 +559,7 @@ def port_of(url: str) -> int:
 
 
 def would_change(found: Json, release: bundle.Bundle, mine: Json) -> list[str]:
-    """--check: what a deployment would do to the agent."""
+    """For --check: what a deployment would change on the agent, as texts."""
     if not found.get("installed"):
         return ["would install the agent"]
     changes = []

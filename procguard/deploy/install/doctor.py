@@ -32,7 +32,7 @@ StepStatus = Literal["ok", "warn", "bad"]
 
 @dataclass(frozen=True)
 class DoctorStep:
-    """`next_step` says what to do where the verdict is not ok."""
+    """One step of the diagnosis. `next_step`: what to do if the verdict is not ok."""
 
     name: str
     status: StepStatus
@@ -46,7 +46,7 @@ class Doctor:
         self._sessions = sessions
 
     def examine(self, host: Host) -> Iterator[DoctorStep]:
-        """The steps as they are taken. Ends early where nothing more can be known."""
+        """Yield the steps as they are taken. Ends early if the remaining steps are impossible."""
         declared, step = self._ask_manager(host)
         yield step
         tunnel = self._tunnel(host) if declared and host.tunnel and not host.target.local else {}
@@ -86,7 +86,7 @@ class Doctor:
     # ----------------------------------------------------------------------------------------------- the manager
 
     def _ask_manager(self, host: Host) -> tuple[dict[str, Any], DoctorStep]:
-        """What the manager knows of the host ({} where it can't be asked); declares nothing."""
+        """(the manager's response about the host, or {} if it is unreachable; the step). Declares nothing."""
         request = {
             "hosts": [
                 {
@@ -107,7 +107,7 @@ class Doctor:
         return reply, DoctorStep("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
 
     def _tunnel(self, host: Host) -> dict[str, Any]:
-        """What the manager says of the tunnel that the inventory asks for."""
+        """The manager's status of the tunnel that the inventory declares."""
         try:
             views = self._client.hosts()["hosts"]
         except ProcGuardError as exc:
@@ -178,7 +178,7 @@ class Doctor:
 
 
 def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep]:
-    """Nothing where one of the addresses that the agent has is this manager's."""
+    """A warning if none of the agent's manager addresses is this manager's."""
     known = report.get("known")
     if not known or report.get("known_works"):
         return
@@ -200,7 +200,7 @@ def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
 
 
 def _network(target: Target) -> Iterator[DoctorStep]:
-    """Name and port. Behind a jump host only the jump host could tell."""
+    """Check name and port. Skipped behind a jump host, from which alone they are reachable."""
     if target.proxy_jump or target.proxy_command:
         yield DoctorStep("name", "ok", f"{target.address}, by way of {target.proxy_jump or 'a ProxyCommand'}")
         return
@@ -274,7 +274,7 @@ def _agent(found: dict[str, Any]) -> DoctorStep:
 
 
 def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator[DoctorStep]:
-    """Whoever else's manager has an agent on this host; bad where it runs what this inventory declares."""
+    """Agents of other fleets on this host; bad if one of them runs a worker that this inventory declares."""
     declared = {worker.worker_id for worker in host.workers}
     for other in report.get("others") or []:
         manager = f" (manager {other['manager']})" if other.get("manager") else ""

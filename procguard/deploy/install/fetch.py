@@ -45,7 +45,7 @@ class Fetcher:
         self._rollout = Rollout(RolloutPlan(forks), listener)
 
     def fetch(self, hosts: list[Host], wanted: Wanted) -> list[HostResult]:
-        """One result a host; `report` = {"files", "bytes", "folder"}."""
+        """Fetch from all hosts. One result per host; `report` = {"files", "bytes", "folder"}."""
         for host in hosts:
             if not messages.valid_id(host.name):
                 raise UsageError(f"{host.name!r} is not a valid folder name", "rename the host in the inventory")
@@ -76,7 +76,7 @@ class Fetcher:
 
     @staticmethod
     def _receive(session: HostSession, files: int, max_bytes: int, into: Path, report: Json) -> list[str]:
-        """The files that the host could not read."""
+        """Receive the files; returns the names of those that the host could not read."""
         end, unread = time.monotonic() + FETCH_TIMEOUT_S, []
         for _ in range(files):
             header = session.answer(min(end, time.monotonic() + PAUSE_S))["file"]
@@ -99,7 +99,8 @@ class Fetcher:
 
 
 def place(into: Path, name: str) -> Path:
-    """Where a host's file goes: its absolute path, below `into`. Raises HostError for a name that leads elsewhere."""
+    """The local path of a host's file: its absolute path below `into`. Raises HostError for a name that leads
+    elsewhere."""
     parts = name.split("/")
     if parts[0] != "" or any(part in ("", ".", "..") or "\0" in part for part in parts[1:]) or len(parts) < 2:
         raise HostError(f"a host sent a file with an invalid name:  {name!r}", "check that this is the expected host")

@@ -46,7 +46,7 @@ Json = dict[str, Any]
 
 
 class Helper:
-    """Answers requests, each in a thread of its own; pool.py says how many are at work at once."""
+    """Answers requests, each in its own thread; pool.py limits their concurrency."""
 
     def __init__(self, connector: Connector, out: Any, pool: ConnectionPool | None = None) -> None:
         self._connector = connector
@@ -55,7 +55,7 @@ class Helper:
         self._pool = pool or ConnectionPool()
 
     def take(self, request: Json) -> None:
-        """Start on `request`; its answer comes by its deadline, whatever the host does."""
+        """Begin `request`. An answer is sent by its deadline, even if the host hangs."""
         longest_s = MAX_UPGRADE_S if request.get("op") == "upgrade" else MAX_DEADLINE_S
         deadline_s = min(longest_s, float(request.get("deadline_s") or longest_s))
         once = _Once(lambda answer: self._say({"id": request.get("id"), **answer}))
@@ -132,12 +132,13 @@ class Helper:
 
     @property
     def worn_out(self) -> bool:
-        """Too much hangs beyond its deadline (a name server, a proxy command): another process does better."""
+        """Whether too many threads hang beyond their deadline (a name server, a proxy command): replace this
+        process."""
         return self._pool.stuck >= MAX_STUCK
 
 
 class _Once:
-    """Hands on the first answer only: the host's, or the deadline's."""
+    """Passes on only the first answer, either the host's or the deadline's."""
 
     def __init__(self, say: Any) -> None:
         self._say = say
@@ -153,7 +154,7 @@ class _Once:
 
 
 def maintain(session: HostSession, request: Json, where: Json, deadline: float) -> Json:
-    """One of an operator's wishes for an agent."""
+    """Perform an operator's maintenance action on an agent."""
     op = request["op"]
     if op == "log":
         report = session.perform("log", {**where, "max_bytes": request.get("max_bytes")}, deadline)
@@ -183,7 +184,7 @@ def _described(report: Json, started: bool) -> Reason:
 
 
 def _of_addresses(host: str, addresses: Json) -> Reason:
-    """What was found of the agent's addresses, and done about them."""
+    """The reason text about the agent's manager addresses: what was found and changed."""
     if addresses.get("new"):
         before = list(addresses.get("before") or [])[:MAX_URLS] or because("ssh.no_address")
         return because("ssh.readdressed", before=before, now=list(addresses["new"])[:MAX_URLS])

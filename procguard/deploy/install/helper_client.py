@@ -21,7 +21,7 @@ AgentSeen = Literal["running", "started", "absent", "frozen", "failed", "unknown
 
 
 class Result(NamedTuple):
-    """`ok`: the host was reached over SSH. `message` is for people."""
+    """The helper's answer. `ok`: the host was reached over SSH. `message`: for people."""
 
     ok: bool
     agent: AgentSeen
@@ -55,7 +55,7 @@ class SshHelper:
         self._closed = False
 
     def check(self, host: str, ssh: dict[str, Any], deadline_s: float = 15.0) -> Result:
-        """Whether a connection to `host` can be opened from here."""
+        """Check whether an SSH connection to `host` can be opened from this machine."""
         return self._ask({"op": "check", "host": host, "ssh": ssh}, deadline_s)
 
     def ensure_agent(
@@ -69,7 +69,7 @@ class SshHelper:
         manager: dict[str, Any] | None = None,
         deadline_s: float = 30.0,
     ) -> Result:
-        """Have the agent on `host` started unless it runs. `replace_frozen`: also one that a signal has stopped.
+        """Start the agent on `host` unless it runs. `replace_frozen`: also replace an agent stopped by a signal.
         `manager`: the addresses for an agent whose own do not work, see remote_agent/install/readdress.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
         request = {"op": "ensure", **where, "replace_frozen": replace_frozen, "manager": manager or {}}
@@ -86,12 +86,12 @@ class SshHelper:
         deadline_s: float,
         max_bytes: int = 0,
     ) -> Result:
-        """What an operator asks for about the agent on `host`: see helper.py."""
+        """Perform a maintenance action on the agent on `host`; see helper.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
         return self._ask({"op": op, **where, "max_bytes": max_bytes}, deadline_s)
 
     def close(self) -> None:
-        """End the helper. Requests that wait get their answer: it was closed."""
+        """End the helper. Waiting requests are answered with an error."""
         with self._lock:
             self._closed = True
             process, self._process = self._process, None
@@ -102,7 +102,7 @@ class SshHelper:
     # ---------------------------------------------------------------------------------------------- inside
 
     def _ask(self, request: dict[str, Any], deadline_s: float) -> Result:
-        """One answer, within the deadline. A helper that dies meanwhile is asked once more, in its next life."""
+        """Send a request and return its answer within the deadline. Repeated once if the helper dies meanwhile."""
         deadline = time.monotonic() + deadline_s
         answer = self._ask_once(request, deadline_s)
         if request["op"] not in ONCE and answer.get("died") and time.monotonic() < deadline - 1.0:
@@ -128,7 +128,7 @@ class SshHelper:
         return waiting.answer or {"message": because("ssh.helper_silent", host=request["host"])}
 
     def _running(self) -> JsonProcess:
-        """The helper's process, started when there is none or it died. Call with the lock held."""
+        """The helper's process, started if there is none or it has died. Call with the lock held."""
         if self._process is None or self._process.poll() is not None:
             self._process = JsonProcess(self._command, self._take, self._take_end)
         return self._process
@@ -143,7 +143,7 @@ class SshHelper:
         self._fail_all(because("ssh.helper_ended"), process)
 
     def _fail_all(self, why: Reason, process: JsonProcess | None = None) -> None:
-        """Answer those who wait for `process` (None: for any): nobody waits out a deadline for a dead helper."""
+        """Fail the requests that wait for `process` (None: for any), so that none waits until its deadline."""
         for waiting in list(self._waiting.values()):
             if process is None or waiting.process is process:
                 waiting.answer = {"message": why, "died": process is not None}

@@ -24,14 +24,14 @@ class WorkerReadiness:
         return self._watcher.views()
 
     def settle(self, results: list[HostResult]) -> None:
-        """Wait for what these hosts started, then note how all their workers are."""
+        """Wait for the workers that these hosts started, then record the states of all their workers."""
         started = {name: one for result in results for name, one in result.started.items()}
         self._note(results, self._watcher.wait(started, [result.host for result in results]))
         for result in results:
             result.started = {}
 
     def check(self, results: list[HostResult]) -> None:
-        """Note how the workers of these hosts are, without waiting."""
+        """Record the states of these hosts' workers without waiting."""
         self._note(results, self._watcher.views(FRESH_VIEW_S))
 
     def _note(self, results: list[HostResult], views: dict[str, View]) -> None:

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass
 class HostResult:
-    """What came of one host. `changes` are words for people; `error` is set for failed, unreachable and skipped."""
+    """The result of one host. `changes`: texts for people; `error`: set if failed, unreachable or skipped."""
 
     host: str
     status: Status = "ok"
@@ -41,7 +41,7 @@ class HostResult:
 
 
 class Listener(Protocol):
-    """Who shows the progress. Called from many threads."""
+    """Receives the progress. Called from many threads."""
 
     def stage(self, host: str, stage: str) -> None: ...
 
@@ -71,7 +71,7 @@ class RolloutPlan:
         return bool(self.max_fail) and failures > _amount(self.max_fail, hosts, "--max-fail", least=0)
 
     def check(self) -> None:
-        """Raise UsageError for what can't be read, before anything is done."""
+        """Validate the options before anything is done. Raises UsageError."""
         list(self.waves([]))
         for text in filter(str.strip, self.serial.split(",")):
             _amount(text, 1, "--serial", least=1)
@@ -159,7 +159,7 @@ class Rollout:
 
 @contextlib.contextmanager
 def errors_of(result: HostResult) -> Iterator[None]:
-    """What is raised becomes the host's result."""
+    """Context in which an exception becomes the host's result."""
     try:
         yield
     except HostUnreachable as exc:

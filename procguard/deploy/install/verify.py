@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 class AgentVerifier:
-    """Tells when the manager has heard an agent after a moment; one poll of /api/hosts serves all who wait."""
+    """Waits for an agent's heartbeat after a given time; one poll of /api/hosts serves all waiting hosts."""
 
     def __init__(self, client: ManagerClient) -> None:
         self._client = client
@@ -32,13 +32,14 @@ class AgentVerifier:
         self._answer: Json = {}
 
     def now(self) -> datetime | None:
-        """The manager's time, for `wait_for`: what was heard before does not count."""
+        """The manager's time, as `since` for `wait_for`; None if unknown."""
         return _time(self._fresh(time.monotonic()).get("server_time"))
 
     def wait_for(
         self, agent_id: str, deadline: float, since: datetime | None = None, *, connected_is_enough: bool = False
     ) -> Json:
-        """Return once the agent was heard after `since`, by default this call: its host's view. Raises HostError at the
+        """Wait for a heartbeat after `since`, by default the time of this call. Returns the host's view. Raises
+        HostError at the
         deadline. Compared on the manager's clock alone: `server_time` against later `last_seen`.
         """
         since = since or self.now()
@@ -58,7 +59,7 @@ class AgentVerifier:
             time.sleep(self._pause_s)
 
     def _fresh(self, not_before: float) -> Json:
-        """An answer that was asked for after `not_before`; threads share one request."""
+        """A response requested after `not_before`; threads share one request."""
         with self._lock:
             if self._polled_at <= not_before:
                 self._polled_at = time.monotonic()
@@ -69,7 +70,8 @@ class AgentVerifier:
 
 
 def known_recovery(seen: Json) -> Json:
-    """{"ok", "reason"} where the manager itself has just reached this host over SSH; {}: it had better try again."""
+    """{"ok", "reason"} of the manager's recent SSH check of this host; {} if there is none and it should be
+    repeated."""
     known = seen.get("recovery_ssh") or {}
     then, now = _time(known.get("checked_at")), _time(seen.get("server_time"))
     fresh = then is not None and now is not None and 0 <= (now - then).total_seconds() < RECHECK_S

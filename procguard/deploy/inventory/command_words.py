@@ -34,7 +34,7 @@ def mistakes(spec: WorkerSpec) -> list[str]:
 
 
 def engine_started(spec: WorkerSpec) -> str:
-    """A note where the command is `docker run` or `podman run`: its processes are not the worker's. "" = it is not."""
+    """A note for commands such as `docker run`, whose processes do not belong to the worker; "" for others."""
     try:
         words = list(spec.command) if isinstance(spec.command, list) else shlex.split(spec.command, comments=True)
     except ValueError:
@@ -89,7 +89,7 @@ def _unbalanced(key: str, quote: str, text: str) -> str:
 def open_quote(text: str, comments: bool = True) -> str:
     """The quote that is still open at the end of a line for a shell; "" where all are closed. `comments`: # begins one.
 
-    Not asked of a text with a here-document: what stands in there is no shell.
+    Not valid for a text with a here-document, whose content is not shell syntax.
     """
     if comments and "<<" in text:
         return ""

@@ -26,7 +26,8 @@ Policies = dict[str, GroupPolicy]
 
 
 def read(declared: Any, renderer: Renderer, where: str, report: ReportMistake) -> Policies:
-    """The groups of one host's variable. Mistakes go to `tell(where, what, next)` and reading goes on."""
+    """The group policies in one host's variable. Mistakes are passed to `report(where, what, next)`; reading
+    continues."""
     if declared is None:
         return {}
     if not isinstance(declared, dict):
@@ -69,7 +70,7 @@ def _policy(name: str, raw: Any, renderer: Renderer, where: str, report: ReportM
 
 
 def merged(each: Iterable[tuple[str, Policies]], report: ReportMistake, where: str) -> Policies:
-    """What all hosts say together; two that contradict each other are a mistake."""
+    """The merged policies of all hosts; contradictions are reported as mistakes."""
     found: Policies = {}
     first: dict[str, str] = {}
     for host, policies in each:

@@ -59,7 +59,7 @@ class Groups:
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
-        """One of several sources: its mistakes are warnings, and what it can't say is left out."""
+        """Context for one of several sources: its mistakes become warnings, and unreadable parts are left out."""
         strict, self.report = self.report, self._leave_out
         try:
             yield
@@ -116,7 +116,7 @@ class Groups:
             )
 
     def finish(self) -> None:
-        """Everything was read: work out who is whose parent. Raises InventoryError for groups in a circle."""
+        """Resolve parents after everything was read. Raises InventoryError for cyclic groups."""
         for group in self.by_name.values():
             for child in group.children:
                 self.by_name[child].parents.append(group.name)
@@ -153,7 +153,7 @@ class Groups:
     # ------------------------------------------------------------------------------------------- asked afterwards
 
     def members(self) -> dict[str, list[str]]:
-        """Group -> every host in it or below it."""
+        """Group -> all hosts in it or in its children."""
         return self._members
 
     def groups_of(self, host: str) -> list[Group]:
@@ -161,7 +161,7 @@ class Groups:
         return self._groups_of[host]
 
     def variables(self, host: str) -> dict[str, Any]:
-        """All variables of a host by precedence, templates as they stand."""
+        """All variables of a host by precedence, templates not rendered."""
         groups = self.groups_of(host)
         merged: dict[str, Any] = {}
         for group in groups:
@@ -212,7 +212,7 @@ class Groups:
             return None
 
     def _variable_files(self, folder: str, name: str) -> list[Path]:
-        """Looked for once: a group's are asked for by each of its hosts."""
+        """The variable files of a name; cached, because each host of a group asks for the group's files."""
         found = self._paths.get((folder, name))
         if found is None:
             folders = self._folders.get(folder)
@@ -225,7 +225,7 @@ class Groups:
 
 
 def directory_of(source: str) -> Path:
-    """Where group_vars/ and host_vars/ of a source are looked for."""
+    """The directory in which group_vars/ and host_vars/ of a source are searched."""
     path = Path(source)
     if is_list(source):
         return Path(".")

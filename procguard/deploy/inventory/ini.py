@@ -112,7 +112,7 @@ class _IniReader:
 
 
 def _value(text: str) -> Any:
-    """The value of a variable, as Ansible takes it: a Python literal where it is one, else the text."""
+    """The value of a variable as in Ansible: a Python literal if it is one, otherwise the text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -122,7 +122,7 @@ def _value(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Only what YAML could say too: sets and tuples become lists, bytes text."""
+    """The value limited to types of YAML: sets and tuples become lists, bytes become text."""
     if isinstance(value, dict):
         return {_plain(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -92,9 +92,9 @@ class Inventory:
         return f"{socket.gethostname()}:{','.join(paths)}" if len(paths) == len(self.sources) else ""
 
     def select(self, limit: str) -> list[Host]:
-        """The hosts that `--limit` names, in inventory order. Patterns as in Ansible: names, globs, groups, `!`, `&`.
+        """The hosts selected by `--limit`, in inventory order. Patterns as in Ansible: names, globs, groups, `!`, `&`.
 
-        Raises InventoryError when nothing matches: a typing mistake must not look like success.
+        Raises InventoryError if nothing matches: a typo must not look like success.
         """
         if not limit:
             return list(self.hosts.values())
@@ -181,7 +181,7 @@ class _InventoryReader:
     # ------------------------------------------------------------------------------------------------ hosts
 
     def _variables(self, host: str, groups: Groups) -> dict[str, Any]:
-        """All variables of a host by precedence, Ansible's own about it among them."""
+        """All variables of a host by precedence, including Ansible's built-in ones."""
         merged = groups.variables(host)
         _, file = groups.origin(host)
         merged.update(
@@ -301,7 +301,7 @@ class _InventoryReader:
         return given
 
     def _become(self, values: dict[str, Any], where: str) -> str:
-        """The user that the agent is installed as by way of sudo; "" = whoever logs in."""
+        """The user under which the agent is installed, using sudo; "" for the login user."""
         if not self._truth("ansible_become", _first(values, "ansible_become", "ansible_sudo"), where):
             return ""
         method = str(_first(values, "ansible_become_method") or "sudo").removeprefix("ansible.builtin.")
@@ -319,7 +319,8 @@ class _InventoryReader:
         return TRUTHS.get(text, False)
 
     def _spare(self, value: Any, where: str) -> bool | int:
-        """true, false, or how many tasks of other hosts; Ansible's own words for true and false are understood."""
+        """Spare capacity: true, false, or the number of other hosts' tasks. Accepts Ansible's words for true and
+        false."""
         text = str(value if value is not None else "").strip().lower()
         if text.isdigit() and not isinstance(value, bool):
             return int(text)
@@ -375,7 +376,7 @@ class _InventoryReader:
 
 
 def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
-    """Whether anything in it may be rendered; each part is looked at once, however often it is named."""
+    """Whether the value contains a template; shared parts are examined once."""
     seen = set() if seen is None else seen
     if isinstance(value, str):
         return is_template(value)
@@ -388,24 +389,24 @@ def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
 
 
 def _word(value: Any) -> str:
-    """As it is written in YAML: true stays "true"."""
+    """The value as written in YAML: true becomes "true"."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _in_groups(host: Host, policies: dict[str, GroupPolicy]) -> Host:
-    """The host with what its whole inventory says of groups."""
+    """The host, with the group policies of the whole inventory applied to its workers."""
     remarks = group_policies.remarks(host.name, host.workers, policies)
     return replace(host, policies=policies, warnings=(*host.warnings, *remarks))
 
 
 def _absolute(place: str) -> str:
-    """A file and a line with the file's whole path; "" for anything else, and for names that no page can show."""
+    """FILE:LINE with an absolute path; "" for other texts and for unprintable names."""
     found = re.fullmatch(r"(.+):(\d+)", place)
     return f"{os.path.abspath(found[1])}:{found[2]}" if found and place.isprintable() else ""
 
 
 def _secrets(values: dict[str, Any]) -> HostSecrets:
-    """What Ansible calls them; the first of several names that is set."""
+    """The secrets in Ansible's variables; of several names the first that is set."""
     return HostSecrets(
         str(_first(values, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password") or ""),
         str(_first(values, "ansible_become_password", "ansible_become_pass", "ansible_sudo_pass") or ""),

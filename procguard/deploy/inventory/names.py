@@ -39,7 +39,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def check(name: str) -> None:
-    """Raises ValueError for what can't be a host's name: it would be no file's name, or no word."""
+    """Raises ValueError for an invalid host name, such as one with blanks or slashes."""
     if not name or len(name) > MAX_NAME_CHARS or not name.isprintable() or re.search(r"[\s/\\]", name):
         raise ValueError(f"{name[:80]!r} can't name a host")
     if name.endswith(":") or name in (".", ".."):
@@ -47,7 +47,7 @@ def check(name: str) -> None:
 
 
 def fleet_id(name: str) -> str:
-    """By which the fleet knows the host: its name, or for one that is no id (an IPv6 address, other letters than
+    """The host's id in the fleet: its name, or if that is no valid id (an IPv6 address, other letters than
     ASCII's, more than 64) what can stay of it, and a digest."""
     if messages.valid_id(name):
         return name
@@ -57,7 +57,7 @@ def fleet_id(name: str) -> str:
 
 
 def address(name: str) -> str:
-    """Where a host is that says nothing else: its name, as DNS writes it."""
+    """The default address of a host: its name in the form of DNS."""
     try:
         return name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError:

@@ -19,7 +19,7 @@ ReportMistake = Callable[[str, str, str], None]  # where, what, what to do
 
 
 class Map(dict[Any, Any]):
-    """A mapping with its place: `where()` for itself, `where(key)` for one of its keys."""
+    """A mapping with its position: `where()` of itself, `where(key)` of a key, as FILE:LINE."""
 
     file = ""
     line = 0
@@ -29,20 +29,20 @@ class Map(dict[Any, Any]):
         return f"{self.file}:{self.key_lines.get(key, self.line)}"
 
     def without(self, key: Any) -> Map:
-        """The same in the same place, less one key."""
+        """A copy at the same position without one key."""
         result = Map({name: value for name, value in self.items() if name != key})
         result.file, result.line, result.key_lines = self.file, self.line, self.key_lines
         return result
 
 
 class Unsafe(str):
-    """Text of `!unsafe`: no template, whatever stands in it."""
+    """Text of `!unsafe`, which is never rendered as a template."""
 
     __slots__ = ()
 
 
 class EncryptedFile(InventoryError):
-    """All of it is encrypted, and there is no password."""
+    """The whole file is encrypted and no password was given."""
 
 
 class _InventoryLoader(yaml.SafeLoader):
@@ -87,7 +87,7 @@ _InventoryLoader.add_constructor("!unsafe", lambda loader, node: Unsafe(node.val
 
 
 class _SecretLoader(_InventoryLoader):
-    """Of a file that was encrypted: each text in it is a secret."""
+    """The loader for encrypted files: every text in them is a secret."""
 
 
 def _secret(loader: _SecretLoader, node: yaml.ScalarNode) -> Encrypted:

@@ -18,7 +18,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 def read(path: Path, groups: Groups) -> None:
-    """Raises InventoryError: it can't be started, failed, took too long, or its answer is no inventory."""
+    """Raises InventoryError if it cannot be started, fails, takes too long, or returns an invalid inventory."""
     answer = _run(path, "--list")
     meta = answer.pop("_meta", None)
     for name, body in answer.items():

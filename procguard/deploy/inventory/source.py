@@ -78,7 +78,7 @@ def _read_file(path: Path, groups: Groups) -> None:
 
 
 def _read_yaml(path: Path, groups: Groups) -> None:
-    """INI in a file that ends in .yml is read as INI, as by Ansible; else it is YAML whose mistakes count."""
+    """Read a YAML file. As in Ansible, a file named .yml that contains INI is read as INI."""
     try:
         inventory_yaml.read(path, groups)
     except positions.EncryptedFile:
@@ -103,7 +103,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _is_yaml(path: Path, beginning: bytes) -> bool:
-    """By the name's ending, else by the first line that says something: `all:`, `---` or `{` is YAML."""
+    """Whether the file is YAML: by its extension, else by its first significant line (`all:`, `---` or `{`)."""
     if path.suffix in (".yaml", ".yml", ".json"):
         return True
     if path.suffix == ".ini":
