@@ -205,13 +205,13 @@ class Manager:
         return self.web.manager_urls()  # made after those who ask
 
     def _portal_url(self) -> str:
-        """For links in messages: an address that people elsewhere can open, "" where there is no portal."""
+        """The portal's URL for links in messages, reachable from other machines; "" if there is no portal."""
         return self.web.manager_urls()[0] if self._config.web.enabled and self.web.manager_urls() else ""
 
     def _first_token(self) -> str:
-        """Without web.trust_local nobody could make the first operator's token: it is made here, into a private file.
+        """Create the first operator token in a private file, which is necessary without web.trust_local.
 
-        Returns the file's path, "" where there is nothing to do. It is revoked like any other.
+        Returns the file's path, "" if not necessary. The token is revoked like any other.
         """
         tokens, now = self.fleet.tokens, clock.read()
         usable = [token for token in tokens.all() if token.scope == "operator" and not tokens.usable(token, now)]
@@ -276,7 +276,7 @@ class Manager:
         return 0
 
     def _facts(self) -> Iterator[dict[str, Any]]:
-        """What selectors ask about every worker, while others have their turns."""
+        """The facts about all workers for selectors. Yields to other greenlets."""
         rest = Pace()
         for worker_id, worker in list(self.fleet.state.workers_by_id.items()):
             rest()
@@ -297,7 +297,7 @@ class Manager:
         self._ending.set()
 
     def _check_ssh(self) -> None:
-        """After a takeover: whether recovery over SSH works from this manager is known before it is needed."""
+        """Check after a takeover whether recovery over SSH works from this manager, before it is needed."""
         agents = [agent for agent in self.fleet.state.agents_by_id.values() if agent.kind == "deployed"]
 
         def report(host: str, ok: bool, reason: Reason) -> None:
@@ -306,12 +306,12 @@ class Manager:
         ssh_checks.check_all(self.ssh, [(agent.host, agent.ssh) for agent in agents], report)
 
     def _tick_soon(self, _agent_id: str) -> None:
-        """A lost connection is judged as soon as it may be, not at the next interval."""
+        """Schedule a round for a lost connection before the next regular interval."""
         for after_s in (SUSPECT_AFTER_S, LOST_AFTER_S):
             gevent.spawn_later(after_s + 0.005, self._tick_now.set)
 
     def _is_alive(self) -> bool:
-        """Whether the loop below has come round lately."""
+        """Whether the main loop has completed a round recently."""
         return clock.read().monotonic - self._round_at < ROUND_LATE_S + self._config.monitoring.interval
 
     def _loop(self) -> None:
@@ -388,7 +388,7 @@ class Manager:
             self._peers.promote(successor)
 
     def _keep_cursors(self, now: clock.Now) -> None:
-        """An alert that was not sent yet is sent by the next run of the manager, or by the next leader."""
+        """Store the notifier's cursors, so that the next manager process or leader sends pending alerts."""
         moved = self.notifier.moved()
         if moved:
             with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
@@ -411,7 +411,7 @@ class Manager:
             raise
 
     def _run_breaker_probe(self, now: clock.Now) -> None:
-        """While the brake is on: does SSH to other hosts work? It is only tried; nothing is started."""
+        """While the circuit breaker is open, check whether SSH to other hosts works. Starts nothing there."""
         agent = self.monitor.breaker_probe(now)
         if agent is None:
             return
@@ -478,7 +478,7 @@ class Manager:
 
 
 class PrivateLog(logging.handlers.RotatingFileHandler):
-    """A log that its owner alone can read, whatever the umask is; also one that an earlier release left open."""
+    """A log file that only its owner can read, whatever the umask; fixes the mode of an existing file, too."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -487,7 +487,8 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
                 os.chmod(f"{self.baseFilename}.{number}", 0o600)
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        """By what is written: logging's own asks the file system for each record, and formats it a second time."""
+        """Decides by the bytes written: logging's own method stats the file and formats the record again for each
+        record."""
         return self.stream is not None and self.stream.tell() >= self.maxBytes
 
     def _open(self) -> Any:
@@ -498,7 +499,7 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
 
 
 def set_up_logging(config: Config) -> None:
-    """The manager's log: bounded, in the shape the configuration gives."""
+    """Set up the manager's log: bounded, in the configured format."""
     try:
         os.makedirs(os.path.dirname(config.logging.file), mode=0o700, exist_ok=True)
         handler = PrivateLog(config.logging.file, maxBytes=20_000_000, backupCount=LOGS_KEPT, encoding="utf-8")
@@ -516,7 +517,7 @@ def set_up_logging(config: Config) -> None:
 
 
 def _in_thread_pool(task: Callable[[], None]) -> None:
-    """Blocking disk work, off the event loop."""
+    """Run blocking disk work off the event loop."""
     gevent.get_hub().threadpool.apply(task)
 
 

@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def exec_script(script: str, argv: Sequence[str], missing: str) -> NoReturn:
-    """Become `./<script> argv…`, which sets .venv up where it is missing. Exits with a line where that can't help."""
+    """Execute `./<script> argv…`, which creates .venv if it is missing. Exits with a message if that cannot help."""
     path = os.path.join(ROOT, script)
     in_own_venv = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(ROOT, ".venv"))
     if in_own_venv or not os.path.isfile(path):

@@ -55,7 +55,7 @@ class Running:
 
 
 class StateLock:
-    """The right to be the manager of one state; ends with the process at the latest."""
+    """The lock that allows this process to manage a state; released at the latest when the process ends."""
 
     def __init__(self, file: TextIO, pid_path: str, running: Running) -> None:
         self._file = file
@@ -65,7 +65,7 @@ class StateLock:
         _write_text(pid_path, f"{running.pid}\n")
 
     def announce(self, url: str) -> None:
-        """Tell --daemon and --status where the manager listens, once it does."""
+        """Write the URL for --daemon and --status, once the manager listens."""
         self._running = dataclasses.replace(self._running, url=url)
         self._write()
 
@@ -97,7 +97,7 @@ class StateLock:
         _write_text(self._pid_path, f"{self._running.pid}\n")
 
     def let_go(self) -> None:
-        """Of a state that turned out to be another manager's; `renew` takes it again."""
+        """Release the lock of a state that another manager owns; `renew` takes it again."""
         self._file.close()
 
     def release(self) -> None:
@@ -120,7 +120,7 @@ class StateLock:
 
 
 def lock_state(config: Config) -> StateLock:
-    """Become the one manager of this state, or raise Conflict naming the one that is. Makes the state's directory."""
+    """Take the lock of this state. Raises Conflict that names the running manager. Creates the state's directory."""
     path = _lock_path(config)
     try:
         os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
@@ -147,7 +147,7 @@ def lock_state(config: Config) -> StateLock:
 
 
 def _take(file: TextIO) -> bool:
-    """The exclusive lock; tried for a moment, because `find` holds a shared one while it looks."""
+    """Take the exclusive lock; retried briefly, because `find` holds a shared lock for a moment."""
     deadline = time.monotonic() + 0.5
     while True:
         try:
@@ -173,7 +173,7 @@ def find(config: Config) -> Running | None:
 
 
 def _holder_text(config: Config) -> str | None:
-    """What the lock's holder wrote; None where nobody holds it, and the file is of a manager that is gone."""
+    """The identity written by the lock's holder; None if nobody holds the lock and the file is stale."""
     try:
         with open(_lock_path(config), encoding="utf-8") as file:
             try:
@@ -201,7 +201,7 @@ def already_running(config: Config) -> Conflict:
 
 
 def _parse(text: str) -> Running | None:
-    """None for the half-written text of a holder that is just writing."""
+    """The parsed identity; None for incomplete text, which the holder is still writing."""
     try:
         data = json.loads(text)
         names = {field.name for field in dataclasses.fields(Running)}
@@ -272,7 +272,7 @@ def status(config: Config) -> int:
 
 
 def stop(config: Config) -> int:
-    """End the manager of this state and wait for its end. Workers run on. 0: it has ended; 1: it does not end; 3: none
+    """Stop the manager of this state and wait. Workers keep running. 0: it has ended; 1: it does not end; 3: none
     ran, so nothing was stopped."""
     running = find(config)
     if running is None:
@@ -298,7 +298,7 @@ def stop(config: Config) -> int:
 
 
 def stop_line(config: Config) -> str:
-    """What ends the manager of this state, typed in whatever directory."""
+    """The command that stops the manager of this state, valid in any directory."""
     words = ["./start_manager.sh", "--stop"]
     if config.state.state_file != state_paths.well_known():
         words += ["--set", f"state.state_file={config.state.state_file}"]
@@ -306,7 +306,7 @@ def stop_line(config: Config) -> str:
 
 
 def python_command() -> list[str]:
-    """This interpreter, with the safe path we were started with ourselves: without it a queue.py in the user's
+    """This interpreter with -P if it was started so: without it a queue.py in the user's
     working directory would replace the library's."""
     return [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
 
@@ -316,7 +316,7 @@ def module_command(module: str) -> list[str]:
 
 
 def address(config: Config) -> str:
-    """Where a manager with this configuration is reached from this machine."""
+    """The URL of a manager with this configuration, from this machine."""
     return local_url("http" if config.web.tls.mode == "off" else "https", config.web.host, config.web.port)
 
 
@@ -327,7 +327,7 @@ def local_url(scheme: str, host: str, port: int) -> str:
 
 
 def is_ready(url: str, timeout_s: float = 2.0) -> bool:
-    """GET /readyz answers 200."""
+    """Whether GET /readyz answers 200."""
     return readiness(url, timeout_s) == "ready"
 
 

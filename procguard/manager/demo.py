@@ -78,7 +78,7 @@ def default_folder() -> str:
 
 
 class DemoEnding:
-    """Whether a signal told us to end. A plain flag: a handler that takes a lock can meet the one it interrupted."""
+    """Whether a signal has requested the end. A plain flag, because a lock taken in a signal handler can deadlock."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -126,7 +126,8 @@ class Demo:
     # ---------------------------------------------------------------------------------------------- starting
 
     def _start(self) -> bool:
-        """Manager, then deployment, then all workers running. False when told to end meanwhile, or something failed."""
+        """Start the manager, deploy, and wait until all workers run. False if it was interrupted or something
+        failed."""
         self._ports = [choose_port(self._host, self._wanted_port)]
         while len(self._ports) < self._count:
             self._ports.append(free_port(self._host))
@@ -198,7 +199,7 @@ class Demo:
             )
 
     def _ready(self, number: int) -> bool:
-        """Whether it leads or, of several, stands by."""
+        """Whether manager `number` leads or, with several managers, stands by."""
         code = self._managers[number].poll()
         if code is not None:
             raise ProcGuardError(f"the demo's manager exited with code {code}: {self._manager_output(number)}")
@@ -268,7 +269,7 @@ class Demo:
         _say("Ctrl-C stops everything and removes it.")
 
     def _watch(self) -> bool:
-        """Until told to end; False when the manager ended by itself. One of several is started again."""
+        """Wait for the end. False if the manager ended by itself; one of several managers is started again."""
         while not self._ending.wait(0.2):
             for number, process in list(self._managers.items()):
                 if process.poll() is None:
@@ -286,7 +287,8 @@ class Demo:
         return os.path.isdir(self._home) or os.path.isdir(self._state)
 
     def _end(self) -> bool:
-        """The manager first, or it would bring the agent back; then each agent with its workers; then the folder."""
+        """Stop the manager, which would otherwise restart the agent, then each agent with its workers; remove the
+        folder."""
         if self._deployment is not None and self._deployment.poll() is None:
             self._deployment.terminate()
             self._deployment.wait()
@@ -361,7 +363,7 @@ def _name(number: int) -> str:
 
 
 def choose_port(host: str, wanted: int | None) -> int:
-    """`wanted`, which must be free; else 5000, or the next free one, saying so. Raises UsageError, Conflict."""
+    """The port `wanted`, which must be free; by default 5000 or the next free port. Raises UsageError, Conflict."""
     try:
         _bound(host, 0).close()
     except (OSError, UnicodeError) as exc:

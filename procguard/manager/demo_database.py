@@ -97,7 +97,7 @@ class DemoDatabase:
         return waited(answers, START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """Ends the server that a demo in this folder started, and removes its files. Raises ProcGuardError."""
+        """Stop the server of a demo in this folder and remove its files. Raises ProcGuardError."""
         try:
             with open(self._place_file, encoding="utf-8") as file:
                 place = file.read().strip()
@@ -127,7 +127,7 @@ class DemoDatabase:
 
 
 def _server_user() -> str:
-    """ "" where the server may run as who we are."""
+    """The user that runs the server; "" for the current user."""
     if os.geteuid() != 0:
         return ""
     with contextlib.suppress(KeyError):

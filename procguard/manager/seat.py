@@ -125,7 +125,7 @@ class Seat:
 
     @property
     def leader(self) -> str:
-        """Its name; "" where nobody leads."""
+        """The leader's name; "" if no manager leads."""
         if self._taken is not None:
             return self.name
         return self.row.holder if self.row is not None else ""
@@ -137,7 +137,7 @@ class Seat:
     # ------------------------------------------------------------------------------------------ standing by
 
     def prepare(self) -> None:
-        """The database is there and has its tables when this returns. Raises OSError, ProcGuardError."""
+        """Connect to the database and create missing tables. Raises OSError, ProcGuardError."""
         self._link.call(postgres_schema.migrate, LOAD_TIMEOUT_S)
 
     def poll(self) -> bool:
@@ -166,13 +166,13 @@ class Seat:
         return won
 
     def wait_s(self) -> float:
-        """Until the next look."""
+        """Seconds until the next `poll`."""
         if self._unchanged is None:
             return LOOK_S
         return min(LOOK_S, max(0.005, self._unchanged[1] + TAKEOVER_S - time.monotonic()))
 
     def _is_due(self, row: LeaderRow, began: float) -> bool:
-        """`began`: when the look began that has read `row`."""
+        """Whether to take over. `began`: when the poll that read `row` began."""
         now, beat = time.monotonic(), (row.term, row.beat)
         if now - began > POLL_LATE_S or self._unchanged is None or self._unchanged[0] != beat:
             self._unchanged = (beat, now)
@@ -218,7 +218,7 @@ class Seat:
 
     @contextlib.contextmanager
     def beating_beside(self) -> Iterator[None]:
-        """For what holds the event loop for seconds, as reading a large state does."""
+        """Send beats from a thread while the event loop is blocked for seconds, for example to read a large state."""
         self._loop_at = float("inf")
         with self._beating():
             yield
@@ -244,7 +244,7 @@ class Seat:
             beating.get()
 
     def beat_once(self) -> bool:
-        """Whether the database took it."""
+        """Send one beat. Returns whether the database accepted it."""
         assert self._taken is not None
         sent, before = boottime(), self.acknowledged()
         try:
@@ -265,7 +265,7 @@ class Seat:
         return True
 
     def release(self, successor: str = "") -> None:
-        """The orderly end of this term; everything is durable by then, and nothing is answered any more."""
+        """End this term in an orderly way. By then everything is durable and no more requests are answered."""
         if self._taken is None or self.ended or self.released:
             return
         self.released = True
@@ -286,7 +286,7 @@ class Seat:
         self._link.close()
 
     def ask(self, task: Callable[[Connection], Any]) -> Any:
-        """A look into the database beside the beats, on a connection of its own. Raises OSError."""
+        """Run a query on a separate connection, so that beats are not delayed. Raises OSError."""
         link = DatabaseLink(self.place, "report")
         try:
             return link.call(task)

@@ -45,7 +45,7 @@ class ManagerService(KeepAlive):
         return "\n".join(lines)
 
     def _cron_lines(self) -> list[str]:
-        """Each minute: a manager that runs refuses a second one on its state, and nothing happens."""
+        """The cron lines. They start a manager each minute, which exits at once if one is running on the state."""
         words = [*self._words, "--daemon"]
         command = (
             f"cd {shlex.quote(self._working_dir)} && PYTHONPATH={shlex.quote(resources.import_root())} "
@@ -57,7 +57,8 @@ class ManagerService(KeepAlive):
 
 
 def install(config: Config, arguments: Sequence[str]) -> str:
-    """Put it in place and start it; returns what it came to. Raises Conflict where neither systemd nor cron is here."""
+    """Install and start the service; returns a text about it. Raises Conflict if neither systemd nor cron is
+    available."""
     service = ManagerService(config, arguments, os.getcwd())
     kind, reason = service.choose("auto")
     if kind == "none":
@@ -73,7 +74,7 @@ def install(config: Config, arguments: Sequence[str]) -> str:
 
 
 def remove(config: Config) -> str:
-    """Take it away again. A manager that systemd runs is stopped by that; one of cron's runs on until --stop."""
+    """Remove the service. This stops a manager run by systemd; one started by cron keeps running until --stop."""
     service = ManagerService(config, [], os.getcwd())
     was = service.installed()
     if was == "systemd":

@@ -51,7 +51,7 @@ def place_of(config: Config) -> DatabasePlace:
 
 
 def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
-    """Until it is ended. Raises ProcGuardError where it cannot begin."""
+    """Stand by and lead until the end. Returns the exit code. Raises ProcGuardError if it cannot start."""
     name = config.state.manager_name or name_of_this_machine()
     given = log_archive.secrets_of(config)
     seat = Seat(place_of(config), name, config.state.database_grace_s)
@@ -73,7 +73,7 @@ def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
 
 
 def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent.event.Event) -> Any:
-    """Returns the listening socket once this manager leads; None where it was ended before."""
+    """Stand by. Returns the listening socket once this manager leads; None if it was stopped before."""
     server = StandbyServer(config, seat)
     checks, keys = StandbyChecks(SshHelper(), seat.warm), shared_files.HostKeys()
     seat.urls, seat.about = (
@@ -166,7 +166,7 @@ def _sync_forever(seat: Seat, keys: shared_files.HostKeys) -> None:
 
 
 def _share_ca(seat: Seat, config: Config) -> None:
-    """The CA of `web.tls: auto` is one for all managers, made by whoever is first."""
+    """Share the CA of `web.tls: auto`: the first manager creates it for all."""
     from procguard.tls.authority import Authority  # noqa: PLC0415 - 10 MB that others do not need
 
     directory = os.path.join(config.state_directory, "tls")

@@ -105,11 +105,11 @@ class HostKeys:
 
 
 def _lines(text: str) -> list[str]:
-    """Keys of hosts: no comments, no markers (@cert-authority, @revoked)."""
+    """The host key lines, without comments and markers (@cert-authority, @revoked)."""
     return [line.strip() for line in text.splitlines() if len(line.split()) >= 3 and line.lstrip()[0] not in "#@"]
 
 
 def _subject(line: str) -> tuple[str, str]:
-    """Whose key it is, and of what kind."""
+    """(host names, key type) of a line."""
     name, kind = line.split()[:2]
     return name, kind

@@ -30,7 +30,7 @@ ReportResult = Callable[[str, bool, Reason], None]  # (host, whether it works, w
 
 
 def check_all(helper: SshHelper, hosts: Iterable[Host], report: ReportResult) -> None:
-    """Try each host, a few at once."""
+    """Check all hosts, a few at a time."""
 
     def check(host: Host) -> None:
         name, ssh = host
@@ -43,7 +43,7 @@ def check_all(helper: SshHelper, hosts: Iterable[Host], report: ReportResult) ->
 
 
 class StandbyChecks:
-    """`view` is what the standby says of itself to the leader."""
+    """Checks of a standby. `view`: the result, which the standby publishes to the leader."""
 
     def __init__(self, helper: SshHelper, warm: WarmCopy) -> None:
         self._helper = helper
@@ -91,7 +91,7 @@ class StandbyChecks:
 
 
 def deployed_hosts(warm: WarmCopy) -> list[Host]:
-    """Each host once, by name."""
+    """The deployed hosts, each once, ordered by name."""
     found: dict[str, dict[str, Any]] = {}
     for agent in warm.tables.get("agents", {}).values():
         if agent.get("kind", "deployed") == "deployed":

@@ -70,7 +70,7 @@ class StandbyServer:
         self._server.start()
 
     def stop(self) -> None:
-        """Accept nothing more; who waits in the listening socket is answered by the leader that this becomes."""
+        """Accept no more connections. Those waiting in the listening socket are served after this manager leads."""
         self._server.stop_accepting()
         self._server.stop(timeout=STOP_GRACE_S)
 
@@ -105,7 +105,7 @@ class StandbyServer:
         )
 
     def _proof(self, environ: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-        """By which an agent knows that this is a manager of its fleet, so that it believes the list."""
+        """The proof by which an agent verifies that this is a manager of its fleet and trusts the list of URLs."""
         asked = parse_qs(environ.get("QUERY_STRING", "")[:MAX_QUERY_CHARS])
         agent_id, nonce, to = (asked.get(name, [""])[0] for name in ("agent", "nonce", "to"))
         key = self.proof_key(agent_id)
@@ -122,7 +122,7 @@ class StandbyServer:
         return len(self._asked)
 
     def proof_key(self, agent_id: str) -> str:
-        """As the leader has it (fleet/state.py); "" where this agent is not known."""
+        """The agent's proof key, as in the leader's state (fleet/state.py); "" if the agent is unknown."""
         warm = self._seat.warm
         fleet, agent = warm.record("fleet", "fleet"), warm.record("agents", agent_id)
         if fleet is None or agent is None:
@@ -145,4 +145,4 @@ def _target(environ: dict[str, Any]) -> str:
 
 
 def _count_nothing(_route: str, _method: str, _status: int, _seconds: float) -> None:
-    """Requests to a standby are in nobody's metrics."""
+    """Requests to a standby are not counted in metrics."""

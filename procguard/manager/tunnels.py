@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 class Process(Protocol):
-    """What `deploy.tunnel_client.TunnelProcess` is; tests put a fake here."""
+    """The interface of `deploy.tunnel_client.TunnelProcess`, replaced by a fake in tests."""
 
     def keep(self, spec: Json) -> None: ...
 
@@ -47,7 +47,7 @@ class Tunnels:
         self._news: dict[str, threading.Event] = {}  # for those who wait for a tunnel
 
     def start(self, to_port: int) -> None:
-        """`to_port`: where the manager listens for agents that come through a tunnel."""
+        """`to_port`: the manager's port for agents connected through a tunnel."""
         self._to_port = to_port
         self._fleet.state.bus.hosts.subscribe(self._reconcile)
         for agent_id in list(self._fleet.state.agents_by_id):

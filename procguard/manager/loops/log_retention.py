@@ -1,4 +1,4 @@
-"""Applies `logs.retention` now and then."""
+"""Applies `logs.retention` periodically."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def drive(measurements: Measurements, files: MeasurementFiles, fleet: Fleet) -> None:
-    """Never returns. What an earlier run left is read first, and both reading and writing happen in threads."""
+    """Load stored measurements, then sample and write periodically. Never returns. File access happens in threads."""
     pool, rest = gevent.get_hub().threadpool, Pace()
     pool.apply(files.load, (measurements, clock.read().wall))
     while True:
