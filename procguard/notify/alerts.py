@@ -1,4 +1,4 @@
-"""Which events are worth telling, and how many become one message. Pure: no clock, no sending.
+"""Classifies events as alerts and groups alerts into messages. Pure: no clock, no sending.
 
     event ──► classified ──► Gathering (one for each target): dedup, one Group for each class ──► Message
 
@@ -58,14 +58,14 @@ FINISHED: tuple[str, Severity] = ("finished", "info")
 
 
 def classified(event: Event) -> tuple[str, Severity]:
-    """The class of an event, or its kind where it is no alert."""
+    """(class, severity) of an event; the class is its kind if it is no alert."""
     if event["kind"] == "worker_state" and event.get("after") == "exited":
         return FINISHED
     return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
 
 
 def among(asked: Sequence[str], event: Event) -> bool:
-    """Whether such an event is asked for. A failure is an end, too."""
+    """Whether `asked` includes this event's class. A failure also counts as `finished`."""
     alert, _ = classified(event)
     if alert == "failed" and FINISHED[0] in asked:
         return True
@@ -99,7 +99,7 @@ class AlertGroup:
 
     @property
     def is_end(self) -> bool:
-        """Of workers that are over."""
+        """Whether the group's alerts are about workers that have ended."""
         return self.alert in (FINISHED[0], "failed")
 
     def add(self, event: Event) -> None:
@@ -113,7 +113,7 @@ class AlertGroup:
 
 
 class Gathering:
-    """What one target is still to be told, and what it was told lately. `now` is monotonic seconds."""
+    """One target's pending alerts, and the recently sent ones for deduplication. `now`: monotonic seconds."""
 
     def __init__(self, target: AlertTarget) -> None:
         self._target = target
@@ -138,7 +138,7 @@ class Gathering:
         return bool(self._groups)
 
     def take(self, event: Event, now: float, routed: bool = False) -> None:
-        """`routed`: to be told whatever the target asks for."""
+        """Add an event. `routed`: included regardless of the target's own classes."""
         if not routed and not among(self._target.events, event):
             return
         kind, host = event["kind"], str(event.get("host") or "")
@@ -153,7 +153,7 @@ class Gathering:
             self._take_once(event, now)
 
     def _listens_to(self, kind: str) -> bool:
-        """Whether each event of this kind was asked for, not only what ends an alert."""
+        """Whether every event of this kind was asked for, not only one that ends an alert."""
         return kind in self._target.events or "all" in self._target.events
 
     def _take_once(self, event: Event, now: float) -> None:
@@ -174,7 +174,7 @@ class Gathering:
         self._groups.setdefault((alert, severity), AlertGroup(alert, severity)).add(event)
 
     def ripen(self, now: float) -> float | None:
-        """Hosts that have been silent for long enough become alerts. Returns when to come back for the next one."""
+        """Turn hosts that have been silent long enough into alerts. Returns when to call again, None if not needed."""
         after = self._target.unreachable_after
         for host, (since, event) in list(self._silent.items()):
             if now - since >= after:
@@ -184,7 +184,7 @@ class Gathering:
         return min((since + after for since, _ in self._silent.values()), default=None)
 
     def pop(self) -> AlertGroup | None:
-        """The group that has waited longest."""
+        """Remove and return the group that has waited longest; None if there is none."""
         return self._groups.pop(next(iter(self._groups))) if self._groups else None
 
 
@@ -210,7 +210,7 @@ class EndedJob:
 
 @dataclass(frozen=True)
 class Message:
-    """What every format is made from."""
+    """The content of a message, independent of its format."""
 
     alert: str
     severity: Severity

@@ -1,4 +1,4 @@
-"""One message as each service wants it, and what its answer means. Pure: bytes out, an answer in.
+"""Formats a message for each service and interprets the service's response. Pure.
 
 The services' own pages say how: Slack "incoming webhooks", Feishu "custom bot", DingTalk "custom robot", WeCom "group
 robot". Texts are cut to what each takes.
@@ -30,7 +30,7 @@ MARKS = {"critical": "🔴", "warning": "🟠", "info": "🔵"}
 
 
 class NotificationRequest(NamedTuple):
-    """One POST."""
+    """An HTTP POST to send."""
 
     url: str
     body: bytes
@@ -73,7 +73,7 @@ def _heading(message: Message) -> str:
 
 
 def _slack(message: Message) -> dict[str, Any]:
-    """`text` is what notifications show; the blocks are what the channel shows."""
+    """A Slack message: `text` is shown in notifications, the blocks in the channel."""
     section = _escaped(message.text)
     if message.link:
         section = f"{section[: SLACK_SECTION_CHARS - 300]}\n<{message.link}|{_open(message)}>"
@@ -125,7 +125,7 @@ def _wecom(message: Message) -> dict[str, Any]:
 
 
 def _markdown(message: Message) -> str:
-    """As much of Markdown as both Chinese robots know; the link first, so that a cut never takes it."""
+    """Markdown in the subset common to DingTalk and WeCom; the link comes first, so that it is never cut off."""
     head = [f"### {_plain(_heading(message))}"]
     if message.link:
         head.append(f"[{_open(message)}]({message.link})")
@@ -133,7 +133,7 @@ def _markdown(message: Message) -> str:
 
 
 def _plain(line: str) -> str:
-    """Text that stays text: no images, links or HTML from what a job wrote."""
+    """The line with Markdown escaped: a job's output must not become images, links or HTML."""
     for mark in "\\`*_[]<>!#":
         line = line.replace(mark, " " if mark in "<>`" else "\\" + mark)
     return line
@@ -166,7 +166,7 @@ MOST_RETRY_AFTER_S = 3_600.0
 
 
 def judged(target: AlertTarget, status: int, headers: Headers, body: bytes, now: Now) -> Outcome:
-    """What an HTTP answer means."""
+    """The outcome that an HTTP response means."""
     text = body[:500].decode("utf-8", "replace").strip()
     if not 200 <= status < 300:
         again = status in RETRY_STATUSES or status >= 500

@@ -48,7 +48,7 @@ class Mutes:
         self._mutes: dict[str, tuple[Mute, Selector]] = {}
 
     def restore(self, rows: Mapping[str, Mapping[str, Any]], wall: float) -> None:
-        """What the store kept; what has ended is left out."""
+        """Load the stored mutes, without those that have ended."""
         known = Mute.__dataclass_fields__
         for row in rows.values():
             mute = Mute(**{name: value for name, value in row.items() if name in known})
@@ -67,7 +67,7 @@ class Mutes:
         return self._mutes[mute_id][0]
 
     def made(self, select: str, begins: float | None, for_s: float, note: str, by: str, wall: float) -> Mute:
-        """A new one, not put in yet. `begins` None: now. Raises UsageError, LimitExceeded."""
+        """Create a mute without adding it. `begins` None: now. Raises UsageError, LimitExceeded."""
         selectors.parse(select)
         if not 0 < for_s <= LONGEST_S:
             raise UsageError(f"a mute of {for_s:g} s", "write how long, more than 0 s and at most 366 days")
@@ -84,7 +84,7 @@ class Mutes:
         return [mute for mute, _ in self._mutes.values() if mute.ends <= wall]
 
     def views(self, wall: float) -> list[dict[str, Any]]:
-        """Those that have not ended, by their beginning."""
+        """Views of the mutes that have not ended, ordered by begin."""
         going = sorted((mute for mute, _ in self._mutes.values() if mute.ends > wall), key=lambda one: one.begins)
         return [mute.view(wall) for mute in going]
 

@@ -36,7 +36,7 @@ Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
 
 @dataclass
 class Counts:
-    """Of one target since the manager's start. Alerts, not messages, but for `sent`."""
+    """Counters of one target since the manager's start, in alerts; `sent` in messages."""
 
     sent: int = 0
     failures: int = 0  # tries that failed
@@ -48,7 +48,7 @@ class Counts:
 
 
 class _Loop:
-    """One target: what waits for it, and the greenlet that sends."""
+    """One target: its pending alerts and the greenlet that sends them."""
 
     def __init__(self, notifier: Notifier, target: AlertTarget) -> None:
         self.target = target
@@ -75,7 +75,7 @@ class _Loop:
 
     @property
     def cursor(self) -> int:
-        """Every alert up to this event was delivered, or given up."""
+        """Sequence number up to which all alerts were delivered or dropped."""
         waiting = [seq for seq in (self.gathering.oldest_seq, self.sending_seq) if seq is not None]
         return min((self.taken_seq, *(seq - 1 for seq in waiting)))
 
@@ -215,11 +215,11 @@ class Notifier:
                     loop.take(event, now, name in self.routed(event), self.muted(event))
 
     def tables(self) -> dict[str, dict[str, dict[str, int]]]:
-        """As the store keeps the cursors."""
+        """The cursors in the form of the store's tables."""
         return {"notifier": {name: {"seq": loop.cursor} for name, loop in self._loops.items()}}
 
     def moved(self) -> dict[str, dict[str, int]]:
-        """The cursors that have changed since this was asked last, for the store."""
+        """The cursors changed since the previous call, for the store."""
         cursors = {name: loop.cursor for name, loop in self._loops.items()}
         found = {name: {"seq": seq} for name, seq in cursors.items() if seq != self._kept.get(name)}
         self._kept = cursors
@@ -236,7 +236,7 @@ class Notifier:
                 loop.greenlet = None
 
     def take(self, event: Event) -> None:
-        """Every event of the history. O(targets), no I/O."""
+        """Sort an event into the targets; called for every event. O(targets), no I/O."""
         now = clock.read().monotonic
         self._first_seq = self._first_seq or int(event.get("seq") or 0)
         routed, muted = self.routed(event), self.muted(event)
@@ -244,7 +244,7 @@ class Notifier:
             loop.take(event, now, loop.target.name in routed, muted)
 
     def tails(self, group: alerts.AlertGroup, most: int) -> dict[tuple[str, int], list[str]]:
-        """The last lines of the workers in it that are over."""
+        """The last log lines of the group's workers that have ended."""
         if not group.is_end or not most:
             return {}
         shown = group.events[-alerts.ENDED_SHOWN :]

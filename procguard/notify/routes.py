@@ -1,4 +1,4 @@
-"""Whom an event goes to besides what each target asks for: the routes of `notify:`, and what is muted. Pure.
+"""Applies the routes of `notify:` and mutes: additional targets of an event, or none at all. Pure.
 
 A route is a selector, a target and classes of alerts; a mute is a selector and a time. Both are asked about the worker
 or the host that an event is of.
@@ -49,7 +49,7 @@ class Routes:
                 raise ConfigError(f"notify, entry {number}: select: {exc.message}", exc.next_step) from exc
 
     def targets(self, event: Event, facts: Mapping[str, Any]) -> frozenset[str]:
-        """The names of those that get it by a route."""
+        """The names of the targets that receive the event by a route."""
         found: frozenset[str] = frozenset()
         for selector, names, classes in self._routes:
             if not names <= found and alerts.among(classes, event) and selector.matches(facts):

@@ -95,7 +95,7 @@ def _reply(reply: tuple[int, bytes | str]) -> str:
 
 
 def _words(exc: Exception) -> str:
-    """ "refused", "timed out": what a person can act on, without the address."""
+    """A short cause for people, such as "refused" or "timed out", without the address, which may be secret."""
     cause = getattr(exc, "reason", exc)
     if isinstance(cause, (TimeoutError, gevent.Timeout)):
         return "timed out"
