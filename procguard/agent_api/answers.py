@@ -10,7 +10,7 @@ from remote_agent.protocol.messages import ZmqOffer
 
 
 class SessionOffer(TypedDict):
-    """For requests that carry MACs in place of the secret (docs/protocol.md)."""
+    """A session, in which requests carry MACs instead of the secret (docs/protocol.md)."""
 
     id: str
     uid: int

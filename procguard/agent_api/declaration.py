@@ -54,13 +54,13 @@ def _parameter(default: Any, schema: JsonSchema, says: str, read: Callable[[str,
 
 
 def whole(default: int, low: int, high: int, says: str = "") -> Any:
-    """A whole number from `low` to `high`."""
+    """A parameter that is an integer from `low` to `high`."""
     schema = {"type": "integer", "minimum": low, "maximum": high, "default": default}
     return _parameter(default, schema, says, lambda name, query: http_io.query_int(name, default, low, high, query))
 
 
 def seconds(default: float | None, low: float, high: float, says: str = "") -> Any:
-    """A number of seconds; what lies outside the bounds becomes the nearer one. None: left out."""
+    """A parameter in seconds, clamped to the bounds. None if it is omitted."""
 
     def read(name: str, query: http_io.Query | None) -> float | None:
         found = http_io.query_seconds(name, math.nan if default is None else default, low, high, query)
@@ -76,7 +76,7 @@ def text(says: str = "", max_chars: int = 256) -> Any:
 
 
 def several(says: str = "several, separated by commas") -> Any:
-    """A tuple of texts."""
+    """A parameter that is a tuple of texts, separated by commas."""
 
     def read(name: str, query: http_io.Query | None) -> tuple[str, ...]:
         return tuple(one for one in http_io.query_text(name, 4096, query).split(",") if one)
@@ -85,7 +85,7 @@ def several(says: str = "several, separated by commas") -> Any:
 
 
 def choice(*values: str, default: str = "", says: str = "") -> Any:
-    """One of `values`; `default` where it is left out."""
+    """A parameter that is one of `values`; `default` if it is omitted."""
 
     def read(name: str, query: http_io.Query | None) -> str:
         given = http_io.query_text(name, query=query) or default
@@ -104,14 +104,14 @@ def flag(says: str) -> Any:
 
 @functools.cache
 def parameters_of(cls: Any) -> dict[str, Parameter]:
-    """The parameters of a query class, by their names. Do not change it: all callers share it."""
+    """The parameters of a query class by name. Shared by all callers: do not modify."""
     if cls is None:
         return {}
     return {one.name: one.metadata[_PARAMETER] for one in dataclasses.fields(cls)}
 
 
 def read_query(cls: type[T], query: Mapping[str, str] | None = None) -> T:
-    """The query of this request, or `query`, as a `cls`. Raises UsageError."""
+    """The current request's query, or `query`, decoded as `cls`. Raises UsageError."""
     return cls(**{name: one.read(name, query) for name, one in parameters_of(cls).items()})  # type: ignore[arg-type]
 
 
@@ -145,7 +145,7 @@ class Route:
 
     @property
     def status(self) -> int:
-        """Of its answer when all is well."""
+        """The status of a successful response."""
         status: int = next(iter(self.answers))
         return status
 

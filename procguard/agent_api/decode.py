@@ -86,7 +86,7 @@ _KINDS = _Kinds()
 
 
 def dumps(message: Any) -> bytes:
-    """A message of the protocol, or a JSON object, as JSON. What `protocol.encode` leads to, in half the time."""
+    """Encode a protocol message or a JSON object. Same result as `protocol.encode`, in half the time."""
     if type(message) is bytes:
         return message
     if type(message) is not dict:
@@ -114,7 +114,7 @@ def read(cls: type[T], body: bytes, max_objects: int = http_io.MAX_OBJECTS) -> T
 
 
 def validated(cls: type[T], data: Any, hints: Hints | None = None) -> T:
-    """`data` as a `cls`. Unknown keys are ignored. Raises UsageError naming every field that is wrong."""
+    """Decode `data` as `cls`. Unknown keys are ignored. Raises UsageError that names all invalid fields."""
     try:
         message: T = _KINDS[cls].validate_python(data)
     except ValidationError as exc:
@@ -357,7 +357,7 @@ def _longest_of(*texts: str) -> int:
 
 
 def _cut(message: Any, name: str, limit: int) -> None:
-    """For texts of drivers, kernels and users, whose length no agent chooses: the rest is left out."""
+    """Truncate a text of a driver, kernel or user, whose length the agent does not control."""
     text = getattr(message, name)
     if len(text) > limit:
         setattr(message, name, text[:limit])

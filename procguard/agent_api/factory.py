@@ -15,7 +15,7 @@ from procguard.fleet.fleet import Fleet
 def create(
     communication: Communication, fleet: Fleet, agent_api: AgentApi, access: Access, limits: WebLimits, bodies: Bodies
 ) -> Channel:
-    """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
+    """The channel besides HTTP. Raises ConfigError if this machine cannot provide it."""
     own = communication.adapter_config
     if communication.adapter_type == "mock":
         return MockChannel(fleet, agent_api, access, own.mock_workers)

@@ -87,20 +87,20 @@ class Call:
 
     @property
     def proven(self) -> bool:
-        """Whether the request proved that it comes from who has the agent's proof key, too."""
+        """Whether the caller has also proved that it holds the agent's proof key."""
         return False
 
     def sealed(self, secret: str) -> str:
-        """As it may stand in the answer."""
+        """The secret in the form in which the response may contain it: encrypted in a session."""
         return secret
 
     @property
     def arrived_at(self) -> str:
-        """This side's address of its connection; "" where that says nothing."""
+        """The local address of the connection; "" if it is not meaningful."""
         return ""
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
-        """Who asks. Raises Refused for credentials that are given and wrong."""
+        """Identify the caller. Raises Refused for invalid credentials."""
         raise NotImplementedError
 
     def read(self, max_bytes: int) -> bytes:
@@ -108,7 +108,7 @@ class Call:
         raise NotImplementedError
 
     def held(self, poll: LongPoll) -> None:
-        """The request waits now; the channel may end it (`poll.end`) when its connection closes."""
+        """Called when the request is held; the channel may end it (`poll.end`) when its connection closes."""
 
 
 class AgentRoute(NamedTuple):
@@ -163,7 +163,7 @@ class ShippedQuery:
 
 
 class AgentApi:
-    """Answers what agents ask. `start` takes the fleet's wake-ups, `stop` ends what is held."""
+    """The handlers of agents' requests. `start` subscribes to the fleet's wake-ups, `stop` ends held requests."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class AgentApi:
         bus.secret_replaced.subscribe(self._held.end_agent)
 
     def stop(self) -> None:
-        """Answer every held request now; their agents come back to the next manager."""
+        """Answer every held request now; the agents reconnect to the next manager."""
         self._held.stop()
 
     @property
@@ -288,7 +288,7 @@ class AgentApi:
         example={"worker_id": "by-hand", "command": "id", "secret_sha256": "0" * 64},
     )  # fmt: skip
     def register(self, call: Call) -> Answer:
-        """Announce a worker that was started by hand; from elsewhere it waits for approval."""
+        """Register a worker started by hand. From another machine it needs approval."""
         registration = decode.read(protocol.Registration, call.read(MAX_REGISTRATION_BYTES))
         caller = call.identify(registration.secret_sha256)
         if caller.kind == "anonymous":
@@ -328,7 +328,7 @@ class AgentApi:
         example={"state": "failed"},
     )  # fmt: skip
     def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
-        """A worker's heartbeat, the plain form."""
+        """A heartbeat of one worker, for plain launchers."""
         if worker_id not in self._fleet.state.workers_by_id:  # those have valid ids
             checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
@@ -348,7 +348,7 @@ class AgentApi:
         query=WaitQuery, answers={200: protocol.WorkerReply}, errors=(404,), often=True,
     )  # fmt: skip
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
-        """What the worker is to do: held until there is something new."""
+        """Changes for the worker; the request is held until there are some."""
         worker_id = checked_worker_id(worker_id)
         caller = self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         agent_id = self._fleet.state.worker(worker_id)["agent"]
@@ -379,7 +379,7 @@ class AgentApi:
         example_query="?attempt=1&offset=0",
     )  # fmt: skip
     def worker_logs(self, call: Call, worker_id: str) -> Answer:
-        """Ship bytes of a log; what is acknowledged is durable."""
+        """Upload bytes of a log; acknowledged bytes are durable."""
         worker_id, caller = checked_worker_id(worker_id), call.identify()
         asked = read_query(ShippedQuery, call.query)
         attempt, stream, offset = asked.attempt, asked.stream, asked.offset
@@ -446,7 +446,7 @@ class AgentApi:
         example={"agent_id": "gpu01", "boot_id": "another"},
     )  # fmt: skip
     def agent_heartbeat(self, call: Call, agent_id: str) -> Answer:
-        """Everything a host has to say, in one request."""
+        """A host's heartbeat: the reports of all its workers."""
         self._access.check_agent(call.identify(), agent_id)
         self._in_turn(agent_id)
         beat = decode.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
@@ -473,7 +473,7 @@ class AgentApi:
         answers={200: protocol.AgentReply}, errors=(404,), often=True,
     )  # fmt: skip
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
-        """What the agent is to do: held until there is something new."""
+        """Changes for the agent; the request is held until there are some."""
         caller = self._access.check_agent(call.identify(), agent_id)
         asked = read_query(PollQuery, call.query)
         deadline, rev = clock.read().monotonic + asked.wait, asked.rev
@@ -498,9 +498,9 @@ class AgentApi:
         body=protocol.LogSearchResult, answers={200: answers.OfSearch}, errors=(404,), example={"results": []},
     )  # fmt: skip
     def agent_found(self, call: Call, agent_id: str) -> Answer:
-        """What an agent found in its host's logs.
+        """The result of a log search on an agent's host.
 
-        For a search that it was told of.
+        Only for a search that the agent was asked to perform.
         """
         self._access.check_agent(call.identify(), agent_id)
         result = decode.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
@@ -513,9 +513,9 @@ class AgentApi:
         example={"rotation": "r-1", "secret_sha256": protocol.secret_sha256("mine")},
     )  # fmt: skip
     def agent_secret(self, call: Call, agent_id: str) -> Answer:
-        """The digest of the new secret that an agent was asked for.
+        """Set the digest of the new secret during a rotation.
 
-        A bearer secret does not do: who has read that on the wire is whom the new one is to keep out.
+        A bearer secret is not sufficient: rotation must exclude anybody who has read the old secret.
         """
         self._access.check_agent(call.identify(), agent_id)
         if not call.proven:
@@ -559,7 +559,7 @@ class _StorageFailed(ProcGuardError):
 
 
 def checked_worker_id(text: str) -> str:
-    """Raises UsageError for what can't be a worker's id, before it reaches anything else."""
+    """The worker id, if it is valid. Raises UsageError otherwise."""
     if not protocol.valid_id(text):
         raise UsageError(f"{text[:80]!r} is not a worker id", f"ids match {protocol.ID_PATTERN}", code="bad_id")
     return text
@@ -578,7 +578,7 @@ def _times(text: str, at: float, length: int) -> list[tuple[int, float]]:
 
 
 def _wait(poll: LongPoll, left_s: float) -> bool:
-    """False when the time is up."""
+    """Wait until the poll is woken. False on timeout."""
     if left_s <= 0:
         return False
     poll.wait(left_s)

@@ -20,7 +20,7 @@ from procguard.errors import UsageError
 
 
 class HttpChannel:
-    """`mount` adds the routes to the application. `direct`: who asks here can reach our other ports as well."""
+    """`mount` adds the routes to the application. `direct`: callers can reach the manager's other ports as well."""
 
     name = "http"
 
@@ -30,10 +30,10 @@ class HttpChannel:
         self._direct = direct
 
     def start(self) -> None:
-        """The server that the application runs in listens; there is nothing else to begin."""
+        """Nothing to do: the application's server listens."""
 
     def stop(self) -> None:
-        """Ended by the server as well."""
+        """Nothing to do: the server ends the channel."""
 
     def mount(self, app: bottle.Bottle) -> None:
         for route in self._agent_api.routes():
@@ -63,7 +63,7 @@ class HttpChannel:
 
 
 def _signed(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Answers to a request of a session carry its MAC, refusals too."""
+    """Add the session's MAC to the response, including refusals."""
 
     @functools.wraps(handler)
     def wrapper(**names: Any) -> Any:
@@ -119,7 +119,7 @@ class HttpCall(Call):
         return self._body
 
     def _check_body(self) -> None:
-        """In a session the body is the one that the agent has sent. Raises UsageError."""
+        """Verify in a session that the body is the signed one. Raises UsageError."""
         signed: Signed | None = self._environ.get(SIGNED)
         if signed is not None and self._body is not None and not signed.is_body(self._body):
             raise UsageError("the body is not the one that was signed", "send it again", code="body_altered")

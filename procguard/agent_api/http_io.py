@@ -209,7 +209,7 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def read_optional_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:
-    """The same for a body that may be left out: {} then."""
+    """The body as a JSON object; {} if there is no body. Raises as `read_json`."""
     body = read_body(environ, max_bytes)
     return as_object(parse_json(body)) if body.strip() else {}
 
@@ -253,7 +253,7 @@ def query_int(name: str, default: int, low: int, high: int, query: Query | None 
 
 
 def query_seconds(name: str, default: float, low: float, high: float, query: Query | None = None) -> float:
-    """A number from the query, clamped to [low, high]."""
+    """A number of seconds from the query, clamped to [low, high]."""
     text = _of(query).get(name, "")
     if text == "":
         return default
@@ -322,7 +322,7 @@ def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[st
 
 
 def error_response(exc: ProcGuardError, request_id: str, accept_language: str | None = None) -> bottle.HTTPResponse:
-    """The one shape of every error a caller meets."""
+    """The response for an error, in the common error format."""
     body = with_localized(refusal_body(exc, request_id), accept_language)
     response = json_response(body, exc.http_status)
     if exc.http_status == 401:
@@ -341,7 +341,7 @@ def note_change(what: str, *, final: bool = True) -> None:
 
 
 def noted_change(environ: dict[str, Any]) -> tuple[str, bool]:
-    """(what it changes, whether that is all)."""
+    """(the noted change, whether it is final)."""
     return str(environ.get("procguard.change", "")), bool(environ.get("procguard.change_final", True))
 
 

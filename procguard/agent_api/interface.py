@@ -15,7 +15,7 @@ from procguard.errors import Conflict
 
 
 class Channel(Protocol):
-    """A way for agents to reach the desk (handlers.py). `start` and `stop` are called once each, from the event loop.
+    """A channel from agents to the handlers (handlers.py). `start` and `stop` are called once each, on the event loop.
 
     `name`: what hosts' views show. `start` raises ProcGuardError in one line where it can't listen.
     """
@@ -27,7 +27,7 @@ class Channel(Protocol):
 
     @property
     def refused_count(self) -> int:
-        """Connections that were not let in, since the start."""
+        """The number of refused connections since the start."""
         ...
 
     def start(self) -> None: ...
@@ -37,7 +37,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks. `actor` is what the audit shows; `agent_id` is set for agents only, `token_id` for who shows a token or
+    """The caller. `actor`: shown in the audit; `agent_id`: set for agents only; `token_id`: for callers with a token or
     has a session opened with one, `session` is that session's handle; `reason` says, for anonymous callers, why they
     are no operator."""
 
@@ -51,12 +51,12 @@ class Principal:
 
     @property
     def identity(self) -> str:
-        """Who that is, also where two tokens have the same name."""
+        """A unique identity of the caller, also if two tokens have the same name."""
         return f"{self.actor} {self.token_id}" if self.token_id else self.actor
 
 
 class Access(Protocol):
-    """Who may do what; implemented by the portal's auth."""
+    """Access control; implemented by the portal's auth."""
 
     def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         """The caller. `own_secret_sha256`: a bearer secret with this digest is the caller's own, not a wrong token.
@@ -72,7 +72,7 @@ class Access(Protocol):
         ...
 
     def admitted(self, environ: dict[str, Any]) -> Principal:
-        """Whom the gate let into this route (portal/auth/gate.py)."""
+        """The caller that the gate admitted to this route (portal/auth/gate.py)."""
         ...
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
@@ -89,7 +89,7 @@ class Access(Protocol):
 
 
 class LogSink(Protocol):
-    """Where shipped log bytes go. Offsets and lengths are bytes of (worker, attempt, stream)."""
+    """The store of uploaded logs. Offsets and lengths are in bytes of (worker, attempt, stream)."""
 
     def append(
         self,
@@ -117,7 +117,7 @@ class LogSink(Protocol):
 
 
 class LogGap(Conflict):
-    """Bytes that start beyond what is stored: the sender goes back to `stored`, or says that they are gone."""
+    """The bytes start beyond the stored end: the sender must continue at `stored` or report the gap as lost."""
 
     default_code = "log_gap"
 

@@ -21,11 +21,11 @@ FIRST_POLL_S, POLL_INTERVAL_S = 0.1, 1.0
 
 
 def _no_use() -> None:
-    """It was opened by no right that could be revoked."""
+    """The default for requests that no revocable right has opened."""
 
 
 class LongPoll:
-    """One held request. `ending` is empty while it may go on."""
+    """One held request. `ending`: empty while it may continue to wait."""
 
     def __init__(self, key: str, agent_id: str, sock: Any | None) -> None:
         self.key = key
@@ -76,7 +76,7 @@ class LongPoll:
             self._watcher.start(self._check_for_close)
 
     def _check_for_close(self) -> None:
-        """What comes after unread bytes, asked of the kernel."""
+        """Ask the kernel whether the connection is closed behind unread bytes."""
         try:
             state = self._plain_socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         except OSError:
@@ -121,12 +121,12 @@ class LongPolls:
                 del self._by_agent[poll.agent_id]
 
     def wake(self, agent_id: str) -> None:
-        """Something new for this agent. Called by the fleet, synchronously: O(held requests of the agent)."""
+        """Wake the held requests of an agent. Called synchronously by the fleet: O(held requests of the agent)."""
         for poll in self._by_agent.get(agent_id, ()):
             poll.wake()
 
     def end_agent(self, agent_id: str) -> None:
-        """Its secret was revoked: what it has asked is not answered any more."""
+        """End an agent's held requests after its secret was revoked."""
         for poll in list(self._by_agent.get(agent_id, ())):
             poll.end("revoked")
 

@@ -48,7 +48,7 @@ class SimulatedWorker:
     results: list[messages.CommandResult] = dataclasses.field(default_factory=list)
 
     def follow(self, reply: messages.AgentReply, wall: float) -> bool:
-        """Take a reply in; True if something changed that should be reported at once."""
+        """Apply a reply. True if a change should be reported at once."""
         acked = reply.events_acked.get(self.worker_id, 0)
         self.events = [event for event in self.events if event.seq > acked]
         self.results = []

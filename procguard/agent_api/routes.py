@@ -84,7 +84,8 @@ def caller_by_secret(access: Access, secret_sha256: str, own_secret_sha256: str,
 
 
 def refusal(exc: Exception, where: str) -> Answer:
-    """An error in the one shape it has everywhere; a bug becomes a 500 without a traceback. Within `except` only."""
+    """The response for an exception in the common format; a bug becomes a 500 without a traceback. Within `except`
+    only."""
     identifier = secrets.token_hex(8)
     if isinstance(exc, ProcGuardError):
         return Answer(exc.http_status, http_io.refusal_body(exc, identifier))

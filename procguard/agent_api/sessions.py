@@ -31,7 +31,7 @@ ProofKey = Callable[[str], str]  # by the agent's id; "" where there is none
 
 
 class AgentSession:
-    """`number`: of the last request. `secret_sha256`: of the secret that opened it."""
+    """An open session. `number`: of its last request; `secret_sha256`: of the secret that opened it."""
 
     __slots__ = ("agent_id", "id", "key", "number", "opened", "secret_sha256")
 
@@ -41,12 +41,12 @@ class AgentSession:
 
     @property
     def of_token(self) -> bool:
-        """Opened with an enrolment token, by who is no agent yet."""
+        """Whether the session was opened with an enrolment token, before the launcher is an agent."""
         return self.agent_id.startswith(wire.TOKEN_PREFIX)
 
 
 class Signed:
-    """One request that was checked: its body has to be the announced one, and its answer is signed."""
+    """A verified request: checks that the body is the signed one, and signs the response."""
 
     __slots__ = ("_digest", "_number", "session")
 
@@ -59,7 +59,7 @@ class Signed:
         return wire.body_digest(body) == self._digest
 
     def seal(self, text: str) -> str:
-        """A secret, for the answer."""
+        """Encrypt a secret for the response."""
         return wire.seal_in_answer(self.session.key, self._number, text)
 
     def header(self, status: int, body: bytes) -> tuple[str, str]:
@@ -67,7 +67,7 @@ class Signed:
 
 
 class AgentSessions:
-    """`proof_key(agent_id)`: the key by which that agent knows its manager."""
+    """All sessions. `proof_key(agent_id)`: the key by which that agent verifies its manager."""
 
     def __init__(self, fleet_id: str, proof_key: ProofKey, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._fleet_id = fleet_id
@@ -82,7 +82,7 @@ class AgentSessions:
         return len(self._by_id)
 
     def offer(self, agent_id: str, nonce: str, url: str) -> dict[str, Any] | None:
-        """What hello answers as `session`; None where there is no key for this agent."""
+        """The field `session` of the response to hello; None if there is no key for this agent."""
         key = self._proof_key(agent_id)
         if not key:
             return None

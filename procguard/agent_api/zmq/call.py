@@ -27,7 +27,7 @@ INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 
 class Rules(NamedTuple):
-    """What holds for all requests of the channel."""
+    """Settings common to all requests of the channel."""
 
     access: Access
     bodies: Bodies
@@ -59,7 +59,7 @@ class ZmqCall(Call):
 
     @property
     def proven(self) -> bool:
-        """Its key was admitted under the agent's proof key."""
+        """Whether the connection's key was admitted under the agent's proof key."""
         return True
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
@@ -111,7 +111,7 @@ class ZmqCall(Call):
 
 
 def end_session(peer: Peer) -> None:
-    """Its connection is gone: what it has asked is not waited for any more."""
+    """End the peer's held requests after its connection has closed."""
     for poll in peer.session.polls:
         poll.end("peer_closed")
     for awaited in peer.session.awaited.values():

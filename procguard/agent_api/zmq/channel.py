@@ -3,7 +3,7 @@ the next port.
 
 A message is one frame: a header, one line of JSON, and behind it the body. `{"id", "method", "path"}` mean what they
 mean over HTTP, and so does the answer's `status`. Log bytes have the second port, so that nothing waits behind them.
-docs/protocol.md shows each. Owns connections, their secrets and their turn; what is answered is the desk's.
+docs/protocol.md shows each. Owns connections, their secrets and their scheduling; handlers.py makes the responses.
 
 CURVE on every connection, loopback too: an agent's secret is never sent in clear (keys.py says who may connect).
 """
@@ -82,7 +82,7 @@ class ZmqChannel:
     # ------------------------------------------------------------------------------------------- start and end
 
     def start(self) -> None:
-        """Raises ProcGuardError when a port can't be had."""
+        """Listen on both ports. Raises ProcGuardError if a port is not available."""
         self._context = zmq.Context()
         # libzmq's thread does not cut in on ours where both share a core: answers leave many at a time.
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
@@ -155,7 +155,7 @@ class ZmqChannel:
         )
 
     def revoke(self, agent_id: str) -> None:
-        """Connections that stand are answered 401 from now on; new ones are not let in."""
+        """Answer 401 on the agent's existing connections and refuse new ones."""
         self._key_store.revoke(agent_id)
 
     def _has_room_for(self, agent_id: str) -> bool:
@@ -173,7 +173,7 @@ class ZmqChannel:
         return 0 if full else MAX_WAITING - len(self._inbox)
 
     def _arrived(self, received: list[Received]) -> None:
-        """In the hub: put the messages where a greenlet finds them."""
+        """Queue received messages for the greenlets. Runs in the hub."""
         self._inbox.extend(received)
         self._inbox_bytes += sum(len(message) for _, message in received if message)
         self._call_hub()
@@ -195,7 +195,7 @@ class ZmqChannel:
                 gevent.spawn(self._serve)
 
     def _serve(self) -> None:
-        """One of a few greenlets that answer; one answers many in a row."""
+        """One of a few greenlets that answer requests; each answers many in a row."""
         while True:
             self._work()
             if len(self._idle) >= IDLE_WORKERS or self._context is None:
@@ -297,7 +297,7 @@ def _request_id(header: dict[str, Any]) -> int:
 
 
 def reachable_from(host: str, peer: str) -> bool:
-    """A channel that listens on loopback is nothing for other machines."""
+    """Whether `peer` can reach a channel that listens on `host`: loopback is not reachable from other machines."""
     return not _is_loopback(host) or _is_loopback(peer)
 
 

@@ -41,7 +41,7 @@ class CurveKeyStore:
             self._agent_of.pop(keys.popleft(), None)
 
     def revoke(self, agent_id: str) -> None:
-        """Its secret has ended: whoever has its keys is not let in again."""
+        """Remove the agent's keys after its secret was revoked."""
         for key in self._keys_of.pop(agent_id, ()):
             self._agent_of.pop(key, None)
 
@@ -55,7 +55,7 @@ class CurveKeyStore:
 
 
 def key_from_hex(text: str) -> bytes | None:
-    """A CURVE key as it is written in JSON; None for what is none."""
+    """Decode a CURVE key from hexadecimal; None if it is invalid."""
     try:
         key = binascii.unhexlify(text)
     except (ValueError, UnicodeEncodeError):
@@ -76,7 +76,7 @@ class ZapAuthenticator:
         self.socket.bind(ZAP_ADDRESS)
 
     def answer_all(self) -> None:
-        """Whatever has been asked meanwhile. Never blocks."""
+        """Answer all pending requests. Never blocks."""
         while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
             question = self.socket.recv_multipart(zmq.NOBLOCK)
             self.socket.send_multipart(self._answer(question), zmq.NOBLOCK)
