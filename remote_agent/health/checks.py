@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
     from remote_agent.telemetry.sampler import MeasuredWorker
 
     class CheckedWorker(MeasuredWorker, Protocol):
-        """What is read here of a worker besides; agent/worker.py has them."""
+        """The attributes of a worker that are used here; implemented by agent/worker.py."""
 
         assignment: Optional[Assignment]
         health: HealthMonitor
@@ -111,7 +111,7 @@ class Checks:
         return gathering.until if gathering is not None else worker.health.next_at()
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker], now: float) -> bool:
-        """A helper's result; False where it is none of ours."""
+        """Process a helper's result. False if it does not belong to this module."""
         if isinstance(tag, Due):
             worker = workers.get(tag.worker_id)
             if worker is not None:
@@ -146,7 +146,7 @@ class Checks:
     # ------------------------------------------------------------------------------------------------- evidence
 
     def _gather(self, worker: CheckedWorker, detail: Reason, now: float, over_time: bool = False) -> None:
-        """Before the runner ends it: what was it doing?"""
+        """Collect evidence before the runner ends the worker's process."""
         assert worker.assignment is not None
         gathering = self._gathering[worker.worker_id] = _EvidenceGathering(
             worker.attempt, detail, now + EVIDENCE_TIMEOUT_S, over_time
@@ -169,7 +169,7 @@ class Checks:
             self._end(worker, gathering, because("evidence.busy"))
 
     def _end(self, worker: CheckedWorker, gathering: _EvidenceGathering, found: Reason) -> None:
-        """Now have it ended, unless it has recovered or ended by itself meanwhile."""
+        """Request the end, unless the worker has recovered or ended by itself meanwhile."""
         del self._gathering[worker.worker_id]
         health = worker.health.current()
         self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=found)
@@ -188,7 +188,7 @@ def _collect(facts: dict[str, Any]) -> Any:
 
 
 def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> Result:
-    """By a process of its own. Never raises."""
+    """Run the check in a separate process. Never raises."""
     import shlex
 
     from remote_agent.health import user_process  # seldom needed: it need not take up memory before

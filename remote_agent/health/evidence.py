@@ -48,7 +48,7 @@ Scene = namedtuple(
 
 
 class _Pages:
-    """Text up to MAX_BYTES; what is beyond is dropped, and said so."""
+    """Text up to MAX_BYTES; more is dropped with a note."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -68,7 +68,7 @@ class _Pages:
 
 
 def collect(scene: Scene) -> Evidence:
-    """Raises OSError where the file cannot be written."""
+    """Collect the evidence into a file. Raises OSError if it cannot be written."""
     deadline = time.monotonic() + WHOLE_S
     pages = _Pages()
     pages.add("why", f"{scene.worker_id}, attempt {scene.attempt}: {scene.reason}\n{_clock()}")
@@ -106,7 +106,7 @@ def _line(process: procfs.Proc) -> str:
 
 
 def _examine(pid: int) -> str:
-    """What /proc says of one process. wchan, status and stack come first: reading cmdline may wait for the process."""
+    """The facts about a process in /proc. wchan, status and stack are read first: reading cmdline may block."""
     parts = []
     for thread in _threads(pid):
         folder = f"/proc/{pid}/task/{thread}"
@@ -184,7 +184,7 @@ def _python_stacks(pages: _Pages, tree: list[procfs.Proc], scene: Scene, deadlin
 
 
 def _ask_for_stacks(scene: Scene) -> str:
-    """The worker said which signal makes it print its stacks; without that word nothing is sent."""
+    """Send the evidence_signal that the worker declares for printing its stacks; without it nothing is sent."""
     if not scene.signal or not scene.pid:
         return ""
     number = signal_number(scene.signal, default=0)
@@ -237,7 +237,7 @@ def _log_tail(directory: str, attempt: int) -> list[str]:
 
 
 def _summary(tree: list[procfs.Proc], last: list[str]) -> Reason:
-    """One line for the event's reason."""
+    """A one-line summary for the event's reason."""
     if not tree:
         return because("evidence.no_process")
     main = tree[0]

@@ -13,7 +13,7 @@ from remote_agent.protocol.reasons import Reason, because
 
 
 def probe(check: object, timeout_s: float) -> "tuple[bool, Reason]":
-    """(healthy, what a person should know). Raises whatever it meets; ends within about `timeout_s`."""
+    """(healthy, detail for people). Raises any exception of the probe; ends within about `timeout_s`."""
     if getattr(check, "type", "") == "tcp":
         return _tcp(int(getattr(check, "port", 0)), timeout_s)
     return _http(str(getattr(check, "url", "")), timeout_s)
@@ -57,7 +57,7 @@ def _http(url: str, timeout_s: float) -> "tuple[bool, Reason]":
 
 
 def load() -> None:
-    """What `probe` needs of the interpreter's files, while they can still be read."""
+    """Import what `probe` needs while the interpreter's files are still readable."""
     import urllib.parse  # noqa: F401
 
     "x".encode("idna")

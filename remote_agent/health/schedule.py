@@ -39,7 +39,7 @@ class Due:
 
 
 class HealthWatch:
-    """For how long something has not changed, on a clock that nobody sets. Only the thread that checks uses it."""
+    """Measures on the monotonic clock how long a value has not changed. Used by the checking thread only."""
 
     def __init__(self, since: float) -> None:
         self._mark: Any = None
@@ -148,7 +148,7 @@ class HealthMonitor:
         return track.failures == max(1, track.check.failures) and track.check.action == "restart"
 
     def current(self) -> Optional[Health]:
-        """None: no checks configured, or nothing runs."""
+        """The current health. None: no checks are configured, or nothing runs."""
         if not self._tracks:
             return None
         for track in self._tracks:
@@ -171,7 +171,7 @@ class HealthMonitor:
 
 
 def mistakes(spec: WorkerSpec) -> list[str]:
-    """What is wrong with its checks, its gpus and its evidence_signal on whatever host."""
+    """The host-independent mistakes in checks, gpus and evidence_signal."""
     found = []
     for check in spec.health:
         lacks = {"http": not check.url, "tcp": not check.port, "exec": not check.command.strip()}
@@ -202,7 +202,7 @@ def _log_silence(check: HealthCheck, watch: HealthWatch, log: Optional[LogWatch]
 
 
 def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsewhere]) -> Result:
-    """The file's time is compared with itself only, so that neither its clock nor ours need be right."""
+    """Check a heartbeat file. Its time is only compared with its earlier time, so that clocks may be wrong."""
     timeout_s = timeout_of(check)
     cwd, home = (elsewhere.cwd, elsewhere.home) if elsewhere is not None else ("", "")
     path = absolute(check.path, cwd, home)
@@ -226,7 +226,7 @@ def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsew
 
 
 def run_check(check: HealthCheck) -> Result:
-    """Make an http or tcp check now, as who we are. Ends within about `timeout_s`; never raises."""
+    """Run an http or tcp check now, with the agent's user. Ends within about `timeout_s`; never raises."""
     try:
         return probe(check, timeout_of(check))
     except Exception as exc:  # whatever a check meets, it is a failed check

@@ -22,7 +22,7 @@ class NewAddresses:
 
 
 class AddressFile:
-    """agent.json, for an agent whose addresses do not answer. A look costs one stat() while the file is unchanged.
+    """Reads agent.json for an agent whose addresses do not respond. Costs one stat() while the file is unchanged.
 
     `proof_key`: a file with another one belongs to a deployment that is about to restart this agent."""
 
@@ -32,7 +32,7 @@ class AddressFile:
         self._seen: tuple[int, ...] = ()  # the first look reads it: it may have changed while the agent started
 
     def news(self) -> Optional[NewAddresses]:
-        """What it says now, if it was written since the last look. Never raises."""
+        """The addresses in the file, if it has changed since the previous call; otherwise None. Never raises."""
         mark = self._mark()
         if mark == self._seen:
             return None

@@ -23,7 +23,8 @@ QUICK_CONNECT_S, PATIENT_CONNECT_S = 2.0, 6.0
 
 
 class Addresses:
-    """`current` and, when that one fails, `failed`: the next. `learn` from replies, `refuses` for their term."""
+    """The address in use (`current`); `failed` selects the next one. `learn` adds addresses from replies, `refuses`
+    checks terms."""
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class Addresses:
             return list(self._urls)
 
     def connect_timeout_s(self) -> float:
-        """Short while there is another address to try; a slow link is given more once all have failed twice."""
+        """The connection timeout: short while other addresses are untried, longer once all have failed twice (slow
+        links)."""
         with self._lock:
             return PATIENT_CONNECT_S if self._failures >= 2 * len(self._urls) else QUICK_CONNECT_S
 
@@ -98,7 +100,7 @@ class Addresses:
             self._current = self._urls.index(next((one for one in following if one not in self._silent), url))
 
     def answered(self, url: str) -> None:
-        """A manager has proven itself there."""
+        """Record that an authenticated manager responded at `url`."""
         with self._lock:
             self._failures = 0
             self._silent.pop(url, None)
@@ -127,7 +129,7 @@ class Addresses:
     # --------------------------------------------------------------------------------------------- who leads
 
     def refuses(self, term: int) -> bool:
-        """Whether a reply of this term comes from a manager that has been replaced. 0: it has none."""
+        """Whether a reply with this term comes from a replaced manager. `term` 0: the reply has none."""
         return 0 < term < self.term
 
     def learn(self, term: int, managers: list[str], by: Any = None) -> bool:
@@ -153,7 +155,7 @@ class Addresses:
         return risen
 
     def interrupt(self, connection: Any) -> Any:
-        """From now on whenever another manager leads. For those that last as long as the agent. Returns it."""
+        """Register a connection to be interrupted whenever another manager leads. Returns the connection."""
         self._lasting.append(connection)
         return connection
 
@@ -167,7 +169,7 @@ class Addresses:
         return list(joined) if in_use in joined or not in_use else [in_use, *joined]
 
     def _acceptable(self, url: str) -> bool:
-        """A manager's word alone leads neither to a listener on this host nor from https to http."""
+        """Whether an address from a manager is acceptable: not on this host, and not http after https."""
         if url in self._configured:
             return True
         try:

@@ -38,15 +38,15 @@ FIRST_REFUSED_S, LAST_REFUSED_S = 2.0, 30.0
 
 
 class LinkDown(Exception):
-    """No answer that can be used; the text says from where and why."""
+    """No usable response; the text names the address and the cause."""
 
 
 class UnprovenManager(LinkDown):
-    """Somebody answers at the address, but can't prove to be this fleet's manager. The secret was not sent."""
+    """The server at the address cannot prove that it is this fleet's manager. The secret was not sent."""
 
 
 class Unknown(UnprovenManager):
-    """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
+    """A manager of this fleet that does not know this agent (its state was lost, or the agent was removed)."""
 
 
 class NotLeader(LinkDown):
@@ -59,7 +59,7 @@ class NotLeader(LinkDown):
 
 
 class UnknownToken(UnprovenManager):
-    """The manager there knows no such enrolment token. It was not sent."""
+    """The manager does not know this enrolment token. The token was not sent."""
 
 
 @record
@@ -81,7 +81,7 @@ class Reply:
 
     @property
     def why(self) -> str:
-        """What the manager said went wrong, on one line."""
+        """The manager's error message as one line."""
         error = self.data.get("error")
         if not isinstance(error, dict):
             return f"HTTP {self.status}"
@@ -93,7 +93,7 @@ Outcome = Union[Reply, LinkDown]  # what a request leads to
 
 
 def _chance() -> float:
-    """Uniform in [0, 1). The system's own: `random` keeps 100 KB of state for it."""
+    """Uniform in [0, 1), from the system's generator: the module `random` would cost 100 KB of memory."""
     return int.from_bytes(os.urandom(4), "big") / 2.0**32
 
 
@@ -106,7 +106,7 @@ def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float]
 
 @record
 class AgentCredentials:
-    """Who this agent is. `secret` and `proof_key` are "" for a launcher that isn't registered yet."""
+    """The agent's credentials. `secret` and `proof_key` are "" for a launcher that is not registered yet."""
 
     agent_id: str
     fleet_id: str = ""
@@ -115,7 +115,7 @@ class AgentCredentials:
 
 
 class Connection:
-    """One kept-alive connection to the manager, used by one thread. Opens, proves and reopens by itself.
+    """A persistent connection to the manager, used by one thread. Opens, authenticates and reopens by itself.
 
     `channels`: which channel may be used (None: HTTP alone); `logs`: it carries log bytes, which have a zmq port of
     their own."""
@@ -177,7 +177,7 @@ class Connection:
         return self._exchange(method, path, body, headers, timeout_s, prove=True)
 
     def _anywhere(self, ask: Callable[[], Reply]) -> Reply:
-        """At each address once, until a leader answers. Raises LinkDown: of all of them what says the most."""
+        """Try each address once, until a leader responds. Raises LinkDown with the most informative failure."""
         tried: dict[str, LinkDown] = {}
         while True:
             edition = self._addresses.edition
@@ -202,7 +202,7 @@ class Connection:
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Reply:
-        """Without any secret: registration and hello."""
+        """Send a request without a secret: registration and hello."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         self.disconnect()
 
@@ -219,7 +219,8 @@ class Connection:
         return self._anywhere(ask)
 
     def with_token(self, method: str, path: str, body: bytes, token: str) -> Reply:
-        """As who has an enrolment token, after the manager's proof that it knows it: a session of its own."""
+        """Send a request with an enrolment token in a separate session, after the manager has proved that it knows
+        the token."""
         mark = session.TOKEN_PREFIX + session.token_mark(secret_sha256(token))
         key = AgentCredentials(mark, self._credentials.fleet_id, token, secret_sha256(token))
         connection = Connection(self._addresses, key)
@@ -233,12 +234,13 @@ class Connection:
             connection.disconnect()
 
     def close(self) -> None:
-        """For ever, and from any thread: a request under way ends with LinkDown."""
+        """Close permanently. Callable from any thread: a request in progress ends with LinkDown."""
         self._closed = True
         self.interrupt()
 
     def interrupt(self) -> None:
-        """From any thread: a request under way ends with LinkDown, or is made again where another manager leads now."""
+        """Interrupt a request in progress: it ends with LinkDown, or is repeated if another manager leads. Callable
+        from any thread."""
         connection, wire = self._http, self._zmq
         if wire is not None:
             wire.interrupt()
@@ -306,7 +308,7 @@ class Connection:
             _check_tunnel(self._url, address.port)
 
     def _prove(self) -> None:
-        """Have the other end prove the fleet's key; go over to zmq where it offers that. Raises UnprovenManager,
+        """Authenticate the manager by the fleet's key; switch to zmq if it is offered. Raises UnprovenManager,
         Unknown."""
         offer = self._hello()
         channels = self._channels
@@ -325,7 +327,7 @@ class Connection:
                     wire.interrupt()
 
     def _hello(self) -> Optional[ZmqOffer]:
-        """Ask for the proof, and check it. Returns what the manager offers besides, where we can use it."""
+        """Send hello and verify the proof. Returns the manager's zmq offer, if usable."""
         mine = self._credentials
         if not mine.proof_key:  # a MAC without a key is anybody's
             raise UnprovenManager(f"{self._url}: this agent has no key to recognise its manager by")
@@ -438,7 +440,7 @@ class Connection:
         return reply
 
     def _refuse_replaced(self, reply: Reply) -> None:
-        """Raises NotLeader for a reply of a lower term than was seen, or one whose term can't be right."""
+        """Raises NotLeader for a reply with a lower term than seen before, or with an impossible term."""
         term = leadership.read_term(reply.data)
         if term is None or self._addresses.refuses(term):
             self._give_up_on_address()
@@ -456,7 +458,7 @@ class Connection:
         return NotLeader(f"{self._url}: that manager stands by", leadership.read_retry_s(reply.data))
 
     def _not_the_managers(self, answer: HttpAnswer) -> LinkDown:
-        """Only its status is told: a manager that was restarted, or is overloaded, can't sign what it says."""
+        """The error for an unsigned response, with its status only: a restarted or overloaded manager cannot sign."""
         self.disconnect()
         return LinkDown(f"{self._url}: an answer without the manager's proof is not believed (HTTP {answer.status})")
 
@@ -518,7 +520,7 @@ def _stands_by(reply: Reply) -> bool:
 
 
 def _of_all(failures: list[LinkDown]) -> LinkDown:
-    """One for the failures at several addresses. That a manager does not know this agent counts only where no address
+    """The error that represents the failures at several addresses. `Unknown` counts only if no address
     says otherwise: the one that leads may be the one that is silent."""
     if all(isinstance(one, UnprovenManager) for one in failures):
         return failures[0]
@@ -528,7 +530,7 @@ def _of_all(failures: list[LinkDown]) -> LinkDown:
 
 
 def _check_tunnel(url: str, port: int) -> None:
-    """Raises UnprovenManager where somebody else of this host listens in the relay's place."""
+    """Raises UnprovenManager if another user of this host listens on the tunnel's port."""
     from remote_agent.tunnel.port_owner import is_own_listener
 
     if not is_own_listener(port):
@@ -538,7 +540,7 @@ def _check_tunnel(url: str, port: int) -> None:
 
 
 def _notice_dead_peers(sock: socket.socket) -> None:
-    """A manager that vanished without a word is noticed in about 30 s, not in two hours."""
+    """Enable TCP keep-alive, which detects a vanished manager in about 30 s instead of two hours."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 30000)):

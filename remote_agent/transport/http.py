@@ -24,16 +24,16 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 class WireTrouble(Exception):
-    """What came back is not an HTTP answer, or not one that we take."""
+    """The response is not valid HTTP, or not accepted by this client."""
 
 
 class PeerClosed(WireTrouble):
-    """The connection ended before the answer was whole."""
+    """The connection ended before the response was complete."""
 
 
 @record(frozen=True)
 class Address:
-    """A URL in parts; `path` with its query and without its fragment, `netloc` as the Host header wants it."""
+    """The parts of a URL. `path`: with the query, without the fragment; `netloc`: as in the Host header."""
 
     scheme: str
     host: str
@@ -44,7 +44,7 @@ class Address:
 
 @record(frozen=True)
 class HttpAnswer:
-    """`proof`: what the answer says to prove whose it is (protocol/session.py)."""
+    """A response. `proof`: the header that authenticates it (protocol/session.py)."""
 
     status: int
     body: bytes
@@ -71,7 +71,7 @@ def split_url(url: str) -> Address:
 
 
 def quote(text: str) -> str:
-    """Percent-encoded, as one piece of a path or a query."""
+    """Percent-encode one segment of a path or one value of a query."""
     return "".join(char if char in _UNRESERVED else "".join(f"%{byte:02X}" for byte in char.encode()) for char in text)
 
 
@@ -102,7 +102,7 @@ class HttpConnection:
         timeout_s: float,
         max_bytes: int,
     ) -> "tuple[HttpAnswer, bool]":
-        """One request and its answer, and whether the connection can be used again.
+        """Send one request. Returns the response and whether the connection can be reused.
 
         `timeout_s` bounds each silence, MAX_EXCHANGE_S the whole. Raises OSError, WireTrouble.
         """

@@ -39,7 +39,7 @@ class Channels:
         self.trouble = ""  # why not zmq, though it is offered
 
     def hello_query(self, proof_key: str, agent_id: str, nonce: str) -> str:
-        """What to add to a hello: our CURVE key, once we have one."""
+        """The addition to the hello's query: this agent's CURVE key, if it has one."""
         own = self._zmq
         if own is None or time.monotonic() < self._again_at:
             return ""
@@ -51,7 +51,7 @@ class Channels:
         return self._offered and not self._cannot and time.monotonic() >= self._again_at
 
     def read_offer(self, data: Any, proof_key: str, agent_id: str, nonce: str) -> Optional[ZmqOffer]:
-        """The offer in a hello's answer, where it is the manager's own and worth a try now."""
+        """The zmq offer in a hello's response, if it is authentic and should be tried now."""
         self._offered = data is not None
         if data is None:
             self._settle("")
@@ -71,7 +71,7 @@ class Channels:
         return offer
 
     def load(self) -> bool:
-        """Whether this Python has pyzmq; looked for once."""
+        """Whether this Python has pyzmq; checked once."""
         with self._lock:
             if self._zmq is None and not self._cannot:
                 from remote_agent.transport import zmq as zmq_wire
@@ -85,7 +85,7 @@ class Channels:
         return self._zmq is not None
 
     def renew_key(self) -> None:
-        """The agent's secret was replaced: its CURVE key is, too."""
+        """Replace the CURVE key after the agent's secret was replaced."""
         own = self._zmq
         if own is not None:
             own.renew()
@@ -95,7 +95,7 @@ class Channels:
         return self._zmq is not None
 
     def connect(self, host: str, offer: ZmqOffer, logs: bool) -> Optional[ZmqWire]:
-        """One that stands; None where it can't be had now."""
+        """An established zmq connection; None if that fails now."""
         from remote_agent.transport import zmq as zmq_wire
 
         own, wire = self._zmq, None
@@ -113,7 +113,7 @@ class Channels:
         return wire
 
     def failed(self, why: str) -> None:
-        """Everything goes over HTTP for a while, which grows with each failure in a row."""
+        """Use HTTP for a while, which grows with each consecutive failure."""
         with self._lock:
             now = time.monotonic()
             if now >= self._again_at:  # else another connection has noticed already

@@ -50,7 +50,7 @@ class SecretRotation:
         self._connection: Optional[Connection] = None
 
     def take(self, rotation: str) -> None:
-        """Carry out `rotation`, unless that is being done, or was done and the manager has yet to hear of it."""
+        """Begin `rotation`, unless it is in progress, or done but not yet confirmed by the manager."""
         if not rotation or rotation == self._done or (self._thread is not None and self._thread.is_alive()):
             return
         self._thread = threading.Thread(target=self._run, args=(rotation,), name="procguard-rotation", daemon=True)
@@ -97,7 +97,7 @@ class SecretRotation:
         self._say("secret replaced", rotation=rotation)
 
     def _new_secret(self, rotation: str) -> str:
-        """The one that was made for this rotation already, or another; stored before anybody hears of it."""
+        """The new secret of this rotation: the stored one, or a newly created one, stored before its digest is sent."""
         known = self._stored()
         if known.get("rotation") == rotation and isinstance(known.get("secret"), str) and known["secret"]:
             return str(known["secret"])
@@ -113,7 +113,8 @@ class SecretRotation:
         return value if isinstance(value, dict) else {}
 
     def _store(self, secret: str) -> bool:
-        """Into agent.json, whatever else a deployment has changed there. False where one is at work now."""
+        """Write the secret to agent.json, keeping other changes of a deployment. False while a deployment is in
+        progress."""
         with _installers_lock(self._agent_dir) as mine:
             if not mine:
                 return False
@@ -137,7 +138,8 @@ def next_secret_file(agent_dir: str) -> str:
 
 @contextlib.contextmanager
 def _installers_lock(agent_dir: str) -> Any:
-    """Whether this side has it now (install/installer.py holds it over a whole deployment)."""
+    """Context with the installer's lock. Yields whether it was obtained (install/installer.py holds it during a
+    deployment)."""
     fd = os.open(os.path.join(agent_dir, "install.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield locks.lock_within(fd, LOCK_WITHIN_S)

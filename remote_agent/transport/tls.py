@@ -24,7 +24,7 @@ class Trust:
         self._context: Optional[Any] = None  # made once: it takes longer than a handshake
 
     def wrap(self, sock: socket.socket, host: str) -> socket.socket:
-        """TLS around a connected socket, which is closed where that fails. Raises OSError (ssl.SSLError)."""
+        """Wrap a connected socket in TLS; closes it on failure. Raises OSError (ssl.SSLError)."""
         try:
             if self._context is None:
                 self._context = self._made()
@@ -62,7 +62,7 @@ def fingerprint(pem: str) -> str:
 
 
 def explain(exc: BaseException) -> str:
-    """What a failure of TLS means, "" for any other."""
+    """The meaning of a TLS failure for people; "" for other exceptions."""
     if not isinstance(exc, OSError) or type(exc).__module__ != "ssl":
         return ""
     untrusted = getattr(exc, "verify_message", "")

@@ -25,15 +25,15 @@ _EVENT = struct.Struct("=H")
 
 
 class ZmqTrouble(Exception):
-    """The connection can't be had, or ended; the text says why."""
+    """The connection could not be established, or has ended; the text says why."""
 
 
 class ZmqTimeout(ZmqTrouble, TimeoutError):
-    """It stands, but no answer came in time."""
+    """The connection is established, but no response arrived in time."""
 
 
 class Zmq:
-    """pyzmq and this process's own CURVE key. Raises ImportError where it can't be had."""
+    """pyzmq and this process's CURVE key. Raises ImportError if pyzmq is not available."""
 
     def __init__(self) -> None:
         self.module = _import()
@@ -43,7 +43,7 @@ class Zmq:
         self.context = self.module.Context()
 
     def renew(self) -> None:
-        """Another key, for connections that are opened from now on."""
+        """Create a new key for connections opened from now on."""
         self.public_z85, self.secret_key = self.module.curve_keypair()
         self.public_key = binascii.hexlify(_from_z85(self.public_z85)).decode()
 
@@ -148,7 +148,7 @@ class ZmqWire:
     def exchange(
         self, method: str, target: str, secret: str, body: Optional[bytes], *, timeout_s: float
     ) -> "tuple[int, bytes]":
-        """One request and its answer: status and body. Raises ZmqTrouble (ZmqTimeout)."""
+        """Send one request. Returns (status, body). Raises ZmqTrouble (ZmqTimeout)."""
         status, answer = self._exchange(method, target, "" if self._sent_secret else secret, body, timeout_s)
         if status == 401 and self._sent_secret:  # the manager has forgotten what this connection has shown
             status, answer = self._exchange(method, target, secret, body, timeout_s)
@@ -156,7 +156,7 @@ class ZmqWire:
         return status, answer
 
     def interrupt(self) -> None:
-        """From any thread: a request under way ends with ZmqTrouble, and so do all later ones."""
+        """End the request in progress and all later ones with ZmqTrouble. Callable from any thread."""
         with self._lock:
             if not self._interrupted:
                 self._interrupted = True
@@ -222,7 +222,7 @@ class ZmqWire:
         return status, body
 
     def _wait(self, deadline: float, late: str, error: type = ZmqTrouble) -> None:
-        """Until there is something to read. Raises ZmqTrouble when interrupted, `error` at the deadline."""
+        """Wait until data can be read. Raises ZmqTrouble when interrupted, `error` at the deadline."""
         left_s = deadline - time.monotonic()
         if left_s <= 0 or not self._poller.poll(max(1, int(left_s * 1000))):
             raise error(f"{self._where}: {late}")
@@ -230,7 +230,7 @@ class ZmqWire:
             raise ZmqTrouble(f"{self._where}: the agent is ending")
 
     def _event(self) -> int:
-        """What has happened to the connection; 0 = nothing."""
+        """The next event of the connection's monitor; 0 if there is none."""
         if not self._monitor.getsockopt(self._zmq.EVENTS) & self._zmq.POLLIN:
             return 0
         return int(_EVENT.unpack(self._monitor.recv_multipart(self._zmq.NOBLOCK)[0][:2])[0])
