@@ -159,7 +159,7 @@ function columns(onHistory) {
     { name: 'heat', label: t('gpus.heat'), width: '92px', sortable: true, make: textCell(heat) },
     { name: 'power', label: t('gpus.power'), width: '70px', sortable: true, make: textCell(power) },
     { name: 'whose', label: t('gpus.whose'), width: 'minmax(160px, 2fr)', narrow: 'minmax(80px, 1.2fr)', make: whoseCell },
-    { name: 'history', label: t('gpus.history'), width: '78px', narrow: '78px', make: () => historyCell(onHistory) },
+    { name: 'history', label: t('gpus.history'), width: '104px', narrow: '104px', make: () => historyCell(onHistory) },
   ];
 }
 
