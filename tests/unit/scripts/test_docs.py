@@ -186,5 +186,6 @@ def test_a_decision_says_its_status_context_decision_and_consequences(path: Path
     page = path.read_text(encoding="utf-8")
     number, *_ = path.stem.split("-")
     assert page.startswith(f"# {int(number)}. ")
+    assert [one.name for one in DECISIONS if one.name.startswith(f"{number}-")] == [path.name], "a number is used once"
     assert STATUS.search(page), "its third line is Status: accepted · 2026-11-26"
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Context", "Decision", "Consequences"]
