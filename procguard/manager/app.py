@@ -35,6 +35,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
 from procguard.fleet.recovery.policy import SshProbe
+from procguard.fleet.state import FleetState
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
@@ -122,6 +123,9 @@ class Manager:
         self._silent_after_s = settings.heartbeat_timeout_s / 2  # an agent silent for longer may be cut off
         self._gc = GcScheduler()
         self._gc.start()  # else a large state is looked through again and again while it is read
+        if given is None:
+            given = log_archive.secrets_of(config)
+        log_archive.check(config, given)  # before the state is opened: a refusal leaves it as it was
         store: Store
         if peers is not None:
             store = peers.store
@@ -142,20 +146,22 @@ class Manager:
             lambda: self.fleet.state.fleet_id,
             self._portal_url,
             routes=[route.model_dump() for route in config.notify],
-            routed=lambda event: routes.targets(event, facts_of(self.fleet.state, event)) if config.notify else (),
-            muted=lambda event: self.mutes.cover(event["at"], facts_of(self.fleet.state, event)),
+            routed=lambda event: routes.targets(event, self._facts_of(event)) if config.notify else (),
+            muted=lambda event: self.mutes.cover(event["at"], self._facts_of(event)),
             last_lines=logs.last_lines,
             notified_of_ends=routes.notified_of_ends,
         )
         bus.events.subscribe(self.notifier.take)
+        self._state: FleetState | None = None  # until it is read: its own events come before
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
+        self._state = self.fleet.state
         self.archive: LogArchive | None = None
         if config.logs.archive:
             self.archive = log_archive.attach(
                 config,
                 logs,
                 fleet_id=self.fleet.state.fleet_id,
-                given=log_archive.secrets_of(config) if given is None else given,
+                given=given,
                 database=peers.seat.place if peers is not None else None,
                 term=self.fleet.state.leadership.term,
                 said=self._archive_said,
@@ -200,6 +206,11 @@ class Manager:
             listener=peers.listener if peers is not None else None,
             retention=self.retention.rules,
         )
+
+    def _facts_of(self, event: Event) -> Mapping[str, Any]:
+        if self._state is None:
+            return {"worker_id": "", "host": "", "state": ""}
+        return facts_of(self._state, event)
 
     def _manager_urls(self) -> list[str]:
         return self.web.manager_urls()  # made after those who ask

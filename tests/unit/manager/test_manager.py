@@ -59,6 +59,32 @@ class Started:
 
 
 @pytest.mark.slow
+def test_a_state_that_lost_its_last_changes_starts_and_says_so(tmp_path: Path) -> None:
+    """The event comes while the state is read, before there is a fleet that could say whom it is about."""
+    first = Started(tmp_path)
+    first.process.kill()
+    first.process.wait()
+    (tmp_path / "state.db-wal").unlink()
+    with Started(tmp_path) as again, urllib.request.urlopen(f"{again.url}/api/events?limit=50", timeout=10) as answer:
+        assert "state.log_missing" in [one.get("reason_code") for one in json.load(answer)["events"]]
+
+
+@pytest.mark.slow
+def test_an_archive_without_credentials_refuses_the_start_and_leaves_the_state_alone(tmp_path: Path) -> None:
+    with Started(tmp_path):
+        pass
+    words = [f"state.state_file={tmp_path}/state.yaml", f"logging.file={tmp_path}/log", "logs.archive=s3://bucket/x"]
+    command = [sys.executable, "-m", "procguard.main", "--port", "0"]
+    command += [one for word in words for one in ("--set", word)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    nobody = {**kept, "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    refused = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 1 and "logs.archive: s3: no credentials were found; set " in refused.stderr
+    with Started(tmp_path) as again, urllib.request.urlopen(f"{again.url}/api/events?limit=50", timeout=10) as answer:
+        assert "state" not in [one["kind"] for one in json.load(answer)["events"]]
+
+
+@pytest.mark.slow
 def test_without_trust_in_local_users_the_first_token_lies_in_a_private_file(tmp_path: Path) -> None:
     """Otherwise nobody could ever make one. A later start makes no second one."""
     path = tmp_path / "operator.token"
