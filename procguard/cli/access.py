@@ -123,12 +123,15 @@ def token_list(output: OutputOptions = OUTPUT) -> None:
         "uses": "number of launchers that an enroll token admits (default: unlimited)",
     },
 )
-def token_create(name: str = "", scope: str = "operator", expires: str = "", uses: int = 0) -> None:
+def token_create(name: str = "", scope: str = "operator", expires: str = "", uses: str = "") -> None:
     """Create a token. It is shown once. Example: invoke token.create --scope viewer --name wall-screen --expires 30d"""
     if scope not in SCOPES and not scope.startswith(AGENT_SCOPE):
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
+    if uses and not (uses.isdecimal() and int(uses) > 0):
+        raise UsageError(f"--uses {uses} is not a number of launchers", "at least 1; without --uses any number")
     life_s = seconds_of(expires) if expires else None
-    answer = connect().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
+    admits = int(uses) if uses else None
+    answer = connect().create_token(scope, name or os.environ.get("USER", "operator"), life_s, admits)
     say_as_is(answer["token"])
     until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
     say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)

@@ -187,8 +187,8 @@ class ManagerClient:
     def tokens(self) -> list[Json]:
         return list(self.call("GET", "/api/tokens")["tokens"])
 
-    def create_token(self, scope: str, name: str, life_s: float | None = None, uses: int = 0) -> Json:
-        body = {"scope": scope, "name": name, "expires_in_s": life_s, "uses": uses or None}
+    def create_token(self, scope: str, name: str, life_s: float | None = None, uses: int | None = None) -> Json:
+        body = {"scope": scope, "name": name, "expires_in_s": life_s, "uses": uses}
         return self.call("POST", "/api/tokens", {key: value for key, value in body.items() if value is not None})
 
     def audit(self, **query: Any) -> list[Json]:

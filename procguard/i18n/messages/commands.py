@@ -18,6 +18,8 @@ CHINESE: dict[str, str] = {
     "timeout for connected agents, in seconds (default: 60)": "等待已连接 Agent 的时限，单位为秒（默认 60）",
     "send the request and return at once": "发出请求后立即返回",
     "no tokens": "没有令牌",
+    "--uses {} is not a number of launchers": "--uses {} 不是 Launcher 的数量",
+    "at least 1; without --uses any number": "至少为 1；不加 --uses 则不限数量",
     "--scope {} is not known": "--scope {}：未知的权限范围",
     "one of: {}": "可选值：{}",
     "one of: en, zh": "可选值：en、zh",

@@ -145,7 +145,8 @@ def test_a_token_may_end_by_its_time_or_its_uses(manager: FakeManager) -> None:
     done = run(manager.url, "token.create", "--scope", "enroll", "--name", "lab", "--expires", "36h", "--uses", "8")
     assert done.returncode == 0 and "until 2026-12-01" in done.stderr, done.stderr
     assert asked == [{"scope": "enroll", "name": "lab", "expires_in_s": 129_600.0, "uses": 8}]
-    for wrong in (("--expires", "soon"), ("--expires", "0d"), ("--scope", "admin")):
+    # 0 made a token without a limit
+    for wrong in (("--expires", "soon"), ("--expires", "0d"), ("--scope", "admin"), ("--uses", "0"), ("--uses", "x")):
         done = run(manager.url, "token.create", *wrong)
         assert done.returncode == 1 and wrong[0] in done.stderr and "Traceback" not in done.stderr
     assert len(asked) == 1
