@@ -56,8 +56,8 @@ class Shot(NamedTuple):
 SHOTS = [
     Shot("overview", "#/overview", ".problem-list li", chinese=True),
     Shot("workers", "#/workers", ".workers-table .table-body .table-row"),
-    Shot("worker", "#/worker/train-tiny", ".log-line", chinese=True, height_px=780),
-    Shot("logs", f"#/logs?w={LOGS}&grep=epoch", ".log-line mark", height_px=780),
+    Shot("worker", "#/worker/train-tiny", ".log-line", chinese=True, height_px=740),
+    Shot("logs", f"#/logs?w={LOGS}&grep=epoch", ".log-line mark", height_px=740),
     Shot("recovery", "#/recovery?since=1h", ".restart-list li", opens=".restart-list li:has(a:text('flaky')) summary"),
     Shot("host", "#/host/this-machine", ".host-workers li"),
 ]
