@@ -423,6 +423,8 @@ CHINESE: dict[str, str] = {
     "logs.retention, entry {}: select: {}": "logs.retention 第 {} 项：select：{}",
     "this machine's clock was set by {} s while the manager ran; no log is deleted by age": "管理端运行期间本机时钟被调整了 {} 秒；不再按时间删除日志",
     "check the clock, then restart the manager": "请检查时钟，然后重启管理端",
+    "a browser session sets no agent's secret": "浏览器会话不能设置 Agent 的密钥",
+    "from a terminal: invoke agents.rotate AGENT": "请在终端运行：invoke agents.rotate AGENT",
     "a browser session declares no workers": "浏览器会话不能声明 worker",
     "deploy from a terminal: invoke deploy --hosts inventory.yaml": "请在终端部署：invoke deploy --hosts inventory.yaml",
     "a browser session makes no token of scope {}": "浏览器会话不能创建范围为 {} 的令牌",

@@ -16,6 +16,7 @@ from procguard.agent_api.declaration import delete, flag, get, post, put
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.deploy.session import bundle
+from procguard.errors import Forbidden
 from procguard.fleet.model import clock
 from procguard.portal.api.hosts import HostAnswer
 from procguard.portal.api.resource import RequestBody, Resource
@@ -113,7 +114,9 @@ class AgentsApi(Resource):
         errors=(404, 409), example={"secret_sha256": _DIGEST_OF_MINE},
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
-        """Set an agent's secret, given as its SHA-256 digest."""
+        """Set an agent's secret, given as its SHA-256 digest. A browser session may not: 403."""
+        if caller.via == "session":  # whoever knows the secret is that agent, and reads its workers' environment
+            raise Forbidden("a browser session sets no agent's secret", "from a terminal: invoke agents.rotate AGENT")
         self.fleet.agents.secrets.set(agent_id, body.secret_sha256, caller.actor, clock.read())
         return OfAgent(agent_id, "set")
 

@@ -309,6 +309,8 @@ def test_a_stolen_browser_session_declares_nothing_and_makes_no_token_that_could
         assert server.ask("POST", "/api/tokens", {"scope": scope, "name": "x"}, browser).status == status, scope
     bearer = {**FAR, "Authorization": f"Bearer {token}"}
     assert server.ask("POST", "/api/deployments", {"hosts": [{"host": "h8"}], "check": True}, bearer).status == 200
+    pose = ("PUT", "/api/agents/h8/credentials", {"secret_sha256": messages.secret_sha256("mine")})
+    assert server.ask(*pose, browser).status == 403
 
 
 def test_every_gpu_of_the_fleet_says_whose_it_is(server: RunningServer) -> None:

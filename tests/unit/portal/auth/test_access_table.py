@@ -76,7 +76,7 @@ AGENTS_OWN = {
 }
 READ_BY_OPERATORS_ONLY = {"GET /api/tokens", "GET /api/hosts/<host>/agent-log"}
 # What runs a command, and what makes a token that may: not with a browser's session, which can be stolen.
-NOT_IN_BROWSERS = {"/api/deployments", "/api/tokens"}
+NOT_IN_BROWSERS = {"/api/deployments", "/api/tokens", "/api/agents/<agent_id>/credentials"}
 READ_BY_METRICS_TOO = {"GET /metrics"}
 
 
