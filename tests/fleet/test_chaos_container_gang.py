@@ -98,7 +98,7 @@ def declared(gang: str, worker_id: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if not request.config.getoption("chaos_long"):
-        pytest.skip("by hand: invoke chaos --only 33")
+        pytest.skip("takes minutes: invoke chaos --only 33")
     if not usable():
         pytest.skip("needs podman, conmon and runc")
     directory = tmp_path_factory.mktemp("boxes")

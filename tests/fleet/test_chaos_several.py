@@ -213,7 +213,7 @@ def test_both_managers_are_upgraded_one_after_the_other_under_load(
 @pytest.mark.chaos(30)
 def test_without_a_failure_nobody_takes_over(server: Postgres, tmp_path: Path, chaos_report: ChaosReport) -> None:
     if not chaos_report.long:
-        pytest.skip("an hour; `invoke chaos 30` runs it")
+        pytest.skip("takes minutes, an hour: invoke chaos --only 30")
     agents = 300
     with SeveralManagers(tmp_path, server) as world, one_address(world) as url:
         token = json.loads(world.leader().request("POST", "/api/tokens", {"scope": "operator", "name": "swarm"})[1])
