@@ -40,7 +40,7 @@ GROUPS = {
     "managers": ("list", "promote"),
     "notify": ("ack", "list", "mute", "mutes", "test", "unmute"),
     "operations": ("cancel", "list", "retry", "show"),
-    "state": ("backup", "export", "import", "migrate", "rebuild", "show"),
+    "state": ("backup", "export", "import", "migrate", "rebuild", "reindex", "show"),
     "token": ("create", "list", "revoke"),
 }
 

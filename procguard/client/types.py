@@ -34,6 +34,9 @@ class WorkerInfo(TypedDict):
     last_seen: str | None
     since: str | None
     usage: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    progress_percent: float | None
+    eta_s: float | None
     last_exit: dict[str, Any] | None
     health: dict[str, Any] | None
     suspect: str | None

@@ -18,7 +18,7 @@ from procguard.fleet.store.postgresql import PostgresqlStore
 from procguard.manager.seat import BEAT_S, TAKEOVER_S, Seat
 
 AWAY_S = 3 * BEAT_S  # not seen for so long: it is not there
-SETTLED_S = 15.0  # after it began to lead: nobody makes managers hand over more often
+SETTLED_S = 5.0  # after it began to lead: nobody makes managers hand over more often
 CUT_OFF_BELOW = 0.1  # a leader that at most this share of its agents reaches may be cut off from them
 CLOCK_OFF_S = 5.0  # by so much clocks of managers may differ before it is worth a warning
 

@@ -40,7 +40,7 @@ def test_a_click_on_restart_shows_the_next_attempt_and_its_log_without_reload(
 ) -> None:
     """The main job seen from the browser: running, restarted by a click, running again, and its output."""
     words = WORDS[locale]
-    page = visitor.open(f"{rig.url}/#/workers", locale=locale)
+    page = visitor.open(f"{rig.url}/#/workers?cols=host,attempt,since", locale=locale)
     row = page.get_by_role("row").filter(has_text="worker1")
     expect(row.locator(".chip")).to_have_text(re.compile(words["running"]))
     page.evaluate("window.stillTheSamePage = true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,4 +65,4 @@ def test_a_test_that_nothing_ends_is_named_with_its_stack_and_the_others_run(
     assert "crashed while running 'test_stuck.py::test_that_" in done.stdout
     assert where in done.stderr
     assert "FAILED test_others.py::test_that_fails (call): AssertionError" in done.stdout.split("short test summary")[0]
-    assert "1 passed" in done.stdout
+    assert re.search(r"\b[12] passed", done.stdout), "a stopped test may go on before its process is ended"

@@ -73,6 +73,7 @@ class Deployer:
         self._hosts: list[Host] = []
         self._reported = 0  # the number of these hosts that were reported to the manager
         self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
+        self._with_sources = True  # the manager takes the inventory's file and line of each worker
         self._readiness = (
             WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None
         )
@@ -141,7 +142,7 @@ class Deployer:
         blocked = [host for host in wave if host.name in guests]
         free = [host for host in wave if host.name not in guests]
         replies = [self._asked(blocked)] if blocked else []
-        replies += [self._client.deploy({**self.request(free), "prune": True})] if free else []
+        replies += [self._declare({**self.request(free), "prune": True})] if free else []
         return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
 
     def _noted(self, reply: Json) -> Json:
@@ -161,7 +162,7 @@ class Deployer:
                 return asked
         self._reported += len(wave)
         try:
-            return self._noted(self._client.deploy(self.request(wave)))
+            return self._noted(self._declare(self.request(wave)))
         except Conflict as exc:
             if exc.code != "records_needed":
                 raise
@@ -169,7 +170,7 @@ class Deployer:
             self._found = self._read_records(self._hosts)
         last = self._reported == len(self._hosts) == len(self._found)
         records = {"found": self._found, "all_read": last and not self._options.limited}
-        return self._noted(self._client.deploy({**self.request(wave), **records}))
+        return self._noted(self._declare({**self.request(wave), **records}))
 
     def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
         """What runs on each host according to its own files, without unreadable hosts. The manager needs it after
@@ -194,7 +195,20 @@ class Deployer:
         """The manager's response about `hosts` without a change (check)."""
         asked = {**self.request(hosts), "check": True}
         asked.pop("inventory", None)
-        return self._client.deploy(asked)
+        return self._declare(asked)
+
+    def _declare(self, request: Json) -> Json:
+        """A manager of an earlier release refuses the sources of workers, which only its pages would show."""
+        try:
+            return self._client.deploy(request)
+        except ProcGuardError as exc:
+            if not self._with_sources or ".source: Extra inputs" not in exc.message:
+                raise
+        self._with_sources = False
+        for host in request["hosts"]:
+            for worker in host["workers"]:
+                worker.pop("source", None)
+        return self._client.deploy(request)
 
     # ------------------------------------------------------------------------------------------------ all
 
@@ -209,7 +223,11 @@ class Deployer:
                     "labels": host.labels,
                     **({"tunnel": True} if host.tunnel else {}),
                     "workers": [
-                        {"worker_id": worker.worker_id, "spec": worker.spec, "source": worker.source}
+                        {
+                            "worker_id": worker.worker_id,
+                            "spec": worker.spec,
+                            **({"source": worker.source} if self._with_sources else {}),
+                        }
                         for worker in host.workers
                     ],
                 }

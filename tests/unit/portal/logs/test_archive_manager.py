@@ -47,6 +47,7 @@ def test_what_was_archived_survives_kills_and_the_loss_of_the_disk(tmp_path: Pat
             manager.process.wait()
             manager = RunningManager(tmp_path / "m", *settings, port=port)
         client.command("w1", "stop")
+        wait_until(lambda: client.worker("w1")["state"] == "stopped", 30, "it has stopped")
         wait_until(lambda: manager.ask("GET", "/api/logs/archive").json["waiting_bytes"] == 0, 30, "all is archived")
         whole = manager.ask("GET", "/api/remote-workers/w1/logs?download=1").body.decode()
 
