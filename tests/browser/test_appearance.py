@@ -246,8 +246,9 @@ NUMBERS = """async () => {
     cell.update(worker);
     return cell.textContent;
   });
+  const least = shown.reduce((sum, { width }) => sum + parseInt(width.match(/[0-9]+/)[0], 10) + 10, 4);
   const without = gridColumns(readColumns(''), {}).map(({ name }) => name).includes('progress');
-  return [...said, without];
+  return [...said, without, least <= document.querySelector('.workers-table').clientWidth];
 }"""
 
 
@@ -256,7 +257,7 @@ def test_the_list_of_workers_says_progress_and_the_last_numbers_unasked(world: W
     page = visitor.open(f"{world.rig.url}/#/workers")
     expect(page.locator(".workers-table .table-body .table-row").first).to_be_visible()
     expect(page.get_by_role("columnheader", name="Progress")).to_have_count(0)
-    assert page.evaluate(NUMBERS) == ["loss 0.231, step 1,200", "62 %, 3 min left", False]
+    assert page.evaluate(NUMBERS) == ["loss 0.231, step 1,200", "62 %, 3 min left", False, True]
 
 
 def test_the_charts_of_a_worker_are_pointed_at_and_zoomed_together(world: World, visitor: Visitor) -> None:

@@ -15,6 +15,7 @@ import { textCell } from './table.js';
 
 const STORED = 'columns.workers';
 const NUMBERS = ['progress', 'metrics']; // usual where a worker has numbers from its log
+const NO_ROOM = ['restarts', 'since']; // beside those
 
 const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 
@@ -84,9 +85,9 @@ export function anyNumbers(workers) {
   return false;
 }
 
-/** Everything a grid needs: the fixed columns round the chosen ones; with `numbers` those too, where nobody chose. */
+/** Everything a grid needs: the fixed columns round the chosen ones; where nobody chose, `numbers` make room for those. */
 export function gridColumns(names, { everything, pickCell, numbers = false }) {
-  const shown = numbers && isUsual(names) ? choiceNames().filter((name) => names.includes(name) || NUMBERS.includes(name)) : names;
+  const shown = numbers && isUsual(names) ? choiceNames().filter((name) => NUMBERS.includes(name) || (names.includes(name) && !NO_ROOM.includes(name))) : names;
   const columns = [
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
     { name: 'state', label: t('workers.state'), width: '128px', narrow: '118px', sortable: true, make: stateChip },
@@ -117,14 +118,14 @@ function gpuText(worker) {
 }
 
 /** "62 %, 3 min 20 s left" */
-function progressText(worker) {
+export function progressText(worker) {
   const { progress_percent: percent, eta_s: left } = worker;
   if (percent === null || percent === undefined) return t('none');
   return left === null || left === undefined ? formatPercent(percent) : t('workers.left', { percent: formatPercent(percent), d: formatDuration(left, 1) });
 }
 
 /** "loss 0.231, step 1,200" */
-function metricsText(worker) {
+export function metricsText(worker) {
   const known = Object.entries(metricsOf(worker)).filter(([, value]) => typeof value === 'number');
   return known.map(([name, value]) => `${name} ${formatMetric(value)}`).join(', ') || t('none');
 }

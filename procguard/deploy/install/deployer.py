@@ -202,7 +202,7 @@ class Deployer:
         try:
             return self._client.deploy(request)
         except ProcGuardError as exc:
-            if not self._with_sources or ".source: Extra inputs" not in exc.message:
+            if not self._with_sources or ".source:" not in exc.message:
                 raise
         self._with_sources = False
         for host in request["hosts"]:

@@ -77,7 +77,7 @@ WORKER: tuple[ShownField[Any], ...] = (
             metric=Metric("gpu_memory_bytes", "GPU memory of its own processes")),
     Of("metrics", "list[messages.LogMetric]", lambda w: log_metrics.listed(w.report), "Numbers from its log",
        Label("Metrics", "指标"), live="measure", live_read=lambda w: log_metrics.values(w.report),
-       column=PageColumn("metrics", "minmax(110px, 1fr)")),
+       column=PageColumn("metrics", "minmax(100px, 1fr)")),
     Of("progress_percent", "float | None", lambda w: log_metrics.progress_percent(w.report),
        "Of the first metric with a total", Label("Progress", "进度"), "percent", live="measure",
        column=PageColumn("progress", "132px")),

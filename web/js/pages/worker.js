@@ -21,7 +21,7 @@ import { specificationPanel } from './specification.js';
 import { whyPanel } from './why.js';
 import { askMove } from '../move.js';
 import { acts } from '../rights.js';
-import { marksText } from '../workercolumns.js';
+import { marksText, metricsText, progressText } from '../workercolumns.js';
 
 const EVENTS_SHOWN = 50;
 
@@ -32,6 +32,8 @@ const FACTS = [
   ['since', (w) => formatSince(w.since), (w) => formatMoment(w.since)],
   ['attempt', (w) => (w.attempt ? t('worker.attempt_restarts', { attempt: String(w.attempt), restarts: w.restarts || 0, all: w.restarts_total || 0 }) : '')],
   ['next_start', (w) => (w.state === 'backoff' && nextStartS(w) !== null ? t('worker.starts_in', { d: formatDuration(nextStartS(w)) }) : '')],
+  ['progress', (w) => (typeof w.progress_percent === 'number' ? progressText(w) : '')],
+  ['metrics', (w) => (w.metrics && w.metrics.length ? metricsText(w) : '')],
   ['usage', usageText],
   ['io', ioText],
   ['gpus', gpuText],

@@ -360,8 +360,8 @@ def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, 
     """A cleaner of /tmp removed it, and another user was quicker than the runner."""
     worker_dir = tmp_path / "agent" / "workers" / "w1-0123456789"
     worker_dir.mkdir(parents=True)
-    before, after = tmp_path / "base" / "before", tmp_path / "base" / "after"
-    after.mkdir(parents=True)
+    before, after = tmp_path / "b", tmp_path / "a"  # a socket's path is short
+    after.mkdir()
     runner = Runner.__new__(Runner)
     runner._worker_dir = str(worker_dir)
     runner._lock_path = paths.runner_lock(str(before), str(worker_dir))
