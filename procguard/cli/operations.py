@@ -57,6 +57,9 @@ class BatchOptions(OptionGroup):
         """As the manager takes them. Raises UsageError."""
         if self.concurrency < 0:
             raise UsageError(f"--concurrency {self.concurrency}: at least 1", "leave it out for the manager's default")
+        from procguard.fleet.operations.model import FailureLimit
+
+        FailureLimit(str(self.max_failures))  # also for a single worker, where nothing else would read it
         given = {"concurrency": self.concurrency, "max_failures": str(self.max_failures), "reason": self.reason}
         return {name: value for name, value in given.items() if value}
 

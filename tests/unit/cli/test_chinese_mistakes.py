@@ -95,6 +95,7 @@ notify.unmute m-9
 notify.test nobody
 token.create --scope agent:nobody
 token.create --scope viewer --uses 3
+restart w1 --max-failures x
 token.create --uses x
 token.create --expires 0d
 token.revoke nobody
