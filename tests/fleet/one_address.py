@@ -27,14 +27,14 @@ class OneAddress:
         self._leader = 0
         self._open: set[socket.socket] = set()
 
-    def look_forever(self) -> None:
-        while True:
-            found = next((port for port in self._ports if _is_ready(port)), 0)
-            if found and found != self._leader:
-                self._leader, ended, self._open = found, self._open, set()
-                for one in ended:
-                    _end(one)
-            gevent.sleep(LOOK_S)
+    def find_leader(self) -> int:
+        """The port of whoever leads, 0 where nobody has yet."""
+        found = next((port for port in self._ports if _is_ready(port)), 0)
+        if found and found != self._leader:
+            self._leader, ended, self._open = found, self._open, set()
+            for one in ended:
+                _end(one)
+        return self._leader
 
     def serve(self, here: socket.socket, _address: object) -> None:
         try:
@@ -77,8 +77,12 @@ def main() -> None:
     one = OneAddress([int(port) for port in sys.argv[1].split(",")])
     server = gevent.server.StreamServer(("127.0.0.1", 0), one.serve, backlog=1024)
     server.start()
-    print(server.server_port, flush=True)
-    one.look_forever()
+    while not one.find_leader():
+        gevent.sleep(LOOK_S)
+    print(server.server_port, flush=True)  # from now on it leads somewhere
+    while True:
+        gevent.sleep(LOOK_S)
+        one.find_leader()
 
 
 if __name__ == "__main__":

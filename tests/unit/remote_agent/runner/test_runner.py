@@ -333,7 +333,8 @@ def test_old_grant_is_ignored(rig: Rig):
 @pytest.mark.parametrize("how", ["setsid sleep 1000 >/dev/null 2>&1 &", "nohup sleep 1000 >/dev/null 2>&1 &"])
 def test_command_that_goes_into_the_background_is_finished_and_says_what_was_ended(rig: Rig, how: str):
     """nginx with daemon on, redis --daemonize, nohup: they are ended, and the reason says so and what to do."""
-    rig.shell(f"{how} exit 0", stop_grace_s=1).run()
+    has_become_sleep = 'until read -r name </proc/$!/comm && [ "$name" = sleep ]; do :; done'
+    rig.shell(f"{how} {has_become_sleep}; exit 0", stop_grace_s=1).run()
     reason = rig.until("exited")["reason"]
     assert reason.startswith("finished: exit code 0 after ")
     assert "it left 1 process in the background (sleep), ended now; a worker has to stay in the foreground" in reason
