@@ -24,7 +24,7 @@ from tests.fleet.chaos_world import World
 from tests.fleet.hosts import Fleet, FleetHost
 from tests.fleet.processes import HostProcess
 from tests.fleet.test_chaos_container import everything, prepare
-from tests.unit.podman_host import IMAGE, shell_image, usable
+from tests.unit.podman_host import IMAGE, require_long_form, shell_image
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fleet
@@ -145,10 +145,7 @@ def servers_image(root: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    if not request.config.getoption("chaos_long"):
-        pytest.skip("takes minutes: invoke chaos --only 33")
-    if not usable():
-        pytest.skip("needs podman, conmon and runc")
+    require_long_form(request.config)
     directory = tmp_path_factory.mktemp("programs")
     images = {IMAGE: shell_image(directory / "image")}
     if PROGRAMS:

@@ -89,6 +89,14 @@ def shell_image(root: Path) -> bytes:
     return subprocess.run(["tar", "-C", str(root), "-c", "."], capture_output=True, check=True).stdout
 
 
+def require_long_form(config: pytest.Config) -> None:
+    """Skip a test with containers on real hosts that is run by hand, and where containers cannot run."""
+    if not config.getoption("chaos_long"):
+        pytest.skip("takes minutes: invoke chaos --only 33")
+    if not usable():
+        pytest.skip("needs podman, conmon and runc")
+
+
 def usable() -> bool:
     return os.geteuid() == 0 and all(shutil.which(name) for name in ("podman", "conmon", "runc"))
 

@@ -310,7 +310,7 @@ class Enrolment:
                         ownership.drop_worker(self._state, tx, worker, because("worker.launcher_ended"))
 
     def expire(self, now: Now) -> None:
-        """Remove pending launchers that have stopped asking."""
+        """Remove pending launchers that no longer send requests."""
         for key, pending in list(self._pending.items()):
             if now.monotonic - pending.asked > PENDING_EXPIRES_S:
                 self._waits_no_more(key)

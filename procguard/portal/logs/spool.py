@@ -56,7 +56,7 @@ class SpooledLogStore(LogStore):
     # ------------------------------------------------------------------------------------------- what is archived
 
     def kept(self, worker_id: str, attempt: int, stream: str, stored: int) -> int:
-        """Up to where the archive has everything, of `stored` bytes."""
+        """The offset below which everything is archived, at most `stored`."""
         if self.archive is None:
             return super().kept(worker_id, attempt, stream, stored)
         return min(stored, self.archive.upto(directory_name(worker_id), attempt, stream))
@@ -89,7 +89,7 @@ class SpooledLogStore(LogStore):
     # ----------------------------------------------------------------------------------- what leaves the disk
 
     def measured(self) -> dict[str, list[Held]]:
-        """What is archived counts as what is on the disk, whichever is more."""
+        """The size of the stream: that on the disk or in the archive, whichever is larger."""
         found = super().measured()
         for folder in self.archive.folders() if self.archive is not None else ():
             known = {(one.attempt, one.stream): one for one in found.get(folder, [])}
@@ -103,7 +103,7 @@ class SpooledLogStore(LogStore):
         return found
 
     def _cut(self, folder: str, streams: list[Held], keep: int, at: float) -> None:
-        """What is archived leaves first; what is not goes as it would without an archive."""
+        """Free disk space: archived bytes first, then the rest as without an archive."""
         over = retention.total(streams) - keep
         if self.archive is None or not streams or folder.endswith(retention.GONE):
             super()._cut(folder, streams, keep, at)
@@ -119,7 +119,7 @@ class SpooledLogStore(LogStore):
                     self._drop_head(os.path.join(folder, f"{one.attempt}.{one.stream}"), end, at)
 
     def _is_wanted_here(self, folder: str, one: Held) -> bool:
-        """Whether the disk holds what the archive does not."""
+        """Whether the disk has bytes that are not archived."""
         covered = self._covered(os.path.join(folder, f"{one.attempt}.{one.stream}"))
         return bool(lacking(covered, 0, one.size)) and one.held > 0
 
@@ -170,7 +170,7 @@ class SpooledLogStore(LogStore):
                             self._in_thread(find_again, base, self._covered(base))
 
     def _restore(self, base: str) -> bool:
-        """Whether its file was shorter than what is archived."""
+        """Returns whether the file was shorter than its archived size."""
         key = key_of(base)
         if self.archive is None or self.archive.length(*key) <= self._size(base):
             return False
@@ -190,7 +190,7 @@ class SpooledLogStore(LogStore):
         return super().append(worker_id, attempt, stream, *arguments, **named)
 
     def take_back(self, worker_id: str, attempt: int, stream: str, run: Run) -> None:
-        """Bytes that the archive gave back, or that it knows to be lost. What is here stays. Raises OSError."""
+        """Store bytes read back from the archive, or mark them lost. Keeps bytes already on disk. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
         self._pins.add(base)
         with self._exclusive(base):
@@ -221,7 +221,7 @@ class SpooledLogStore(LogStore):
             self._index.doubt(base + ".idx")
 
     def _hole(self, base: str, hole: Hole, caller: str = "") -> Iterator[bytes]:
-        """What the archive has of it goes past the disk: a download may be larger than that."""
+        """Archived bytes are streamed without being stored: a download may exceed the disk."""
         position = hole.start
         if self.reader is not None and hole.at is None:
             for run in self.reader.oldest_first(key_of(base), hole.start, hole.end, STEP_S, caller):

@@ -227,20 +227,20 @@ class LogStore:
     # ------------------------------------------------------------------- for a store that has an archive (spool.py)
 
     def restore(self, worker_id: str) -> None:
-        """Before its logs are read: what is stored elsewhere and has no file here. Raises OSError."""
+        """Hook, called before a worker's logs are read: add files for what is stored elsewhere only. Raises OSError."""
 
     def _await_ready(self) -> None:
-        """Raises OSError while it is not known from where on logs are to be continued."""
+        """Hook: raises OSError while the offsets at which logs continue are not known yet."""
 
     def _took(self, worker_id: str, attempt: int, stream: str, size: int) -> None:
-        """So many more bytes of this stream are on the disk."""
+        """Hook: `size` more bytes of this stream were written to the disk."""
 
     def _nowhere_else(self, base: str, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) only the disk, or a host, has."""
+        """The parts of [start, end) that the archive does not have."""
         return [(start, end)]
 
     def _set_floor(self, folder: str, floor: int) -> None:
-        """The attempts below are no longer wanted."""
+        """Record that attempts below `floor` may be deleted."""
         paths.write_atomic(os.path.join(folder, "floor"), f"{floor}\n".encode())
 
     def _forget_head(self, base: str, end: int, at: float) -> None:

@@ -127,14 +127,14 @@ class LogArchive:
 
     @property
     def is_ready(self) -> bool:
-        """False while it is not known what was archived: a log must not begin at its present place."""
+        """False until the index is loaded: before that the offset at which a log continues is unknown."""
         return self._loaded or time.monotonic() > self._ready_by
 
     def covered(self, folder: str, attempt: int, stream: str) -> list[Range]:
         return self._covered.get(folder, {}).get((attempt, stream), [])
 
     def upto(self, folder: str, attempt: int, stream: str) -> int:
-        """Every byte before this offset is archived, or was lost before it could be."""
+        """The offset below which every byte is archived, or was lost before it could be."""
         return from_zero(self.covered(folder, attempt, stream))
 
     def length(self, folder: str, attempt: int, stream: str) -> int:
@@ -154,7 +154,7 @@ class LogArchive:
     # ---------------------------------------------------------------------------------------------- what has changed
 
     def note(self, worker_id: str, attempt: int, stream: str, size: int) -> None:
-        """The log store has `size` more bytes of this stream on its disk."""
+        """Note that the log store wrote `size` more bytes of this stream to its disk."""
         key = (directory_name(worker_id), attempt, stream)
         waiting = self._waiting.get(key)
         if waiting is None:
@@ -166,7 +166,7 @@ class LogArchive:
             self._wake.set()
 
     def drop(self, folder: str, below: int) -> None:
-        """The attempts below are no longer wanted."""
+        """Delete attempts below `floor` from the archive, in the background."""
         streams = self._covered.get(folder, {})
         going = [one for one in streams if one[0] < below]
         for one in going:
@@ -204,7 +204,7 @@ class LogArchive:
     # ---------------------------------------------------------------------------------------------- the greenlet
 
     def run(self) -> None:
-        """For ever; returns where another manager leads."""
+        """Upload until another manager leads."""
         tries = 0
         while True:
             try:
@@ -241,7 +241,7 @@ class LogArchive:
                 log.error("log archive: this could not be recorded: %s", exc)
 
     def step(self) -> bool:
-        """What is due now; whether there is more. Raises ProcGuardError, OSError."""
+        """Do what is due now. Returns whether more is. Raises ProcGuardError, OSError."""
         if not self._loaded:
             self.load()
         self._change_index()
@@ -288,7 +288,7 @@ class LogArchive:
         return oldest is not None and time.monotonic() - oldest.since >= self._interval_s
 
     def _prepare(self) -> _Upload | None:
-        """Compress what waits, the longest first. Raises OSError."""
+        """Compress waiting bytes, those that have waited longest first. Raises OSError."""
         asked, size = [], 0
         for key, waiting in self._waiting.items():
             asked.append((key, waiting.worker_id, self.covered(*key)))
@@ -328,7 +328,7 @@ class LogArchive:
             self._waiting.move_to_end(key)
 
     def _finish(self, number: int, size: int, pieces: list[tuple[Key, Piece]]) -> None:
-        """The object has arrived: its pieces may be read, and their bytes may leave the disk."""
+        """Complete an upload: its pieces become readable, and their bytes may be removed from the disk."""
         self._change_index()
         wanted = [
             (key, one)
@@ -354,7 +354,7 @@ class LogArchive:
         self.status.uploaded_bytes += size
 
     def _finish_earlier(self) -> None:
-        """Uploads that an earlier run, or the leader before, has begun: they have arrived, or never will."""
+        """Complete or discard uploads that an earlier run or the previous leader began."""
         left = False
         for number, name, at in self.index.unfinished():
             try:

@@ -198,13 +198,13 @@ class ArchiveIndex:
         return [ArchivedStream(row[0], row[1], row[2], known, row[4]) for row, known in zip(rows, ranges, strict=True)]
 
     def begin(self, name: str, at: float) -> int:
-        """An upload is to begin: after a crash it is known what to look for. Returns the object's id."""
+        """Record an upload before it begins, so that it can be found after a crash. Returns the object's id."""
         statement = "INSERT INTO archive_object (name, at, size, live) VALUES (?, ?, 0, 0) RETURNING id"
         return int(self._tables.transaction(lambda execute: execute(statement, (name, at)).fetchone()[0]))
 
     def finish(self, number: int, size: int, pieces: Sequence[tuple[Key, Piece]], covered: dict[Key, list[Range]],
                ) -> None:  # fmt: skip
-        """The object is whole. `pieces` overlap nothing in the index; `covered`: of their streams, with them."""
+        """Record a completed upload. `pieces` overlap nothing in the index; `covered`: of their streams, with them."""
         newest: dict[Key, float] = {}
         for key, piece in pieces:
             newest[key] = max(newest.get(key, 0.0), piece.at)
@@ -236,7 +236,7 @@ class ArchiveIndex:
         self._tables.transaction(write)
 
     def unfinished(self) -> list[tuple[int, str, float]]:
-        """(id, name, when it began) of uploads whose end is not known, the oldest first."""
+        """(id, name, start time) of incomplete uploads, oldest first."""
         statement = "SELECT id, name, at FROM archive_object WHERE size = 0 ORDER BY id"
         return [(int(row[0]), row[1], row[2]) for row in
                 self._tables.transaction(lambda execute: execute(statement).fetchall())]  # fmt: skip
@@ -247,7 +247,7 @@ class ArchiveIndex:
                 self._tables.transaction(lambda execute: execute(statement, (limit,)).fetchall())]  # fmt: skip
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """These objects are no more."""
+        """Remove deleted objects from the index."""
 
         def write(execute: Execute) -> None:  # fmt: skip
             for number in numbers:
@@ -256,7 +256,7 @@ class ArchiveIndex:
         self._tables.transaction(write)
 
     def pieces(self, key: Key, start: int, end: int, limit: int) -> list[StoredPiece]:
-        """Those that hold any of [start, end), the last first."""
+        """Pieces that overlap [start, end), last first."""
         rows = self._tables.transaction(lambda execute: execute(_PIECES, (*key, end, start, limit)).fetchall())
         return [StoredPiece(row[0], row[1], row[2], row[3], row[4], row[5], bytes(row[6])) for row in rows]
 
