@@ -31,7 +31,7 @@ CHINESE: dict[str, str] = {
     "{}: a launcher that is not on the manager's machine must send secret_sha256": "{}：不在管理端机器上的启动器必须发送 secret_sha256",
     "send the hex SHA-256 of a secret it made (see docs/protocol.md), or an enrolment token as Bearer": "请发送它所生成密钥的十六进制 SHA-256（见 docs/protocol.md），或以 Bearer 发送注册令牌",
     "the launcher {} from {} is already pending": "来自 {1} 的启动器 {0} 已在等待批准",
-    "if it is not yours, deny it: invoke deny {}": "如果它不是您的，请拒绝：invoke deny {}",
+    "if it is not yours, deny it: invoke deny {}": "如果它不是你的，请拒绝：invoke deny {}",
     "waits for approval; on the manager: invoke agents approve {}": "等待批准；请在管理端运行：invoke agents approve {}",
     "no launcher {} waits for approval": "没有启动器 {} 等待批准",
     "{} launchers wait as {}: fingerprints {}": "有 {} 个启动器以 {} 等待批准：指纹 {}",
@@ -68,7 +68,7 @@ CHINESE: dict[str, str] = {
     # fleet/agents/token_scopes.py
     "operator, viewer, enroll, metrics or agent:ID": "operator、viewer、enroll、metrics 或 agent:ID",
     "make another on the manager's machine: invoke token.create --scope {}": "请在管理端机器上另建一个：invoke token.create --scope {}",
-    "{}; or start the launcher without --token and have an operator approve it": "{}；或不带 --token 启动启动器，由操作者批准",
+    "{}; or start the launcher without --token and have an operator approve it": "{}；或不带 --token 启动启动器，由操作员批准",
     # fleet/durability.py
     "the manager writes its state again by itself": "管理端会自动重新写入状态",
     "the manager writes them again by itself; if it can't, its log says why": "管理端会自动重新写入；若不能，其日志会说明原因",
@@ -77,7 +77,7 @@ CHINESE: dict[str, str] = {
     "ask the leader: {}": "请向主管理端请求：{}",
     # fleet/operations/confirmations.py
     "this preview has expired, or was used": "此预览已过期，或已使用",
-    "this preview was shown to somebody else": "此预览属于另一位操作者",
+    "this preview was shown to somebody else": "此预览属于另一位操作员",
     "ask for one yourself": "请自行请求预览",
     # fleet/operations/controller.py
     "review the matching workers again": "请重新查看匹配的 worker",
@@ -188,7 +188,7 @@ CHINESE: dict[str, str] = {
     "{}: cannot read the history ({})": "{}：无法读取历史（{}）",
     "look at the disk; a restart of the manager checks it": "请检查磁盘；重启管理端会检查状态",
     "its folder is read-only": "其目录为只读",
-    "{}: the state of another manager (fleet {}) was put in place of this one's": "{}：被换成了另一个管理端（机群 {}）的状态",
+    "{}: the state of another manager (fleet {}) was put in place of this one's": "{}：已被另一个管理端（机群 {}）的状态替换",
     "stop one of the two managers; this one acknowledges no change until that state is moved away": "请停止其中一个管理端；在移走该状态之前，本管理端不确认任何改动",
     "{}: cannot write the state again ({}); changes are not acknowledged": "{}：仍然无法写入状态（{}）；改动不予确认",
     "free space or repair the disk; nothing else needs to be done": "请腾出空间或修复磁盘；此外无需其他操作",

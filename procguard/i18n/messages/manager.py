@@ -86,10 +86,10 @@ CHINESE: dict[str, str] = {
     "synchronous_commit is {}: a failover of the database may lose acknowledged changes": "synchronous_commit 为 {}：数据库故障切换可能丢失已确认的改动",
     "no replica is connected: changes wait until one is": "没有副本连接：改动会等待，直到有副本",
     "no replica": "没有副本",
-    "the database has no replica: when its machine is lost, so is the fleet's state": "数据库没有副本：其机器丢失时，机群的状态也随之丢失",
+    "the database has no replica: when its machine is lost, so is the fleet's state": "数据库没有副本：一旦失去其所在机器，机群的状态也随之丢失",
     "the replicas of the database are asynchronous: a failover may lose the last acknowledged changes; set synchronous_standby_names": "数据库的副本是异步的：故障切换可能丢失最后确认的改动；请设置 synchronous_standby_names",
     "{}: recovery over SSH does not work to {} hosts ({})": "{}：经 SSH 恢复对 {} 台主机不可用（{}）",
-    "no standby: when this manager is lost, nobody takes over": "没有备用管理端：本管理端丢失时无人接管",
+    "no standby: when this manager is lost, nobody takes over": "没有备用管理端：一旦失去本管理端，将无人接管",
     # manager/service.py
     "no service manager can start the manager at boot ({})": "没有可在开机时启动管理端的服务管理器（{}）",
     "install cron, or start the manager manually": "请安装 cron，或手动启动管理端",
@@ -157,12 +157,12 @@ CHINESE: dict[str, str] = {
     'name the target, e.g. {"host": "gpu02"}': '请指定目的地，例如 {"host": "gpu02"}',
     "sort={}: not a column to sort by": "sort={}：不是可排序的列",
     # portal/auth/access.py
-    "this secret is not known here (revoked, or of another fleet)": "此密钥在这里未知（已吊销，或属于另一机群）",
+    "this secret is not known here (revoked, or of another fleet)": "本管理端不认识此密钥（已吊销，或属于另一机群）",
     "use that agent's own secret": "请使用该 Agent 自己的密钥",
     "enrolment token": "注册令牌",
     "deploy the host again (invoke deploy); a launcher registers again by itself": "请重新部署该主机（invoke deploy）；启动器会自动重新注册",
-    "this enrolment token is not known here (mistyped, revoked, or of another fleet)": "此注册令牌在这里未知（拼写错误、已吊销，或属于另一机群）",
-    "this token is not known here (revoked, or of another fleet)": "此令牌在这里未知（已吊销，或属于另一机群）",
+    "this enrolment token is not known here (mistyped, revoked, or of another fleet)": "本管理端不认识此注册令牌（拼写错误、已吊销，或属于另一机群）",
+    "this token is not known here (revoked, or of another fleet)": "本管理端不认识此令牌（已吊销，或属于另一机群）",
     "use the portal's own page": "请使用门户自己的页面",
     "the X-ProcGuard-CSRF header is missing or old": "请求头 X-ProcGuard-CSRF 缺失或已过期",
     "reload the page and try again": "请刷新页面后重试",
@@ -182,7 +182,7 @@ CHINESE: dict[str, str] = {
     "the agent of {}": "{} 的 Agent",
     "{} may not act for {}": "{} 不能代表 {}",
     "the first token lies beside the manager's state, in operator.token: {}": "第一个令牌在管理端状态旁的 operator.token 中：{}",
-    "on the manager's machine, as {}: {} ; then: {}": "在管理端机器上以 {} 运行：{} ；然后：{}",
+    "on the manager's machine, as {}: {} ; then: {}": "在管理端机器上以 {} 运行：{}；然后：{}",
     "too many wrong tokens from {}": "{} 的错误令牌过多",
     "the Authorization header is not 'Bearer <token>'": "Authorization 请求头不是“Bearer <token>”",
     # portal/auth/local_client.py
@@ -191,7 +191,7 @@ CHINESE: dict[str, str] = {
     "the connection's process cannot be known ({})": "无法得知连接的进程（{}）",
     "the connection is {}'s (process {}), which passes on what others ask": "连接属于 {}（进程 {}），它会转发他人的请求",
     "the connection is {}'s (process {})": "连接属于 {}（进程 {}）",
-    "{}, which listens for other machines (port {})": "{}，它为其他机器监听（端口 {}）",
+    "{}, which listens for other machines (port {})": "{}，监听来自其他机器的连接（端口 {}）",
     "{}, which serves {} (port {})": "{}，它为 {} 提供服务（端口 {}）",
     "another machine": "另一台机器",
     "a process that has exited": "已退出的进程",
@@ -244,7 +244,7 @@ CHINESE: dict[str, str] = {
     # portal/logs/matching.py
     "searches with regex= are under way": "个 regex= 搜索正在进行",
     "logs are followed with regex=": "份日志正以 regex= 跟随",
-    "{} of your own": "您自己的 {}",
+    "{} of your own": "你自己的 {}",
     # portal/logs/query.py
     "resume={}: not addresses in a log": "resume={}：不是日志中的地址",
     # portal/logs/store.py

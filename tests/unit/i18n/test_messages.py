@@ -138,7 +138,7 @@ def test_chinese_is_chinese() -> None:
         ("gpu01: asked (no new secret in time)", "gpu01：asked（未在时限内更换密钥）"),
         ("there is no state 'x'; known are failed, stopped", "没有 state 'x'；已知的有 failed, stopped"),  # names
         ("no agent matches gpu01 and zz", "没有 Agent 匹配 gpu01 和 zz"),
-        ("a.yaml:3: unknown key; did you mean web.port?", "a.yaml:3：未知的键；您是否想写 web.port？"),
+        ("a.yaml:3: unknown key; did you mean web.port?", "a.yaml:3：未知的键；是否想写 web.port？"),
     ],
 )
 def test_a_message_is_translated_and_what_it_quotes_is_not(english: str, chinese: str) -> None:

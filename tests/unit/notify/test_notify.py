@@ -261,7 +261,7 @@ def test_a_host_is_reported_only_when_it_stays_out_of_reach_and_then_its_return_
 
 def test_messages_use_the_target_s_language() -> None:
     said = message(count=2, language="zh")
-    assert said.title == "2 个 Worker 失败：w1、w2"
+    assert said.title == "2 个 worker 失败：w1、w2"
     assert said.lines[0] == "w1（gpu01）：任务运行 9 分钟后因内存不足被内核终止（OOM）；不再重启，判定为失败"
 
 
@@ -299,7 +299,7 @@ def test_feishu_is_signed_as_its_page_says() -> None:
     expected = hmac.new(b"1790000000\ns3cret", b"", hashlib.sha256).digest()
     assert body["timestamp"] == "1790000000" and base64.b64decode(body["sign"]) == expected
     post = body["content"]["post"]["zh_cn"]
-    assert body["msg_type"] == "post" and "1 个 Worker 失败" in post["title"] and post["content"][0][0]["tag"] == "text"
+    assert body["msg_type"] == "post" and "1 个 worker 失败" in post["title"] and post["content"][0][0]["tag"] == "text"
     assert "sign" not in sent("feishu")[1]
 
 
@@ -389,7 +389,7 @@ def test_mail_is_sent_with_its_login(sink: HttpSink) -> None:
         outcome = transport.send(mailed, message("webhook", language="zh"), NOW)
         assert outcome.ok, outcome
         got = email.message_from_bytes(server.mails[0], policy=email.policy.default)
-        assert got["Subject"] == "[ProcGuard] 1 个 Worker 失败：w1" and got["To"] == "a@example.org, b@example.org"
+        assert got["Subject"] == "[ProcGuard] 1 个 worker 失败：w1" and got["To"] == "a@example.org, b@example.org"
         assert got["Auto-Submitted"] == "auto-generated" and "内存不足" in got.get_content()
         assert len(server.receivers) == 2 and base64.b64decode(server.login) == b"\0pg\0s3cret"
         server.refuse = "550 no such user"
