@@ -30,6 +30,7 @@ _TABLES = (
     ("health", messages.HealthCheck, "health."),
     ("limits", messages.Limits, "limits."),
     ("container", messages.ContainerSpec, "container."),
+    ("tty", messages.TerminalSpec, "tty."),
     ("pre_start and post_stop", messages.Hook, "pre_start."),
 )
 
@@ -64,6 +65,7 @@ def _allow_short_forms(properties: dict[str, Any]) -> None:
         ("health", {"$ref": "#/$defs/HealthCheck"}),
         ("setup", {"type": "string"}),
         ("container", {"type": "string"}),
+        ("tty", {"type": "boolean"}),
         ("pre_start", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Hook"}]}),
         ("post_stop", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Hook"}]}),
     ):
@@ -96,6 +98,7 @@ def _kind(annotation: Any) -> str:
         "list[float": "list of numbers",
         "list[int": "list of numbers", "list[HealthCheck": "list, see below", "list[Hook": "list, see below",
         "RestartPolicy": "mapping, see below", "Limits": "mapping, see below", "ContainerSpec": "mapping, see below",
+        "TerminalSpec": "true, or a mapping, see below",
     }  # fmt: skip
     return words.get(text) or ", ".join(f"`{word.strip()}`" for word in text.replace("'", "").split(","))
 

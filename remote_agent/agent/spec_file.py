@@ -27,6 +27,7 @@ ROOT_FOR_LEASE = (
     "on_partition: fence and gangs need an agent that runs as root, for only root can have the kernel end a container "
     "together with its runner; deploy the agent as root, or use on_partition: keep and no gang"
 )
+LARGEST_TERMINAL = 1000
 ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, where they are others
 _OUTPUT = "output goes unbroken into the worker's log"
 # What names, keeps or hides a container is what the promise of one instance stands on.
@@ -129,6 +130,10 @@ def container_mistakes(spec: WorkerSpec) -> list[str]:
             found.append(f"{name} has no meaning beside container: {hint}")
     if spec.stderr == "separate":
         found.append("stderr: separate is not supported beside container")
+    if spec.tty is not None:
+        found.append(
+            "tty is not supported beside container: podman refuses a tty where output goes into the worker's log"
+        )
     for mount in container.mounts:
         parts = mount.split(":")
         if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
@@ -217,7 +222,21 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
     texts += [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
     if any("\0" in text for text in texts):
         found.append("env_file, venv, conda, setup, user: a NUL character cannot be part of them")
-    return found + container_mistakes(spec) + schedule.mistakes(spec)
+    return found + container_mistakes(spec) + terminal_mistakes(spec) + schedule.mistakes(spec)
+
+
+def terminal_mistakes(spec: WorkerSpec) -> list[str]:
+    """The mistakes in `tty`."""
+    if spec.tty is None:
+        return []
+    found = []
+    for name in ("rows", "columns"):
+        size = getattr(spec.tty, name)
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= LARGEST_TERMINAL:
+            found.append(f"tty.{name} {size!r}: expected a number from 1 to {LARGEST_TERMINAL}")
+    if spec.stderr == "separate":
+        found.append("tty and stderr: separate: a terminal has one stream; remove one of them")
+    return found
 
 
 def hook_words(hook: Hook, kind: str) -> dict[str, Any]:

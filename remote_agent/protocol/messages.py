@@ -32,12 +32,14 @@ from remote_agent.protocol.worker_spec import (
     Hook,
     Limits,
     RestartPolicy,
+    TerminalSpec,
     WorkerSpec,
 )
 
 # What a worker is and what ids are belongs to the wire as well, and is found here beside the rest.
 __all__ = [
-    "AGENT_ID_PATTERN", "ID_PATTERN", "ContainerSpec", "HealthCheck", "Hook", "Limits", "RestartPolicy", "WorkerSpec",
+    "AGENT_ID_PATTERN", "ID_PATTERN", "ContainerSpec", "HealthCheck", "Hook", "Limits", "RestartPolicy", "TerminalSpec",
+    "WorkerSpec",
     "directory_name", "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id", "valid_id",
 ]  # fmt: skip
 
@@ -557,6 +559,7 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
         "health": ("list", HealthCheck),
         "limits": ("one", Limits),
         "container": ("one", ContainerSpec),
+        "tty": ("one", TerminalSpec),
         "pre_start": ("list", Hook),
         "post_stop": ("list", Hook),
     },

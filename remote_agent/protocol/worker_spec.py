@@ -119,6 +119,14 @@ class ContainerSpec:
 
 
 @record
+class TerminalSpec:
+    """{"rows": 24, "columns": 80}"""
+
+    rows: int = key(24, "Height of the terminal, in lines")
+    columns: int = key(80, "Width of the terminal, in characters")
+
+
+@record
 class WorkerSpec:
     """One supervised command. {"command": "python train.py --epochs 100", "working_dir": "~/project", "env": {}}
 
@@ -135,6 +143,9 @@ class WorkerSpec:
     env: dict[str, str] = key(dict, "Environment variables; they override env_file and the host environment")
     shell: bool = key(False, "true: run the command by /bin/sh (pipes, &&, $VARIABLES)")
     stderr: Literal["merge", "separate"] = key("merge", "One log in order of output, or a separate log for stderr")
+    tty: Union[TerminalSpec, None] = key(
+        None, "true: run the command at a pseudo-terminal, its output in the same log; {rows, columns}: of this size"
+    )
     restart: RestartPolicy = key(RestartPolicy, "Restart policy")
     stop_signal: str = key("TERM", "First signal of a stop, sent to the whole process tree")
     stop_grace_s: float = key(10.0, "Seconds from the stop signal to SIGKILL")
@@ -189,5 +200,5 @@ class WorkerSpec:
 LAUNCH_FIELDS = ("command", "working_dir", "env", "shell", "stderr")
 # Added later: they count only where they are used, or an upgrade would call every running child outdated.
 LATER_LAUNCH_FIELDS = (
-    "gpus", "env_file", "venv", "conda", "setup", "user", "umask", "limits", "pre_start", "container",
+    "gpus", "env_file", "venv", "conda", "setup", "user", "umask", "limits", "pre_start", "container", "tty",
 )  # fmt: skip

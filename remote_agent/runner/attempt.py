@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+TTY_ROWS, TTY_COLUMNS, TTY_TERM = 24, 80, "xterm-256color"
 
 
 def now_s() -> float:
@@ -218,4 +219,10 @@ def build_launch(
     launch.umask = int(start.get("umask", -1))
     launch.run_as = start.get("run_as")
     launch.rlimits = start.get("rlimits") or []
+    tty = spec.get("tty")
+    if isinstance(tty, dict) and not hook:
+        launch.tty = int(tty.get("rows") or TTY_ROWS), int(tty.get("columns") or TTY_COLUMNS)
+        launch.err_path = ""
+        launch.hangup_ends = str(spec.get("stop_signal") or "").upper() in ("HUP", "SIGHUP")
+        env.setdefault("TERM", TTY_TERM)
     return launch

@@ -19,6 +19,10 @@ from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import processes
 
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from remote_agent.runner.terminal import Terminal
+
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 OOM_SCORE_ADJ = 500  # when memory runs out the kernel takes the job, not its runner
 EXIT_NOT_STARTED = 127
@@ -40,7 +44,10 @@ class Launch:
 
     `setup`: argv is a shell that runs these lines, and scripts, before `command`. `umask` -1: as it is.
     `run_as`: {"uid", "gid", "groups", "name"}; `rlimits`: [["nofile", "RLIMIT_NOFILE", 4096], …], -1 is unlimited.
-    `dies_with_runner`: the kernel kills it when this process ends, however that comes about.
+    `dies_with_runner`: the kernel kills it when this process ends, however that comes about. `tty`: (rows, columns) of
+    a terminal that takes the place of the three streams; its output goes to `out_path`. `terminal`: once it is started.
+    `hangup_ends`: SIGHUP has its default effect; else it is ignored, as under nohup, for the kernel sends it to the
+    rest of a job whose first process, the leader of the terminal's session, has ended.
     """
 
     def __init__(self, argv: list[str], cwd: str, env: dict[str, str], out_path: str, err_path: str = "") -> None:
@@ -55,6 +62,13 @@ class Launch:
         self.run_as: dict[str, object] | None = None
         self.rlimits: list[list[object]] = []
         self.dies_with_runner = False
+        self.tty: tuple[int, int] | None = None
+        self.terminal: Terminal | None = None
+        self.hangup_ends = True
+
+    def defaulted(self) -> tuple[int, ...]:
+        """The signals that get their default effect again."""
+        return DEFAULTED if self.hangup_ends else tuple(number for number in DEFAULTED if number != signal.SIGHUP)
 
 
 class NotStarted(Exception):
@@ -70,21 +84,44 @@ def start(launch: Launch) -> tuple[int, int]:
     try:
         opened.append(_open_log(launch.out_path))
         opened.append(_open_log(launch.err_path) if launch.err_path else opened[1])
-        if launch.run_as or launch.rlimits or launch.dies_with_runner or not hasattr(os, "posix_spawn"):
-            return _fork(launch, opened)
-        if launch.setup is None:
-            return _spawn(launch, opened), -1
-        readable, writable = _report_pipe()
-        opened.append(writable)
-        try:
-            return _spawn(launch, opened), readable
-        except BaseException:
-            os.close(readable)
-            raise
+        if launch.tty is None:
+            return _start(launch, opened)
+        return _start_at_terminal(launch, opened)
     finally:
         processes.unmark(before)
         for descriptor in set(opened):
             os.close(descriptor)
+
+
+def _start(launch: Launch, opened: list[int]) -> tuple[int, int]:
+    if launch.run_as or launch.rlimits or launch.dies_with_runner or not hasattr(os, "posix_spawn"):
+        return _fork(launch, opened)
+    if launch.setup is None:
+        return _spawn(launch, opened), -1
+    readable, writable = _report_pipe()
+    opened.append(writable)
+    try:
+        return _spawn(launch, opened), readable
+    except BaseException:
+        os.close(readable)
+        raise
+
+
+def _start_at_terminal(launch: Launch, opened: list[int]) -> tuple[int, int]:
+    from remote_agent.runner.terminal import Terminal
+
+    assert launch.tty
+    uid = int(str(launch.run_as["uid"])) if launch.run_as else -1
+    cookie = launch.env.get(processes.COOKIE_VARIABLE, "")
+    launch.terminal = Terminal(launch.tty[0], launch.tty[1], opened[1], cookie, uid)
+    try:
+        started = _start(launch, opened)
+    except BaseException:
+        launch.terminal.close()
+        launch.terminal = None
+        raise
+    launch.terminal.started()
+    return started
 
 
 def _open_log(path: str) -> int:
@@ -119,10 +156,10 @@ def _spawn(launch: Launch, streams: list[int]) -> int:
                 locate(launch),
                 launch.argv,
                 launch.env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, stream, target) for target, stream in zip(_TARGETS, streams)],
+                file_actions=_file_actions(launch, streams),
                 setsid=True,
                 setsigmask=(),
-                setsigdef=DEFAULTED,
+                setsigdef=launch.defaulted(),
             )
         except OSError as exc:
             if exc.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
@@ -135,6 +172,18 @@ def _spawn(launch: Launch, streams: list[int]) -> int:
         _restore_oom_score(oom_score)
         if umask >= 0:
             os.umask(umask)
+
+
+def _file_actions(launch: Launch, streams: list[int]) -> list[tuple[int, ...]]:
+    """They follow setsid: opening a terminal then makes it the controlling one."""
+    actions: list[tuple[int, ...]] = [
+        (os.POSIX_SPAWN_DUP2, stream, target) for target, stream in zip(_TARGETS, streams)
+    ]
+    if launch.terminal:
+        path: int = launch.terminal.path  # type: ignore[assignment]
+        opens: tuple[int, ...] = (os.POSIX_SPAWN_OPEN, 0, path, os.O_RDWR, 0)
+        actions[:3] = [opens, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+    return actions
 
 
 def _fork(launch: Launch, streams: list[int]) -> tuple[int, int]:
@@ -159,9 +208,11 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
     stage = "setup"
     try:
         signal.set_wakeup_fd(-1)
-        for number in DEFAULTED:
+        for number in launch.defaulted():
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
+        if launch.terminal:
+            streams = [os.open(launch.terminal.path, os.O_RDWR | os.O_CLOEXEC)] * 3
         for target, stream in enumerate(streams):
             os.dup2(stream, target)
         if launch.setup is not None:

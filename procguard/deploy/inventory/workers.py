@@ -29,7 +29,7 @@ MAX_REPLICAS = 10_000
 _ADAPTER: TypeAdapter[messages.WorkerSpec] = TypeAdapter(messages.WorkerSpec)
 _KEYS = {cls: [item.name for item in dataclasses.fields(cls)] for cls in (
     messages.WorkerSpec, messages.RestartPolicy, messages.HealthCheck, messages.Hook, messages.Limits,
-    messages.ContainerSpec,
+    messages.ContainerSpec, messages.TerminalSpec,
 )}  # fmt: skip
 SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
@@ -168,6 +168,8 @@ class SpecReader:
             well = self._check_keys(raw["limits"], _KEYS[messages.Limits], where, "limits.") and well
         if isinstance(raw.get("container"), dict):
             well = self._check_keys(raw["container"], _KEYS[messages.ContainerSpec], where, "container.") and well
+        if isinstance(raw.get("tty"), dict):
+            well = self._check_keys(raw["tty"], _KEYS[messages.TerminalSpec], where, "tty.") and well
         for name in ("pre_start", "post_stop"):
             hooks = raw.get(name)
             for hook in hooks if isinstance(hooks, list) else [hooks]:
@@ -202,8 +204,8 @@ def _is_branch(part: Any) -> bool:
 
 
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:
-    """The forgiving forms people write: numbers in env and labels, one health check, `restart: always`, one hook as a
-    line, setup as a block of text."""
+    """The forgiving forms people write: numbers in env and labels, one health check, `restart: always`, `tty: true`,
+    one hook as a line, setup as a block of text."""
     spec = dict(spec)
     for name in ("env", "labels"):
         if isinstance(spec.get(name), dict):
@@ -216,6 +218,8 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
         spec["health"] = [spec["health"]]
     if isinstance(spec.get("setup"), str):
         spec["setup"] = [spec["setup"]]
+    if isinstance(spec.get("tty"), bool):
+        spec["tty"] = {} if spec["tty"] else None
     if isinstance(spec.get("container"), str):
         spec["container"] = {"image": spec["container"]}
     for name in ("pre_start", "post_stop"):

@@ -64,6 +64,7 @@ class TaskRunner:
         return min(
             self._write_again_at if task.state.record.problem else self._housekeeping_at,
             task.lease.due(now_s(), task.assignment.grace_s),
+            now_s() + task.processes.due_in_s,
             self._next_step(),
         )
 

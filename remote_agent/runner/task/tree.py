@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from remote_agent.runner import hooks
     from remote_agent.runner.task.container_job import Job
     from remote_agent.runner.task.pid_namespace import PidNamespace
+    from remote_agent.runner.terminal import Terminal
 
 # Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
 HOPELESS, NO_ROOM, AGAIN = "hopeless", "no_room", "again"
@@ -65,6 +66,7 @@ class WorkerProcesses:
         self._in_container = in_container
         self._namespace: PidNamespace | None = None  # of a fenced container
         self._post_stop: hooks.PostStop | None = None  # after the last attempt
+        self._terminal: Terminal | None = None  # of an attempt with `tty`, until none of its processes is left
         self._died: dict[int, int] | None = None  # while a container is started: its conmon may be among them
 
     @property
@@ -86,7 +88,9 @@ class WorkerProcesses:
             launch = self._build(assignment, number, before[0] if before else None)
             self._group.join()
             self._limit_group(assignment)
-            return Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
+            attempt = Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
+            self._terminal = launch.terminal
+            return attempt
         except child.NotStarted as exc:
             self.end_helpers()
             raise StartFailed(HOPELESS, reasons.of_exception(exc)) from exc
@@ -106,6 +110,7 @@ class WorkerProcesses:
             return self._job is not None
         try:
             attempt.go_on(self._build(assignment, attempt.number, attempt.hook), now)
+            self._terminal = attempt.launch.terminal
         except child.NotStarted as exc:
             attempt.failure = reasons.of_exception(exc)
         except OSError as exc:
@@ -199,20 +204,43 @@ class WorkerProcesses:
             self._job.check()
         if self._died and self._job:
             dead, self._died = self._died, None
+        settled = False
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self._finish_terminal()
                 return dead, True
             if pid == 0:
-                return dead, False
+                if self._terminal is None:
+                    return dead, False
+                if settled or not dead:
+                    self._terminal.revive()
+                    return dead, False
+                settled = True
+                if self._terminal.settle():  # its last lines are read next
+                    continue
+                pid, wait_status = os.waitpid(self._terminal.keeper, 0)  # it is ending
+            if self._terminal is not None:
+                self._terminal.ended(pid)
             dead[pid] = wait_status
             if self._died is not None and not self._job:
                 self._died[pid] = wait_status
 
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until `collect` has something to do even if nothing happens."""
+        return self._terminal.revive_in_s if self._terminal else float("inf")
+
+    def _finish_terminal(self) -> None:
+        if self._terminal is not None:
+            self._terminal.finish()
+            self._terminal = None
+
     def members(self) -> list[Identity]:
-        """All live processes below this runner."""
-        return processes.members_below(os.getpid())
+        """All live processes below this runner, but for the keeper of its terminal: that one ends after them."""
+        keeper = self._terminal.keeper if self._terminal else 0
+        return [one for one in processes.members_below(os.getpid()) if one.pid != keeper]
 
     def to_ask(self) -> list[Identity]:
         """The members that receive the stop signal."""
@@ -243,6 +271,8 @@ class WorkerProcesses:
 
     def kill_group(self) -> None:
         self._group.kill()
+        if self._terminal is not None:
+            self._terminal.kill()
 
     def close(self) -> None:
         """Remove the control group; nothing may be started afterwards."""

@@ -149,3 +149,33 @@ def test_several_inventories_are_one_and_each_has_its_own_folder(tmp_path: Path)
 def test_an_empty_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
     assert "holds no inventory" in mistake(tmp_path)
     assert "there is no file" in mistake(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("true", (24, 80)), ("false", None), ("{rows: 50}", (50, 80)), ("{columns: 132}", (24, 132))],
+)
+def test_a_terminal_is_declared_by_true_or_by_its_size(tmp_path: Path, written: str, size: tuple[int, int] | None):
+    path = tmp_path / "hosts.yaml"
+    path.write_text(f"all:\n  hosts:\n    a:\n      procguard_workers: [{{id: w, command: x, tty: {written}}}]\n")
+    [worker] = inventory.load(str(path)).hosts["a"].workers
+    found = worker.spec["tty"]
+    assert (found and (found["rows"], found["columns"])) == size
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("tty: {colums: 132}", "unknown key tty.colums; did you mean tty.columns?"),
+        ("tty: 80x24", "worker w: tty: "),
+        ("tty: true, stderr: separate", "a terminal has one stream"),
+        ("tty: true, container: i", "tty is not supported beside container"),
+        ("tty: {rows: 0}", "tty.rows 0: expected a number from 1 to 1000"),
+    ],
+)
+def test_a_mistake_in_a_terminal_is_one_line(tmp_path: Path, written: str, said: str):
+    path = tmp_path / "hosts.yaml"
+    path.write_text(f"all:\n  hosts:\n    a:\n      procguard_workers: [{{id: w, command: x, {written}}}]\n")
+    with pytest.raises(InventoryError) as caught:
+        inventory.load(str(path))
+    assert said in str(caught.value), str(caught.value)

@@ -17,6 +17,7 @@ from remote_agent.protocol.messages import (
     Hook,
     Limits,
     RestartPolicy,
+    TerminalSpec,
     WorkerSpec,
     launch_digest,
 )
@@ -24,6 +25,7 @@ from remote_agent.protocol.messages import (
 FULL = {
     "env_file": "x", "venv": "x", "conda": "x", "setup": ["x"], "user": "root", "umask": "027",
     "limits": Limits(nofile=9), "pre_start": [Hook("x")], "gpus": 1, "container": ContainerSpec("x"),
+    "tty": TerminalSpec(),
 }  # fmt: skip
 
 
