@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 from scripts.leftovers import control_groups
-from tests import chaos, forked, stuck
+from tests import chaos, costs, forked, stuck
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
@@ -58,6 +58,7 @@ _BEFORE = pytest.StashKey[set[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("timeout"):  # a run of the suite
         config.pluginmanager.register(stuck.Watch(config))
+    costs.register(config)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -82,6 +83,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     chaos.add_options(parser)
+    costs.add_option(parser)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
