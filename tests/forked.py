@@ -4,7 +4,7 @@ process that has.
 `start` and `run` ask a fork server, `python -m tests.forked NAME`, for a process that runs `main` of a program. Each
 process of pytest has its own fork servers, from their first use to the end of the session. They have no threads and no
 event loop, so that what is forked from them begins as a new interpreter would; they wait for their children, so that
-their processor time counts as that of the tests.
+their processor time counts as that of the tests. When the tests die, so do they and all that they have forked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if __name__ == "__main__" and sys.argv[1] == "manager":  # before anything else 
 
 import array
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -35,9 +36,22 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 1 << 20  # of a request: the environment, most of all
 COMMAND = "procguard.cli.app"
+INVOKE = "invoke"  # the same commands in the words of a checkout: what tasks.py does with them
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+END = b"end"  # to a fork server: the session ends in good order
 IMPORTED = {  # by each fork server
     "manager": ("gevent.event", "gevent.server", "procguard.manager.app", "procguard.main", "tests.server_process"),
-    "command": (COMMAND, "procguard.cli.operations", "procguard.cli.workers", "procguard.client.api", "yaml"),
+    "command": (
+        COMMAND,
+        "procguard.cli.deploy",
+        "procguard.cli.operations",
+        "procguard.cli.output.deployment",
+        "procguard.cli.workers",
+        "procguard.client.api",
+        "procguard.deploy.install.doctor",
+        "procguard.deploy.ssh.connection",
+        "yaml",
+    ),
 }
 AT_START = dict(os.environ)  # of the session, before any test has changed it
 OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG")  # variables that are read while Python starts
@@ -111,6 +125,8 @@ class _ForkServer:
         return Process(report, None if ours is None else os.fdopen(ours, "rb"))
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ours.send(END)
         self._ours.close()
         try:
             self.process.wait(20)
@@ -126,23 +142,28 @@ _servers: dict[tuple[int, str], _ForkServer] = {}  # by the pid of who has it: a
 def start(
     program: str, words: list[str], environment: Mapping[str, str], folder: Path, stderr: int, stdout: int | None
 ) -> Process:
-    """A manager. `stderr` and `stdout`: open files; stdout is a pipe where it is None."""
+    """A manager, in a session of its own. `stderr` and `stdout`: open files; stdout is a pipe where it is None."""
     with open(os.devnull, "rb") as nothing:
         return _start("manager", (program, words, environment, folder), nothing.fileno(), stdout, stderr)
 
 
 def run(
-    words: list[str], environment: Mapping[str, str], *, stdin: int | None = None, timeout_s: float = 30.0
+    words: list[str],
+    environment: Mapping[str, str],
+    *,
+    program: str = COMMAND,
+    stdin: int | None = None,
+    timeout_s: float = 30.0,
 ) -> subprocess.CompletedProcess[str]:
-    """`procguard WORDS`, as subprocess.run does it with text that is captured."""
+    """`procguard WORDS` (or `invoke WORDS`), as subprocess.run does it with text that is captured."""
     if not can_run(environment):
-        argv = [sys.executable, "-m", "procguard", *words]
+        argv = [sys.executable, "-m", "invoke" if program == INVOKE else "procguard", *words]
         return subprocess.run(
             argv, env=environment, cwd=ROOT, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull, "rb") as nothing:
         given = nothing.fileno() if stdin is None else stdin
-        process = _start("command", (COMMAND, words, environment, ROOT), given, out.fileno(), err.fileno())
+        process = _start("command", (program, words, environment, ROOT), given, out.fileno(), err.fileno())
         try:
             process.wait(timeout_s)
         finally:
@@ -193,9 +214,12 @@ def serve(name: str, number: int) -> None:
     asked = _socket.socket(fileno=number)  # not gevent's: there is no event loop
     while True:
         request, given = _received(asked)
-        if not request:
+        if request == END:
             break
+        if not request:  # the tests were killed
+            os._exit(1)
         if not fork():
+            _end_with_parent()
             asked.close()
             _watch(json.loads(request), given, fork, waitpid)
         for one in given:
@@ -221,6 +245,7 @@ def _watch(request: dict[str, Any], given: list[int], fork: Any, waitpid: Any) -
     *streams, report = given
     pid = fork()
     if not pid:
+        _end_with_parent()
         os.close(report)
         os._exit(_run(request, streams))
     for one in (*streams, 0, 1, 2):  # whoever reads what it prints waits for its end, not for ours
@@ -233,6 +258,11 @@ def _watch(request: dict[str, Any], given: list[int], fork: Any, waitpid: Any) -
     os._exit(0)
 
 
+def _end_with_parent() -> None:
+    """The kernel kills this process when the one that has forked it ends; a fork server has one thread."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def _run(request: dict[str, Any], streams: list[int]) -> int:
     import atexit
 
@@ -240,6 +270,8 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
         os.dup2(given, usual)
         os.close(given)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["program"] not in (COMMAND, INVOKE):
+        os.setsid()  # a person's Ctrl-C is for the tests
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
@@ -247,8 +279,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
     sys.argv = [request["program"], *request["words"]]
     code = 1
     try:
-        main = importlib.import_module(request["program"]).main
-        code = (main() if request["program"] == COMMAND else main(request["words"])) or 0
+        code = _main(request["program"], request["words"]) or 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
         if isinstance(exc.code, str):
@@ -260,6 +291,19 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return code
+
+
+def _main(program: str, words: list[str]) -> int | None:
+    if program != INVOKE:
+        main = importlib.import_module(program).main
+        return main() if program == COMMAND else main(words)
+    from procguard.cli import app
+    from procguard.cli.program import process
+
+    process.begin()
+    assert app.is_ours(words[0]), f"{words[0]}: a developer's task"
+    app.main(["invoke", *words])
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from scripts import chromium as chromium_program
+from tests import forked
 from tests.ports import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+MANAGER = "procguard.main"
 # Numbered lines, markup that must stay text, a progress bar on one line, and a line that is never finished.
 JOB = r"""
 import sys, time
@@ -47,7 +49,7 @@ expect.set_options(timeout=15_000)
 class Program:
     """A process of ours: its output is kept, and it is ended with a signal and waited for."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | forked.Process
     output: Path
 
     @classmethod
@@ -55,6 +57,10 @@ class Program:
         output = directory / f"{name}.out"
         variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         with output.open("ab") as file:
+            if module == MANAGER and forked.can_run(variables):
+                return cls(
+                    forked.start(module, [*arguments], variables, directory, file.fileno(), file.fileno()), output
+                )
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=directory,
@@ -101,7 +107,7 @@ class ManagerRig:
         ]
         pairs = [word for setting in chosen for word in ("--set", setting)]
         self.manager = Program.start(
-            "procguard.main", "--host", "127.0.0.1", "--port", str(self.port), *pairs,
+            MANAGER, "--host", "127.0.0.1", "--port", str(self.port), *pairs,
             directory=self.directory, name="manager", PYTHONPATH=str(self.root),
         )  # fmt: skip
         wait_until(self.ready, 30, "the manager answers")

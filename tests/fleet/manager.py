@@ -1,4 +1,5 @@
-"""The manager and the operator's command line as subprocesses, exactly as people start them.
+"""The manager and the operator's command line as processes of their own, forked from one that has imported what they
+need (tests/forked.py); where a test measures or changes a start, as people start them.
 
 Owns their directories, ports and ends; asks the manager only over its documented HTTP.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.fleet.hosts import REPOSITORY
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -56,7 +58,11 @@ def remove_runtime_dirs(home: Path) -> None:
 class Manager:
     """`python -m procguard.main` with its own state, on 0.0.0.0 and a port that stays the same over restarts."""
 
-    def __init__(self, directory: Path, environment: dict[str, str], settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, environment: dict[str, str], settings: Sequence[str] = (), *, from_nothing: bool = False
+    ) -> None:
+        """`from_nothing`: as people start it, for who measures how long that takes."""
+        self.from_nothing = from_nothing
         self.directory = directory
         self.environment = environment
         self.settings = list(settings)
@@ -66,7 +72,7 @@ class Manager:
         self.url = f"{'https' if secure else 'http'}://127.0.0.1:{self.port}"
         # Whose certificate it shows is what the agents ask; these requests only look.
         self._tls = ssl._create_unverified_context() if secure else None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forked.Process | None = None
         self.token = ""  # for a test that listens for other machines itself: then it is no local operator
 
     def __enter__(self) -> Manager:
@@ -77,14 +83,23 @@ class Manager:
         self.stop()
 
     def start(self, timeout_s: float = 30) -> None:
-        words = [*END_WITH_US, sys.executable, "-m", "procguard.main"]
-        words += ["--config", str(self.config), "--port", str(self.port)]
+        words = ["--config", str(self.config), "--port", str(self.port)]
         for setting in self.settings:
             words += ["--set", setting]
         with open(self.directory / "console.log", "ab") as console:
-            self.process = subprocess.Popen(
-                words, cwd=self.directory, env=self.environment, stdout=console, stderr=console, start_new_session=True
-            )
+            if not self.from_nothing and forked.can_run(self.environment):
+                said = console.fileno()
+                self.process = forked.start("procguard.main", words, self.environment, self.directory, said, said)
+            else:
+                words = [*END_WITH_US, sys.executable, "-m", "procguard.main", *words]
+                self.process = subprocess.Popen(
+                    words,
+                    cwd=self.directory,
+                    env=self.environment,
+                    stdout=console,
+                    stderr=console,
+                    start_new_session=True,
+                )
         try:
             wait_until(self._is_ready, timeout_s, "the manager answering")
         except BaseException:
@@ -162,7 +177,7 @@ class Manager:
             return now if now.get("state") == state else {}
 
         try:
-            return wait_until(arrived, timeout_s, f"{worker_id} {state}", every_s=0.02)
+            return wait_until(arrived, timeout_s, f"{worker_id} {state}")
         except AssertionError as exc:
             raise AssertionError(f"{exc}; the manager says {self.worker(worker_id)}") from None
 
@@ -195,10 +210,13 @@ class Operator:
         self, *words: str, timeout_s: float = 60, checkout: Path = REPOSITORY
     ) -> subprocess.CompletedProcess[str]:
         """`invoke <words>` in the checkout."""
+        environment = self.environment | {"PROCGUARD_MANAGER_URL": self.manager_url, "PYTHONPATH": str(checkout)}
+        if checkout == REPOSITORY:
+            return forked.run([*words], environment, program=forked.INVOKE, timeout_s=timeout_s)
         return subprocess.run(
             [sys.executable, "-m", "invoke", *words],
             cwd=checkout,
-            env=self.environment | {"PROCGUARD_MANAGER_URL": self.manager_url, "PYTHONPATH": str(checkout)},
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -28,6 +28,7 @@ FLIPPED = ("flip-1", "flip-2", "flip-3", "flip-4")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with World(tmp_path_factory.mktemp("manager"), hosts=2) as one:
+        one.manager.from_nothing = True  # a start from now on is measured
         one.deploy(
             {
                 "node1": [stamps.stamping(name) for name in ("keeps-1", "again", "flip-1", "flip-2")],

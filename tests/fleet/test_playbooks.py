@@ -100,11 +100,14 @@ NODES = ["node1", "node2"]
 CODE = "/root/my project"
 
 
+ONE = ("--limit", "node2,localhost")  # the one with a tunnel, where the other adds nothing: a play takes seconds of each
+
+
 def test_check_mode_says_what_it_would_do_and_does_nothing(world: World) -> None:
-    recap, text = world.play("deploy", "--check")
-    assert changed(recap) == {"localhost": 0, **dict.fromkeys(NODES, 2)}, text  # the code and the agent
+    recap, text = world.play("deploy", "--check", *ONE)
+    assert changed(recap) == {"localhost": 0, "node2": 2}, text  # the code and the agent
     assert "would install the agent" in text
-    assert not world.fleet[0].path(CODE).exists()
+    assert not any(host.path(CODE).exists() for host in world.fleet.hosts)
     assert world.manager.get("/api/hosts")["hosts"] == []
     assert [host.processes("remote_agent") for host in world.fleet.hosts] == [[], []]
 
@@ -120,7 +123,7 @@ def test_deploy_changes_each_host_once_and_then_nothing(world: World) -> None:
         secret = json.loads(next(host.path("/root").rglob(f"{host.name}/agent.json")).read_text())["secret"]
         assert secret not in text
     before = world.pids()
-    assert changed(world.play("deploy")[0]) == {"localhost": 0, **dict.fromkeys(NODES, 0)}
+    assert changed(world.play("deploy", *ONE)[0]) == {"localhost": 0, "node2": 0}
     assert world.pids() == before
 
 
@@ -139,10 +142,10 @@ def test_upgrade_rollback_and_restart_leave_every_child_alone(world: World) -> N
     assert changed(recap) == {"localhost": 0, **dict.fromkeys(NODES, 1)}, text
     new = {world.manager.host(name)["release"] for name in NODES}
     assert len(new) == 1
-    assert changed(world.play("rollback")[0]) == {"localhost": 0, **dict.fromkeys(NODES, 1)}
-    assert not new & {world.manager.host(name)["release"] for name in NODES}
+    assert changed(world.play("rollback", *ONE)[0]) == {"localhost": 0, "node2": 1}
+    assert [world.manager.host(name)["release"] in new for name in NODES] == [True, False]
     agents = {host.name: jobs.agents(host) for host in world.fleet.hosts}
-    recap, text = world.play("restart_agent", "--limit", "node2,localhost")
+    recap, text = world.play("restart_agent", *ONE)
     assert recap["node2"]["failed"] == 0 and set(recap) == {"localhost", "node2"}, text
     now = {host.name: jobs.agents(host) for host in world.fleet.hosts}
     assert [name for name in NODES if now[name] != agents[name]] == ["node2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,28 @@ def test_an_interpreter_that_would_start_otherwise_is_not_forked(monkeypatch: py
     assert forked.can_run({**os.environ, "HOME": "/elsewhere"})
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     assert not forked.can_run(os.environ)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from tests.server_process import RunningServer
+print(RunningServer(pathlib.Path(sys.argv[1])).process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow  # starts a fork server of its own
+def test_servers_end_when_the_tests_are_killed(tmp_path: Path) -> None:
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=forked.ROOT, capture_output=True, text=True, check=False
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    pid = int(died.stdout)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10, "its server has ended with it")
+
+
+def test_a_command_in_the_words_of_a_checkout_is_what_invoke_would_do() -> None:
+    wrong = forked.run(["nonsense-of-agents"], os.environ, program=forked.INVOKE)
+    assert wrong.returncode == 1 and "a developer's task" in wrong.stderr
+    shown = forked.run(["agents.list", "--help"], os.environ, program=forked.INVOKE)
+    assert shown.returncode == 0 and "usage: invoke agents.list" in shown.stdout, shown.stdout + shown.stderr
