@@ -100,7 +100,7 @@ NODES = ["node1", "node2"]
 CODE = "/root/my project"
 
 
-ONE = ("--limit", "node2,localhost")  # the one with a tunnel, where the other adds nothing: a play takes seconds of each
+ONE = ("--limit", "node2,localhost")  # the one with a tunnel: a play takes seconds of each host
 
 
 def test_check_mode_says_what_it_would_do_and_does_nothing(world: World) -> None:
