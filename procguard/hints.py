@@ -38,7 +38,7 @@ GROUPS = {
     "agents": ("approve", "deny", "list", "revoke", "rotate"),
     "context": ("add", "list", "remove", "use"),
     "managers": ("list", "promote"),
-    "notify": ("ack", "list", "mute", "mutes", "test", "unmute"),
+    "notify": ("ack", "firing", "list", "mute", "mutes", "test", "unmute"),
     "operations": ("cancel", "list", "retry", "show"),
     "state": ("backup", "export", "import", "migrate", "rebuild", "reindex", "show"),
     "token": ("create", "list", "revoke"),

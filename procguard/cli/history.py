@@ -225,11 +225,50 @@ def notify_mute(select: str, for_: str = "1h", at: str = "", note: str = "") -> 
     say(f"{made['mute_id']}: no alerts of {made['select']} until {_local_time(made['ends'])}")
 
 
-@operator_task(("worker",), name="ack", help={"worker": "its id", "note": "what is known, or done about it"})
+@operator_task(
+    ("worker",),
+    name="ack",
+    help={"worker": "its id, or an alert of invoke notify.firing", "note": "what is known, or done about it"},
+)
 def notify_ack(worker: str, note: str = "") -> None:
-    """Acknowledge what is wrong with a worker; explain shows it to everyone. Example: invoke notify.ack worker1"""
-    connect().acknowledge(worker, note)
+    """Acknowledge a worker's failure, or an alert that fires, for everyone to see. Example: invoke notify.ack worker1
+
+    An alert is written as invoke notify.firing shows it, in quotes: invoke notify.ack 'disk-full|gpu01' --note ordered
+    """
+    if "|" in worker:  # no id of a worker has one
+        connect().acknowledge_alert(worker, note)
+    else:
+        connect().acknowledge(worker, note)
     say(f"{worker}: acknowledged")
+
+
+@operator_task(name="firing")
+def notify_firing(output: OutputOptions = OUTPUT) -> None:
+    """List the alerts on measurements that fire now. Example: invoke notify.firing"""
+    from procguard.cli.output.listing import listed
+    from procguard.console.grid import Column
+
+    columns: tuple[Column[dict[str, Any]], ...] = (
+        Column("ALERT", lambda one: one["alert"], long=True),
+        Column("MEASURE", lambda one: one["measure"] if one["gpu"] is None else f"{one['measure']} ({one['gpu']})"),
+        Column("VALUE", lambda one: "-" if one["value"] is None else f"{one['value']:g}"),
+        Column("LIMIT", _limit_text),
+        Column("SINCE", lambda one: _local_time(one["since"])),
+        Column("MUTED", lambda one: f"{one['mute']['by']} {_local_time(one['mute']['ends'])}" if one["mute"] else "-"),
+        Column("SEEN BY", lambda one: one["acknowledged"]["by"] if one["acknowledged"] else "-"),
+        Column("NOTE", lambda one: (one["acknowledged"] or {}).get("note") or "-", long=True),
+    )
+    found = connect().firing()
+    empty = "nothing fires" if found["rules"] else "no rules are configured; see docs/notifications.md"
+    listed(found["alerts"], columns, output, "alert", empty=empty)
+    if found["total"] > len(found["alerts"]):
+        say(f"… and {found['total'] - len(found['alerts'])} more")
+
+
+def _limit_text(alert: dict[str, Any]) -> str:
+    if alert["above"] is not None:
+        return f"> {alert['above']:g}"
+    return "-" if alert["below"] is None else f"< {alert['below']:g}"
 
 
 @operator_task(("mute",), name="unmute", help={"mute": "its id: invoke notify.mutes lists them"})
@@ -263,4 +302,4 @@ def _local_time(moment: str) -> str:
         return moment
 
 
-NOTIFY = (notify_ack, notify_list, notify_mute, notify_mutes, notify_test, notify_unmute)
+NOTIFY = (notify_ack, notify_firing, notify_list, notify_mute, notify_mutes, notify_test, notify_unmute)

@@ -141,6 +141,13 @@ class ManagerClient:
     def acknowledge(self, worker_id: str, note: str) -> Json:
         return self.call("POST", f"/api/workers/{quote(worker_id)}/acknowledge", {"note": note})
 
+    def firing(self) -> Json:
+        """{"alerts", "total", "rules"}: what rules of measurements fire."""
+        return self.call("GET", "/api/alerts")
+
+    def acknowledge_alert(self, alert: str, note: str) -> Json:
+        return self.call("POST", "/api/alerts/acknowledge", {"alert": alert, "note": note})
+
     def mutes(self) -> list[Json]:
         return list(self.call("GET", "/api/mutes")["mutes"])
 

@@ -121,6 +121,7 @@ TEXTS: dict[str, str] = {
     "event.host_disk_full": "the disk of {host} refuses writes: {reason}",
     "event.alert_rule": "{reason}",
     "event.alert_rule_ok": "{reason}",
+    "event.alert_acknowledged": "{actor} acknowledged it: {reason}",
     "event.host_disk_ok": "the disk of {host} takes what is written again",
     "event.recovery": "recovery of {host}: {reason}",
     "event.worker_suspect": "it looks hung: {reason}",

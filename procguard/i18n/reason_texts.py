@@ -102,6 +102,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "recovery.manager_started": ("the manager has just started: its agent is given time to return", "管理端刚刚启动，正在等待其 Agent 恢复连接"),
     "recovery.frozen": ("recovery is frozen: many hosts fell silent at once", "恢复熔断：多台主机同时失去联系"),
     "worker.acknowledged": ("seen", "已知晓"),
+    "rule.seen": ("alert {rule}", "告警 {rule}"),
     "mute.made": ("{select} from {begins} to {until}", "{select}，从 {begins} 到 {until}"),
     "mute.ended": ("{select}", "{select}"),
     "recovery.spent": ("not heard after {n} start over SSH (max_recovery_attempts)|not heard after {n} starts over SSH (max_recovery_attempts)", "已经由 SSH 启动 {n} 次，仍没有收到心跳（max_recovery_attempts）"),

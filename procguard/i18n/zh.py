@@ -120,6 +120,7 @@ TEXTS: dict[str, str] = {
     "event.host_disk_full": "{host} 的磁盘拒绝写入：{reason}",
     "event.alert_rule": "{reason}",
     "event.alert_rule_ok": "{reason}",
+    "event.alert_acknowledged": "{actor} 已确认：{reason}",
     "event.host_disk_ok": "{host} 的磁盘已恢复写入",
     "event.recovery": "恢复 {host}：{reason}",
     "event.worker_suspect": "任务疑似卡住：{reason}",

@@ -203,6 +203,7 @@ class Manager:
             lags=self.watchdog.lags,
             managers=peers,
             mutes=self.mutes,
+            alert_rules=self.alert_rules,
             listener=peers.listener if peers is not None else None,
             retention=self.retention.rules,
         )

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from procguard.errors import LimitExceeded, NotFound, UsageError
 from procguard.fleet.model.clock import iso
 from procguard.fleet.workers import selectors
@@ -21,6 +23,17 @@ TABLE = "mutes"
 MAX_MUTES = 500
 LONGEST_S = 366 * 86_400.0  # one that is forgotten ends after all
 AHEAD_S = 366 * 86_400.0
+
+
+class MuteView(TypedDict):
+    mute_id: str
+    select: str
+    begins: str | None
+    ends: str | None
+    active: bool
+    note: str
+    by: str
+    made: str | None
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,17 @@ class Mute:
     def row(self) -> dict[str, Any]:
         return asdict(self)
 
-    def view(self, wall: float) -> dict[str, Any]:
-        shown = {**self.row(), **{name: iso(getattr(self, name)) for name in ("begins", "ends", "made")}}
-        return {**shown, "active": self.begins <= wall < self.ends}
+    def view(self, wall: float) -> MuteView:
+        return {
+            "mute_id": self.mute_id,
+            "select": self.select,
+            "begins": iso(self.begins),
+            "ends": iso(self.ends),
+            "active": self.begins <= wall < self.ends,
+            "note": self.note,
+            "by": self.by,
+            "made": iso(self.made),
+        }
 
 
 class Mutes:
@@ -83,17 +104,19 @@ class Mutes:
     def ended(self, wall: float) -> list[Mute]:
         return [mute for mute, _ in self._mutes.values() if mute.ends <= wall]
 
-    def views(self, wall: float) -> list[dict[str, Any]]:
+    def views(self, wall: float) -> list[MuteView]:
         """Views of the mutes that have not ended, ordered by begin."""
         going = sorted((mute for mute, _ in self._mutes.values() if mute.ends > wall), key=lambda one: one.begins)
         return [mute.view(wall) for mute in going]
 
     def cover(self, at: str, facts: Mapping[str, Any]) -> bool:
         """Whether an alert of that moment (ISO) is muted."""
-        if not self._mutes:
-            return False
-        wall = datetime.fromisoformat(at).timestamp()
-        return any(mute.begins <= wall < mute.ends and one.matches(facts) for mute, one in self._mutes.values())
+        return bool(self._mutes) and self.covering(datetime.fromisoformat(at).timestamp(), facts) is not None
+
+    def covering(self, wall: float, facts: Mapping[str, Any]) -> Mute | None:
+        """A mute of what `facts` describe at that moment, the one that lasts longest."""
+        active = [mute for mute, one in self._mutes.values() if mute.begins <= wall < mute.ends and one.matches(facts)]
+        return max(active, key=lambda mute: mute.ends, default=None)
 
     def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
         return {TABLE: {mute_id: mute.row() for mute_id, (mute, _) in self._mutes.items()}}

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from procguard.config.notifications import HOST_MEASURES, AlertRule
-from procguard.errors import ConfigError, UsageError
-from procguard.fleet.model.clock import Now
+from procguard.errors import ConfigError, NotFound, UsageError
+from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import KNOWN_STATES, WorkerRecord
 from procguard.fleet.shapes import log_metrics
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.selectors import Selector
 from procguard.i18n.reasons import because
+from procguard.notify.mutes import Mutes, MuteView
 from procguard.notify.routes import facts_of
 from remote_agent.protocol.messages import AgentHeartbeat, WorkerReport
 from remote_agent.protocol.states import RUNNING
@@ -37,6 +40,30 @@ Breaks = Callable[[float], bool]
 _NOBODY: frozenset[str] = frozenset()
 
 log = logging.getLogger(__name__)
+
+
+class Acknowledged(TypedDict):
+    by: str
+    at: str | None
+    note: str
+
+
+class FiringAlert(TypedDict):
+    """A rule that a worker, a host or a GPU breaks now. `alert` names it; `value`: the last one reported, null where it
+    is not measured now; `above` or `below`: the limit, both null where the rule is no longer configured."""
+
+    alert: str
+    rule: str
+    measure: str
+    value: float | None
+    above: float | None
+    below: float | None
+    since: str | None
+    worker_id: str | None
+    host: str
+    gpu: int | None
+    mute: MuteView | None
+    acknowledged: Acknowledged | None
 
 
 class Subject(NamedTuple):
@@ -76,6 +103,11 @@ class AlertRules:
         self._firing: dict[str, dict[str, Any]] = {}
 
     @property
+    def count(self) -> int:
+        """Of the configured rules."""
+        return len(self._rules)
+
+    @property
     def idle(self) -> bool:
         """Nothing to evaluate, and nothing to end."""
         return not self._rules and not self._firing
@@ -85,6 +117,31 @@ class AlertRules:
 
     def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
         return {TABLE: self._firing}
+
+    def firing(self, state: FleetState, mutes: Mutes, wall: float) -> list[FiringAlert]:
+        """What fires now, the latest first."""
+        rules = {rule.name: rule for rule, _ in self._rules}
+        rows = sorted(self._firing.items(), key=lambda item: item[1]["since"], reverse=True)
+        return [_firing_view(state, mutes, key, row, rules.get(row["rule"]), wall) for key, row in rows]
+
+    def acknowledge(self, state: FleetState, key: str, note: str, actor: str, now: Now) -> None:
+        """Record with what fires that somebody has seen it; kept until it ends. Durable. Raises NotFound."""
+        row = self._firing.get(key)
+        if row is None:
+            raise NotFound(f"no alert {key[:200]!r} fires", "list them: invoke notify.firing", code="unknown_alert")
+        seen = {**row, "acknowledged": {"by": actor, "at": now.wall, "note": note}}
+        with state.transaction(now, actor) as tx:
+            tx.put(TABLE, key, seen)
+            self._firing[key] = seen
+            tx.undo(lambda: self._firing.update({key: row}))
+            tx.event(
+                "alert_acknowledged",
+                worker_id=row["worker_id"] or None,
+                host=row["host"],
+                reason=because("rule.seen", rule=row["rule"]).then(note),
+                cause=row["rule"],
+                evidence={"alert": key},
+            )
 
     def evaluate(self, state: FleetState, now: Now, rest: Callable[[], None]) -> None:
         """One pass. Raises ProcGuardError where the state refuses the change: the next pass tries again."""
@@ -149,6 +206,39 @@ class AlertRules:
                 self._firing[one.key] = one.row
             else:
                 self._firing.pop(one.key, None)
+
+
+def _firing_view(
+    state: FleetState, mutes: Mutes, key: str, row: Mapping[str, Any], rule: AlertRule | None, wall: float
+) -> FiringAlert:
+    seen = row.get("acknowledged")
+    mute = mutes.covering(wall, facts_of(state, dict(row)))
+    value = _value_now(state, row, wall)
+    return {
+        "alert": key,
+        "rule": row["rule"],
+        "measure": row["measure"],
+        "value": None if value is None else _plain(value),
+        "above": rule.above if rule else None,
+        "below": rule.below if rule else None,
+        "since": iso(row["since"]),
+        "worker_id": row["worker_id"] or None,
+        "host": row["host"],
+        "gpu": row["gpu"],
+        "mute": mute.view(wall) if mute else None,
+        "acknowledged": Acknowledged(by=seen["by"], at=iso(seen["at"]), note=seen["note"]) if seen else None,
+    }
+
+
+def _value_now(state: FleetState, row: Mapping[str, Any], wall: float) -> float | None:
+    measure = row["measure"]
+    if row["worker_id"]:
+        worker, observed = state.workers_by_id.get(row["worker_id"]), state.worker_status.get(row["worker_id"])
+        report = observed.report if observed is not None else None
+        return worker_reader(measure)(report, worker, wall) if worker is not None and report is not None else None
+    agent = state.agent_status.get(row["agent"])
+    values = _values(agent.heartbeat if agent else None, _READ[measure], measure.startswith("gpu."))
+    return next((value for gpu, value in values if gpu == row["gpu"]), None)
 
 
 def _row(rule: AlertRule, subject: Subject, wall: float) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.notify.mutes import Mutes
+from procguard.notify.rules import AlertRules
 from procguard.portal.api.live import all_fields
 from procguard.portal.api.logs import LogsApi
 from procguard.portal.api.resource import ManagersService, Notifications, Opener, Services, Ssh, all_resources
@@ -74,6 +75,7 @@ class WebMonitor:
         ssh: Ssh | None = None,
         notifier: Notifications | None = None,
         mutes: Mutes | None = None,
+        alert_rules: AlertRules | None = None,
         *,
         tunnels: Opener | None = None,
         maintenance: AgentMaintenance | None = None,
@@ -158,6 +160,7 @@ class WebMonitor:
             ssh=ssh,
             notifier=notifier,
             mutes=mutes or Mutes(),
+            alert_rules=alert_rules or AlertRules([]),
             tunnels=tunnels,
             maintenance=maintenance,
             managers=managers,

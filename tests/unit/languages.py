@@ -24,8 +24,9 @@ EVERY_KIND = frozenset(
     {
         "agent_addresses", "agent_connected", "agent_denied", "agent_ended", "agent_enrolled", "agent_maintenance",
         "agent_pending", "agent_removed", "agent_restart_failed", "agent_restarted", "agent_started", "agent_suspect",
-        "acknowledged", "agent_unreachable", "agent_upgrade_failed", "agent_upgraded", "alert_rule", "alert_rule_ok",
-        "alerts_muted", "alerts_unmuted", "archive_failing", "archive_works", "circuit_breaker_closed",
+        "acknowledged", "agent_unreachable", "agent_upgrade_failed", "agent_upgraded", "alert_acknowledged",
+        "alert_rule", "alert_rule_ok", "alerts_muted", "alerts_unmuted", "archive_failing", "archive_works",
+        "circuit_breaker_closed",
         "circuit_breaker_open",
         "command", "credentials", "deploy", "durable_again", "gang_begun", "gang_failed", "gang_finished",
         "gang_forming", "gang_healthy", "gang_incident", "gang_restart", "gang_started", "gang_stopped",

@@ -69,6 +69,7 @@ CAUSE_OF_KIND = {
     "host_disk_ok": "disk",
     "alert_rule": "rule",
     "alert_rule_ok": "rule",
+    "alert_acknowledged": "rule",
     "recovery_gave_up": "agent_lost",
     "host_cordoned": "operator",
     "alerts_muted": "operator",

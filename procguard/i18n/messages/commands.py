@@ -529,7 +529,14 @@ CHINESE: dict[str, str] = {
     # acknowledgements
     "{}: acknowledged": "{}：已确认",
     "what is known, or done about it": "已知的情况，或正在采取的措施",
-    "Acknowledge what is wrong with a worker; explain shows it to everyone.": "确认已知晓 worker 的问题；explain 会向所有人显示。",
+    "Acknowledge a worker's failure, or an alert that fires, for everyone to see.": "确认已知晓 worker 的故障或正在触发的告警，所有人可见。",
+    "An alert is written as invoke notify.firing shows it, in quotes: invoke notify.ack 'disk-full|gpu01' --note ordered": (
+        "告警的写法与 invoke notify.firing 所列一致，并加引号：invoke notify.ack 'disk-full|gpu01' --note ordered"
+    ),
+    "List the alerts on measurements that fire now.": "列出正在触发的测量告警。",
+    "its id, or an alert of invoke notify.firing": "其 ID，或 invoke notify.firing 所列的告警",
+    "nothing fires": "没有正在触发的告警",
+    "no rules are configured; see docs/notifications.md": "尚未配置规则，参见 docs/notifications.md",
     # mutes
     "write it like 2026-12-01T22:00+08:00": "请写成 2026-12-01T22:00+08:00 的形式",
     "{}: no alerts of {} until {}": "{}：不再发送 {} 的告警，直至 {}",

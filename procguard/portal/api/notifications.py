@@ -9,14 +9,15 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from procguard.agent_api import http_io
-from procguard.agent_api.declaration import delete, get, post
+from procguard.agent_api.declaration import delete, get, post, whole
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.errors import Conflict
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import iso
 from procguard.i18n.reasons import because
-from procguard.notify.mutes import TABLE
+from procguard.notify.mutes import TABLE, MuteView
+from procguard.notify.rules import FiringAlert
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
 
 
@@ -90,15 +91,33 @@ class MuteRequest(RequestBody):
     note: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
 
 
-class MuteView(TypedDict):
-    mute_id: str
-    select: str
-    begins: Moment
-    ends: Moment
-    active: bool
-    note: str
-    by: str
-    made: Moment
+class AcknowledgeRequest(RequestBody):
+    """{"alert": "disk-full|gpu01", "note": "the disk is being replaced"}: `alert` as GET /api/alerts names it."""
+
+    hints: ClassVar[Hints] = {"alert": ("", "as GET /api/alerts names it")}
+
+    alert: Annotated[str, Field(max_length=1_000)]
+    note: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
+
+
+@dataclass(frozen=True)
+class AlertsQuery:
+    limit: int = whole(1_000, 1, 10_000)
+
+
+@dataclass(frozen=True)
+class AlertsAnswer:
+    """`rules`: how many are configured. `total`: of what fires; `alerts` has the latest `limit` of them."""
+
+    alerts: list[FiringAlert]
+    total: int
+    rules: int
+
+
+@dataclass(frozen=True)
+class AlertSeen:
+    alert: str
+    status: str
 
 
 @dataclass(frozen=True)
@@ -125,10 +144,31 @@ class NotificationsApi(Resource):
         targets = cast(list[NotificationTarget], notifier.views())
         return NotificationTargets(targets, cast(list[NotificationRoute], notifier.routes))
 
+    @get("/api/alerts", "viewer", tag="history", zh="正在触发的测量告警")
+    def firing(self, query: AlertsQuery) -> AlertsAnswer:
+        """The alerts on measurements that fire now.
+
+        Those of the rules of `alerts:`, with value, limit, since when, and who has muted or acknowledged them:
+        [notifications](notifications.md#alerts-on-measurements).
+        """
+        rules = self.services.alert_rules
+        found = rules.firing(self.fleet.state, self.services.mutes, clock.read().wall)
+        return AlertsAnswer(found[: query.limit], len(found), rules.count)
+
+    @post(
+        "/api/alerts/acknowledge", "operator", tag="history", zh="确认已知晓正在触发的告警", errors=(404,),
+        example={"alert": "disk-full|gpu01", "note": "the disk is being replaced"},
+    )  # fmt: skip
+    def acknowledge(self, caller: Principal, body: AcknowledgeRequest) -> AlertSeen:
+        """Acknowledge an alert that fires, visible to everyone until it ends."""
+        http_io.note_change(f"{body.alert[:200]}: {body.note}")
+        self.services.alert_rules.acknowledge(self.fleet.state, body.alert, body.note, caller.actor, clock.read())
+        return AlertSeen(body.alert, "acknowledged")
+
     @get("/api/mutes", "viewer", tag="history", zh="静默与维护时段")
     def mutes(self) -> MutesAnswer:
         """Active and planned mutes: alerts that are not sent."""
-        return MutesAnswer(cast(list[MuteView], self.services.mutes.views(clock.read().wall)))
+        return MutesAnswer(self.services.mutes.views(clock.read().wall))
 
     @post(
         "/api/mutes", "operator", tag="history", zh="在一段时间内不发送部分告警", errors=(429,),
@@ -152,7 +192,7 @@ class NotificationsApi(Resource):
             until = iso(mute.ends) or ""
             reason = because("mute.made", select=body.select[:200], begins=iso(mute.begins) or "", until=until)
             tx.event("alerts_muted", reason=reason.then(body.note), evidence={"mute_id": mute.mute_id})
-        return MuteAnswer(cast(MuteView, mute.view(now.wall)))
+        return MuteAnswer(mute.view(now.wall))
 
     @delete("/api/mutes/<mute_id>", "operator", tag="history", zh="结束静默", errors=(404,))
     def unmute(self, mute_id: str, caller: Principal) -> MuteAnswer:
@@ -165,7 +205,7 @@ class NotificationsApi(Resource):
             tx.undo(lambda: mutes.put(mute))
             reason = because("mute.ended", select=mute.select[:200])
             tx.event("alerts_unmuted", reason=reason, evidence={"mute_id": mute_id})
-        return MuteAnswer(cast(MuteView, mute.view(now.wall)))
+        return MuteAnswer(mute.view(now.wall))
 
     @post(
         "/api/notifications/test", "operator", tag="history", zh="发送测试通知", body_optional=True, errors=(404, 409)

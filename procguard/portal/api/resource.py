@@ -29,6 +29,7 @@ from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.notify.mutes import Mutes
+from procguard.notify.rules import AlertRules
 from procguard.portal import api
 from procguard.portal.auth.access import CALLER, Auth
 from procguard.portal.auth.audit import Audit
@@ -103,6 +104,7 @@ class Services:
     ssh: Ssh | None = None
     notifier: Notifications | None = None
     mutes: Mutes = field(default_factory=Mutes)
+    alert_rules: AlertRules = field(default_factory=lambda: AlertRules([]))
     tunnels: Opener | None = None
     maintenance: AgentMaintenance | None = None
     managers: ManagersService | None = None

@@ -13,9 +13,10 @@ import yaml
 
 from procguard.config import schema
 from procguard.config.notifications import HOST_MEASURES, WORKER_MEASURES, AlertRule, AlertTarget
-from procguard.errors import ConfigError
+from procguard.errors import ConfigError, NotFound
 from procguard.fleet.workers import selectors
 from procguard.notify import alerts, rules
+from procguard.notify.mutes import Mutes
 from procguard.notify.routes import facts_of
 from procguard.notify.rules import AlertRules
 from remote_agent.protocol import messages
@@ -193,6 +194,37 @@ def test_a_storm_is_bounded_and_a_pass_over_many_workers_is_cheap(
     assert len(rested) == 4
 
 
+def test_what_fires_is_listed_with_value_limit_mute_and_who_has_seen_it_until_it_ends(tmp_path: Path) -> None:
+    declared = [rule("metrics.loss"), rule("gpu.temperature_c", name="hot", above=88)]
+    fleet, mutes = Fleet(tmp_path, *declared), Mutes()
+    state = fleet.world.fleet.state
+    hot = HostUsage(gpus=[GpuUsage(0, temperature_c=20.0), GpuUsage(1, temperature_c=92.0)])
+    fleet.beat(usage=hot, metrics=[LogMetric("loss", 11.0, 1.0)])
+    fleet.evaluate()
+    fleet.beat(usage=hot, metrics=[LogMetric("loss", 12.5, 1.0)])
+    for select, for_s in (("group=g", 60), ("w1", 600), ("other", 6000)):
+        mutes.put(mutes.made(select, None, for_s, "n", "li", fleet.world.now.wall))
+    fleet.rules.acknowledge(state, "hot|h1/1", "a fan", "operator:li", fleet.world.now)
+    for _ in range(2):
+        found = {one["alert"]: one for one in fleet.rules.firing(state, mutes, fleet.world.now.wall)}
+        loss, gpu = found["r1|w1"], found["hot|h1/1"]
+        assert (loss["value"], loss["above"], loss["worker_id"], loss["gpu"]) == (12.5, 10.0, "w1", None)
+        assert (loss["mute"] or {}).get("select") == "w1" and loss["acknowledged"] is None
+        assert (gpu["value"], gpu["host"], gpu["gpu"], gpu["mute"]) == (92, "h1", 1, None) and len(found) == 2
+        assert gpu["acknowledged"] and (gpu["acknowledged"]["by"], gpu["acknowledged"]["note"]) == (
+            "operator:li",
+            "a fan",
+        )
+        before = fleet.rules.tables()["rule_alerts"]
+        fleet.rules = AlertRules(declared)  # as after a restart
+        fleet.rules.restore(json.loads(json.dumps(before)))
+    with pytest.raises(NotFound, match=r"no alert 'hot\|h1/0' fires"):
+        fleet.rules.acknowledge(state, "hot|h1/0", "", "li", fleet.world.now)
+    fleet.beat(usage=HostUsage(gpus=[GpuUsage(1)]), metrics=[])
+    fleet.evaluate()
+    assert fleet.rules.firing(state, mutes, fleet.world.now.wall) == []
+
+
 MISTAKES = [
     ({"measure": "rss", "above": 1}, "metrics.NAME or one of cpu_percent"),
     ({"measure": "rss_bytes"}, "one of above and below"),
@@ -260,8 +292,14 @@ def test_a_real_manager_sends_an_alert_and_its_end_and_repeats_neither_after_a_r
 
     try:
         wait_until(lambda: sent(1, 2 * GIB), 60, "the alert")
+        seen = manager.ask("POST", "/api/alerts/acknowledge", {"alert": "big|w1", "note": "a known leak"})
+        assert seen.json == {"alert": "big|w1", "status": "acknowledged"}
         manager.close()
         manager = RunningManager(tmp_path, *settings)
+        (firing,) = manager.ask("GET", "/api/alerts").json["alerts"]
+        assert (firing["alert"], firing["acknowledged"]["note"], firing["above"]) == ("big|w1", "a known leak", GIB)
+        said = manager.ask("GET", "/api/events?kind=alert_acknowledged").json["events"][-1]
+        assert said["reason"] == "alert big; a known leak" and said["worker_id"] == "w1"
         for _ in range(25):  # two passes
             beat(2 * GIB)
             time.sleep(1.0)

@@ -39,6 +39,7 @@ export function overviewPage({ store, session }) {
   const problems = h('ul.problem-list');
   const seen = new Acknowledgements(store, () => update());
   const muted = h('a.muted-note', { href: link('admin', 'notifications'), hidden: true });
+  const firing = h('a.muted-note', { href: link('admin', 'notifications'), hidden: true });
   const unfolded = new Set(); // groups of which every member is shown
   const updateAll = () => update();
   const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
@@ -58,7 +59,7 @@ export function overviewPage({ store, session }) {
     h(
       'div.columns',
       {},
-      h('section.panel', { 'aria-labelledby': 'problems-title' }, h('div.panel-head', {}, h('h2', { id: 'problems-title' }, t('overview.problems')), muted), seen.history.problem, calm, problems, problemsMore),
+      h('section.panel', { 'aria-labelledby': 'problems-title' }, h('div.panel-head', {}, h('h2', { id: 'problems-title' }, t('overview.problems')), firing, muted), seen.history.problem, calm, problems, problemsMore),
       h('section.panel', { 'aria-labelledby': 'recoveries-title' }, h('h2', { id: 'recoveries-title' }, t('overview.recoveries')), history.problem, noRecoveries, recoveries, h('a.more', { href: link('recovery') }, t('recovery.to'))),
     ),
   );
@@ -110,6 +111,17 @@ export function overviewPage({ store, session }) {
     history.load({ cause: RECOVERY_CAUSES.join(',') });
     seen.load();
     countMutes();
+    countFiring();
+  }
+
+  async function countFiring() {
+    try {
+      const { total } = await get('/api/alerts?limit=1');
+      setText(firing, t('overview.firing', { n: total }));
+      show(firing, total > 0);
+    } catch {
+      show(firing, false); // the page of notifications says why
+    }
   }
 
   async function countMutes() {

@@ -43,6 +43,17 @@ def test_what_cannot_be_muted_is_refused_in_words(server: RunningServer) -> None
     assert server.ask("PUT", "/api/mutes", {}).status == 405
 
 
+def test_what_does_not_fire_cannot_be_acknowledged(server: RunningServer) -> None:
+    assert server.ask("GET", "/api/alerts").json == {"alerts": [], "total": 0, "rules": 0}
+    answer = server.ask("POST", "/api/alerts/acknowledge", {"alert": "disk-full|gpu01"})
+    assert answer.status == 404 and "no alert 'disk-full|gpu01' fires" in answer.body.decode()
+    for body, words in (({}, "alert"), ({"alert": 7}, "alert"), ({"alert": "a", "note": "x" * 501}, "note")):
+        answer = server.ask("POST", "/api/alerts/acknowledge", body)
+        assert answer.status == 400 and words in answer.body.decode()
+    assert server.ask("PUT", "/api/alerts", {}).status == 405
+    assert server.ask("GET", "/api/alerts?limit=0").status == 400
+
+
 def test_a_mute_outlives_the_manager(tmp_path: Path) -> None:
     first = RunningManager(tmp_path)
     try:

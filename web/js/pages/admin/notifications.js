@@ -5,34 +5,84 @@ import { asked, listTable } from '../../asked.js';
 import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../../dialogs.js';
 import { fill, h } from '../../dom.js';
 import { formatAge, formatDuration, formatMoment } from '../../format.js';
-import { t } from '../../i18n.js';
+import { formatNumber, t } from '../../i18n.js';
 import { actorName } from '../../reasons.js';
 import { acts, mayAct } from '../../rights.js';
+import { link } from '../../router.js';
 import { Table, fixedCell, textCell } from '../../table.js';
 
 const EXAMPLE = 'notifications:\n  - name: oncall\n    type: slack\n    url: env:SLACK_URL';
+const RULE_EXAMPLE = 'alerts:\n  - name: disk-full\n    measure: host.disk_free_percent\n    below: 5';
 const PERIODS_S = [3600, 4 * 3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600];
 
 export function notificationsSection({ query }) {
   const targets = asked(() => get('/api/notifications'), drawTargets);
+  const firing = asked(() => get('/api/alerts'), (answer) => drawFiring(answer, () => firing.load()));
   const mutes = asked(() => get('/api/mutes'), (answer) => drawMutes(answer.mutes, () => mutes.load()));
   const node = h(
     'div.admin-sections',
     {},
+    h('section.panel', { 'aria-labelledby': 'firing-title' }, h('h2', { id: 'firing-title' }, t('firing.title')), firing.node),
     targets.node,
     h('section.panel', { 'aria-labelledby': 'mutes-title' }, h('h2', { id: 'mutes-title' }, t('mutes.title')), h('p.muted', {}, t('mutes.what')), mutes.node, mayAct() ? muteForm(query.get('mute') || '', () => mutes.load()) : null),
   );
   return {
     node,
     started: () => {
+      firing.load();
       targets.load();
       mutes.load();
     },
     stop: () => {
+      firing.stop();
       targets.stop();
       mutes.stop();
     },
   };
+}
+
+// --------------------------------------------------------------------------------------------------------------- firing
+
+function drawFiring({ alerts, total, rules }, reload) {
+  if (!alerts.length && !rules) return [h('p', {}, t('firing.no_rules')), h('p.muted', {}, t('firing.no_rules_how')), h('pre.config-example', {}, h('code', {}, RULE_EXAMPLE))];
+  if (!alerts.length) return h('p', {}, t('firing.none'));
+  const columns = [
+    { name: 'rule', label: t('firing.alert'), make: textCell((one) => one.rule, { selector: 'strong', title: (one) => one.measure }) },
+    { name: 'whose', label: t('firing.whose'), make: (one) => fixedCell(h('a', { href: one.worker_id ? link('worker', one.worker_id) : link('host', one.host) }, whose(one))) },
+    { name: 'value', label: t('firing.value'), make: textCell((one) => `${one.measure}: ${valueText(one)}`) },
+    { name: 'since', label: t('firing.since'), make: textCell((one) => formatMoment(one.since), { title: (one) => formatAge(one.since) }) },
+    { name: 'known', label: t('firing.known'), make: textCell(knownText) },
+    { name: 'act', label: t('firing.act'), make: (one) => fixedCell(acts(h('button.button.small', { type: 'button', hidden: Boolean(one.acknowledged), 'aria-label': t('firing.ack_of', { rule: one.rule, name: whose(one) }), on: { click: () => acknowledge(one, reload) } }, t('firing.ack')))) },
+  ];
+  const table = listTable(new Table({ label: t('firing.title'), kind: 'firing-table', keyOf: (one) => one.alert, columns }), 'minmax(90px, 1fr) minmax(100px, 1.2fr) minmax(150px, 1.8fr) minmax(130px, 1fr) minmax(120px, 1.6fr) 110px', alerts);
+  return total > alerts.length ? [table, h('p.muted', {}, t('firing.more', { n: total - alerts.length }))] : table;
+}
+
+const whose = (one) => one.worker_id || (one.gpu === null ? one.host : t('firing.gpu', { host: one.host, i: one.gpu }));
+
+function valueText(one) {
+  const value = one.value === null ? t('none') : formatNumber(one.value);
+  if (one.above !== null) return t('firing.above', { value, limit: formatNumber(one.above) });
+  return one.below === null ? value : t('firing.below', { value, limit: formatNumber(one.below) });
+}
+
+function knownText(one) {
+  const words = [];
+  if (one.acknowledged) words.push(t('ack.seen', { actor: actorName(one.acknowledged.by), note: one.acknowledged.note || t('none') }));
+  if (one.mute) words.push(t('firing.muted', { actor: actorName(one.mute.by), d: formatMoment(one.mute.ends) }));
+  return words.join(t('worker.joint')) || t('none');
+}
+
+async function acknowledge(one, reload) {
+  const answer = await confirmAction({ title: t('firing.ack_title', { rule: one.rule, name: whose(one) }), detail: [t('firing.ack_detail')], action: t('firing.ack'), withReason: true });
+  if (!answer) return;
+  try {
+    await post('/api/alerts/acknowledge', { alert: one.alert, note: answer.reason });
+    notify(t('firing.ack_done'));
+  } catch (error) {
+    notifyError(error, t('firing.ack_failed'));
+  }
+  reload();
 }
 
 function drawTargets({ notifications, routes }) {
