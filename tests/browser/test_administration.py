@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import ManagerRig, Visitor
 from tests.browser.world import SETTINGS
 from tests.rows import each
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -19,7 +20,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     made = ManagerRig(tmp_path_factory.mktemp("admin"))
     try:
-        made.start_manager(*SETTINGS)
+        made.start_manager(*SETTINGS, "alerts=[{name: memory, measure: rss_bytes, above: 1, for: 0}]")
+        made.start_worker("measured")
         workers = [{"worker_id": f"t{n}", "spec": {"command": "id", "group": "finetune"}} for n in range(3)]
         gang = {"finetune": {"restart": "gang", "rendezvous": "torch"}}
         declared = [{"host": "gpu01", "ssh": {"hostname": "gpu01"}, "workers": workers}]
@@ -82,6 +84,22 @@ def test_what_is_muted_is_listed_with_who_and_why_and_ended(manager: ManagerRig,
     expect(page.get_by_text("Nothing is muted.")).to_be_visible()
     assert manager.ask("GET", "/api/mutes")["mutes"] == []
     visitor.forgive("400")
+
+
+def test_what_fires_is_listed_and_acknowledged(manager: ManagerRig, visitor: Visitor) -> None:
+    wait_until(lambda: manager.ask("GET", "/api/alerts")["total"] == 1, 60, "the alert")
+    page = visitor.open(f"{manager.url}/#/overview")
+    page.get_by_role("link", name="1 alert fires").click()
+    row = page.locator(".firing-table .table-body .table-row")
+    expect(row).to_contain_text(re.compile(r"memory.*measured.*rss_bytes: [0-9,]+ \(limit: at most 1\)", re.DOTALL))
+    row.get_by_role("button", name="Acknowledge memory of measured").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("textbox").fill("a known leak")
+    dialog.get_by_role("button", name="Acknowledge").click()
+    expect(row).to_contain_text("a known leak")
+    expect(row.get_by_role("button")).to_have_count(0)
+    [alert] = manager.ask("GET", "/api/alerts")["alerts"]
+    assert alert["acknowledged"]["note"] == "a known leak"
 
 
 def test_a_gang_is_shown_with_its_phase_and_ranks(manager: ManagerRig, visitor: Visitor) -> None:
