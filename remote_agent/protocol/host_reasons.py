@@ -25,7 +25,7 @@ HOST = {
     "exit.left_named": "it left {n} process in the background ({names}), ended now|"
     "it left {n} processes in the background ({names}), ended now",
     "exit.foreground": "a worker has to stay in the foreground, so start it without its daemon option, nohup, & or tmux",
-    # why it failed, by its last lines (runner/failure_causes.py)
+    # why it failed, by its last lines (runner/failure_causes/)
     "exit.proof": "{cause}: {line}",
     "failure.gpu_oom": "out of GPU memory",
     "failure.gpu_fault": "GPU fault",

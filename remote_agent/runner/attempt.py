@@ -14,7 +14,7 @@ from remote_agent.system.oom import OomCounter
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
-    from remote_agent.runner.failure_causes import ProvenCause
+    from remote_agent.runner.failure_causes.proof import ProvenCause
 
 # Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -154,11 +154,11 @@ class Attempt:
 def prove(attempt: Attempt, ending: Ending, worker_dir: str, apart: bool, own: dict[str, str]) -> ProvenCause | None:
     """The cause of a failure, proven by the last lines of the log; None if unproven. `apart`: stderr has its own
     log."""
-    from remote_agent.runner import failure_causes
+    from remote_agent.runner.failure_causes import proof
 
     streams = ("out", "err") if apart else ("out",)
     files = [(stream, paths.log_file(worker_dir, attempt.number, stream)) for stream in streams]
-    return failure_causes.of_attempt(files, ending.code, ending.signal, ending.oom, attempt.oom_lately(), own)
+    return proof.of_attempt(files, ending.code, ending.signal, ending.oom, attempt.oom_lately(), own)
 
 
 def build_launch(

@@ -10,7 +10,7 @@ a decision with a reason. Plain classes, because the runner must stay small.
 - A member of a gang never restarts alone: where others restart it fails, and where others finish it finishes.
 - An attempt that has run for max_run_s fails and is not restarted; under "always" the next one follows at once. Neither
   uses a restart.
-- Failures with a cause in `never_on` (runner/failure_causes.py) are not restarted.
+- Failures with a cause in `never_on` (runner/failure_causes/) are not restarted.
 - A successful end under "always" uses no restart if the attempt was running; if it ran for less than the second
   delay, the next start is delayed by that time to prevent a busy loop.
 """

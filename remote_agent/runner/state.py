@@ -20,7 +20,7 @@ from remote_agent.system import paths, processes
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
-    from remote_agent.runner.failure_causes import ProvenCause
+    from remote_agent.runner.failure_causes.proof import ProvenCause
 
 STATE_VERSION = 1
 KEEP_RESULTS = 20

@@ -26,7 +26,7 @@ from remote_agent.runner.termination import ProcessTreeTerminator
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner import hooks
-    from remote_agent.runner.failure_causes import ProvenCause
+    from remote_agent.runner.failure_causes.proof import ProvenCause
 
 
 class WorkerTask:

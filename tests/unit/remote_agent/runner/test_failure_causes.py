@@ -14,8 +14,11 @@ import pytest
 
 from procguard.fleet.history import causes
 from remote_agent.protocol.host_reasons import HOST
-from remote_agent.runner import failure_causes
-from remote_agent.runner.failure_causes import STRICT, ProvenCause, find, of_attempt, read_tail
+from remote_agent.runner.failure_causes import own_patterns
+from remote_agent.runner.failure_causes.decision import find
+from remote_agent.runner.failure_causes.patterns import STRICT
+from remote_agent.runner.failure_causes.proof import ProvenCause, of_attempt
+from remote_agent.runner.failure_causes.tail import plain, read_tail
 from tests.rows import each
 from tests.unit.runner_rig import Rig
 from tests.waiting import Stopwatch
@@ -56,7 +59,7 @@ def test_the_cause_of_each_failure_is_found(path: Path, tmp_path: Path):
     assert (found.word if found else "none") == cause
     if found is not None and found.line:
         line = text[found.offset :].partition(b"\n")[0]
-        assert failure_causes.plain(line).strip().startswith(found.line), "the line begins elsewhere"
+        assert plain(line).strip().startswith(found.line), "the line begins elsewhere"
 
 
 def test_the_corpus_holds_each_cause_that_a_host_may_name_and_ends_without_any():
@@ -140,7 +143,7 @@ def test_an_expression_that_runs_away_is_killed_and_finds_nothing(tmp_path: Path
     before, began = children.read_text(), time.monotonic()
     found = found_in(b"a" * 60 + b"!\n", "code 1", tmp_path / "1.log", {"slow": "(a+)+$", "bad": "("})
     assert found is None
-    assert time.monotonic() - began < failure_causes.OWN_TIME_S + 2
+    assert time.monotonic() - began < own_patterns.OWN_TIME_S + 2
     assert children.read_text() == before, "it still runs"
 
 

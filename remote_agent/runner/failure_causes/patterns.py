@@ -1,0 +1,118 @@
+"""What proves a cause in a program's last lines: the table, without the code that reads it.
+
+A cause is a word; its text is `failure.WORD` in protocol/host_reasons.py.
+"""
+
+from __future__ import annotations
+
+STRICT = frozenset(
+    {
+        "import_error", "syntax_error", "missing_library", "command_not_found", "file_not_found", "not_executable",
+        "permission_denied", "usage_error",
+    }
+)  # fmt: skip
+
+SIGNALS = {
+    4: "illegal_instruction", 6: "aborted", 7: "bus_error", 8: "arithmetic_error", 9: "child_killed",
+    11: "segmentation_fault", 24: "cpu_limit", 25: "file_size_limit",
+}  # fmt: skip
+# What a shell, Python or the C library prints of a process that such a signal ended.
+SIGNAL_TEXTS = {
+    4: ("illegal instruction",), 6: ("aborted", "sigabrt"), 7: ("bus error",), 8: ("floating point exception",),
+    9: ("killed", "sigkill"), 11: ("segmentation fault", "sigsegv"), 24: ("cpu time limit exceeded",),
+    25: ("file size limit exceeded",),
+}  # fmt: skip
+
+# What proves a cause in an exception, in `what():` or in the last lines, in lower case. The first that is found counts.
+TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("gpu_fault", (
+        "uncorrectable ecc error", "fallen off the bus", "gpu is lost", "uncorrectable nvlink error",
+    )),
+    ("collective_timeout", (
+        "caught collective operation timeout", "watchdog got stuck for", "for recv operation to complete",
+        "for send operation to complete", "the client socket has timed out after", "waiting for clients",
+        "monitoredbarrier", "runtimeerror: socket timeout", "wait timeout after", "rendezvoustimeouterror",
+        "nccl operations have failed or timed out",
+    )),
+    ("gpu_oom", (
+        "cuda out of memory", "hip out of memory", "cuda error: out of memory", "hip error: out of memory",
+        "cuda error 2 (out of memory)", "cudaerrormemoryallocation", "hiperroroutofmemory",
+        "cudamalloc failed: out of memory", "cuda_error_out_of_memory", "cublas_status_alloc_failed",
+        "'out of memory'", "resource_exhausted: out of memory", "oom when allocating tensor",
+        "outofmemoryerror: out of memory allocating", "xpu out of memory", "npu out of memory",
+        "mps backend out of memory", "out_of_memory: cuda error", "ran out of memory in memory space",
+        "no available memory for the cache blocks",
+    )),
+    ("collective_error", (
+        "nccl error", "rccl error", "nccl communicator was aborted", "ncclsystemerror", "ncclunhandledcudaerror",
+        "ncclinternalerror", "ncclremoteerror", "connection closed by peer [", "gloo connectfullmesh failed",
+    )),
+    ("port_in_use", ("address already in use", "eaddrinuse", "connection in use: (")),
+    ("shared_memory", ("out of shared memory", "insufficient shared memory", "unable to write to file </torch_")),
+    ("no_space", ("no space left on device", "disk quota exceeded", "enospc")),
+    ("read_only", ("read-only file system",)),
+    ("too_many_files", ("too many open files",)),
+    ("out_of_memory", (
+        "cannot allocate memory", "std::bad_alloc", "can't allocate memory", "unable to allocate ",
+        "java.lang.outofmemoryerror", "runtime: out of memory", "heap out of memory", "memory allocation of ",
+    )),
+    ("no_gpu", (
+        "no cuda gpus are available", "found no nvidia driver", "no cuda-capable device is detected",
+        "cuda driver version is insufficient", "no hip gpus are available", "torch not compiled with cuda enabled",
+        "cuda unknown error",
+    )),
+    ("cuda_error", (
+        "cuda error:", "cuda error ", "hip error:", "cuda runtime error", "cublas_status_", "cudnn_status_",
+        "cudnn error",
+        "cuda_error_", "device-side assert triggered", "an illegal memory access was encountered", "cuda failure",
+        "cusolver error", "cufft error",
+    )),
+    ("connection_failed", (
+        "connection refused", "temporary failure in name resolution", "name or service not known",
+        "no route to host", "could not resolve host", "unable to resolve host", "connection timed out",
+        "network is unreachable", "couldn't connect to", "connection reset by peer",
+    )),
+)  # fmt: skip
+
+# Python's exceptions by the last part of their name. Any other is python_exception.
+EXCEPTIONS = {
+    "ModuleNotFoundError": "import_error", "ImportError": "import_error", "SyntaxError": "syntax_error",
+    "IndentationError": "syntax_error", "TabError": "syntax_error", "MemoryError": "out_of_memory",
+    "_ArrayMemoryError": "out_of_memory", "OutOfMemoryError": "gpu_oom", "PermissionError": "permission_denied",
+    "FileNotFoundError": "file_not_found", "KeyboardInterrupt": "interrupted",
+    "ConnectionRefusedError": "connection_failed", "ConnectionError": "connection_failed",
+    "ConnectionResetError": "connection_failed", "ConnectError": "connection_failed",
+    "ConnectTimeout": "connection_failed", "MaxRetryError": "connection_failed", "gaierror": "connection_failed",
+}  # fmt: skip
+# Exceptions that say only that another process failed: a traceback above may say of what.
+LAUNCHERS = ("ChildFailedError", "CalledProcessError", "ProcessExitedException", "BrokenProcessPool")
+OF_ANOTHER = (  # by its message
+    "see root cause above",
+    "see stack trace for root cause",
+    "exited unexpectedly",
+    "is killed by signal",
+    "non-zero exit status",
+)
+CHAINED = "the above exception was the direct cause of"
+HEADER = "Traceback (most recent call last)"
+BOX = ("│", "╭", "╰", "|", "┃")  # rich's frames
+MISSING_LIBRARY = ("cannot open shared object file", "' not found (required by")
+
+# A line with one of these behind a failure: the program went on. With one of USUAL it did, unless it speaks of an end.
+WENT_ON = (
+    "retry", "continu", "fallback", "falling back", "fall back", "resum", "skipp", "ignor", "using", "without",
+    "disabl", "proceed", "again", "recover", "reconnect", "instead", "optional", "degraded",
+)  # fmt: skip
+USUAL = (
+    "epoch", "step", "iter", "loss", "attempt ", "available", "training", "listening", "started", "serving", "loaded",
+    "loading", "saved", "saving", " ready", "warm", "progress", "processed",
+)  # fmt: skip
+# How lines begin that follow the end of a program and are not its own: of launchers, shells, trackers.
+AFTERWARDS = (
+    "wandb:", "srun:", "slurmstepd:", "make:", "make[", "mpirun", "prterun", "[rank", "[c10d]", "pdsh@",
+    "warning:torch.distributed", "error:torch.distributed", "info:torch.distributed", "error conda.cli",
+    "exception ignored", "node.js v", "npm err!", "npm error", "error command failed", "real  ", "user  ", "sys  ",
+    "+ ", "process ", "primary job", "🏃 ", "🧪 ",
+    "set the environment variable hydra_full_error", "note: run with `rust_backtrace", "command exited with",
+)  # fmt: skip
+ENDING = ("error", "exit", "abort", "terminat", "shut", "clean", "finish", "kill", "giving up", "stopping", "failed")
