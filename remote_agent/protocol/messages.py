@@ -1,16 +1,18 @@
-"""All messages between agents and the manager, as records (records.py). The manager imports them from here.
+"""All messages between agents and the manager, as records (records.py), and which of their fields hold others.
 
-Owns names, types and units; knows neither sockets nor files. Unknown keys are ignored and fields are only
-added, so that agents and managers of different releases can communicate. Times are seconds:
-`at` is wall clock (Unix time, for display only), `*_s` is a duration. docs/protocol.md shows each message.
+The manager imports them from here. Owns names, types and units; knows neither sockets nor files.
+Unknown keys are ignored and fields are only added, so that agents and managers of different releases can communicate.
+Times are seconds: `at` is wall clock (Unix time, for display only), `*_s` is a duration. docs/protocol.md shows each
+message.
 """
 
 from __future__ import annotations
 
 import json
 
+from remote_agent.protocol.codec import Codec, WireError
 from remote_agent.protocol.digests import hmac_sha256_hex, sha256_hex
-from remote_agent.protocol.hints import TYPE_CHECKING, Any, Literal, Union
+from remote_agent.protocol.hints import Any, Literal, Union
 from remote_agent.protocol.ids import (
     AGENT_ID_PATTERN,
     ID_PATTERN,
@@ -21,9 +23,7 @@ from remote_agent.protocol.ids import (
     valid_agent_id,
     valid_id,
 )
-from remote_agent.protocol.reasons import Reason, accepted
-from remote_agent.protocol.reasons import fields as reason_fields
-from remote_agent.protocol.records import field, names, record
+from remote_agent.protocol.records import field, record
 from remote_agent.protocol.worker_spec import (
     LATER_LAUNCH_FIELDS,
     LAUNCH_FIELDS,
@@ -39,8 +39,8 @@ from remote_agent.protocol.worker_spec import (
 # What a worker is and what ids are belongs to the wire as well, and is found here beside the rest.
 __all__ = [
     "AGENT_ID_PATTERN", "ID_PATTERN", "ContainerSpec", "HealthCheck", "Hook", "Limits", "RestartPolicy", "TerminalSpec",
-    "WorkerSpec",
-    "directory_name", "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id", "valid_id",
+    "WireError", "WorkerSpec", "directory_name", "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id",
+    "valid_id",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 1
@@ -58,10 +58,6 @@ Desired = Literal["running", "stopped", "removed"]
 Verb = Literal["start", "stop", "restart", "kill"]
 VERBS: tuple[str, ...] = ("start", "stop", "restart", "kill")
 Stream = Literal["out", "err"]
-
-
-class WireError(ValueError):
-    """A message that is not what this side expects; the text names the field."""
 
 
 # ---------------------------------------------------------------------------------------------- what a worker is
@@ -545,15 +541,10 @@ def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) 
     return hmac_sha256_hex(proof_key.encode(), message)
 
 
-# --------------------------------------------------------------------------------------------------- (de)coding
-
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    T = TypeVar("T")
+# -------------------------------------------------------------------------------------------------- what holds what
 
 # Fields that hold messages: how each is rebuilt from JSON. ("one", cls) or ("list", cls).
-_NESTED: dict[type, dict[str, tuple[str, type]]] = {
+NESTED: dict[type, dict[str, tuple[str, type]]] = {
     WorkerSpec: {
         "restart": ("one", RestartPolicy),
         "health": ("list", HealthCheck),
@@ -597,9 +588,8 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
     WorkerReply: {"commands": ("list", Command)},
 }
 
-
 # The texts that are reasons (reasons.py): beside NAME stand NAME_code and NAME_params, where there is a code.
-_REASONS: dict[type, tuple[str, ...]] = {
+REASONS: dict[type, tuple[str, ...]] = {
     ExitRecord: ("reason", "detail"),
     Health: ("detail",),
     WorkerReport: ("reason", "suspect"),
@@ -607,83 +597,6 @@ _REASONS: dict[type, tuple[str, ...]] = {
     CommandResult: ("message",),
     LogSearchResult: ("reason",),
 }
-_BESIDE_REASONS = frozenset(name + end for of in _REASONS.values() for name in of for end in ("_code", "_params"))
-_ABSENT_WHERE_EMPTY = _BESIDE_REASONS | {"metrics"}
 
-
-def encode(message: Any) -> dict[str, Any]:
-    """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time). The
-    code and the parameters of a reason stand beside its text; metrics are left out where there are none."""
-    values = _plain_items(vars(message).items())
-    for name in _ABSENT_WHERE_EMPTY & values.keys():
-        if not values[name]:
-            del values[name]
-    return values
-
-
-_AS_IT_IS = frozenset((str, int, float, bool, type(None)))
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return _plain_items(value.items())
-    return encode(value)
-
-
-def _plain_items(items: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in items:
-        kind = type(value)
-        if kind is Reason:
-            values.update(reason_fields(name, value))
-        elif name not in values:
-            values[name] = value if kind in _AS_IT_IS else _plain(value)
-    return values
-
-
-def encode_dict(values: dict[str, Any]) -> dict[str, Any]:
-    """An object made by hand, likewise."""
-    return _plain_items(values.items())
-
-
-def with_reasons(message: T) -> T:
-    """The same message, whose texts with a code have become reasons. What an agent sends is bounded by that."""
-    for name in _REASONS.get(type(message), ()):
-        code = getattr(message, f"{name}_code")
-        if code:
-            made = accepted(getattr(message, name), code, getattr(message, f"{name}_params"))
-            vars(message).update({name: made, f"{name}_code": made.code, f"{name}_params": made.params})
-    return message
-
-
-def decode(cls: type[T], data: Any) -> T:
-    """Rebuild a message from parsed JSON. Unknown keys are ignored, missing ones take their defaults.
-
-    Checks shape only as far as rebuilding needs it; the manager validates types and bounds with pydantic on top.
-    Raises WireError naming the field.
-    """
-    if not isinstance(data, dict):
-        raise WireError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-    nested = _NESTED.get(cls, {})
-    values: dict[str, Any] = {}
-    for name in names(cls):
-        if name not in data:
-            continue
-        value = data[name]
-        if value is not None and name in nested:
-            kind, inner = nested[name]
-            if kind == "one":
-                value = decode(inner, value)
-            elif isinstance(value, list):
-                value = [decode(inner, one) for one in value]
-            else:
-                raise WireError(f"{cls.__name__}.{name}: expected a list, got {type(value).__name__}")
-        values[name] = value
-    try:
-        return with_reasons(cls(**values))
-    except TypeError as exc:
-        raise WireError(f"{cls.__name__}: {exc}") from exc
+_CODEC = Codec(NESTED, REASONS)
+encode, encode_dict, decode, with_reasons = _CODEC.encode, _CODEC.encode_dict, _CODEC.decode, _CODEC.with_reasons

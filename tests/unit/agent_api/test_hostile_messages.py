@@ -27,7 +27,7 @@ def paths_of(cls: type[Any], where: str) -> set[str]:
     found = set()
     for one in dataclasses.fields(cls):
         found.add(f"{where}.{one.name}")
-        inner = messages._NESTED.get(cls, {}).get(one.name)
+        inner = messages.NESTED.get(cls, {}).get(one.name)
         if inner is not None:
             found |= paths_of(inner[1], f"{where}.{one.name}")
     return found
