@@ -32,20 +32,13 @@ from invoke import Collection, Context, task
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BIN = os.path.join(ROOT, ".venv", "bin")
-AGENT_PYTHON = (3, 9)
 
 
 def _tool(name: str) -> list[str]:
     """The tool from .venv, by its module: works after a checkout was moved, and where its path has spaces."""
-    modules = {
-        "lint-imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
-        "vermin": ["-c", "from vermin.main import main; main()"],
-    }
+    modules = {"lint-imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"]}
     return [sys.executable, *modules.get(name, ["-m", name])]
 
-
-# This Python's, and what later ones have that the agent tries first.
-STANDARD_LIBRARY = sys.stdlib_module_names | {"_sha2"}
 
 # The unit tests side by side, without those that start much, wait or measure. One process more than the two cores that
 # this is to be quick on: some wait for a process or a socket. Each of them imports everything, so not more.
@@ -60,16 +53,14 @@ STATIC: dict[str, list[str]] = {
     "types": _tool("mypy"),
     "imports": _tool("lint-imports"),
     "security": [sys.executable, os.path.join("scripts", "security_check.py")],
-    "python 3.9": [*_tool("vermin"), "--quiet", "--no-tips", "--target=3.9-", "--violations", "remote_agent"],
+    "python 3.9": [sys.executable, os.path.join("scripts", "agent_check.py")],
 }
 
 
 def run_static() -> int:
     """Every static check, two at a time, one line each, with its output where it fails. Returns how many failed."""
     with ThreadPoolExecutor(2) as pool:
-        failed = sum(pool.map(_run_check, STATIC.items()))
-    began = time.monotonic()
-    return failed + _report("standard library", began, "\n".join(foreign_imports()))
+        return sum(pool.map(_run_check, STATIC.items()))
 
 
 def _run_check(check: tuple[str, list[str]]) -> int:
@@ -85,42 +76,6 @@ def _report(name: str, began: float, trouble: str) -> int:
         text += "        " + trouble.strip().replace("\n", "\n        ") + "\n"
     print(text, end="", flush=True)
     return 1 if trouble else 0
-
-
-# What the agent may try though a bare Python does not have it: pyzmq is used where the host has it and the manager
-# offers the zmq channel, by this one module.
-TRIED = {"zmq": "transport/zmq.py"}
-
-
-def foreign_imports(folder: str = "remote_agent") -> list[str]:
-    """Imports of the agent that a bare Python does not have, but for those of `TRIED`."""
-    found = []
-    for base, _, names in os.walk(os.path.join(ROOT, folder)):
-        for name in sorted(names):
-            if name.endswith(".py"):
-                found += _foreign_imports_of(os.path.join(base, name), folder)
-    return found
-
-
-def _foreign_imports_of(path: str, own: str) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        tree = ast.parse(file.read(), path)
-    siblings = {name.removesuffix(".py") for name in os.listdir(os.path.dirname(path))}
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module or ""]
-        else:
-            continue
-        for name in names:
-            top = name.split(".")[0]
-            tried = top in TRIED and TRIED[top] == os.path.basename(path)
-            if top not in STANDARD_LIBRARY and top not in {own} | siblings and not tried:
-                place = f"{os.path.relpath(path, ROOT)}:{node.lineno}"
-                found.append(f"{place}: {top} is not in the standard library; the hosts have nothing else")
-    return found
 
 
 # All that configs/procguard_config.yaml may say works there.

@@ -8,7 +8,6 @@ must pin every package with hashes and name no address; no locked version may be
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -20,8 +19,12 @@ from typing import Any
 
 import tomllib
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import file_findings
+
 ROOT = Path(__file__).resolve().parents[1]
-KNOWN = ROOT / "build" / "bandit.json"  # digest of a file -> what bandit found in it
 CHECKED = ["procguard", "remote_agent", "scripts", "tasks.py"]
 
 # The first release without a hole that somebody published: package -> (version, what it was). What concerns
@@ -84,29 +87,23 @@ def bandit(exceptions: dict[str, str]) -> list[str]:
 
 
 def _bandit_results() -> list[dict[str, Any]]:
-    """What it finds in every file: it looks at those alone that have changed since it last did. Raises ValueError."""
-    digests = {path: _digest(path) for path in _checked_files()}
+    """What it finds in every file; it reads those alone that have changed since it last did. Raises ValueError."""
+    basis = (importlib.metadata.version("bandit"), sys.version, (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    findings = file_findings.of_files(ROOT, _checked_files(), ROOT / "build" / "bandit.json", basis, _run_bandit)
+    return [one for found in findings.values() for one in found]
+
+
+def _run_bandit(paths: list[str]) -> file_findings.Findings:
+    words = [sys.executable, "-m", "bandit", "--quiet", "--configfile", "pyproject.toml", "--format", "json", *paths]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     try:
-        known = json.loads(KNOWN.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    results = {digest: known[digest] for digest in digests.values() if digest in known}
-    changed = [path for path, digest in digests.items() if digest not in results]
-    if changed:
-        words = [sys.executable, "-m", "bandit", "--quiet", "--configfile", "pyproject.toml", "--format", "json"]
-        done = subprocess.run([*words, *changed], cwd=ROOT, capture_output=True, text=True, check=False)
-        try:
-            report = json.loads(done.stdout)
-        except ValueError:
-            raise ValueError(f"bandit did not run: {(done.stderr or done.stdout).strip()[-500:]}") from None
-        if report["errors"]:
-            raise ValueError("\n".join(f"bandit: {one['filename']}: {one['reason']}" for one in report["errors"]))
-        for path in changed:
-            results[digests[path]] = [one for one in report["results"] if one["filename"].removeprefix("./") == path]
-        KNOWN.parent.mkdir(exist_ok=True)
-        KNOWN.with_suffix(".new").write_text(json.dumps(results), encoding="utf-8")
-        KNOWN.with_suffix(".new").replace(KNOWN)
-    return [one for path in digests for one in results[digests[path]]]
+        report = json.loads(done.stdout)
+    except ValueError:
+        raise ValueError(f"bandit did not run: {(done.stderr or done.stdout).strip()[-500:]}") from None
+    if report["errors"]:
+        raise ValueError("\n".join(f"bandit: {one['filename']}: {one['reason']}" for one in report["errors"]))
+    results = report["results"]
+    return {path: [one for one in results if one["filename"].removeprefix("./") == path] for path in paths}
 
 
 def _checked_files() -> list[str]:
@@ -114,17 +111,6 @@ def _checked_files() -> list[str]:
         path for name in CHECKED for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
     ]
     return sorted(str(path.relative_to(ROOT)) for path in paths)
-
-
-def _digest(path: str) -> str:
-    """Of all that decides what bandit says of this file."""
-    reported = (
-        importlib.metadata.version("bandit"),
-        sys.version,
-        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
-        path,
-    )
-    return hashlib.sha256("\0".join(reported).encode() + b"\0" + (ROOT / path).read_bytes()).hexdigest()
 
 
 def lock_mistakes(name: str, text: str) -> list[str]:

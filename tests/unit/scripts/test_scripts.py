@@ -267,17 +267,6 @@ def test_locks_pin_everything_with_hashes_and_name_no_address() -> None:
     assert pins["runtime"] < pins["dev"]
 
 
-def test_foreign_imports_of_the_agent_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    import dev_tasks
-
-    monkeypatch.setattr(dev_tasks, "ROOT", str(tmp_path))
-    (tmp_path / "remote_agent").mkdir()
-    (tmp_path / "remote_agent" / "a.py").write_text("import os\nfrom remote_agent import b\nimport yaml.nodes\n")
-    (found,) = dev_tasks.foreign_imports()
-    assert found.startswith("remote_agent/a.py:3: yaml is not in the standard library")
-
-
 def test_bench_lists_what_can_be_measured() -> None:
     """By its name as invoke takes it: `bench deploy` was once understood as two tasks."""
     listed = subprocess.run(
