@@ -66,37 +66,41 @@ install_missing() {
     done
     [ ${#packages[@]} -gt 0 ] || return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "run_tests: installing ${purposes[*]}" >&2
-        apt-get update -qq || echo "run_tests: apt-get update failed; trying with the lists that are there" >&2
+        in_language "run_tests: installing ${purposes[*]}" "run_tests：正在安装 ${purposes[*]}" >&2
+        apt-get update -qq || in_language "run_tests: apt-get update failed; trying with the existing package lists" \
+            "run_tests：apt-get update 失败；使用现有的软件包列表" >&2
         can_install chromium-headless-shell || packages=("${packages[@]/#chromium-headless-shell/chromium}")
         apt_install "${packages[@]}" || {
-            echo "run_tests: could not install; run: apt-get install ${packages[*]}" >&2
+            in_language "run_tests: could not install; run: apt-get install ${packages[*]}" \
+                "run_tests：无法安装；请运行：apt-get install ${packages[*]}" >&2
             exit 1
         }
     else
-        echo "run_tests: missing: ${purposes[*]}; tests that need them are skipped. To have them: sudo apt-get install ${packages[*]}" >&2
+        in_language "run_tests: missing: ${purposes[*]}; tests that need them are skipped. To install them: sudo apt-get install ${packages[*]}" \
+            "run_tests：缺少：${purposes[*]}；需要它们的测试会跳过。安装：sudo apt-get install ${packages[*]}" >&2
     fi
 }
 
 . "$root/scripts/setup_venv.sh" dev
 install_missing
-scripts/setup_web.sh || echo "run_tests: tests of the bundled portal are skipped (in CI they fail)" >&2
+scripts/setup_web.sh || in_language "run_tests: tests of the bundled portal are skipped (in CI they fail)" \
+    "run_tests：跳过打包门户的测试（在 CI 中会失败）" >&2
 # Everything a test writes lands in one folder that is gone afterwards, and so do the caches and settings that a browser
 # or a checker would make in the user's home.
 scratch=$("$procguard_python" scripts/scratch.py)
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config" XDG_DATA_HOME="$scratch/data"
-unset PYTHONDONTWRITEBYTECODE # a thousand starts of Python, each reading every module anew
+unset PYTHONDONTWRITEBYTECODE # the tests start Python a thousand times; byte code makes each start faster
 if [ $# -gt 0 ]; then
     "$procguard_python" -m pytest --basetemp "$scratch/p" "$@"
     exit
 fi
 static=0 # a failed check does not keep the tests from running: one run shows everything
 "$procguard_python" scripts/dev_tasks.py static || static=$?
-# Side by side by file, more at once than there are cores: most of them wait. The browsers for themselves: Chromium breaks
-# off what it loads when this machine gets or loses a network (ERR_NETWORK_CHANGED), as it does with each test host. One
-# after the other what must hold a bound in seconds, two at a time where they mostly wait. tests/conftest.py puts the
-# longest files first: a phase ends when its last file does.
+# Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run on their own:
+# Chromium aborts requests when a network interface appears or disappears (ERR_NETWORK_CHANGED), as with each test host.
+# Tests with a bound in seconds run one after another, or two at a time if they mostly wait. tests/conftest.py runs the
+# longest files first, because a phase ends with its last file.
 tests=0
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
 side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25 "${@:2}"; }
@@ -105,5 +109,5 @@ side_by_side 4 tests/browser
 side_by_side 2 tests/fleet -m pair --dist=load
 run tests/fleet -m alone
 if [ "$tests" != 0 ]; then exit "$tests"; fi
-if [ "$static" != 0 ]; then echo "run_tests: the tests are well, but a check above FAILED" >&2; fi
+if [ "$static" != 0 ]; then in_language "run_tests: the tests passed, but a check above FAILED" "run_tests：测试通过，但上面有检查失败" >&2; fi
 exit "$static"

@@ -29,6 +29,7 @@ if app.is_ours(ASKED) or WORDS[:1] == ["--context"]:
     sys.exit(0)
 
 from procguard.cli.program import invoke_form, parser  # noqa: E402
+from procguard.console.language import shown  # noqa: E402
 
 namespace = invoke_form.collection(app.commands(), {name: app.group(name).values() for name in app.GROUPS})
 try:
@@ -46,4 +47,4 @@ if (
     and os.path.basename(sys.argv[0]) != "pytest"
 ):
     near = parser.did_you_mean(ASKED, [*namespace.task_names, *app.GROUPS])
-    sys.exit(f"invoke: unknown command {ASKED}{near}; all commands: invoke --list")
+    sys.exit(shown(f"invoke: unknown command {ASKED}{near}; all commands: invoke --list"))

@@ -25,10 +25,10 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from procguard import __version__, hints
 from procguard.cli.program import process
+from procguard.console.arguments import ProgramParser
 from procguard.console.language import shown
 from procguard.console.terminal import cleaned, say
 from procguard.errors import ProcGuardError, UsageError
@@ -38,29 +38,14 @@ ABOUT = "ProcGuard's manager: the API for agents and operators, the portal, moni
 EPILOG = """\
 examples:
   ./start_manager.sh --config configs/procguard_config.yaml
-  ./start_manager.sh --config configs/procguard_config.yaml --daemon     (then --status, --stop)
+  ./start_manager.sh --config configs/procguard_config.yaml --daemon
   ./start_manager.sh --set web.port=5055 --set monitoring.heartbeat_timeout=20
   ./start_manager.sh --demo
 """
 
 
-class ManagerParser(argparse.ArgumentParser):
-    """argparse, whose errors are ProcGuard's: one line and what to type for help."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"its options: {self.prog} --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    made = ManagerParser(
-        prog=hints.commands("start_manager.sh"),
-        description=shown(
-            "ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery."
-        ),
-        epilog=hints.commands(EPILOG),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> ProgramParser:
+    made = ProgramParser(hints.commands("start_manager.sh"), ABOUT, hints.commands(EPILOG))
     made.add_argument(
         "--config",
         metavar="FILE",
@@ -94,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=shown("with --demo: N managers that share a PostgreSQL server, which the demo starts"),
     )
-    made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
+    made.add_argument("--version", action="version", version=f"ProcGuard {__version__}", help=shown("show the version"))
     return made
 
 

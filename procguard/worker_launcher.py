@@ -13,13 +13,15 @@ from collections.abc import Mapping
 
 from procguard import hints
 from procguard.console import terminal
+from procguard.console.arguments import ProgramParser
+from procguard.console.language import of_environment, shown
 from procguard.errors import ProcGuardError, UsageError
 from procguard.tls.launcher_trust import HOW, trust_for
-from remote_agent.agent.launcher import TOKEN_VARIABLE, UNTRUSTED, Launcher, LauncherError, LauncherOptions
+from remote_agent.agent.launcher import TOKEN_VARIABLE, UNTRUSTED, Launcher, LauncherError, LauncherOptions, describe
 from remote_agent.agent.settings import SettingsError
 from remote_agent.agent.spec_file import command_words
-from remote_agent.protocol import messages
-from remote_agent.protocol.messages import WorkerSpec
+from remote_agent.protocol import messages, states
+from remote_agent.protocol.messages import WorkerReport, WorkerSpec
 from remote_agent.system import memory, paths
 from remote_agent.transport.http import split_url
 
@@ -28,31 +30,47 @@ Ctrl-C stops the worker and the launcher. Closing the terminal leaves the worker
 
 
 def parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    """`environ`: where the values come from that are not given."""
-    made = argparse.ArgumentParser(
-        prog=hints.commands("start_worker.sh"), description="Run one worker by hand.", epilog=EPILOG
+    """`environ`: the defaults of options that are not given."""
+    made = ProgramParser(hints.commands("start_worker.sh"), "Run one worker by hand.", EPILOG)
+    made.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help=shown("unique in the whole fleet"))
+    made.add_argument("--manager-url", default=environ.get("MANAGER_URL", ""), help=shown("e.g. http://10.0.0.5:5000"))
+    made.add_argument(
+        "--command", default=environ.get("COMMAND", ""), help=shown('e.g. "python train.py --epochs 100"')
     )
-    made.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help="unique in the whole fleet")
-    made.add_argument("--manager-url", default=environ.get("MANAGER_URL", ""), help="e.g. http://10.0.0.5:5000")
-    made.add_argument("--command", default=environ.get("COMMAND", ""), help='e.g. "python train.py --epochs 100"')
-    made.add_argument("--working-dir", default=environ.get("WORKING_DIR", ""), help="default: the current directory")
-    made.add_argument("--env", action="append", default=[], metavar="K=V", help="for the worker; may be repeated")
-    made.add_argument("--env-file", action="append", default=[], metavar="FILE", help="of NAME=VALUE lines; repeatable")
-    made.add_argument("--venv", default="", metavar="DIR", help="run in this Python virtual environment")
-    made.add_argument("--conda", default="", metavar="ENV", help="run in this conda environment (name or path)")
+    made.add_argument(
+        "--working-dir", default=environ.get("WORKING_DIR", ""), help=shown("default: the current directory")
+    )
+    made.add_argument(
+        "--env", action="append", default=[], metavar="K=V", help=shown("for the worker; may be repeated")
+    )
+    made.add_argument(
+        "--env-file", action="append", default=[], metavar="FILE", help=shown("of NAME=VALUE lines; repeatable")
+    )
+    made.add_argument("--venv", default="", metavar="DIR", help=shown("run in this Python virtual environment"))
+    made.add_argument("--conda", default="", metavar="ENV", help=shown("run in this conda environment (name or path)"))
     made.add_argument(
         "--on-partition",
         choices=("keep", "fence"),
         default="keep",
-        help="while the manager is out of reach: run on (keep), or stop so that it may run elsewhere (fence)",
+        help=shown(
+            "while the manager is unreachable: keep the worker running (keep), or stop it so that it can run elsewhere "
+            "(fence)"
+        ),
     )
-    made.add_argument("--shell", action="store_true", help="hand the command to /bin/sh (pipes, &&)")
-    made.add_argument("--token", default=environ.get(TOKEN_VARIABLE, ""), help=f"enrolment token; or {TOKEN_VARIABLE}")
+    made.add_argument("--shell", action="store_true", help=shown("run the command with /bin/sh (pipes, &&)"))
     made.add_argument(
-        "--ca", default="", metavar="FILE|sha256:…", help="of an https manager: its CA's certificate, or fingerprint"
+        "--token", default=environ.get(TOKEN_VARIABLE, ""), help=shown(f"enrolment token; or {TOKEN_VARIABLE}")
     )
-    made.add_argument("--replace", action="store_true", help="stop another command that runs under this id")
-    made.add_argument("--exit-when-done", action="store_true", help="end with the worker's exit code when it ends")
+    made.add_argument(
+        "--ca",
+        default="",
+        metavar="FILE|sha256:…",
+        help=shown("CA certificate or fingerprint of an https manager"),
+    )
+    made.add_argument("--replace", action="store_true", help=shown("stop another command that runs under this id"))
+    made.add_argument(
+        "--exit-when-done", action="store_true", help=shown("exit with the worker's exit code when it ends")
+    )
     return made
 
 
@@ -113,9 +131,31 @@ def _environment(pairs: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def say(text: str) -> None:
-    """One line, at once. Raises OSError where the terminal has gone."""
-    terminal.say(text)
+    """Print one line and flush. Raises OSError if the terminal has gone."""
+    worker_id, colon, rest = text.partition(": ")
+    if colon and of_environment() == "zh":
+        terminal.say_as_is(f"{worker_id}：{shown(rest)}")
+    else:
+        terminal.say(text)
     sys.stdout.flush()
+
+
+def described(report: WorkerReport) -> str:
+    """A worker's report as one line of text, in the language of the command."""
+    if of_environment() == "en":
+        return describe(report)
+    from procguard.i18n.words import Words  # noqa: PLC0415 - 4 MB that most launchers do not need
+
+    words = Words("zh")
+    where = f"（pid {report.pid}，第 {report.attempt} 次启动）" if report.pid else ""
+    if report.state == states.RUNNING:
+        return words.state(report.state) + where
+    reason = words.reason(messages.encode(report))
+    line = words.state(report.state) + where + (f"：{reason}" if reason else "")
+    if report.state in states.SETTLED and report.attempt:
+        start = hints.commands(f"invoke start {report.worker_id}")
+        line += f"；等待启动（{start}；Ctrl-C 结束启动器）"
+    return line
 
 
 def as_error(exc: LauncherError) -> ProcGuardError:
@@ -128,16 +168,20 @@ def main(argv: list[str] | None = None) -> int:
     memory.begin_small()
     try:
         options = parse(sys.argv[1:] if argv is None else argv, environ, cwd)
-        return Launcher(options, environ, cwd, say=say, trust_for=trust_for).run()
+        return Launcher(options, environ, cwd, say=say, trust_for=trust_for, describe=described).run()
     except LauncherError as exc:
-        terminal.say_block(hints.local(f"procguard: {as_error(exc)}"), err=True)
+        _fail(str(as_error(exc)))
     except (ProcGuardError, SettingsError, paths.UnsafeDirectory) as exc:
-        terminal.say_block(hints.local(f"procguard: {exc}"), err=True)
+        _fail(str(exc))
     except OSError as exc:
-        where = f": {shlex.quote(str(exc.filename))}" if exc.filename else ""
-        why = f"{exc.strerror or exc}{where}; is PROCGUARD_HOME writable and the disk not full?"
-        terminal.say_block(f"procguard: {why}", err=True)
+        path = shlex.quote(str(exc.filename or "PROCGUARD_HOME"))
+        why = f"cannot use {path} ({exc.strerror or exc}); is PROCGUARD_HOME writable and the disk not full?"
+        _fail(why)
     return 1
+
+
+def _fail(text: str) -> None:
+    terminal.say_block(f"procguard: {shown(hints.local(text))}", err=True)
 
 
 if __name__ == "__main__":

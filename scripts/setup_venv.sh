@@ -5,7 +5,9 @@
 # what requirements/runtime.lock (or dev.lock) pins. Makes or updates it only where the lock's checksum or the
 # checkout's place changed; the check itself starts no Python. Nothing is exported: a worker's child must not see us.
 
-procguard_say() { printf 'procguard: %s\n' "$*" >&2; }
+procguard_say() { # $1 English, $2 Chinese
+    printf 'procguard: %s\n' "$(in_language "$1" "$2")" >&2
+}
 
 procguard_fail() {
     procguard_say "$@"
@@ -62,30 +64,38 @@ procguard_need_ensurepip() { # $1 interpreter
     "$1" -I -c 'import ensurepip, venv' >/dev/null 2>&1 && return
     package="python$("$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     command -v apt-get >/dev/null 2>&1 ||
-        procguard_fail "$1 cannot make virtual environments (no module ensurepip); install your system's package for it, or name another Python: PROCGUARD_PYTHON=/path/to/python3 $0"
+        procguard_fail "$1 cannot make virtual environments (no module ensurepip); install your system's package for it, or name another Python: PROCGUARD_PYTHON=/path/to/python3 $0" \
+            "$1 无法创建虚拟环境（缺少模块 ensurepip）；请安装系统中对应的软件包，或指定另一个 Python：PROCGUARD_PYTHON=/path/to/python3 $0"
     [ "$(id -u)" = 0 ] ||
-        procguard_fail "$1 cannot make virtual environments; run: sudo apt-get install $package"
-    procguard_say "installing $package (this Python cannot make virtual environments without it)"
+        procguard_fail "$1 cannot make virtual environments; run: sudo apt-get install $package" \
+            "$1 无法创建虚拟环境；请运行：sudo apt-get install $package"
+    procguard_say "installing $package (this Python cannot make virtual environments without it)" \
+        "正在安装 $package（没有它，此 Python 无法创建虚拟环境）"
     { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package" ||
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package"; }; } >/dev/null ||
-        procguard_fail "could not install $package; run: apt-get update && apt-get install $package"
+        procguard_fail "could not install $package; run: apt-get update && apt-get install $package" \
+            "无法安装 $package；请运行：apt-get update && apt-get install $package"
 }
 
 procguard_make_venv() {
     local base version
     base=$(procguard_find_python) ||
-        procguard_fail "no Python 3.11 or newer found${PROCGUARD_PYTHON:+ at PROCGUARD_PYTHON=$PROCGUARD_PYTHON}; install one (Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv), or name it: PROCGUARD_PYTHON=/path/to/python3 $0"
+        procguard_fail "no Python 3.11 or newer found${PROCGUARD_PYTHON:+ at PROCGUARD_PYTHON=$PROCGUARD_PYTHON}; install one (Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv), or name it: PROCGUARD_PYTHON=/path/to/python3 $0" \
+            "没有找到 Python 3.11 或更高版本${PROCGUARD_PYTHON:+（PROCGUARD_PYTHON=$PROCGUARD_PYTHON）}；请安装（Debian 12、Ubuntu 24.04：sudo apt-get install python3 python3-venv），或指定：PROCGUARD_PYTHON=/path/to/python3 $0"
     procguard_need_ensurepip "$base"
     version=$("$base" -I -c 'import platform; print(platform.python_version())')
-    procguard_say "making $procguard_venv with Python $version ($base); once"
+    procguard_say "making $procguard_venv with Python $version ($base); once" \
+        "正在用 Python $version（$base）创建 $procguard_venv；仅此一次"
     if [ -e "$procguard_venv" ] && [ ! -e "$procguard_venv/pyvenv.cfg" ] && [ -n "$(ls -A "$procguard_venv")" ]; then
-        procguard_fail "$procguard_venv exists and is no virtual environment; move it away and run this again"
+        procguard_fail "$procguard_venv exists and is no virtual environment; move it away and run this again" \
+            "$procguard_venv 已存在，但不是虚拟环境；请移走它，然后重新运行"
     fi
     if [ -n "$procguard_uv" ]; then
         "$procguard_uv" venv --quiet --clear --no-project --no-config --python "$base" "$procguard_venv"
     else
         "$base" -I -m venv --clear --without-pip "$procguard_venv"
-    fi || procguard_fail "could not make $procguard_venv with $base; see the lines above"
+    fi || procguard_fail "could not make $procguard_venv with $base; see the lines above" \
+        "无法用 $base 创建 $procguard_venv；请看上面的输出"
 }
 
 # uv, where it is there, takes seconds where pip takes most of a minute; both take exactly what the lock pins. Neither
@@ -117,18 +127,21 @@ procguard_update_venv() { # $1 runtime|dev
         [ -r "$stamp" ] && had_place=$(<"$stamp") && had_place=${had_place#* }
     done
     if [ -n "$had_place" ] && [ "$had_place" != "$procguard_root" ]; then
-        procguard_say "this checkout was at $had_place before; .venv has to be recreated"
+        procguard_say "this checkout was at $had_place before; .venv has to be recreated" \
+            "此仓库原先位于 $had_place；需要重新创建 .venv"
         procguard_make_venv
     elif ! procguard_can_install; then
         procguard_make_venv
     fi
     rm -f "$procguard_venv"/procguard-*.stamp
-    procguard_say "installing what requirements/$kind.lock pins (hashes checked)"
+    procguard_say "installing what requirements/$kind.lock pins (hashes checked)" \
+        "正在安装 requirements/$kind.lock 锁定的依赖（校验哈希）"
     log=$(mktemp "${TMPDIR:-/tmp}/procguard-pip.XXXXXX")
     if ! procguard_install "$kind" >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
-        procguard_fail "could not install requirements/$kind.lock; is the package index reachable (pip's settings, proxy)? Then run this again"
+        procguard_fail "could not install requirements/$kind.lock; is the package index reachable (pip's settings, proxy)? Then run this again" \
+            "无法安装 requirements/$kind.lock；能否连接软件包索引（pip 的设置、代理服务器）？请解决后重新运行"
     fi
     rm -f "$log"
     # The checkout itself, for `invoke` and `python -m procguard.…` from any directory and without PYTHONPATH, which
@@ -142,11 +155,12 @@ procguard_setup_venv() { # $1 runtime|dev
     local lock_fd
     if ! procguard_venv_fresh "$1"; then
         [ -w "$procguard_root" ] ||
-            procguard_fail "$procguard_root/.venv is not set up and $(id -un) may not write there; run ./start_manager.sh once as its owner"
+            procguard_fail "$procguard_root/.venv is not set up and $(id -un) may not write there; run ./start_manager.sh once as its owner" \
+                "$procguard_root/.venv 尚未准备好，而 $(id -un) 无权写入该目录；请以其属主运行一次 ./start_manager.sh"
         if command -v flock >/dev/null 2>&1; then
             exec {lock_fd}<"$procguard_root"
             flock -n "$lock_fd" || {
-                procguard_say "another start is setting up .venv; waiting for it"
+                procguard_say "another start is setting up .venv; waiting for it" "另一次启动正在准备 .venv；正在等待"
                 flock "$lock_fd"
             }
         fi
@@ -159,6 +173,7 @@ procguard_setup_venv() { # $1 runtime|dev
 
 procguard_root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 procguard_venv="$procguard_root/.venv"
-# PROCGUARD_UV names it, or is empty where pip is to be used all the same.
+. "$procguard_root/scripts/language.sh"
+# PROCGUARD_UV names it; if it is set and empty, pip is used.
 procguard_uv=${PROCGUARD_UV-$(command -v uv || true)}
 procguard_setup_venv "${1:?setup_venv.sh: runtime or dev}"

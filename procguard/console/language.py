@@ -29,10 +29,14 @@ def checked(preference: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A message of ours in the language of the command."""
+    """A message or Reason of ours in the language of the command."""
     language = of_environment()
     if language == "en":
         return text
+    from procguard.i18n import reasons
+
+    if isinstance(text, reasons.Reason):
+        return reasons.rendered(text.code, text.params, language)
     from procguard.i18n.messages.catalogue import localized
 
     return localized(text, language)

@@ -21,7 +21,7 @@ from procguard import __version__, expression
 from procguard.client import discovery
 from procguard.config.schema import Config
 from procguard.console import log_format
-from procguard.console.language import shown
+from procguard.console.language import shown, template
 from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
@@ -463,28 +463,25 @@ class Manager:
 
     def _print_summary(self) -> None:
         config = self._config
-        running = f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C stops it, workers keep running"
-        print(shown(running), flush=True)
-        what = "portal" if config.web.enabled else "API   "
-        print(f"  {what}  {self.web.url}", flush=True)
+        _say(f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C stops it, workers keep running")
+        _say(f"  portal  {self.web.url}" if config.web.enabled else f"  API     {self.web.url}")
         if config.communication.adapter_type == "zmq":
             own = config.communication.adapter_config
-            print(f"  zmq     {own.host}, ports {own.port_base} and {own.port_base + 1}", flush=True)
-        print(f"  state   {self.fleet.state.store.path}", flush=True)
+            _say(f"  zmq     {own.host}, ports {own.port_base} and {own.port_base + 1}")
+        _say(f"  state   {self.fleet.state.store.path}")
         if self._peers is not None:
             seat = self._peers.seat
-            print(shown(f"  leads   as {seat.name}, term {seat.term}"), flush=True)
-        print(f"  log     {config.logging.file}", flush=True)
+            _say(f"  leads   as {seat.name}, term {seat.term}")
+        _say(f"  log     {config.logging.file}")
         if self.web.ca_file:
-            print(f"  CA      {self.web.ca_file} ({self.web.pinned().fingerprint})", flush=True)
+            _say(f"  CA      {self.web.ca_file} ({self.web.pinned().fingerprint})")
             curl = shlex.join(["curl", "--cacert", self.web.ca_file, f"{self.web.url}/api/remote-workers"])
-            print(f"  try     {curl}", flush=True)
+            _say(f"  try     {curl}")
         token_file = self._first_token()
         if token_file:
-            token = f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)"
-            print(shown(token), flush=True)
+            _say(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)")
         for note in (*self.fleet.notes, *interpreter.known_holes()):
-            print(f"  note    {shown(note)}", flush=True)
+            print(f"{template('  note    {}').format(shown(note))}", flush=True)
             log.warning("%s", note)
         log.info("running url=%s fleet=%s state=%s", self.web.url, self.fleet.state.fleet_id, config.state.state_file)
 
@@ -526,6 +523,10 @@ def set_up_logging(config: Config) -> None:
     root.setLevel(config.logging.level)
     logging.getLogger("paramiko").setLevel(logging.WARNING)
     log_format.report_greenlets_to(log, gevent.get_hub())
+
+
+def _say(text: str) -> None:
+    print(shown(text), flush=True)
 
 
 def _in_thread_pool(task: Callable[[], None]) -> None:

@@ -192,9 +192,9 @@ def _holder_text(config: Config) -> str | None:
 def already_running(config: Config) -> Conflict:
     running = find(config)
     who = f"a manager (pid {running.pid})" if running and running.pid else "a manager"
-    where = f" at {running.url}" if running and running.url else ""
+    where = f" ({running.url})" if running and running.url else ""
     return Conflict(
-        f"{who} is already running{where} on the state in {config.state_directory}",
+        f"{who} is already running on the state in {config.state_directory}{where}",
         f"stop it with {stop_line(config)}, or give this one its own: --set state.state_file=PATH",
         code="already_running",
     )
@@ -245,8 +245,13 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
         running = find(config)
         found = readiness(running.url or address(config)) if running is not None and running.pid == child.pid else ""
         if running is not None and found:
-            what = "stands by" if found == "standby" else "running"
-            _say(f"manager {what} at {running.url or address(config)} (pid {child.pid})")
+            url = running.url or address(config)
+            pid = child.pid
+            _say(
+                f"manager stands by at {url} (pid {pid})"
+                if found == "standby"
+                else f"manager running at {url} (pid {pid})"
+            )
             _say(f"  log {config.logging.file}   state {config.state.state_file}")
             _say(f"  stop: {stop_line(config)}")
             child.returncode = 0  # it goes on without us: no warning about a child still running

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import resources
-from procguard.console.language import shown
+from procguard.console.language import VARIABLE as LANGUAGE
+from procguard.console.language import of_environment, shown
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.manager import daemon, demo_database
 
@@ -138,7 +139,7 @@ class Demo:
             _say("starting a PostgreSQL server …")
             if not self._database.start(free_port("127.0.0.1"), self._wait):
                 return self._failed("the database does not answer", self._database.output())
-        _say(f"starting the {self._called()} …")
+        _say(f"starting {self._called()} …")
         self._start_manager(0)  # which leads
         self._prepare_deployment(environment)
         if not self._wait(lambda: self._ready(0), READY_TIMEOUT_S):
@@ -149,7 +150,7 @@ class Demo:
         return self._deploy() and self._await_workers() and self._await_standbys()
 
     def _called(self) -> str:
-        return "manager" if self._count == 1 else f"{self._count} managers"
+        return "the manager" if self._count == 1 else f"{self._count} managers"
 
     def _state_of(self, number: int) -> str:
         return self._state if self._count == 1 else os.path.join(self._state, _name(number))
@@ -171,7 +172,9 @@ class Demo:
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_") or name == LANGUAGE
+        }
         if "PROCGUARD_CI_MARK" in os.environ:  # by it a test run finds what it left behind
             kept["PROCGUARD_CI_MARK"] = os.environ["PROCGUARD_CI_MARK"]
         return kept | {
@@ -261,7 +264,8 @@ class Demo:
                 _say(f"  manager {_name(number)} {role:9} pid {process.pid:<8} {self._urls[number]}")
             _say("")
         for one in self._workers():
-            _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
+            what = shown(WHAT_THEY_DO[one["worker_id"]])
+            _say(f"  {one['worker_id']:11} {_state(one['state']):8} pid {one['pid']:<8} {what}")
         _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
         if self._count > 1:
             _say(f"     kill -9 {self._managers[0].pid}   and watch {_name(1)} take over; {_name(0)} is started again")
@@ -352,6 +356,14 @@ class Demo:
 
     def _manager_output(self, number: int) -> str:
         return _tail(self._output_path(number))
+
+
+def _state(state: str) -> str:
+    if of_environment() == "en":
+        return state
+    from procguard.i18n.words import Words  # noqa: PLC0415 - only for other languages
+
+    return Words(of_environment()).state(state)
 
 
 def _name(number: int) -> str:

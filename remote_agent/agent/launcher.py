@@ -35,6 +35,7 @@ REPLACE_TIMEOUT_S = 60.0
 UNTRUSTED = "untrusted"
 
 Say = Callable[[str], None]  # prints one line; raises OSError where the terminal has gone
+Describe = Callable[[WorkerReport], str]
 TrustFor = Callable[[str, str], Trust]  # of (the manager's URL, what --ca says); may raise LinkDown
 
 
@@ -123,13 +124,22 @@ def describe(report: WorkerReport) -> str:
 
 class Launcher:
     def __init__(
-        self, options: LauncherOptions, environ: dict[str, str], cwd: str, *, say: Say, trust_for: TrustFor
+        self,
+        options: LauncherOptions,
+        environ: dict[str, str],
+        cwd: str,
+        *,
+        say: Say,
+        trust_for: TrustFor,
+        describe: Describe = describe,
     ) -> None:
+        """`describe`: renders a report as one line for the terminal."""
         self._options = options
         self._cwd = cwd
         self._base_env = {name: value for name, value in environ.items() if name != TOKEN_VARIABLE}
         self._output = LauncherOutput(options.worker_id, cwd, say)
         self._trust_for = trust_for
+        self._describe = describe
         self._home = paths.procguard_home()
         self._agent: Optional[Agent] = None
         self._interrupted = ""
@@ -298,7 +308,7 @@ class Launcher:
         if was == self._options.command:
             what += ", with another working directory or environment"
         if not self._options.replace:
-            raise LauncherError(f"{self._options.worker_id} is {what}", "stop it first or --replace")
+            raise LauncherError(f"{self._options.worker_id}: {what}", "stop it first or --replace")
         self._output.say(f"{what}; stopping it (--replace)")
         _stop(worker)
 
@@ -314,9 +324,9 @@ class Launcher:
         if not report.attempt and not report.reason:
             return
         if self._interrupted == "stopped" and report.state in states.SETTLED:
-            self._output.say(f"{report.state}; the launcher ends")
+            self._output.say("stopped; the launcher ends")
             return
-        self._output.say(describe(report))
+        self._output.say(self._describe(report))
         if self._options.exit_when_done and report.state in (states.EXITED, states.FAILED) and self._agent is not None:
             last = report.last_exit
             self._exit_code = 1 if last is None else last.code if last.code is not None else 128 + (last.signal or 0)

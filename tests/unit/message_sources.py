@@ -15,12 +15,40 @@ SENTENCE = re.compile(r"[A-Za-z']{2,}[ ,;]+[a-z']{2,}")
 PROGRAM_LINES = 6  # a text of as many lines is a program, a schema or a file's template
 # What is shown to people: by commands, by the manager at its start, as errors of the API in the portal.
 SHOWN = (
-    "admission", "cli", "client", "config", "console", "deploy", "expression.py", "expression_cost.py", "fleet",
-    "log_metrics.py", "main.py", "manager",
-    "notify", "portal/api",
-    "portal/auth", "portal/logs", "portal/web_monitor.py", "portal/http/sockets.py", "tls", "agent_api/http_io.py",
-    "agent_api/factory.py", "agent_api/decode.py", "agent_api/handlers.py", "agent_api/zmq/port.py",
-)  # fmt: skip
+    "admission",
+    "cli",
+    "client",
+    "config",
+    "console",
+    "deploy",
+    "expression.py",
+    "expression_cost.py",
+    "fleet",
+    "log_metrics.py",
+    "main.py",
+    "manager",
+    "notify",
+    "portal/api",
+    "portal/auth",
+    "portal/logs",
+    "portal/web_monitor.py",
+    "portal/http/sockets.py",
+    "tls",
+    "agent_api/http_io.py",
+    "agent_api/factory.py",
+    "agent_api/decode.py",
+    "agent_api/handlers.py",
+    "agent_api/zmq/port.py",
+    "runtime/interpreter.py",
+    "worker_launcher.py",
+)
+# What a launcher prints, of the agent's package.
+SHOWN_OF_AGENT = ("agent/launcher.py", "agent/registration.py")
+# Modules some of whose texts are shown, besides those of agents' logs.
+PARTLY_SHOWN = (
+    "remote_agent/agent/settings.py", "remote_agent/agent/spec_file.py", "remote_agent/system/paths.py",
+    "remote_agent/transport/client.py", "tasks.py", "scripts/dev_tasks.py",
+)  # fmt: skip  # fmt: skip
 # Calls whose texts are not messages: reasons have codes, labels and facts both languages already; log files are
 # English; descriptions of keys, metrics and parameters are reference documentation.
 OTHER_CALLS = {
@@ -76,6 +104,13 @@ def texts() -> tuple[tuple[Found, tuple[str, ...]], ...]:
     return tuple(found for path in paths() for found in texts_of(path.read_text("utf-8"), str(path.relative_to(ROOT))))
 
 
+def partly_shown() -> Iterator[str]:
+    for name in PARTLY_SHOWN:
+        for found, _ in texts_of((ROOT / name).read_text("utf-8"), name):
+            yield from map(str.strip, found.text.split("; "))
+            yield found.text
+
+
 def sentences_of(texts: Iterable[tuple[Found, tuple[str, ...]]]) -> Iterator[Found]:
     """The sentences that may be shown, line by line."""
     for found, calls in texts:
@@ -90,5 +125,6 @@ def sentences_of(texts: Iterable[tuple[Found, tuple[str, ...]]]) -> Iterator[Fou
 def paths() -> list[Path]:
     package = ROOT / "procguard"
     found = [path for name in SHOWN for path in ([package / name] if "." in name else (package / name).rglob("*.py"))]
+    found += [ROOT / "remote_agent" / name for name in SHOWN_OF_AGENT]
     assert all(path.exists() for path in found)
     return sorted(path for path in found if "openapi" not in path.parts)  # reference documentation

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from procguard import hints
-from procguard.i18n.messages import archive, commands, deploy, fleet, libraries, manager
+from procguard.i18n.messages import archive, commands, deploy, fleet, libraries, manager, startup
 
 MAX_CHARS = 1200  # a longer line is shown as it is
 MAX_LINES = 200
@@ -23,7 +23,7 @@ MAX_LOOKUPS = 2_000  # passes over the keys, of all lines
 MAX_JOINTS = 12  # of one message
 JOINTS = {"; ": "；", ": ": "：", ", ": "，"}
 CONJUNCTIONS = {"or": "或", "and": "和"}
-OURS = archive.CHINESE | commands.CHINESE | deploy.CHINESE | fleet.CHINESE | manager.CHINESE
+OURS = archive.CHINESE | commands.CHINESE | deploy.CHINESE | fleet.CHINESE | manager.CHINESE | startup.CHINESE
 _VALUE = re.compile(r"\{(\d?)\}")
 _LIST = re.compile(r"([^ ,;:]+(?:, [^ ,;:]+)*),? (or|and) ([^ ,;:]+)")
 _QUOTED = re.compile(r"(?<![^\s(=\[,])(?:'[^']{0,200}'|\"[^\"]{0,200}\"|`[^`]{0,200}`|\([^()]{0,200}\))(?![\w])")
@@ -209,8 +209,24 @@ class _MessageTranslation:
 
 
 def _filled(chinese: str, values: list[_Shown]) -> str:
+    """Between a Chinese character and a Latin letter or digit of a value stands a blank."""
     following = iter(range(len(values)))
-    return _VALUE.sub(lambda found: values[int(found[1]) if found[1] else next(following)].text, chinese)
+
+    def value(found: re.Match[str]) -> str:
+        text = values[int(found[1]) if found[1] else next(following)].text
+        before, after = chinese[: found.start()][-1:], chinese[found.end() :][:1]
+        head = " " if _is_han(before) and _is_latin(text[:1]) else ""
+        return f"{head}{text} " if _is_latin(text[-1:]) and _is_han(after) else head + text
+
+    return _VALUE.sub(value, chinese)
+
+
+def _is_han(character: str) -> bool:
+    return "\u4e00" <= character <= "\u9fff"
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
 
 
 def _listed(text: str) -> str:

@@ -80,7 +80,13 @@ CHINESE: dict[str, str] = {
     "found character {} that cannot start any token": "此处不能有字符 {}",
     "found undefined alias {}": "未定义的别名 {}",
     "found duplicate anchor {}": "重复的锚点 {}",
+    # shlex, SQLite, libpq
+    "No closing quotation": "引号没有闭合",
+    "file is not a database": "不是数据库文件",
+    "connection failed: connection to server at {}, port {} failed: {}": "连接失败：位于 {} 端口 {} 的服务器：{}",
+    "Connection refused Is the server running on that host and accepting TCP/IP connections?": "连接被拒绝",
     # the operating system
+    "Name or service not known": "主机名无法解析",
     "No such file or directory": "文件或目录不存在",
     "Is a directory": "是目录",
     "Not a directory": "不是目录",

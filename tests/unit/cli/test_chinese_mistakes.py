@@ -134,6 +134,9 @@ state.import --state s.db text.txt
 state.import --state s.db nowhere
 state.migrate a b
 state.rebuild --state nowhere.db fleet
+manager --nonsense
+demo --nonsense
+demo --managers x
 """.strip().splitlines()
 
 

@@ -84,6 +84,21 @@ def test_first_start_makes_the_environment_and_says_so(checkout: Path) -> None:
     assert made[-1] == "python [-P] [-m] [procguard.main] [--status]"
 
 
+def test_the_scripts_speak_the_language_of_the_terminal(checkout: Path) -> None:
+    def said(**environment: str) -> str:
+        shutil.rmtree(checkout / ".venv", ignore_errors=True)
+        return run(
+            checkout, **({"PROCGUARD_LANG": "", "LC_ALL": "", "LC_MESSAGES": "", "LANG": ""} | environment)
+        ).stderr
+
+    chinese = said(LANG="zh_CN.UTF-8")
+    assert "正在用 Python 3.12.9" in chinese and "正在安装" in chinese and "making" not in chinese
+    assert "没有找到 Python" in said(LC_ALL="C", LANG="zh_CN.UTF-8", PROCGUARD_PYTHON="/nowhere")
+    assert "无法安装" in said(PROCGUARD_LANG="zh", LANG="en_US.UTF-8", PIP_FAILS="1")
+    english = said(PROCGUARD_LANG="en", LANG="zh_CN.UTF-8")
+    assert english.isascii() and "making" in english
+
+
 def test_second_start_is_fast_silent_and_starts_python_once(checkout: Path) -> None:
     """The check itself runs no Python: the only one started is the manager."""
     run(checkout)
