@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from procguard.fleet.model.records import CommandRecord, TokenRecord
 
-if TYPE_CHECKING:  # it publishes here
+if TYPE_CHECKING:  # the signal's publishers call it
     pass
 
 P = ParamSpec("P")
@@ -37,21 +37,21 @@ class ChangeBus:
     """The signals of the fleet; the comment beside each names its argument."""
 
     def __init__(self) -> None:
-        self.workers = Signal[[str]]()  # a worker's id: its view has changed, or it is gone
-        self.hosts = Signal[[str]]()  # an agent's id, or a waiting launcher's item
+        self.workers = Signal[[str]]()  # worker id: the view has changed, or the worker was removed
+        self.hosts = Signal[[str]]()  # agent id, or the item of a pending launcher
         self.operations = Signal[[str]]()
         self.topics = {"workers": self.workers, "hosts": self.hosts, "operations": self.operations}
-        # The same ids, where an agent's report differs from the one before in measurements alone.
+        # The same ids, if a report differs from the previous one in measurements only.
         self.worker_measures = Signal[[str]]()
         self.host_measures = Signal[[str]]()
         self.measures = {"workers": self.worker_measures, "hosts": self.host_measures}
         self.events = Signal[[dict[str, Any]]]()
-        self.commands = Signal[[CommandRecord]]()  # after each step of a command's life but its first
-        self.news = Signal[[str]]()  # an agent's id: its held request has something to answer
-        self.poll_lost = Signal[[str]]()  # an agent's side closed its held request; a living one opens another at once
-        self.revoked = Signal[[str]]()  # an agent's id: nothing that it has asked may be answered any more
-        self.secret_taken = Signal[[str]]()  # an agent's id: it has stored a new secret
-        self.secret_replaced = Signal[[str]]()  # an agent's id: the secret before its new one has ended
-        self.token_ended = Signal[[TokenRecord]]()  # revoked; what was opened with it ends now
-        self.unseen: set[str] = set()  # topics whose measurements nobody sees; who looks again empties it
+        self.commands = Signal[[CommandRecord]]()  # after each change of a command's status but the first
+        self.news = Signal[[str]]()  # agent id: there is something to send on its long poll
+        self.poll_lost = Signal[[str]]()  # the agent closed its long poll; a running agent opens another immediately
+        self.revoked = Signal[[str]]()  # agent id: its pending requests must not be answered
+        self.secret_taken = Signal[[str]]()  # agent id: the agent has stored a new secret
+        self.secret_replaced = Signal[[str]]()  # agent id: its previous secret has expired
+        self.token_ended = Signal[[TokenRecord]]()  # revoked token: its sessions and feeds end
+        self.unseen: set[str] = set()  # topics whose measurements have no subscribers; cleared by the next subscriber
         self.awaited_workers: Container[str] = ()  # each of their reports is a change

@@ -1,7 +1,7 @@
-"""The fleet of one manager: its state, and the services that change it. All other code passes them messages and reads
-their views.
+"""The fleet of one manager: its state, and the services that change it. All other code passes messages to the services
+and reads their views.
 
-Owns which services know each other, and the order in which they are restored. Knows neither HTTP nor SSH, and no
+Owns the wiring of the services and the order in which they are restored. Knows neither HTTP nor SSH, and reads no
 clock: `now` is passed in.
 """
 
@@ -67,7 +67,7 @@ class Fleet:
         self.operations = Operations(state, self.workers, loaded.tables, now)
         state.more_tables += [self.gangs.groups.tables, self.operations.tables]
         self.notes = loaded.notes
-        # Of who keeps something beside the fleet: browser sessions, the notifier's cursors, mutes, alerts of rules.
+        # Tables stored beside the fleet: browser sessions, the notifier's cursors, mutes, alerts of rules.
         self.kept_tables = {
             name: loaded.tables.get(name, {}) for name in ("sessions", "notifier", "mutes", "rule_alerts")
         }
@@ -76,7 +76,7 @@ class Fleet:
             self.gangs.reconcile(tx)
             for note in loaded.notes:
                 tx.event("state", reason=reason_of(note))
-        # A state that came from elsewhere may be older than what runs, too.
+        # An imported state may be older than the running fleet.
         if not loaded.intact or imported:
             self.resync.begin(now)
 

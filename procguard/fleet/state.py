@@ -64,19 +64,19 @@ class FleetState:
         self.tables_by_name: dict[str, RecordTable[Any]] = {}
         for table in (self._fleets, self._agents, self._workers, self._gangs, self.command_queue.table):
             self.add_table(table)
-        # Within the transaction that makes it so: what follows from a worker's failure is durable with it.
+        # Called within the transaction of the failure, so that its consequences are durable together with it.
         self.failing = Signal[[Transaction, WorkerRecord]]()
         self.agents_by_id = self._agents.rows
         self.workers_by_id = self._workers.rows
         self.gang_records = self._gangs.rows  # by group
-        self.more_tables: list[Callable[[], Tables]] = []  # of the services that keep other than records
+        self.more_tables: list[Callable[[], Tables]] = []  # tables of services that store data other than records
         self.agent_status: dict[str, AgentObserved] = {}
         self.worker_status: dict[str, WorkerObserved] = {}
-        self.fresh_reports: set[str] = set()  # workers reported since the monitor looked last; the monitor empties it
+        self.fresh_reports: set[str] = set()  # workers reported since the last monitoring round, which clears it
         self.agent_by_secret: dict[str, str] = {}
-        self.agent_by_new_secret: dict[str, str] = {}  # by the digests of secrets that were not used yet
-        self.workers_version = 0  # rises when a worker or its specification comes, changes or goes
-        self._workers_of: dict[str, dict[str, WorkerRecord]] = {}  # by agent: every heartbeat asks for them
+        self.agent_by_new_secret: dict[str, str] = {}  # by digest: new secrets that have not been used yet
+        self.workers_version = 0  # rises when a worker or its specification is added, changed or removed
+        self._workers_of: dict[str, dict[str, WorkerRecord]] = {}  # by agent: queried by every heartbeat
         self._digests: dict[str, tuple[messages.WorkerSpec, str]] = {}  # of launches, by worker
         self._first_term = 0
         self._imported = False
@@ -86,13 +86,13 @@ class FleetState:
         self.tables_by_name[table.name] = table
 
     def transaction(self, now: Now, actor: str = "", wait: Wait = "durable") -> Transaction:
-        """The one way to change what is kept (transaction.py)."""
+        """Open a transaction, the only way to change durable state (transaction.py)."""
         return Transaction(self, now, actor, wait)
 
     # ------------------------------------------------------------------------------------------ identity
 
     def restore(self, tables: Tables, now: Now) -> None:
-        """What the store knows."""
+        """Load the state from the store."""
         found = tables.get("fleet", {}).get("fleet")
         if found is None:
             found = {"fleet_id": "f-" + secrets.token_hex(5), "fleet_key": secrets.token_hex(32), "term": 0}
@@ -110,8 +110,8 @@ class FleetState:
         self.command_queue.restore((CommandRecord.restored(data) for data in tables.get("commands", {}).values()), now)
 
     def begin_term(self, tx: Transaction) -> bool:
-        """A term of its own for each run: what a lost file knew of the last one can't be granted again. Returns whether
-        this state came from elsewhere (invoke state import)."""
+        """Begin a new term, one per run: epochs of an earlier run are never granted again, even if the state lost
+        them. Returns whether this state was imported (invoke state import)."""
         fleet = tx.edit(self._fleet)
         fleet.term, fleet.n = next_term(fleet.term, tx.now.wall), 0
         self._first_term = fleet.term
@@ -127,28 +127,29 @@ class FleetState:
         return self._fleet.fleet_id
 
     def proof_key(self, agent_id: str) -> str:
-        """The key by which this one agent recognises its manager; it lets no agent pose as the manager to another."""
+        """The key with which this agent verifies its manager. It differs per agent, so that no agent can impersonate
+        the manager."""
         agent = self.agents_by_id.get(agent_id)
         return epochs.proof_key_of(self._fleet.fleet_key, agent_id, agent.key_generation if agent is not None else 0)
 
     @property
     def stopped_by(self) -> str:
-        """Why the whole fleet is held stopped (recovery.stop_all_on_failure); "" = it is not. Until an operator starts
-        something, new declarations are stopped."""
+        """Why the whole fleet is held stopped (recovery.stop_all_on_failure); "": it is not. While set, new workers
+        are declared stopped."""
         return self._fleet.stopped_by
 
     def hold_stopped(self, tx: Transaction, reason: Reason) -> None:
-        """Set or, with "", lift it."""
+        """Set the reason why the fleet is held stopped; "" lifts it."""
         tx.edit(self._fleet).stopped_by = reason
 
     @property
     def rebuilt(self) -> bool:
-        """Whether this state was rebuilt for a running fleet (invoke state.rebuild), and not every host has been
-        read since: what it does not know may run somewhere."""
+        """Whether this state was rebuilt for a running fleet (invoke state.rebuild) and some hosts have not been read
+        since: unknown workers may be running on them."""
         return self._fleet.rebuilt
 
     def all_read(self, tx: Transaction) -> None:
-        """Every host of the rebuilt fleet was read."""
+        """Record that every host of the rebuilt fleet has been read."""
         tx.edit(self._fleet).rebuilt = False
 
     def next_epoch(self, tx: Transaction) -> int:
@@ -159,7 +160,8 @@ class FleetState:
         return fleet.term * EPOCHS_PER_TERM + fleet.n
 
     def rise_above(self, tx: Transaction, epoch: int) -> None:
-        """This epoch was granted. Where it is higher than any granted here, state was lost: the next are higher."""
+        """Raise the epoch counter above a granted epoch. An epoch higher than any granted by this state shows that
+        state was lost."""
         if self._fleet.term < term_above(epoch):
             fleet = tx.edit(self._fleet)
             fleet.term, fleet.n = term_above(epoch), 0
@@ -170,14 +172,15 @@ class FleetState:
 
     @property
     def first_epoch(self) -> int:
-        """Of this run of the manager. Whatever an earlier one granted is lower, unless the clock was set back."""
+        """The first epoch of this run of the manager; those of earlier runs are lower unless the clock was set back."""
         return self._first_term * EPOCHS_PER_TERM
 
     def grant(self, worker_id: str, epoch: int, agent_id: str) -> str:
         return epochs.grant(self._fleet.fleet_key, worker_id, epoch, agent_id)
 
     def proves(self, agent_id: str, report: messages.WorkerReport) -> bool:
-        """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
+        """Whether the grant that `agent_id` reports is valid: signed by this fleet's manager for the worker, epoch and
+        agent."""
         given = report.grant.encode(errors="surrogatepass")
         return hmac.compare_digest(given, self.grant(report.worker_id, report.epoch, agent_id).encode())
 
@@ -227,7 +230,7 @@ class FleetState:
         return list(self._workers_of.get(agent_id, {}).values())
 
     def interval_s(self, agent_id: str) -> float:
-        """How often this agent is to send heartbeats: as the fleet's size allows, and thrice within its leases."""
+        """The agent's heartbeat interval: derived from the fleet's size, at most a third of its leases."""
         observed, agents = self.agent_status[agent_id], len(self.agents_by_id)
         if observed.interval is None or observed.interval[0] is not self.settings or observed.interval[1] != agents:
             shortest_s = self.settings.interval_for(agents)
@@ -257,34 +260,34 @@ class FleetState:
         return shapes.worker_view(self.worker_source(worker))
 
     def worker_source(self, worker: WorkerRecord, wall: float = 0.0) -> WorkerSource:
-        """What its fields are read from (fleet/shapes); `wall`: Unix seconds, for the moment of its next start."""
+        """The source of the worker's fields (fleet/shapes). `wall`: Unix seconds, for the time of its next start."""
         record = self.gang_records.get(worker.spec.group) if worker.gang else None
         gang = gang_views.of_member(record, worker) if record is not None else None
         agent, reason = self.agent_status[worker.agent_id], self.agent_reason(worker.agent_id)
         return WorkerSource(worker, self.worker_status[worker.worker_id], agent, reason, gang, self.launch_digest, wall)
 
     def launch_digest(self, worker: WorkerRecord) -> str:
-        """Of what is declared, made once for each specification: they are replaced, never changed in place."""
+        """The launch digest of the declared specification, computed once per specification, which is immutable."""
         known = self._digests.get(worker.worker_id)
         if known is None or known[0] is not worker.spec:
             known = self._digests[worker.worker_id] = (worker.spec, messages.launch_digest(worker.spec))
         return known[1]
 
     def agent_reason(self, agent_id: str) -> Reason:
-        """Why this agent is as it is."""
+        """The reason for the agent's state."""
         observed = self.agent_status[agent_id]
         return observed.reason or (because("agent.never") if observed.state == "never" else NONE)
 
     def worker_of_launcher(self, agent: AgentRecord) -> str:
-        """The one worker that a hand-started launcher runs; "" for an agent. Several launchers may share a host: what
-        happens to one of them is its worker's own event."""
+        """The worker of a launcher; "" for an agent. Several launchers may share a host, so events of a launcher
+        belong to its worker."""
         return next(iter(self._workers_of.get(agent.agent_id, ())), "") if agent.kind == "launcher" else ""
 
     def worker_count(self, agent_id: str) -> int:
         return len(self._workers_of.get(agent_id, ()))
 
     def facts(self, worker: WorkerRecord) -> dict[str, Any]:
-        """What selectors ask about: a hundredth of a view, for ten thousand workers at once."""
+        """The facts that selectors match: a hundredth of the cost of a view, for ten thousand workers at once."""
         agent = self.agent_status[worker.agent_id].state
         state, _ = views.observed_state(
             worker, self.worker_status[worker.worker_id], agent_reachable=agent in KNOWN_STATES
@@ -306,13 +309,13 @@ class FleetState:
         return HostSource(self.agents_by_id[agent_id], self.agent_status[agent_id], self.worker_count(agent_id))
 
     def show_agent(self, tx: Transaction, agent_id: str) -> None:
-        """What is known of this agent has changed, and so its workers' views."""
+        """Invalidate the views of an agent and its workers."""
         tx.show("hosts", agent_id)
         for worker_id in self._workers_of.get(agent_id, ()):
             tx.show("workers", worker_id)
 
     def command_event(self, tx: Transaction, record: CommandRecord) -> None:
-        """What has become of a command, for the history."""
+        """Add an event for a command's new status."""
         worker = self.workers_by_id.get(record.worker_id)
         why = record.reason if record.status == "accepted" else record.message
         what = {"verb": record.command, "status": record.status}
@@ -353,7 +356,7 @@ class FleetState:
     def set_secrets(
         self, tx: Transaction, agent: AgentRecord, *, secret_sha256: str | None = None, next_sha256: str = ""
     ) -> None:
-        """The digests by which an agent is known from now on. `secret_sha256` None: the one it has."""
+        """Set the digests that authenticate an agent. `secret_sha256` None: keep the current one."""
         self._unindex_secrets(agent)
         before = (agent.secret_sha256, agent.next_sha256)
         tx.edit(agent)
@@ -390,7 +393,7 @@ class FleetState:
         return back
 
     def give_to(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
-        """The tables' half of a change of hands; what it means is said by who calls it."""
+        """Change the owner of a worker in the tables. The caller adds the event."""
         before, observed = worker.agent_id, self.worker_status[worker.worker_id]
         tx.edit(worker)
         self._place(worker, agent_id)
@@ -410,13 +413,13 @@ class FleetState:
         worker.agent_id = agent_id
 
     def owner_of_secret(self, secret_sha256: str) -> str | None:
-        """Whose secret this is, also one that was not used yet. Changes nothing."""
+        """The agent that this secret belongs to, including secrets that have not been used yet. Read-only."""
         return self.agent_by_secret.get(secret_sha256) or self.agent_by_new_secret.get(secret_sha256)
 
     # ------------------------------------------------------------------------------------------ after a change
 
     def concerned(self, record: Record, before: Mapping[str, Any], names: set[str] | None, agent_ids: set[str]) -> None:
-        """Add to `agent_ids` whom it concerns that these fields (None: all) of a record have changed."""
+        """Add to `agent_ids` the agents affected by a change of these fields (None: all) of a record."""
         if isinstance(record, WorkerRecord):
             if names is None or names & WorkerRecord.ASSIGNED:
                 agent_ids.update((record.agent_id, before.get("agent_id", record.agent_id)))
@@ -429,14 +432,14 @@ class FleetState:
             agent_ids.add(record.agent_id)
 
     def reassigned(self, agent_id: str, number: int) -> None:
-        """What this agent is told has changed; it hears of it once the change of this number is durable."""
+        """The agent's assignments have changed; they are sent once the commit of this number is durable."""
         observed = self.agent_status.get(agent_id)
         if observed is not None:
             observed.rev, observed.interval, observed.last_change = "", None, number
 
     def make_durable_for(self, agent_id: str) -> None:
-        """Nothing that this agent is told next can be lost: an epoch it hears of is never granted again, whatever
-        happens to the manager. Costs nothing where nothing of its own is new."""
+        """Wait until everything that the next reply to this agent contains is durable, so that an epoch it has
+        received is never granted again. Returns at once if nothing of the agent's is new."""
         while (observed := self.agent_status.get(agent_id)) is not None and not self.durability.wait_for(
             observed.last_change
         ):
@@ -448,7 +451,8 @@ class FleetState:
             self.bus.news(agent_id)
 
     def keep_in_place(self, now: Now) -> bool:
-        """Whether the state's files had gone, and are there again (durability.py). Raises NotDurable."""
+        """Restore the state's files if they are missing (durability.py). Returns whether they were. Raises
+        NotDurable."""
         how = self.durability.keep_in_place(self.tables)
         if how:
             with self.transaction(now, "manager", wait="nothing") as tx:
@@ -457,7 +461,7 @@ class FleetState:
         return bool(how)
 
     def tables(self) -> Tables:
-        """Every durable record as it is now."""
+        """The current value of every durable record."""
         found: Tables = {name: table.stored() for name, table in self.tables_by_name.items()}
         for tables in self.more_tables:
             found.update(tables())

@@ -1,4 +1,4 @@
-"""The fields of an event. Events are stored as they are shown: a field is the key of that name."""
+"""The fields of an event. Events are stored as they are shown, so a field is read from the key of the same name."""
 
 from __future__ import annotations
 

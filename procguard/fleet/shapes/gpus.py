@@ -1,4 +1,4 @@
-"""Every GPU of the fleet as it is shown: whose it is, and whether it does anything. Pure."""
+"""Views of every GPU of the fleet: its user and its utilisation state. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing_extensions import TypedDict
 from remote_agent.protocol.messages import GpuUsage
 
 State = Literal["free", "busy", "idle", "hung", "other", "nobody", "lost"]
-BUSY_PERCENT = 5.0  # less than that is doing nothing
-OWN_BYTES = 1 << 30  # of memory that a driver and a desktop take for themselves
+BUSY_PERCENT = 5.0  # below this utilisation a GPU counts as idle
+OWN_BYTES = 1 << 30  # memory that the driver and a desktop use themselves
 
 
 class GpuView(TypedDict):
-    """`state`: `free`; held by a worker and `busy`, `idle`, or `hung` (its worker looks hung); used by `other`
+    """`state`: `free`; allocated to a worker and `busy`, `idle`, or `hung` (its worker looks hung); used by `other`
     processes; `nobody`: memory is in use, and no process is known that uses it; `lost`: it cannot be read."""
 
     agent: str
@@ -33,7 +33,7 @@ class GpuView(TypedDict):
 
 
 def view(gpu: GpuUsage, agent: str, host: str, *, away: bool, hung: frozenset[str]) -> GpuView:
-    """`away`: its host is out of reach; `hung`: the workers that look hung."""
+    """`away`: its host is unreachable; `hung`: ids of the workers that look hung."""
     workers = {process.worker_id for process in gpu.processes if process.worker_id} | ({gpu.worker_id} - {""})
     others = [f"{one.pid} {one.user} {one.name}".strip() for one in gpu.processes if not one.worker_id]
     return {

@@ -1,4 +1,4 @@
-"""The fields of a host and its agent; a pending launcher has some of them, and three of its own."""
+"""The fields of a host and its agent. A pending launcher has some of them and three additional ones."""
 
 from __future__ import annotations
 
@@ -119,4 +119,4 @@ HOST: tuple[ShownField[Any], ...] = (
        column=PageColumn("reason", "minmax(136px, 2.2fr)", "", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True)),
 )  # fmt: skip
-OF_PENDING = ("fingerprint", "worker_id", "command")  # keys that only a launcher that waits has
+OF_PENDING = ("fingerprint", "worker_id", "command")  # keys of pending launchers only

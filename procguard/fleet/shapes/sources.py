@@ -14,7 +14,7 @@ from remote_agent.protocol import messages, states
 
 
 class WorkerSource:
-    """A worker as it is known now. `gang`: its part in its gang, None where it has none. `wall`: Unix seconds."""
+    """The current knowledge of a worker. `gang`: its membership, None if it has no gang. `wall`: Unix seconds."""
 
     __slots__ = (
         "declared_digest", "gang", "known", "last_seen_wall", "reachable", "reason", "report", "seen", "state", "usage",
@@ -49,7 +49,7 @@ class WorkerSource:
             self.state, self.known, self.reason = said
 
     def encoded(self, name: str) -> Any:
-        """This part of its report as JSON values."""
+        """A part of the worker's report as JSON values."""
         value = getattr(self.report, name) if self.report is not None else None
         return None if value is None else messages.encode(value)
 
@@ -92,7 +92,7 @@ class WorkerSource:
 
 
 class HostSource:
-    """A host and its agent as they are known now. `workers`: how many live there."""
+    """The current knowledge of a host and its agent. `workers`: the number of workers on it."""
 
     __slots__ = ("agent", "beat", "facts", "seen", "usage", "workers")
 

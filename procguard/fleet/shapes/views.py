@@ -22,8 +22,8 @@ _PATH = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*")
 
 
 class Feed(NamedTuple):
-    """What the live feed tells of one shape: the names of its columns and measures, and how they are read: of the
-    source, and of its usage (the last `of_usage` measures)."""
+    """The live feed's columns and measures of one shape, and how they are read: from the source, or from its usage
+    (the last `of_usage` measures)."""
 
     columns: tuple[str, ...]
     row: ReadAll
@@ -49,7 +49,7 @@ def measured(
 
 
 def metrics_of(fields: Iterable[ShownField[Any]]) -> tuple[tuple[str, str, Read], ...]:
-    """(name, help, what of the usage) of the fields that /metrics shows; percent as ratios."""
+    """(name, help, accessor) of the usage fields in /metrics; percentages become ratios."""
     return tuple(
         (one.metric.name, one.metric.help, _ratio(_call(one.read)) if one.unit == "percent" else _call(one.read))
         for one in fields
@@ -58,7 +58,7 @@ def metrics_of(fields: Iterable[ShownField[Any]]) -> tuple[tuple[str, str, Read]
 
 
 def three_digits(value: float | None) -> int | None:
-    """As much of a size as a list shows. Its zeros compress well, and small changes are not sent."""
+    """A size rounded to the three digits that lists show: zeros compress well, and small changes are not sent."""
     if value is None:
         return None
     whole = int(value)
@@ -82,15 +82,15 @@ def _shown(field: ShownField[Any], value: str) -> str:
 
 
 def _live_value(field: ShownField[Any], value: str) -> str:
-    """Moments to a tenth of a second, sizes to three digits."""
+    """Rounds times to a tenth of a second and sizes to three digits."""
     if field.unit == "moment" and field.fed == "row":
         return f"round({value} or 0.0, 1) or None"
     return f"three_digits({value})" if field.unit in ("bytes", "bytes_per_s") else value
 
 
 def _read_all(fields: Sequence[ShownField[Any]], form: Callable[[ShownField[Any], str], str], *, live: bool) -> ReadAll:
-    """A function that reads them in their order. Written out and compiled, as dataclasses are: ten thousand rows are
-    read often, and a call for each field took twice the time."""
+    """Compile a function that reads the fields in order, as dataclasses do. Ten thousand rows are read often, and one
+    call per field took twice the time."""
     names: dict[str, Any] = {"iso": iso, "three_digits": three_digits}
     values = []
     for one in fields:

@@ -17,7 +17,7 @@ else:
     Of = InUsage = ShownField
 
 USAGE = "usage"
-NOT_LISTED: Any = {"live": "", "column": None}  # it has a label for the command line alone
+NOT_LISTED: Any = {"live": "", "column": None}  # the label is used by the command line only
 
 WORKER: tuple[ShownField[Any], ...] = (
     Of("worker_id", "str", "worker.worker_id", "Unique in the fleet", Label("Worker", "Worker"),
@@ -103,7 +103,7 @@ WORKER: tuple[ShownField[Any], ...] = (
        Label("Since", "持续"), "moment", column=PageColumn(width="92px", narrow="84px", usual=True),
        printed=Printed("SINCE", 2, wide=False), sortable=True),
     Of("last_seen", "Moment", "last_seen_wall", "The last heartbeat of its agent", unit="moment", live="row",
-       # else its host's row says it
+       # otherwise the host's row shows it
        live_read=lambda w: None if w.reachable else w.last_seen_wall, sortable=True),
     Of("command", "str", "command", "As declared", Label("Command", "命令"),
        column=PageColumn(width="minmax(120px, 1.4fr)"), printed=Printed(long=True)),

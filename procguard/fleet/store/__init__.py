@@ -1,14 +1,14 @@
-"""Where the fleet's state is kept, behind one interface. Which files it is, the name of the state file says.
+"""Stores of the fleet's state, behind one interface. The name of the state file selects the format.
 
     interface.py       what the fleet asks of a store; every commit carries a term
     sqlite.py          the engine: what is committed when, what is believed at a start
-    database.py        the database as a file: schema, migrations, proofs, copies
+    database.py        the database file: schema, migrations, proofs, copies
     snapshot.py        the readable YAML beside it, and the process that writes it
     group_commit.py    many callers, one write
-    legacy.py          reads the format before
+    legacy.py          reads the earlier format
     exchange.py        exports and imports
-    postgresql.py      the store that several managers share, and the copy that a standby keeps
-    leader_row.py      who leads, and who else is there; postgres_schema.py: tables; postgres_link.py: connections
+    postgresql.py      the store that several managers share, and a standby's copy of it
+    leader_row.py      the leader and the other managers; postgres_schema.py: tables; postgres_link.py: connections
 
 Knows records as JSON only, never what they mean. Start reading at interface.py.
 """
@@ -30,7 +30,7 @@ def database_of(path: str) -> str:
 
 
 def open_store(path: str, *, auto_save: bool = True, run_blocking: RunBlocking = run_here) -> SqliteStore:
-    """The store of this state file; nothing is read or written before `load`."""
+    """Create the store of this state file; nothing is read or written before `load`."""
     database = database_of(path)
     readable = path if database != path else ""
     return SqliteStore(database, readable, auto_save=auto_save, run_blocking=run_blocking)

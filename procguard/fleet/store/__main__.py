@@ -13,9 +13,9 @@ from procguard.fleet.store import snapshot
 
 
 def save(database: str, path: str) -> None:
-    """Write the present content of the database as a snapshot. A lock allows one process at a time."""
+    """Write the current content of the database as a snapshot. A lock allows one process at a time."""
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    with contextlib.suppress(OSError):  # a network file system that locks no directory
+    with contextlib.suppress(OSError):  # some network file systems cannot lock a directory
         fcntl.flock(folder, fcntl.LOCK_EX)
     with files.reading(database) as connection:
         line, commit = connection.execute("SELECT line, commits FROM state").fetchone()
@@ -27,7 +27,7 @@ def save(database: str, path: str) -> None:
 def main() -> None:
     database, path, niceness = sys.argv[1:]
     with contextlib.suppress(OSError):
-        os.nice(int(niceness))  # others go before it
+        os.nice(int(niceness))  # lower priority than other processes
     try:
         save(database, path)
     except (ProcGuardError, OSError, ValueError) as exc:

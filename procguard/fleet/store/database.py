@@ -29,8 +29,8 @@ from procguard.i18n.reasons import because
 
 APPLICATION_ID = 0x50475354
 BUSY_TIMEOUT_S = 5.0  # another program has the database locked
-OPEN_LOCK_BYTE = 128  # of the log's index: each connection holds a shared lock on it (UNIX_SHM_DMS of os_unix.c)
-CHECKPOINT_PAGES = 10_000  # of a write-ahead log: whoever commits then copies it into the database
+OPEN_LOCK_BYTE = 128  # byte of the log's index on which each connection holds a shared lock (UNIX_SHM_DMS in os_unix.c)
+CHECKPOINT_PAGES = 10_000  # pages of write-ahead log after which a commit checkpoints it
 NETWORK = (
     "nfs",
     "cifs",
@@ -49,7 +49,7 @@ NETWORK = (
 _DIGEST_BYTES = 8
 _MODULUS = 1 << (8 * _DIGEST_BYTES)
 
-# Numbered: the database's user_version says how many of them it has seen. Never changed, only added to.
+# The database's user_version is the number of those applied. Existing entries never change; new ones are appended.
 MIGRATIONS = (
     """
 CREATE TABLE state (
@@ -115,7 +115,7 @@ class IsCorrupt(OSError):
 
 @dataclass
 class HeldRows:
-    """What a start reads. `rewrite`: the database is missing or damaged and is rewritten from these rows."""
+    """The rows read at start. `rewrite`: the database is missing or damaged and is rewritten from these rows."""
 
     bodies: dict[Key, str] = field(default_factory=dict)
     digests: dict[Key, int] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class HeldRows:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """A connection for use by one thread at a time. Commits on it are synchronous."""
+    """Open a connection for use by one thread at a time. Commits are synchronous."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
     connection.execute(f"PRAGMA journal_mode = {'DELETE' if on_network(path) else 'WAL'}").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
@@ -157,17 +157,18 @@ def on_network(path: str) -> bool:
 
 @contextmanager
 def reading(path: str) -> Iterator[sqlite3.Connection]:
-    """A database as it is at this moment, also while a manager writes to it. Changes nothing. Raises OSError.
+    """Open a consistent view of a database, also while a manager writes to it. Changes nothing. Raises OSError.
 
-    Where the write-ahead log lacks what its index says was durable, SQLite rebuilds the index. That is undone unless
-    another process has the database open: a manager's log also gets shorter each time it starts over.
+    If the write-ahead log lacks frames that its index marks as durable, SQLite rebuilds the index. The original index
+    is restored unless another process has the database open, because a running manager's log also shrinks when it
+    restarts.
     """
     index, claimed = _index(path), _durable_frames(path)
     is_wal = _is_wal(path)
-    # Without a write-ahead log nobody has it open; opening it in the usual way would make one.
+    # Without a write-ahead log no process has it open; a normal open would create one.
     how = "mode=ro&immutable=1" if is_wal and not os.path.exists(path + "-wal") else "mode=ro"
     if not is_wal and os.path.exists(path + "-journal"):
-        how = "mode=rw"  # what a killed manager did not finish has to be taken back first
+        how = "mode=rw"  # an unfinished transaction of a killed manager has to be rolled back first
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, isolation_level=None)) as connection:
             connection.execute("BEGIN")
@@ -194,7 +195,8 @@ def _is_wal(path: str) -> bool:
 
 
 def examined(path: str) -> HeldRows | None:
-    """What the database holds, checked; None where there is none. Raises Damaged; ProcGuardError for a newer one."""
+    """The checked content of the database; None if there is none. Raises Damaged, or ProcGuardError for a newer
+    format."""
     if not os.path.exists(path):
         return None
     had_log, claimed = os.path.exists(path + "-wal"), _durable_frames(path)
@@ -253,9 +255,9 @@ def _log_header(path: str) -> bytes:
 
 def _frames_by(header: bytes, log: bytes) -> int | None:
     if len(header) < 96 or header[:48] != header[48:]:
-        return None  # there is none, or it was being written
+        return None  # missing, or being written
     frames: int = struct.unpack("=I", header[16:20])[0]
-    # A whole log of another generation: the index is that of before a power cut.
+    # A complete log of another generation: the index is from before a power loss.
     return None if frames and _is_log_header(log) and header[32:40] != log[16:24] else frames
 
 
@@ -388,11 +390,11 @@ def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
     for bound, sign in ((query.since_text, ">="), (query.until_text, "<=")):
         if bound is not None:
             where, values = [*where, f"at {sign} ?"], [*values, bound]
-    if query.reason_code:  # a code is in `body` alone, as it stands in JSON; the rest is for `matches`
+    if query.reason_code:  # a code is only in `body`, in its JSON form; `matches` decides the rest
         where.append(f"({' OR '.join(['body LIKE ?'] * len(query.reason_code))})")
         values += [f'%"{code}%' for code in query.reason_code]
     for word in query.words:
-        if word.isascii() and word.isalnum():  # as it stands in JSON; the rest is for `matches`
+        if word.isascii() and word.isalnum():  # in its JSON form; `matches` decides the rest
             where, values = [*where, "body LIKE ?"], [*values, f"%{word}%"]
     return " AND ".join(where), [
         one.encode(errors="replace").decode() if isinstance(one, str) else one for one in values

@@ -1,12 +1,12 @@
-"""A state as a file to keep or to carry elsewhere: JSON lines, the same for every store; a backup; a snapshot.
+"""Exports and imports of a state: JSON lines, identical for every store; backups; snapshots.
 
     {"procguard_state": 1, "fleet_id": "f-…", "exported_at": "2026-11-24T03:00:00.000Z", "records": 2}
     {"table": "fleet", "key": "fleet", "record": {…}}
     {"table": "workers", "key": "worker1", "record": {…}}
     {"end": 2, "sha256": "…"}
 
-The last line tells a file that was cut or changed. Owns this format and nothing else: what the records mean is
-fleet/model/records.py's, where they are kept the stores'.
+The last line reveals a truncated or modified file. Owns this format only; fleet/model/records.py defines the records,
+the stores their storage.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def files_of(path: str) -> list[str]:
 
 
 def read(path: str) -> Loaded:
-    """The state at `path`, also while a manager runs on it."""
+    """Read the state at `path`, also while a manager runs on it."""
     if not files_of(path):
         raise UsageError(f"there is no state at {path}", "name it: --state PATH, or --config FILE of its manager")
     return open_store(path).read()

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from procguard.fleet.store.interface import RunBlocking
 
-RECHECK_S = 5.0  # a waiter does, whatever happens to whoever was to wake it
+RECHECK_S = 5.0  # a waiter checks again after this time, in case it was not woken
 Item = TypeVar("Item")
 
 
@@ -30,10 +30,10 @@ class _Waiter:
 
 
 class GroupCommit(Generic[Item]):
-    """`prepare` runs where the caller is, and returns the task that `run_blocking` runs off the event loop.
+    """`prepare` runs in the caller and returns the task that `run_blocking` runs off the event loop.
 
-    The task raises OSError where the items were not written. They stay pending, and go first the next time; so they do
-    where `problem`, asked after each write, names one.
+    The task raises OSError if the items were not written; they stay pending and are written first the next time. The
+    same applies if `problem`, which is called after each write, returns one.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class GroupCommit(Generic[Item]):
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()  # in the order of what they wait for, nearly
         self._pending: list[Item] = []
-        self._submitted = 0  # items handed in, ever
-        self._durable = 0  # items written, ever
+        self._submitted = 0  # total number of items submitted
+        self._durable = 0  # total number of items written
         self._writing = False
 
     def submit(self, item: Item) -> None:
@@ -71,8 +71,9 @@ class GroupCommit(Generic[Item]):
         self._run([], task)
 
     def _lead_or_wait(self, mine: int | None) -> bool:
-        """True: nobody writes, and the caller must lead now. False: it has waited until item `mine` may be durable,
-        or until it is the next to lead. Only who has a reason is woken: hundreds may wait for one write."""
+        """Returns True if nobody writes and the caller must lead now; False after waiting until item `mine` may be
+        durable or the caller is the next leader. Only affected callers are woken, because hundreds may wait for one
+        write."""
         with self._lock:
             if mine is not None and self._durable >= mine:
                 return False
@@ -83,7 +84,7 @@ class GroupCommit(Generic[Item]):
             self._waiters.append(waiter)
         try:
             waiter.woken.acquire(timeout=RECHECK_S)
-        except BaseException:  # ended while it waited: if it was its turn to lead, it is the next one's
+        except BaseException:  # the caller ended while waiting: if it was to lead, the next one leads
             with self._lock:
                 self._forget(waiter)
                 self._wake()
@@ -136,7 +137,7 @@ class GroupCommit(Generic[Item]):
             work = task if task is not None else self._prepare(batch)
             self._run_blocking(run)
         finally:
-            given_up.append(True)  # first this, then the look: a task either saw it, or is seen to have begun
+            given_up.append(True)  # set before checking: a task either sees the flag, or is seen to have begun
             while begun and not outcome:
                 time.sleep(0.002)
             error = outcome[0] if outcome else OSError(errno.EAGAIN, "no thread could be started")

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 Tables = dict[str, dict[str, Record]]
 # (table, key, record); record None deletes.
 Change = tuple[str, str, "Record | None"]
-# (log, event): one line of the history; an event's `seq` is unique within its log, and rises.
+# (log, event): one line of the history; an event's `seq` is unique and increasing within its log.
 Line = tuple[str, dict[str, Any]]
 RunBlocking = Callable[[Callable[[], None]], None]
 
@@ -50,12 +50,12 @@ class Loaded:
 
     tables: Tables = field(default_factory=dict)
     intact: bool = True
-    notes: list[str] = field(default_factory=list)  # what was found damaged or missing, one readable line each
+    notes: list[str] = field(default_factory=list)  # what was found damaged or missing, one line each
 
 
 class Store(Protocol):
-    path: str  # where it is, for people
-    displaced_reason: Reason  # what it means that it is not in place
+    path: str  # its location, for people
+    displaced_reason: Reason  # the consequence of missing files, for people
 
     def load(self) -> Loaded:
         """Read the whole state and begin a new term; called once, before the first commit."""
@@ -73,7 +73,7 @@ class Store(Protocol):
         """Committed events that match, oldest first: the newest `limit`, or the first `limit` with seq > `after`."""
 
     def read(self) -> Loaded:
-        """What `load` would return, without beginning a term or changing anything."""
+        """As `load`, without beginning a term or changing anything."""
 
     def in_place(self) -> bool:
         """Whether the state's files are still at the state's path and writable."""
@@ -81,7 +81,7 @@ class Store(Protocol):
     def write_again(self, tables: Tables) -> None:
         """Recreate the state from `tables` after its files were deleted while the manager runs.
 
-        Raises NotDurable where the disk refuses, ProcGuardError where the state of another manager lies there now.
+        Raises NotDurable if the disk refuses, ProcGuardError if the path now holds another manager's state.
         """
 
     def save(self) -> None:

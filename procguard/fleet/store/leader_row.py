@@ -1,7 +1,7 @@
 """The leader's row and the other managers' rows in the shared database: each function is one short transaction.
 
-A standby that saw (term, beat) unchanged for long enough takes the row by compare-and-swap; no wall clock is compared.
-When to take it, and how long a leader may trust it, is manager/seat.py's.
+A standby that has seen (term, beat) unchanged for long enough takes the row by compare-and-swap; no wall clocks are
+compared. manager/seat.py decides when to take it and how long a leader may rely on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from procguard.fleet.store.postgres_schema import CELL
 
 _COLUMNS = "term, beat, commits, purged, holder, successor, grace_s, carried_s, since, identity"
 _BEGIN_WALL = 1_767_225_600  # 2026-01-01T00:00:00Z
-FORGOTTEN_AFTER = "1 day"  # a manager that was not seen for so long is no longer listed
+FORGOTTEN_AFTER = "1 day"  # a manager not seen for this time is no longer listed
 
 
 class LeaderRow(NamedTuple):
@@ -39,8 +39,8 @@ class LeaderRow(NamedTuple):
 
 class OtherManager(NamedTuple):
     name: str
-    seen_s: float  # ago, by the database's clock
-    seen_wall: float  # that moment by the database's clock, Unix seconds
+    seen_s: float  # seconds ago, by the database's clock
+    seen_wall: float  # the time by the database's clock, in Unix seconds
     urls: list[str]
     about: dict[str, Any]
 
@@ -57,8 +57,8 @@ def read(connection: Connection) -> LeaderRow:
 
 
 class Taken(NamedTuple):
-    """`before`: the row as it was; `term`: the new one; `carried_s`: for how long from now an earlier leader, that has
-    lost its database, may renew leases."""
+    """`before`: the previous row; `term`: the new one; `carried_s`: seconds from now in which an earlier leader that
+    lost its database may still renew leases."""
 
     before: LeaderRow
     term: int
@@ -66,18 +66,19 @@ class Taken(NamedTuple):
 
 
 def take(connection: Connection, name: str, grace_s: float, observed: LeaderRow | None = None) -> Taken | None:
-    """Begin a new term held by `name`. `seen`: only where term and beat are still these; None where they are not. The
-    caller runs it in a transaction.
+    """Begin a new term held by `name`, within the caller's transaction. `seen`: take it only if term and beat are
+    still these. Returns None if they are not.
 
-    A term is never lower than the seconds since 2026 (as an epoch's, fleet/model/epochs.py): agents refuse a lower one
-    than they have seen, also after the fleet moved to a new database.
+    A term is at least the number of seconds since 2026 (see fleet/model/epochs.py): agents refuse a term lower than
+    one they have seen, also after the fleet moved to a new database.
     """
     row = LeaderRow(
         *connection.execute(f"SELECT {_COLUMNS} FROM leader WHERE cell = %s FOR UPDATE", (CELL,)).fetchone()  # noqa: S608
     )
     if observed is not None and (row.term, row.beat) != (observed.term, observed.beat):
         return None
-    carried_s = max(row.grace_s, row.carried_s) if row.holder else row.carried_s  # who hands over renews no more
+    # a leader that hands over no longer renews leases
+    carried_s = max(row.grace_s, row.carried_s) if row.holder else row.carried_s
     term = connection.execute(
         "UPDATE leader SET term = greatest(term + 1, floor(extract(epoch FROM clock_timestamp()))::bigint - %s), "
         "beat = beat + 1, holder = %s, successor = '', grace_s = %s, carried_s = %s, since = now(), identity = %s, "
@@ -115,8 +116,7 @@ def identity(connection: Connection) -> str:
 
 
 def register(connection: Connection, name: str, process: str, urls: Sequence[str], about: dict[str, Any]) -> str:
-    """Note that this manager is there; returns the process that was noted last under this name and is not this one,
-    where it was seen within the last 3 s, "" otherwise."""
+    """Record that this manager is present. Returns another process that used this name within the last 3 s, or ""."""
     row = connection.execute(
         "SELECT process FROM managers WHERE name = %s AND process <> %s AND seen > clock_timestamp() - interval '3 s'",
         (name, process),

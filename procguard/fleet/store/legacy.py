@@ -1,4 +1,5 @@
-"""States of the format before SQLite alone: a snapshot (YAML, or SQLite), journal segments, and JSON lines of events.
+"""Reads states of the format used before the SQLite-only one: a snapshot (YAML or SQLite), journal segments, and events
+as JSON lines.
 
     state.yaml or state.db, each with .prev       snapshot, and the one before
     state.yaml.j00000012                          `crc json` lines: [commit, changes], [commit, changes, "head"]
@@ -52,7 +53,7 @@ def found(path: str, database: str) -> bool:
         return True
     if path == database:
         with suppress(OSError), open(path, "rb") as file:
-            if any(file.read(72)[68:]):  # an application's id: the earlier format had none
+            if any(file.read(72)[68:]):  # SQLite's application_id, which the earlier format did not set
                 return False
         with suppress(OSError, sqlite3.Error), closing(_connect(path)) as connection:
             return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'procguard_records'").fetchone())
@@ -164,7 +165,8 @@ def _segments(path: str) -> dict[int, str]:
 
 
 def _lines(path: str) -> tuple[list[Any], bool, bool]:
-    """Every whole line; whether the end was never acknowledged; whether something that may have been is damaged."""
+    """Returns (complete lines, whether the incomplete end was never acknowledged, whether an acknowledged part is
+    damaged)."""
     lines: list[Any] = []
     bad, damaged = b"", False
     with open(path, "rb") as file:
@@ -180,7 +182,7 @@ def _lines(path: str) -> tuple[list[Any], bool, bool]:
 
 
 def _snapshot(path: str) -> tuple[Tables, int, int]:
-    """Its tables, the last commit that it holds, and the segment up to which it holds all."""
+    """Returns (tables, last commit, last segment that is completely included)."""
     with open(path, encoding="utf-8", errors="replace") as file:
         if file.read(15) == "SQLite format 3":
             return _database(path)

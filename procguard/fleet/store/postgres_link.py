@@ -1,7 +1,8 @@
 """Connections to the PostgreSQL database that several managers share, and calls that end in bounded time.
 
-Owns how `state.database` is read: a URL without a password, which comes from a file, PGPASSFILE or PGPASSWORD. Nothing
-here shows one. Knows no tables. psycopg is imported with the first connection: one manager alone never loads it.
+Owns the interpretation of `state.database`, a URL without a password; the password comes from a file, PGPASSFILE or
+PGPASSWORD and is never printed. Knows no tables. psycopg is imported with the first connection, so a single manager
+never loads it.
 
 A server that is stopped (SIGSTOP) still acknowledges TCP, so keepalives and the server's own timeouts do not end a
 call: in a process that gevent has patched, `gevent.Timeout` ends it. A connection whose call was cut is closed.
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 2.0  # for each host of the connection string
 CALL_TIMEOUT_S = 3.0
-LOAD_TIMEOUT_S = 60.0  # reading or writing the whole state
+LOAD_TIMEOUT_S = 60.0  # for reading or writing the whole state
 MAX_PASSWORD_BYTES = 4096
 _EXTRA = "install it: pip install 'procguard[postgres]'"
 
@@ -36,8 +37,8 @@ Connection = Any  # psycopg.Connection[tuple[Any, ...]], which is not imported h
 
 @dataclass(frozen=True)
 class DatabasePlace:
-    """Where the database is. `password_file`: its first line is the password, read for every connection; "": `given`,
-    or libpq's own ways (PGPASSFILE, ~/.pgpass, PGPASSWORD, certificates)."""
+    """The location of the database. `password_file`: its first line is the password, read for every connection; "":
+    use `given`, or libpq's defaults (PGPASSFILE, ~/.pgpass, PGPASSWORD, certificates)."""
 
     url: str
     password_file: str = ""
@@ -47,7 +48,7 @@ class DatabasePlace:
         return self.url.partition("?")[0]
 
     def password(self) -> str | None:
-        """Raises ProcGuardError where its file cannot be read."""
+        """The password. Raises ProcGuardError if its file cannot be read."""
         if not self.password_file:
             return self.given or None
         try:
@@ -75,7 +76,7 @@ class DatabaseUnreachable(NotDurable):
 
 
 class _TimedOut(BaseException):
-    """A call took too long. Not an Exception: nothing on the way may take it for an answer."""
+    """A call timed out. Not an Exception, so that no handler in between swallows it."""
 
 
 class _Closed(OSError):
@@ -83,7 +84,7 @@ class _Closed(OSError):
 
 
 class DatabaseLink:
-    """One connection, opened when it is needed and again after each failure. One caller at a time."""
+    """One connection, opened on demand and again after each failure. Serves one caller at a time."""
 
     def __init__(self, place: DatabasePlace, purpose: str) -> None:
         self.place = place
@@ -92,15 +93,15 @@ class DatabaseLink:
         self._ready: Callable[[Connection], None] = lambda _connection: None
 
     def on_connect(self, ready: Callable[[Connection], None]) -> None:
-        """`ready(connection)` runs with each new connection."""
+        """Run `ready(connection)` for each new connection."""
         self._ready = ready
 
     def call(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
-        """`task(connection)` in autocommit mode; returns what it returns within `timeout_s`.
+        """Run `task(connection)` in autocommit mode and return its result within `timeout_s`.
 
-        A connection that turns out to be closed (the server was restarted) is opened again and `task` runs once more:
-        it has to have the same effect twice as once. Raises OSError where there is no connection or no answer, and
-        where the database refuses. Whether what was asked took effect is then unknown.
+        If the connection turns out to be closed (the server was restarted), it is opened again and `task` is repeated,
+        so `task` must be idempotent. Raises OSError if there is no connection or no answer, or if the database
+        refuses; it is then unknown whether the call took effect.
         """
         was_open = self._connection is not None and not self._connection.closed
         try:
@@ -126,12 +127,13 @@ class DatabaseLink:
                 self.close()
                 raise _Closed(errno.EIO, words_of(exc)) from exc
             raise OSError(errno.EIO, words_of(exc)) from exc
-        except BaseException:  # a killed greenlet in mid-call: what comes back on it would answer another call
+        # the greenlet was killed during a call: the pending answer would be read by the next call
+        except BaseException:
             self.close()
             raise
 
     def transaction(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
-        """The same in one transaction."""
+        """As `call`, in one transaction."""
 
         def whole(connection: Connection) -> R:
             with connection.transaction():
@@ -147,7 +149,7 @@ class DatabaseLink:
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         connection: psycopg.Connection[tuple[Any, ...]] = driver().connect(**self._options(), autocommit=True)
-        # In the session, not as startup options: connection poolers refuse those.
+        # Set in the session, because connection poolers refuse startup options.
         connection.execute(
             "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false), "
             "set_config('idle_in_transaction_session_timeout', %s, false), "
@@ -167,7 +169,7 @@ class DatabaseLink:
             raise ProcGuardError(
                 "state.database: not a connection URL of PostgreSQL",
                 "e.g. postgresql://procguard@db1,db2/procguard?target_session_attrs=read-write",
-            ) from None  # its words would repeat what was given
+            ) from None  # the driver's message would repeat the password
         options = {
             "target_session_attrs": "read-write",
             "connect_timeout": f"{CONNECT_TIMEOUT_S:.0f}",
@@ -187,8 +189,8 @@ class DatabaseLink:
 
 
 def _resolved(hosts: str, ports: str) -> dict[str, str]:
-    """Addresses for `hosts`, looked up here: libpq's own look-up would hold up the event loop. A host whose name is
-    not known is left out where another is."""
+    """Resolve `hosts`, because libpq's own resolver would block the event loop. Hosts that cannot be resolved are left
+    out if another can."""
     names, numbers = hosts.split(","), ports.split(",") if ports else []
     found: list[tuple[str, str, str]] = []
     for position, name in enumerate(names):
@@ -207,7 +209,7 @@ def _resolved(hosts: str, ports: str) -> dict[str, str]:
 
 
 def driver() -> Any:
-    """psycopg. Raises ProcGuardError where it is not installed."""
+    """The module psycopg. Raises ProcGuardError if it is not installed."""
     try:
         import psycopg  # noqa: PLC0415 - 60 ms and 12 MB that one manager alone does not need
     except ImportError as exc:
@@ -217,7 +219,7 @@ def driver() -> Any:
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Raises _TimedOut within. In a process without gevent's patches the server's own timeouts have to do."""
+    """Raise _TimedOut in the body after `timeout_s`. Without gevent's patches only the server's timeouts apply."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("select"):
         yield

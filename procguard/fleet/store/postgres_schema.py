@@ -1,8 +1,8 @@
-"""The tables and functions of the shared database, as numbered migrations. SQL only; who calls it is postgresql.py.
+"""The tables and functions of the shared database, as numbered migrations. SQL only, called by postgresql.py.
 
-The schema `procguard` holds all of it. Every change of the state goes through `commit_changes`, whose first statement
-updates the leader's row: after a takeover it changes none, and nothing else of the call takes effect. A takeover waits
-for that row's lock, so what the new leader reads contains every commit that was acknowledged.
+Everything is in the schema `procguard`. Every change of the state goes through `commit_changes`, whose first statement
+updates the leader's row: after a takeover that statement matches no row, and the call has no effect. A takeover waits
+for the lock on that row, so the new leader reads every acknowledged commit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from procguard.errors import ProcGuardError
 CELL = "main"
 _MIGRATION_LOCK = 0x50475354  # pg_advisory_xact_lock: one manager migrates at a time
 
-# The table `migration` says how many of them the database has seen. Never changed, only added to.
+# The table `migration` holds the number of those applied. Existing entries never change; new ones are appended.
 MIGRATIONS = (
     """
 CREATE TABLE leader (
@@ -131,7 +131,7 @@ def exists(connection: Any) -> bool:
 
 
 def check_version(connection: Any) -> int:
-    """The schema's version. Raises ProcGuardError for that of a newer release."""
+    """The schema's version. Raises ProcGuardError if a newer release wrote it."""
     version, release = connection.execute("SELECT version, release FROM procguard.migration").fetchone()
     if version > len(MIGRATIONS):
         raise ProcGuardError(

@@ -33,12 +33,12 @@ from procguard.fleet.store.postgres_link import (
 from procguard.i18n.reasons import because
 
 PAGE = 1_000  # events read at once
-ROW_BYTES = 200  # of an event, beside its JSON: columns and indexes
+ROW_BYTES = 200  # size of an event's columns and indexes, in addition to its JSON
 DROPPED_AT_ONCE = 200
 PURGE_EVERY_S = 600.0
-WRITTEN_AT_ONCE = 5_000  # events of a state that is brought here
-PRESENT_S = 5.0  # a manager that was seen within this time is there
-LISTED_COMMITS = 100_000  # number of commits for which a deletion stays listed, for standbys that lag
+WRITTEN_AT_ONCE = 5_000  # events per statement when a state is imported
+PRESENT_S = 5.0  # a manager seen within this time counts as present
+LISTED_COMMITS = 100_000  # number of commits for which deletions stay listed, for standbys that lag behind
 _COMMIT = "SELECT commit_changes(" + ", ".join(["%s"] * 16) + ")"
 _INSERT = "INSERT INTO records SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])"
 _LOST = because("state.commits_lost")
@@ -55,18 +55,18 @@ class HistoryUnreadable(ProcGuardError):
 
 
 class WarmCopy:
-    """Every record as the database has it, followed by reading what changed since. Records are parsed as they come: a
-    takeover of thousands of agents has no time for it."""
+    """A copy of every record, kept up to date by reading changes. Records are parsed as they arrive, because a
+    takeover of thousands of agents leaves no time for it."""
 
     def __init__(self) -> None:
         self.tables: Tables = {}
-        self.upto = -1  # the commit that it is as new as; -1: nothing was read yet
+        self.upto = -1  # the last commit included; -1: nothing has been read yet
 
     def follow(self, connection: Connection) -> LeaderRow:
-        """Read what changed; returns the leader's row of the same moment. The caller runs it in a transaction."""
+        """Read the changes; returns the leader's row from the same transaction, which the caller begins."""
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         leader = leader_row.read(connection)
-        if self.upto < leader.purged or self.upto > leader.commits:  # too far behind, or another database now
+        if self.upto < leader.purged or self.upto > leader.commits:  # too far behind, or the database was replaced
             self.tables.clear()
             self.upto = -1
         if self.upto == leader.commits:
@@ -81,7 +81,7 @@ class WarmCopy:
 
 
 class PostgresqlStore:
-    """`name`: of this manager. `load` begins a new term, unless `took` has said that one was begun."""
+    """`name`: of this manager. `load` begins a new term unless `took` was called."""
 
     displaced_reason = _LOST
 
@@ -97,14 +97,14 @@ class PostgresqlStore:
         self._warm = WarmCopy()
         self._taken: Taken | None = None
         self.term = 0
-        self.acknowledged = 0  # the number of the last commit whose answer came
+        self.acknowledged = 0  # the last commit that the database acknowledged
         self._fenced = self._rolled_back = False
         self._purge_due = time.monotonic() + PURGE_EVERY_S
 
     # ------------------------------------------------------------------------------------------ starting
 
     def took(self, taken: Taken, warm: WarmCopy) -> None:
-        """This manager has begun a term; `warm` is what it knows already."""
+        """Record that this manager has begun a term; `warm`: its copy of the records."""
         self._taken, self._warm = taken, warm
 
     def load(self) -> Loaded:
@@ -171,7 +171,7 @@ class PostgresqlStore:
         )
 
     def _prepare(self, batch: list[_Submitted]) -> Callable[[], None]:
-        """One call for all of them. Sent again it has the same effect."""
+        """Combine the writes into one idempotent call."""
         bodies, history = dict[Key, str | None](), list[Row]()
         for one in batch:
             bodies.update(one.bodies)
@@ -202,7 +202,7 @@ class PostgresqlStore:
         return OSError(errno.ESTALE, _LOST) if self._rolled_back else None
 
     def _overflow(self, connection: Connection, added: dict[str, int], count: int) -> dict[str, tuple[int, int]]:
-        """Of each log that grows beyond its bound: up to which event it is dropped, and the bytes of that."""
+        """For each log that exceeds its bound: the last event to drop, and the bytes freed."""
         dropped: dict[str, tuple[int, int]] = {}
         for name, size in added.items():
             excess = self._bytes.get(name, 0) + size - self._kept.get(name, 2**63)
@@ -247,7 +247,8 @@ class PostgresqlStore:
         return not self._rolled_back
 
     def compare(self, commits: int, acknowledged: int) -> None:
-        """The database's last commit is `commits`, though `acknowledged` had been answered before it was asked."""
+        """Compare the database's last commit with the last one acknowledged before the query; a lower one means lost
+        commits."""
         self._rolled_back = self._rolled_back or commits < acknowledged
 
     def write_again(self, tables: Tables) -> None:
@@ -283,7 +284,7 @@ class PostgresqlStore:
     # ------------------------------------------------------------------------------------------ now and then, the end
 
     def save(self) -> None:
-        """The database is its own snapshot; deletions that every standby has read are no longer listed."""
+        """Remove deletions that every standby has read from the list; the database needs no snapshot."""
         if self._fenced:
             raise self._ended()
         if time.monotonic() < self._purge_due:
@@ -311,12 +312,12 @@ class PostgresqlStore:
 
 
 def _without_empty(tables: Tables) -> Tables:
-    """Of a kind whose records were all deleted nothing is left."""
+    """Remove tables without records."""
     return {kind: records for kind, records in tables.items() if records}
 
 
 def write_new(place: DatabasePlace, tables: Tables, history: Iterable[Line]) -> None:
-    """A state in a database that holds none. Raises Conflict where it does."""
+    """Create a state in an empty database. Raises Conflict if it already holds one."""
     store = PostgresqlStore(place)
     if store.read().tables:
         raise Conflict(
@@ -347,7 +348,7 @@ def history_of(place: DatabasePlace) -> list[Line]:
 
 
 def leader_of(place: DatabasePlace) -> str:
-    """The manager that leads on this database and was there just now; "" where none does."""
+    """The manager that leads on this database and was seen recently; "" if there is none."""
     link = DatabaseLink(place, "look")
 
     def check(connection: Connection) -> str:

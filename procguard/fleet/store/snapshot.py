@@ -1,15 +1,15 @@
-"""The readable face of the state: a YAML file, complete, a record a line, written by a process of its own.
+"""The readable snapshot of the state: a complete YAML file, one record per line, written by a separate process.
 
     format: 2
-    database: "9f2c61d0a7b3e845"      which database it was made of, and after which of its commits
+    database: "9f2c61d0a7b3e845"      the database and the commit that it was made from
     commit: 1207
     checksum: "…"                     SHA-256 of every other line
     tables:
       "workers":
         "worker1": {"worker_id": "worker1", …}
 
-The database is the truth. This file is read where the database is missing or damaged; one that was changed, or is not
-the one that was written last, is never silently ignored or overwritten (sqlite.py judges that).
+The database is authoritative. The snapshot is read if the database is missing or damaged; a snapshot that was edited,
+or is not the last one written, is never silently ignored or overwritten (decided by sqlite.py).
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ HEADER = (
     "# ProcGuard's state, as of some seconds ago. For reading: the database beside it is what counts. To start from a\n"
     "# changed copy: invoke state.import FILE --state NEW. Keep it private: it holds the fleet's key.\n"
 )
-GENTLE, AT_ONCE = "5", "0"  # how nice a saving process is: while the manager runs, and where its end waits for it
-SAVED_WITHIN_S = 120.0  # a saving process that takes longer is ended: it lost its disk
+# niceness of a saving process: while the manager runs, and while the manager's end waits for it
+GENTLE, AT_ONCE = "5", "0"
+SAVED_WITHIN_S = 120.0  # a saving process that takes longer is killed: its disk hangs
 _BLANK = "0" * 64
-# What YAML takes only as an escape, and text in UTF-8 not at all.
+# Characters that YAML allows only as an escape, and that UTF-8 cannot encode.
 _NOT_PLAIN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
@@ -58,7 +59,7 @@ class Snapshot:
 
 
 def read(path: str) -> Snapshot | None:
-    """The snapshot, None where there is none. Raises Changed, OSError, and ProcGuardError for a newer format."""
+    """The snapshot, or None if there is none. Raises Changed, OSError, and ProcGuardError for a newer format."""
     try:
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
@@ -92,7 +93,7 @@ def commit_of(path: str) -> int | None:
 
 
 def as_written(lines: Iterable[str]) -> dict[str, Any] | None:
-    """What `_text` has written, without the detour of YAML, which takes many times as long. None: something else."""
+    """Parse the output of `_text` without a YAML parser, which takes many times as long. None: not in that form."""
     document: dict[str, Any] = {}
     table: dict[str, Any] = {}
     try:
@@ -120,7 +121,7 @@ def _checksum(lines: Iterable[bytes]) -> str:
 
 
 def _text(database: str, commit: int, records: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """YAML of which each record is a line of JSON, which YAML is too: quickly written and read, and easy to grep."""
+    """YAML with each record as a line of JSON, which is valid YAML: fast to write and read, and easy to grep."""
     yield HEADER
     yield f'format: {FORMAT}\ndatabase: {json.dumps(database)}\ncommit: {commit}\nchecksum: "{_BLANK}"\ntables:\n'
     table = None
@@ -137,7 +138,7 @@ def _flow(value: Any) -> str:
 
 
 def write(path: str, database: str, commit: int, records: Iterable[tuple[str, str, str]]) -> None:
-    """Put a snapshot in the place of the one before, which stays as `.prev`. Atomic. `records` come table by table."""
+    """Replace the snapshot atomically; the previous one is kept as `.prev`. `records`: ordered by table."""
     fresh = path + ".new"
     digest = hashlib.sha256()
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -164,7 +165,7 @@ def write(path: str, database: str, commit: int, records: Iterable[tuple[str, st
 
 
 def free_name(path: str) -> str:
-    """For a copy: this name, or the first of it with a number that nothing has."""
+    """A free file name for a copy: this name, or this name with the first free number."""
     number, found = 1, path
     while os.path.exists(found):
         number += 1
@@ -181,7 +182,7 @@ def sync_directory(path: str) -> None:
 
 
 class SavingProcess:
-    """Started without a copy of this process's memory (posix_spawn), which would hold up the event loop."""
+    """Started with posix_spawn: a fork would copy this process's page tables and block the event loop."""
 
     def __init__(self) -> None:
         self._pid = 0
@@ -202,7 +203,7 @@ class SavingProcess:
         if self._pid:
             try:
                 ended, status = os.waitpid(self._pid, os.WNOHANG)
-            except ChildProcessError:  # somebody who waits for every child has had it
+            except ChildProcessError:  # another caller of waitpid has reaped it
                 ended, status = self._pid, 0
             if ended == self._pid:
                 self._pid, self.took_s, self.failed = 0, time.monotonic() - self._began, status != 0
@@ -211,7 +212,8 @@ class SavingProcess:
         return bool(self._pid)
 
     def wait(self, until: float) -> None:
-        """Until it has ended. One that has not by then (monotonic seconds) is killed: the database has everything."""
+        """Wait until the process has ended. At the deadline (monotonic seconds) it is killed; the database is
+        complete."""
         while self.running():
             if time.monotonic() > until:
                 self._kill()

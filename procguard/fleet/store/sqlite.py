@@ -1,11 +1,11 @@
 """The store of one manager: a SQLite database, and beside it, if the state file is YAML, its readable snapshot.
 
-    procguard_state.db         every record as it is now, and the history (WAL, synchronous=FULL)
-    procguard_state.yaml       the snapshot (snapshot.py); `.prev` is the one before
-    *.damaged                  what was found damaged, for who wants to look at it; takes no part any more
+    procguard_state.db         the current records and the history (WAL, synchronous=FULL)
+    procguard_state.yaml       the snapshot (snapshot.py); `.prev` is the previous one
+    *.damaged                  damaged files, kept for inspection only
 
-A commit is one SQL statement, so a native thread makes it durable without once waiting for the interpreter. Owns when
-what is written, and which of the files is believed at a start; database.py knows what a database proves.
+A commit is one SQL statement, so that a native thread makes it durable without waiting for the interpreter lock. Owns
+when each file is written and which of them is authoritative at start; database.py checks a database.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from procguard.i18n.reasons import because
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_BYTES = 8 * 2**20  # a write-ahead log of this size is copied into the database, beside the commits
-SAVE_EVERY_S, SAVE_SHARE = 2.0, 10  # a snapshot is due this long after the one before, and at most a tenth of the time
-SAVED_AT_END_S = 8.0  # who ends a manager waits this long for its last snapshot; the database has everything
+CHECKPOINT_BYTES = 8 * 2**20  # a write-ahead log of this size is checkpointed while commits continue
+SAVE_EVERY_S, SAVE_SHARE = 2.0, 10  # interval of snapshots; writing them takes at most a tenth of the time
+SAVED_AT_END_S = 8.0  # timeout of the last snapshot when the manager ends; the database is complete without it
 PAGE = 200  # events read at once
-ROW_BYTES = 200  # of an event on disk, beside its JSON: columns and indexes
+ROW_BYTES = 200  # size of an event's columns and indexes, in addition to its JSON
 DROPPED_AT_ONCE = 200
 _GONE = "the database was deleted or moved away, or is damaged"
 _COMMIT = "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -50,7 +50,8 @@ class _Commit(NamedTuple):
 
 
 class SqliteStore:
-    """`readable`: the YAML snapshot's path, "" for none. `auto_save` False writes none, but reads the one it finds."""
+    """`readable`: the YAML snapshot's path, "" for none. `auto_save` False: never write the snapshot, but read an
+    existing one."""
 
     displaced_reason = because("state.files_gone")
 
@@ -73,7 +74,7 @@ class SqliteStore:
         self._file_stats: list[tuple[str, os.stat_result]] = []
         self._corrupt = self._fenced = False
         self._saver = SavingProcess()
-        self._unsaved = True  # records were changed since the last snapshot was begun
+        self._unsaved = True  # records have changed since the last snapshot was started
         self._save_due = 0.0
 
     # ------------------------------------------------------------------------------------------ starting
@@ -106,7 +107,8 @@ class SqliteStore:
             raise _cannot_use(self.path, exc) from exc
 
     def _find(self) -> HeldRows:
-        """The database, if it is whole; else the snapshot. Raises ProcGuardError where a person has to decide."""
+        """The database if it is complete, otherwise the snapshot. Raises ProcGuardError if an operator has to
+        decide."""
         shown = self._find_snapshot(self.readable) if self.readable else None
         held, problem = None, "is missing"
         try:
@@ -159,7 +161,7 @@ class SqliteStore:
         files.migrate(self.database, writer)
         writer.execute("UPDATE state SET term = term + 1, in_use = 1, release = ?", (__version__,))
         held.term = writer.execute("SELECT term FROM state").fetchone()[0]
-        # The database itself says so now, whatever becomes of the write-ahead log, and that one is on disk by name.
+        # The database file itself now records it, independent of the write-ahead log, whose directory entry is on disk.
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         sync_directory(self.database)
         self._held, self._corrupt = held, False
@@ -197,7 +199,7 @@ class SqliteStore:
         )
 
     def _prepare(self, batch: list[_Commit]) -> Callable[[], None]:
-        """One transaction of all of them. It is numbered now, in the order in which they reach the disk."""
+        """Combine the writes into one transaction. Its number is assigned here, in the order of writing."""
         held, bodies, rows = self._held, dict[Key, str | None](), list[Row]()
         for one in batch:
             bodies.update(one.bodies)
@@ -235,7 +237,7 @@ class SqliteStore:
         return write
 
     def _overflow(self, added: dict[str, int], rows: int) -> dict[str, tuple[int, int]]:
-        """Of each log that grows beyond its bound: up to which event it is dropped, and the bytes of that."""
+        """For each log that exceeds its bound: the last event to drop, and the bytes freed."""
         dropped: dict[str, tuple[int, int]] = {}
         assert self._writer is not None
         for name, size in added.items():
@@ -271,7 +273,7 @@ class SqliteStore:
 
         def ask() -> None:
             assert self._reader is not None, "load() first"
-            # One row with all of them: each row would let go of the interpreter, and wait for it again.
+            # One row with all of them, because each row releases the interpreter lock and waits for it again.
             row = self._reader.execute(f"SELECT group_concat(body, char(10)) FROM ({chosen})", values).fetchone()  # noqa: S608
             text.append(row[0] or "")
 
@@ -308,7 +310,7 @@ class SqliteStore:
         if os.path.isdir(folder) and not os.access(folder, os.W_OK):
             raise _not_again(self.path, "its folder is read-only")
         self._refuse_another(str(tables["fleet"]["fleet"]["fleet_id"]))
-        kept = self._writer  # its files are still open, wherever they are: the history is read from them
+        kept = self._writer  # the deleted files are still open: the history is read from them
 
         def again() -> None:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -318,7 +320,7 @@ class SqliteStore:
             try:
                 for one in (self._reader, kept):
                     if one is not None:
-                        one.close()  # SQLite leaves alone what has taken the place of its files
+                        one.close()  # SQLite does not touch files that replaced its own
                 self._open(fresh)
             except sqlite3.Error as exc:
                 raise os_error(exc) from exc
@@ -331,7 +333,7 @@ class SqliteStore:
         self._unsaved, self._save_due = True, 0.0
 
     def _refuse_another(self, own_fleet_id: str) -> None:
-        """Raises ProcGuardError where what lies at the path now is not an earlier state of this manager."""
+        """Raise ProcGuardError if the files now at the path are not an earlier state of this manager."""
         found: list[tuple[str | None, int]] = []
         with suppress(OSError, Damaged, sqlite3.Error):
             held = files.examined(self.database)
@@ -352,11 +354,11 @@ class SqliteStore:
                 )
 
     def _rewrite_database(self, held: HeldRows, history: Iterator[Row], *, keep: bool = True) -> None:
-        """A whole database takes the place of what is left of one, which is set aside. Raises OSError."""
+        """Replace the remains of a database by a complete one and set them aside. Raises OSError."""
         held.line = held.line or secrets.token_hex(8)
         fresh = self.database + ".new"
         files.create(fresh, held, history)
-        for ending in ("-wal", "-shm", "-journal", ""):  # never left where the new one would take them for its own
+        for ending in ("-wal", "-shm", "-journal", ""):  # otherwise the new database would use them as its own
             with suppress(FileNotFoundError):
                 if keep:
                     os.replace(self.database + ending, self.database + ".damaged" + ending)
@@ -375,7 +377,8 @@ class SqliteStore:
             self._start_saving(GENTLE)
 
     def _saver_ended(self) -> bool:
-        """Whether none is running; what the last one has written is noted, for the next commit to carry."""
+        """Whether no saving process is running. Notes the commit that the last one wrote, for the next commit to
+        record."""
         if self._saver.running():
             return False
         if self._saver.took_s:
@@ -401,7 +404,7 @@ class SqliteStore:
                 assert reader is not None
 
                 def copy() -> None:
-                    with suppress(sqlite3.Error):  # the next commit says what is wrong
+                    with suppress(sqlite3.Error):  # the next commit reports the error
                         reader.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
                 self._run_blocking(copy)

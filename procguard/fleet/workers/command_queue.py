@@ -30,13 +30,14 @@ class CommandQueue:
         self.table = RecordTable[CommandRecord]("commands", self._index, self._unindex)  # open ones
         self._of_agent: dict[str, dict[str, CommandRecord]] = {}  # open ones only
         self._of_worker: dict[str, dict[str, CommandRecord]] = {}  # open ones only
-        self._deadlines: dict[str, float] = {}  # open restarts and kills, oldest first: when they expire, monotonic
+        self._deadlines: dict[str, float] = {}  # open restarts and kills, oldest first -> monotonic time of expiry
         self._finished: dict[str, CommandRecord] = {}
         self._delivered_to: dict[str, tuple[int, float]] = {}  # command_id -> session of the agent that has it
         self._seq = 0
 
     def restore(self, records: Iterable[CommandRecord], now: Now) -> None:
-        """At the manager's start. How long it was away only the wall clock can tell; what it tells is bounded."""
+        """Restore the queue at the manager's start. The downtime is known only from the wall clock, so it is
+        bounded."""
         for record in records:
             if record.open:
                 age_s = min(max(0.0, now.wall - record.accepted_wall), LIFETIME_S)
@@ -111,7 +112,7 @@ class CommandQueue:
         return self.table.rows.get(command_id) or self._finished.get(command_id)
 
     def status(self, record: CommandRecord) -> CommandStatus:
-        """As shown to users."""
+        """The command's status as shown to users."""
         delivered = record.status == "accepted" and record.command_id in self._delivered_to
         return "delivered" if delivered else record.status
 
@@ -132,7 +133,7 @@ class CommandQueue:
         return iter(list(self._of_agent.get(agent_id, {}).values()))
 
     def undelivered(self, agent_id: str, after_seq: int, session: tuple[int, float]) -> list[CommandRecord]:
-        """What this agent process has not been told yet, in order."""
+        """Commands not yet delivered to this agent process, in order."""
         if agent_id not in self._of_agent:  # as nearly always
             return []
         found = [
@@ -162,8 +163,8 @@ class CommandQueue:
     def result(
         self, tx: Transaction, result: messages.CommandResult, agent_id: str, worker_id: str = ""
     ) -> CommandRecord | None:
-        """Take an agent's word on a command that it was sent (`worker_id`: who speaks for that worker alone); None if
-        it is not its own, or was finished already."""
+        """Store an agent's result for a command that it was sent. `worker_id`: the reporter is limited to this worker.
+        Returns None if the command is another's or already finished."""
         record = self.table.rows.get(result.command_id)
         if record is None or record.agent_id != agent_id or worker_id not in ("", record.worker_id):
             return None
@@ -173,7 +174,7 @@ class CommandQueue:
         return record
 
     def waits_for(self, worker_id: str) -> bool:
-        """Whether a command to this worker is not finished."""
+        """Whether a command for this worker is unfinished."""
         return worker_id in self._of_worker
 
     def converged(self, tx: Transaction, report: messages.WorkerReport) -> list[CommandRecord]:
@@ -192,7 +193,8 @@ class CommandQueue:
         return done
 
     def expire(self, tx: Transaction) -> list[CommandRecord]:
-        """End the restarts and kills that nobody carried out in time. start and stop never expire: they converge."""
+        """Expire restarts and kills that were not carried out in time. start and stop never expire, because agents
+        converge."""
         late = [self.table.rows[one] for one, deadline in self._deadlines.items() if tx.now.monotonic > deadline]
         for record in late:
             self.finish(tx, record, "expired", because("command.expired", limit_s=LIFETIME_S))

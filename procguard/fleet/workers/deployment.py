@@ -1,6 +1,6 @@
 """One deployment: hosts and the workers that their inventory declares, checked as a whole before anything changes.
 
-Rules of DESIGN §4 "Redeploy": a changed specification is stored and the process left alone; a worker that is no
+Rules: a changed specification is stored and the process is left running; a worker that is no
 longer declared keeps running, marked undeclared (`prune` removes it); one that moved to another host is refused until
 its old instance has stopped; a stop by an operator is preserved.
 
@@ -35,7 +35,7 @@ Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "remove
 
 
 def _printable(source: str) -> str:
-    """It becomes a part of commands that people copy."""
+    """Whether the path is printable text, because it is shown in commands that people copy."""
     if not source.isprintable():
         raise ValueError("a file and a line, without control characters")
     return source
@@ -62,15 +62,15 @@ class HostDeclared(BaseModel):
 
 
 class FoundWorker(BaseModel):
-    """What a host's own files say of one worker, read over SSH."""
+    """What the files on a host record about one worker, read over SSH."""
 
     worker_id: str = Field(max_length=256)
     alive: StrictBool = False  # its runner lives
 
 
 class InventoryNamed(BaseModel):
-    """The inventory that a deployment is of. `hosts`: all that it names; None: only a part of it is deployed.
-    `workers`: on which host it declares each, whatever part of it is deployed."""
+    """The inventory of a deployment. `hosts`: all of its hosts; None if only a part is deployed. `workers`: worker id
+    -> host, of the whole inventory even if only a part is deployed."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=1_000)
@@ -85,7 +85,7 @@ class DeploymentRequest(BaseModel):
     groups: dict[str, GroupPolicy] = Field(default_factory=dict)
     prune: bool = False
     check: bool = False
-    # Needed after state.rebuild: what runs where, of each host that could be read. `all_read`: those are all there are.
+    # Needed after state.rebuild: the workers found on each host that could be read. `all_read`: no host is missing.
     found: dict[str, list[FoundWorker]] | None = None
     all_read: bool = False
 
@@ -107,13 +107,13 @@ class Deployment:
         self._leases = leases
         self._placement = placement
         self._gangs = gangs
-        self._differences: dict[str, list[str]] = {}  # of workers that are here already
-        self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one
+        self._differences: dict[str, list[str]] = {}  # of workers that exist already
+        self._starts: dict[str, int] = {}  # the attempt that this deployment starts, if any
         try:
             self._request = DeploymentRequest.model_validate(request)
             self._away: dict[str, list[WorkerRecord]] = {}  # by home: those that live elsewhere
-            self._failed_gangs: dict[str, WorkerRecord] = {}  # to begin again: group -> its corrected member
-            self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: those that belong to another host now
+            self._failed_gangs: dict[str, WorkerRecord] = {}  # to be started again: group -> its corrected member
+            self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: workers whose home is now another host
             named = self._request.inventory
             self._declared_on = dict(named.workers) if named is not None else {}
             for host in self._request.hosts:
@@ -151,7 +151,7 @@ class Deployment:
                 first[worker.worker_id] = host.host
 
     def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
-        """Do it (or, with `check`, only say what would happen). Durable."""
+        """Apply the deployment; with `check`, only report what would change. Durable."""
         self._now = now
         self._refuse_unread()
         self._away = self._relocated_workers()
@@ -160,7 +160,7 @@ class Deployment:
         with self._state.transaction(now, actor) as tx:
             answer = self._declare(tx)
             used = {spec.group for spec in self._specs.values() if spec.group}
-            self._state.workers_version += 1  # groups may have other members
+            self._state.workers_version += 1  # the membership of groups may have changed
             self._gangs.groups.declare(tx, self._request.groups, used)
             self._gangs.reconcile(tx)
             if self._request.found is not None and self._request.all_read and self._state.rebuilt:
@@ -172,7 +172,7 @@ class Deployment:
         return answer
 
     def _declare(self, tx: Transaction | None) -> dict[str, Any]:
-        """`tx` None: only say what would happen."""
+        """Declare one host's workers. `tx` None: only report what would change."""
         self._settle_homes(tx)
         return {
             "fleet_id": self._state.fleet_id,
@@ -182,8 +182,8 @@ class Deployment:
         }
 
     def _absent(self, tx: Transaction | None) -> dict[str, dict[str, Any]]:
-        """The hosts that this inventory named before and names no more: their workers are undeclared, or pruned. The
-        hosts of another inventory are none of this one's business."""
+        """Undeclare or prune the workers of hosts that this inventory no longer names. Hosts of other inventories are
+        not affected."""
         named = self._request.inventory
         if named is None or named.hosts is None:
             return {}
@@ -205,7 +205,8 @@ class Deployment:
         return found
 
     def _of_other_inventories(self) -> dict[str, str]:
-        """Deployed hosts that this whole inventory does not name, and which one named them last; some of many."""
+        """Returns deployed hosts that this inventory does not name, with the inventory that named them last.
+        Bounded."""
         named = self._request.inventory
         if named is None or named.hosts is None:
             return {}
@@ -225,7 +226,8 @@ class Deployment:
         }
 
     def _refuse_unread(self) -> None:
-        """A rebuilt state knows no worker: whoever declares one says where it may be running."""
+        """Raise Conflict if the state was rebuilt and the deployment does not report where its workers may be
+        running."""
         request, state = self._request, self._state
         unknown = [worker_id for worker_id in self._specs if worker_id not in state.workers_by_id]
         if state.rebuilt and unknown and request.found is None and not request.check:
@@ -236,12 +238,12 @@ class Deployment:
             )
 
     def _where_found(self, worker_id: str) -> list[str]:
-        """The hosts on which it runs, as they were read over SSH."""
+        """The hosts on which the worker was found running over SSH."""
         found = self._request.found or {}
         return [host for host, workers in found.items() if any(w.alive and w.worker_id == worker_id for w in workers)]
 
     def _relocated_workers(self) -> dict[str, list[WorkerRecord]]:
-        """The workers that live elsewhere for now, by the agent that is their home."""
+        """Home agent -> its workers that currently run on other hosts."""
         relocated: dict[str, list[WorkerRecord]] = {}
         for worker in self._state.workers_by_id.values():
             if worker.home and worker.home != worker.agent_id:
@@ -249,8 +251,8 @@ class Deployment:
         return relocated
 
     def _settle_homes(self, tx: Transaction | None) -> None:
-        """Of the workers that live away from home: a host that declares one it runs is its home, and a host that no
-        longer declares one is none. What lives elsewhere is not touched."""
+        """Update the homes of workers that run on another host: a host that declares a worker it runs becomes its
+        home, and a home that no longer declares it ceases to be one. The running instances are not affected."""
         named = {host.host for host in self._request.hosts}
         for home, workers in list(self._away.items()):
             for worker in workers[:]:
@@ -357,8 +359,9 @@ class Deployment:
         return "new", message
 
     def _correct(self, worker: WorkerRecord) -> str:
-        """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
-        budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
+        """Start a failed or backing-off worker again with its corrected specification and a new restart budget; a
+        failed gang is started again as a whole, once. Returns a note for the operator, or "" if nothing was to be
+        done."""
         report = self._state.worker_status[worker.worker_id].report
         reported = report.state if report else worker.last_state
         if worker.desired != "running":
@@ -413,8 +416,8 @@ class Deployment:
         return "moved", f"from {view['host']}"
 
     def _undeclared(self, tx: Transaction | None, agent_id: str) -> dict[str, tuple[Result, str]]:
-        """Workers that live here and that the inventory no longer names. Guests whose home declares them are no
-        business of this host's, nor are those that the inventory names elsewhere or that are leaving."""
+        """Workers on this host that the inventory no longer names. Excludes workers that another host's inventory
+        entry declares, and those that are moving away."""
         found: dict[str, tuple[Result, str]] = {}
         for worker in self._gave_up.get(agent_id, ()):
             if worker.worker_id not in self._declared_on:
@@ -447,5 +450,5 @@ class Deployment:
 
 
 def _declared(host: HostDeclared | AgentRecord) -> str:
-    """What a deployment says of a host, to compare; as text, because True == 1 and both mean something else here."""
+    """A host's declaration in a form that can be compared; as text, because True == 1 in Python, but not here."""
     return repr((host.ssh, host.procguard_home, host.spare, host.labels, host.tunnel))

@@ -17,17 +17,17 @@ Kind = Literal["agent_silent", "worker_failed"]
 
 KEEP = 50
 HALF_LIFE_S = 24 * 3600.0  # after a day an entry counts half
-# A host that was lost took all its workers with it; a worker that failed may have had nobody but itself to blame.
+# The loss of a host affects all its workers, whereas a worker's failure need not be the host's fault.
 WEIGHT: dict[str, float] = {"agent_silent": 2.0, "worker_failed": 1.0}
 
 
 def noted(failures: Sequence[HostFailure], kind: Kind, what: Reason, wall: float) -> Sequence[HostFailure]:
-    """The ledger with one more entry; the oldest beyond KEEP are dropped."""
+    """The history with one more entry; entries beyond KEEP are dropped, oldest first."""
     return (*failures, HostFailure(wall, kind, what))[-KEEP:]
 
 
 def score(failures: Sequence[HostFailure], wall: float) -> float:
-    """0 is spotless; each entry adds its weight, halved for every day of its age. A clock set back ages nothing."""
+    """The sum of the entries' weights, each halved per day of age; 0: no failures. Negative ages count as 0."""
     total = 0.0
     for entry in failures:
         age_s = max(0.0, wall - entry.at)

@@ -11,18 +11,23 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import Reason, because
 
-HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
+HIGHEST_GENERATION = (
+    2**31
+)  # the highest generation that a report may claim; real ones rise by one with each start or stop
 
 
 def transfer(state: FleetState, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
-    """PlacementService.transfer's half, which alone calls it: under a new epoch, to be started there."""
+    """Assign the worker to another agent, under a new epoch, to be started there. Called by PlacementService.transfer
+    only."""
     before = worker.agent_id
     state.give_to(tx, worker, agent_id, host)
     if before != agent_id:
         worker.attempts_before = worker.attempt
     worker.epoch, worker.generation, worker.desired = state.next_epoch(tx), worker.generation + 1, "running"
-    worker.leased, worker.lease_bound_s = False, 0.0  # it has not run there yet
-    worker.event_seq = 0  # the new host's clock, from which its numbers begin, may be behind the old one's
+    worker.leased, worker.lease_bound_s = False, 0.0  # the worker has not run there yet
+    worker.event_seq = (
+        0  # sequence numbers start at the host's clock, and the new host's clock may be behind the old one's
+    )
     worker.moving = None
     worker.last_state, worker.last_reason = "stopped", because("task.given", host=host)
 
@@ -30,7 +35,7 @@ def transfer(state: FleetState, tx: Transaction, worker: WorkerRecord, agent_id:
 def adopt(
     state: FleetState, tx: Transaction, worker: WorkerRecord, agent: AgentRecord, epoch: int, generation: int
 ) -> None:
-    """What an agent has of a worker is newer than what the state says: the state lost it. The agent is right."""
+    """Adopt a worker from an agent's report that is newer than the state, which has lost changes."""
     state.rise_above(tx, epoch)
     tx.edit(worker)
     if worker.agent_id != agent.agent_id:
@@ -46,14 +51,14 @@ def adopt(
 
 
 def withdraw(state: FleetState, tx: Transaction, agent: AgentRecord, worker: WorkerRecord) -> None:
-    """Tell the agent, now or when it returns, to drop a worker that is no longer its own."""
+    """Instruct the agent, now or when it reconnects, to drop a worker that it no longer owns."""
     known = worker.worker_id in state.workers_by_id
     gone = Withdrawal(worker.spec.command, worker.generation + 1, worker.epoch, worker.attempt if known else -1)
     tx.edit(agent).withdrawn = {**agent.withdrawn, worker.worker_id: gone}
 
 
 def confirm(tx: Transaction, agent: AgentRecord, worker_id: str) -> None:
-    """Nothing of it is to be dropped there any more."""
+    """The agent has confirmed the withdrawal."""
     if worker_id in agent.withdrawn:
         tx.edit(agent).withdrawn = {key: one for key, one in agent.withdrawn.items() if key != worker_id}
 
@@ -61,7 +66,7 @@ def confirm(tx: Transaction, agent: AgentRecord, worker_id: str) -> None:
 def drop_worker(
     state: FleetState, tx: Transaction, worker: WorkerRecord, reason: Reason, *, forgotten: bool = False
 ) -> None:
-    """Out of the fleet. `forgotten`: its agent may have it still, and is told to drop it."""
+    """Remove a worker from the fleet. `forgotten`: the agent may still have it and is instructed to drop it."""
     tx.remove(worker)
     agent = state.agents_by_id.get(worker.agent_id)
     if agent is not None and agent.kind == "launcher":

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from procguard.i18n.reasons import NONE, Reason, because
 
-NAMED_REASONS = 5  # in one sentence; the rest is counted
+NAMED_REASONS = 5  # named in the reason; the others are counted
 NEVER_SPARES = ("place.no_spare", "place.launcher")  # hosts that were never meant as spares
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a place must offer. `avoid`: agents it has just failed on, or that may still run it."""
+    """Requirements of a worker. `avoid`: agents on which it has just failed, or that may still run it."""
 
     worker_id: str
     requires: dict[str, str] = field(default_factory=dict)
@@ -26,7 +26,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One host as it is now. `carries`: tasks of other hosts that it has already; `carries_most` None: no bound."""
+    """A candidate host. `carries`: the number of workers of other hosts that it already runs; `carries_most` None: no
+    limit."""
 
     agent_id: str
     host: str
@@ -34,14 +35,14 @@ class Candidate:
     connected: bool = True
     cordoned: Reason = NONE  # why; "" = not cordoned
     spare: bool = True
-    home: bool = False  # its inventory declares the task here: it needs to be no spare and no label to have it back
+    home: bool = False  # the inventory declares the worker on this host: neither spare nor labels are required
     carries: int = 0
     carries_most: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    gpus_free: int | None = 0  # None: it does not say
-    score: float = 0.0  # its reputation: 0 is spotless, more is worse
+    gpus_free: int | None = 0  # None: not reported
+    score: float = 0.0  # from its failure history; 0: no failures, higher is worse
     workers: int = 0
-    same_gang: int = 0  # members of the task's gang that it runs already: one host's loss should cost one of them
+    same_gang: int = 0  # members of the same gang on this host; spreading them limits the damage of a host's loss
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Placement:
 
 
 def choose(task: Task, candidates: Iterable[Candidate]) -> Placement:
-    """The fitting spare with the fewest members of the task's gang, then of the best reputation, then with the fewest
+    """Choose among the suitable spares: fewest members of the worker's gang, then lowest failure score, then fewest
     workers, then by name."""
     rejected: dict[str, Reason] = {}
     fitting: list[Candidate] = []
@@ -74,7 +75,7 @@ def choose(task: Task, candidates: Iterable[Candidate]) -> Placement:
 
 
 def against(task: Task, candidate: Candidate) -> Reason:
-    """Why this task may not go there; "" if it may. The first obstacle is told."""
+    """The first reason why the worker cannot be placed there; "" if it can."""
     missing = [f"{name}={value}" for name, value in task.requires.items() if candidate.labels.get(name) != value]
     missing = [] if candidate.home else missing
     obstacles = (
@@ -101,7 +102,7 @@ def against(task: Task, candidate: Candidate) -> Reason:
 
 
 def _nowhere(rejected: dict[str, Reason]) -> Reason:
-    """One sentence. Hosts that were never meant as spares are not named one by one."""
+    """The reason why there is no candidate, as one sentence. Hosts that are no spares are not named individually."""
     spares = {host: why for host, why in rejected.items() if why.code not in NEVER_SPARES}
     if not spares:
         return because("place.no_spares")

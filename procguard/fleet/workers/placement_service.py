@@ -1,7 +1,7 @@
 """Placement of workers on hosts: candidates, and the reassignment of a worker to one of them.
 
-Owns cordons, failure histories, and the only way by which the manager moves a worker to another host. Works through
-the fleet's state; does not decide *when* (fleet/recovery/reassignment.py) and knows no SSH.
+Owns cordons, failure histories, and the only code path that moves a worker to another host. Works through the fleet's
+state. Does not decide *when* to move (fleet/recovery/reassignment.py); knows no SSH.
 
 Invariant: a worker is reassigned only while its instance is confirmed stopped (`leases.is_confirmed_stopped`),
 checked in the same transaction in which ownership changes. An early call is refused.
@@ -20,7 +20,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import failure_history, ownership, placement
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
-UNREPORTED_ATTEMPTS = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
+UNREPORTED_ATTEMPTS = 10  # upper bound of the starts that a host can make unreported within a lease of one minute
 
 
 class PlacementService:
@@ -31,7 +31,7 @@ class PlacementService:
     # ------------------------------------------------------------------------------------------ choosing
 
     def choose(self, worker: WorkerRecord, now: Now, avoid: frozenset[str] = frozenset()) -> placement.Placement:
-        """The spare for this worker's task, or why there is none."""
+        """Choose a spare for this worker, or return the reason why there is none."""
         task = placement.Task(
             worker.worker_id, worker.spec.requires, worker.spec.gpus, avoid | self._may_still_run_it(worker)
         )
@@ -51,13 +51,13 @@ class PlacementService:
         return sum(1 for one in others if one.spec.group == worker.spec.group and one is not worker)
 
     def _may_still_run_it(self, worker: WorkerRecord) -> frozenset[str]:
-        """Where it is now; and where its right was withdrawn, as long as that host has not confirmed it."""
+        """The agents that may still run the worker: its current one, and those that have not confirmed a withdrawal."""
         ids = self._state.agents_by_id.items()
         holders = {agent_id for agent_id, agent in ids if worker.worker_id in agent.withdrawn}
         return frozenset(holders | {worker.agent_id})
 
     def candidate(self, agent: AgentRecord, now: Now) -> placement.Candidate:
-        """One host's facts, from its record and its last heartbeat."""
+        """A host as a candidate, from its record and its last heartbeat."""
         observed, workers = self._state.agent_status[agent.agent_id], self._state.workers_of(agent.agent_id)
         limited = agent.spare is not True
         return placement.Candidate(
@@ -76,7 +76,8 @@ class PlacementService:
         )
 
     def _gpus_free(self, agent_id: str, workers: list[WorkerRecord]) -> int | None:
-        """GPUs that its last heartbeat shows neither handed out nor in use, less what was promised since."""
+        """The number of GPUs that the last heartbeat reports as neither allocated nor in use, minus those promised
+        since."""
         beat = self._state.agent_status[agent_id].heartbeat
         if beat is None or beat.usage is None:
             return None
@@ -88,7 +89,8 @@ class PlacementService:
     # ------------------------------------------------------------------------------------------ changing hands
 
     def transfer(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
-        """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
+        """Assign a worker whose old instance is confirmed stopped to another agent, under a new epoch, to be started
+        there."""
         ownership.transfer(self._state, tx, worker, agent_id, host)
         self._leases.ended(worker.worker_id)
 
@@ -103,13 +105,14 @@ class PlacementService:
         run: bool = True,
         counts: bool = False,
     ) -> None:
-        """Give the task to `agent_id` under a new epoch; its last agent finds its right withdrawn. Raises Conflict
-        where its instance may still be alive, there or on the new host. `counts`: against max_recovery_attempts."""
+        """Reassign the worker to `agent_id` under a new epoch and withdraw it from its last agent. Raises Conflict if
+        an instance may still be running on either host. `counts`: whether this counts towards
+        max_recovery_attempts."""
         outcome = self._leases.judge(worker.worker_id, tx.now)
         target = self._state.agents_by_id[agent_id]
         if not outcome.gone:
             raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {outcome.reason}", "wait, or stop it first")
-        if worker.gang and not worker.held and run:  # its new host would start it at once, alone
+        if worker.gang and not worker.held and run:  # the new host would start it immediately, without its gang
             raise Conflict(f"{worker.worker_id}: its gang has not been stopped yet", "wait until it is")
         if worker.worker_id in target.withdrawn:
             raise Conflict(
@@ -145,8 +148,8 @@ class PlacementService:
     # ------------------------------------------------------------------------------------------ an operator's move
 
     def move(self, worker_id: str, host: str, actor: str, now: Now) -> None:
-        """Stop a worker where it is and, once its instance is surely gone, start it on `host`. Durable; `moved` goes on
-        with it in each round, also in the next manager."""
+        """Stop a worker and, once its instance is confirmed stopped, start it on `host`. Durable: `moved` continues
+        the move in each round, also after a restart of the manager."""
         worker, target = self._state.find(worker_id), self._deployed(host)
         self._refuse_move(worker, target, now)
         with self._state.transaction(now, actor) as tx:
@@ -186,7 +189,8 @@ class PlacementService:
             )
 
     def moved(self, now: Now) -> None:
-        """Go on with the operators' moves: whoever has stopped goes to its new host. Durable with the next commit."""
+        """Continue the operators' moves: assign each worker that has stopped to its new host. Durable with the next
+        commit."""
         for worker in [one for one in self._state.workers_by_id.values() if one.moving is not None]:
             move = worker.moving
             if move is None or not self._leases.is_confirmed_stopped(worker.worker_id, now):
@@ -199,13 +203,13 @@ class PlacementService:
                     tx.edit(worker).moving = None
                 elif worker.worker_id not in target.withdrawn:
                     self.reassign(tx, worker, move.to, because("task.moved"), actor=move.actor, run=move.run)
-                    if move.settles:  # the inventory declares it there by now
+                    if move.settles:  # meanwhile the inventory declares it there
                         worker.home = ""
 
     # ------------------------------------------------------------------------------------------ cordons
 
     def cordon(self, host: str, reason: str, actor: str, now: Now) -> None:
-        """No new tasks are placed there by the manager; what runs there runs on. Durable."""
+        """Place no new tasks on the host; running workers are not affected. Durable."""
         agent = self._deployed(host)
         with self._state.transaction(now, actor) as tx:
             why = reason_of(reason) or because("host.cordoned")
@@ -213,7 +217,7 @@ class PlacementService:
             tx.event("host_cordoned", host=host, reason=why)
 
     def uncordon(self, host: str, actor: str, now: Now) -> None:
-        """Tasks may be placed there again. Durable."""
+        """Allow tasks to be placed on the host again. Durable."""
         agent = self._deployed(host)
         if agent.cordon is not None:
             with self._state.transaction(now, actor) as tx:
@@ -221,7 +225,7 @@ class PlacementService:
                 tx.event("host_uncordoned", host=host, reason=because("host.uncordoned"))
 
     def note_failure(self, tx: Transaction, agent_id: str, kind: failure_history.Kind, what: Reason) -> None:
-        """Into the host's failure history."""
+        """Add an entry to the host's failure history."""
         agent = self._state.agents_by_id.get(agent_id)
         if agent is not None:
             tx.edit(agent).failures = failure_history.noted(agent.failures, kind, what, tx.now.wall)

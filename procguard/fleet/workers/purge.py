@@ -18,8 +18,8 @@ from procguard.fleet.operations.confirmations import LASTS_S, Previews
 from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import states
 
-NAMED = 100  # of those that are shown, and of those that were refused
-AT_ONCE = 100  # in one commit; then everybody else has a turn
+NAMED = 100  # of the shown and of the refused workers
+AT_ONCE = 100  # per commit; other greenlets run in between
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class PurgeNumbers:
 
 class Purge:
     def __init__(self, fleet: Fleet, pause: Callable[[], None], began: Now) -> None:
-        """`pause()`: everybody else gets a turn. `began`: nobody's silence from before then is known."""
+        """`pause()`: yields to other greenlets. `began`: when the manager started; earlier silence of hosts is
+        unknown."""
         self._fleet = fleet
         self._pause = pause
         self._began = began
         self._previews = Previews[PurgeNumbers]("g-", "review the list again")
 
     def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
-        """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
+        """List the workers that are gone. The confirmation token is bound to this actor and these workers and expires
+        after five minutes."""
         found = sorted(
             worker_id
             for number, (worker_id, worker) in enumerate(list(self._fleet.state.workers_by_id.items()), 1)
@@ -47,7 +49,7 @@ class Purge:
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
 
     def carry_out(self, token: str, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
-        """Forget those of the preview that are still gone; durable. Raises Conflict for a token that is none."""
+        """Remove the workers of the preview that are still gone; durable. Raises Conflict for an invalid token."""
         preview = self._previews.find(token, owner or actor, now)
         self._previews.use_up(token)
         refused: list[dict[str, str]] = []
@@ -77,7 +79,7 @@ class Purge:
 
     def _is_gone(self, worker: WorkerRecord, silent_s: float, now: Now) -> bool:
         if self._fleet.state.workers_by_id.get(worker.worker_id) is not worker:
-            return False  # taken out during a pause
+            return False  # removed during a pause
         state = self._fleet.state.facts(worker)["state"]
         if worker.undeclared and state in states.SETTLED:
             return True

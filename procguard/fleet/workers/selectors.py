@@ -1,4 +1,4 @@
-"""Which workers an operator means: `train-*`, `group=trainers,state=running`, `host!=gpu03`.
+"""Selectors of workers: `train-*`, `group=trainers,state=running`, `host!=gpu03`.
 
     selector   = condition , condition , …          all must hold
     condition  = glob | !glob                       the worker's id
@@ -6,9 +6,9 @@
                | NAME = value | NAME != value       any other name is a label
     value      = glob | glob | …                    any of them: state=failed|exited
 
-A field that is named several times holds if any of its conditions does (`state=failed,state=exited`, `a-1,a-2`);
-what is excluded is excluded whatever else holds. Globs are `*`, `?`, `[abc]`. The command line, the HTTP interface and
-the portal all mean the same by the same text. Pure: a selector is read once and asked about each worker's facts.
+Conditions on the same field are alternatives (`state=failed,state=exited`, `a-1,a-2`); an exclusion always applies.
+Globs are `*`, `?`, `[abc]`. The command line, the HTTP API and the portal use the same syntax. Pure: a selector is
+parsed once and then matched against each worker's facts.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ FIELDS = {
 }
 KNOWN_VALUES = {"state": states.ALL, "desired": ("running", "stopped", "removed")}
 MAX_CHARS = 1024 * 1024  # ten thousand ids of full length
-MAX_GLOBS = 100  # each is tried on each worker; what is written in full costs nothing, however much of it there is
+MAX_GLOBS = 100  # each pattern is tried on each worker; literal values are looked up at no cost
 MAX_GLOB_CHARS = 256
 MAX_FIELDS = 50
 EXAMPLE = "write e.g. group=trainers,state=running or 'train-*,!train-7'"
 _NAME = re.compile(r"[A-Za-z0-9_./-]+\Z")
 _MAGIC = re.compile(r"[*?\[]")
 
-Facts = Mapping[str, Any]  # worker_id, state, host, group, agent, desired, labels: a view, or less
+Facts = Mapping[str, Any]  # a view with at least worker_id, state, host, group, agent, desired and labels
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One field, the values it may have, and whether they are wanted or excluded."""
+    """A field, its values, and whether they are included or excluded."""
 
     name: str
     excluded: bool
@@ -61,7 +61,7 @@ class Condition:
 
 
 class Selector:
-    """A selector that has been read. `text` is what was written. What is said of one field is one condition."""
+    """A parsed selector. `text`: as written. All conditions on one field are merged into one."""
 
     def __init__(self, text: str, conditions: Iterable[Condition]) -> None:
         self.text = text
@@ -83,7 +83,7 @@ def _merged(same: list[Condition]) -> Condition:
 
 
 def parse(text: str) -> Selector:
-    """Read a selector; "" and "*" mean every worker. Raises UsageError that names the part which can't be read."""
+    """Parse a selector; "" and "*" match every worker. Raises UsageError that names the invalid part."""
     if len(text) > MAX_CHARS:
         raise UsageError(f"the selector is longer than {MAX_CHARS} characters", "use a glob, a group or a label")
     if not text.strip():
@@ -145,7 +145,7 @@ def _check_value(name: str, value: str, wrong: Callable[[str], NoReturn]) -> Non
 
 
 def _complaint(part: str, number: int, text: str) -> Callable[[str], NoReturn]:
-    """Says what is wrong with which part; the part is shown where the text holds several."""
+    """The error for one part; the part is quoted if the text has several."""
 
     def wrong(what: str) -> NoReturn:
         where = f"selector, part {number} ({part[:60]!r})" if "," in text else f"selector {part[:60]!r}"
@@ -160,7 +160,7 @@ def is_one_id(text: str) -> bool:
 
 
 def select(target: str, workers: Iterable[Facts]) -> list[str]:
-    """The ids that `target` names, sorted. Raises NotFound when none does, UsageError when it can't be read."""
+    """The matching worker ids, sorted. Raises NotFound if there are none, UsageError if `target` is invalid."""
     selector = parse(target)
     found = sorted(str(facts["worker_id"]) for facts in workers if selector.matches(facts))
     if not found:

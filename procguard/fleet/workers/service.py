@@ -36,8 +36,8 @@ class WorkerService:
     def command(
         self, worker_id: str, verb: str, actor: str, now: Now, reason: str = "", origin: str = ""
     ) -> CommandRecord:
-        """Accept a start, stop, restart or kill; durable. start and stop converge, restart and kill mean the attempt
-        that is alive now. `origin`: from where it was asked, for the history."""
+        """Accept a start, stop, restart or kill; durable. start and stop set the desired state; restart and kill apply
+        to the attempt that is running now. `origin`: the source of the request, for the history."""
         with self._state.transaction(now, actor) as tx:
             return self.accept(tx, worker_id, verb, reason, origin=origin)
 
@@ -50,7 +50,7 @@ class WorkerService:
         operation_id: str = "",
         origin: str = "",
     ) -> CommandRecord:
-        """The same within a transaction: an operation accepts a hundred with one commit."""
+        """As `command`, within the caller's transaction: an operation accepts a hundred commands in one commit."""
         worker = self._state.find(worker_id)
         if verb not in messages.VERBS:
             raise UsageError(
@@ -72,15 +72,15 @@ class WorkerService:
             self._state.command_event(tx, record)
             return record
         if verb == "restart" and (settled(state) or worker.desired == "stopped"):
-            verb = "start"  # nothing is alive to be restarted: a start is what was meant
+            verb = "start"  # nothing is running: a restart becomes a start
         if verb in ("start", "stop", "kill"):
             desired: messages.Desired = "running" if verb == "start" else "stopped"
             tx.edit(worker).set_desired(desired, by=tx.actor, cause="operator", now=tx.now)
             worker.generation += 1
-            if verb == "start":  # calls the operator's move off; a stop lets it end stopped, there
+            if verb == "start":  # cancels the operator's move; after a stop the move completes with the worker stopped
                 worker.moving = None
                 if self._state.stopped_by:
-                    self._state.hold_stopped(tx, NONE)  # somebody has looked and wants work to go on
+                    self._state.hold_stopped(tx, NONE)  # an operator wants work to continue
             else:
                 worker.stop_moving_on()
         record = self._state.command_queue.add(
@@ -98,8 +98,8 @@ class WorkerService:
         return record
 
     def stop_all(self, tx: Transaction, reason: Reason) -> int:
-        """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
-        stopped, until an operator starts something. Returns how many that concerned."""
+        """Apply recovery.stop_all_on_failure: stop every worker, and declare new workers stopped until an operator
+        starts one. Returns the number of workers that were stopped."""
         count = 0
         self._state.hold_stopped(tx, reason)
         for worker in self._state.workers_by_id.values():
@@ -112,7 +112,7 @@ class WorkerService:
         return count
 
     def set_suspect(self, worker_id: str, evidence: Reason, now: Now) -> None:
-        """The monitor's evidence that a worker looks hung; "" clears it. Alerts only."""
+        """Store the monitor's evidence that a worker looks hung; "" clears it. Raises alerts, stops nothing."""
         worker = self._state.workers_by_id[worker_id]
         self._state.worker_status[worker_id].suspect = evidence
         kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", because("worker.clear"))
@@ -121,7 +121,7 @@ class WorkerService:
             tx.show("workers", worker_id)
 
     def acknowledge(self, worker_id: str, note: str, actor: str, now: Now) -> None:
-        """Somebody has seen what is wrong with it, and says so to everyone: in its history and in its explanation."""
+        """Record that an operator has seen the problem; shown to everyone in the history and in `explain`."""
         worker = self._state.find(worker_id)
         with self._state.transaction(now, actor) as tx:
             tx.event(
@@ -135,12 +135,12 @@ class WorkerService:
     # ------------------------------------------------------------------------------------------ leaving
 
     def forget(self, worker_id: str, actor: str, now: Now) -> None:
-        """Drop a worker that is settled or whose agent is gone; durable."""
+        """Remove a worker that is settled or whose agent is gone; durable."""
         with self._state.transaction(now, actor) as tx:
             self.take_out(tx, worker_id)
 
     def take_out(self, tx: Transaction, worker_id: str) -> None:
-        """The same within a transaction: a purge takes out a hundred with one commit."""
+        """As `forget`, within the caller's transaction: a purge removes a hundred workers in one commit."""
         worker = self._state.find(worker_id)
         view = self._state.worker(worker_id)
         if view["state"] not in (*states.SETTLED, states.UNKNOWN):

@@ -1,4 +1,5 @@
-"""Differences between two specifications of a worker, and one as it is shown. Values of env are never shown."""
+"""Differences between two specifications of a worker, and a specification as it is shown. Values of env are never
+shown."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def differences(before: messages.WorkerSpec, after: messages.WorkerSpec) -> list
 
 
 def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """What `spec` says other than the defaults, the defaults of the rest, and the names in its env."""
+    """Returns the keys of `spec` that differ from the defaults, the defaults of the others, and the names in its
+    env."""
     given, usual = messages.encode(spec), messages.encode(messages.WorkerSpec())
     names = sorted(given.pop("env"))
     if given["container"]:
@@ -27,7 +29,7 @@ def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[dict[str, Any], di
 
 
 def _without_values(options: list[str]) -> list[str]:
-    """Options of podman without what they set in the container's environment."""
+    """Podman's options with the values of environment variables removed."""
     shown, value_follows = [], False
     for option in options:
         name, equals, rest = option.partition("=")

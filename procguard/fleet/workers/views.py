@@ -26,13 +26,13 @@ def command_text(command: str | list[str]) -> str:
 
 
 def observed_state(worker: WorkerRecord, observed: WorkerObserved, agent_reachable: bool) -> tuple[str, str]:
-    """(state, last known state): the state is "unknown" while the agent is out of reach."""
+    """(state, last known state): the state is "unknown" while the agent is unreachable."""
     known = observed.report.state if observed.report else worker.last_state
     return (known if agent_reachable else "unknown"), known
 
 
 def shown_reason(worker: WorkerRecord, observed: WorkerObserved, state: str, agent_reason: Reason) -> Reason:
-    """Why it is as it is; `agent_reason` is said where its agent is out of reach."""
+    """The reason for the worker's state; `agent_reason` if its agent is unreachable."""
     reason = causes.true_reason(reason_of(observed.report.reason) if observed.report else worker.last_reason, worker)
     if state == "unknown":
         reason = agent_reason or because("agent.out_of_reach")
@@ -41,14 +41,14 @@ def shown_reason(worker: WorkerRecord, observed: WorkerObserved, state: str, age
 
 
 def suspicion(observed: WorkerObserved) -> Reason | None:
-    """The evidence with its newest numbers, once the monitor has called the worker suspect."""
+    """The evidence with current numbers, if the monitor has marked the worker as suspect."""
     if not observed.suspect:
         return None
     return reason_of((observed.report.suspect if observed.report else "") or observed.suspect)
 
 
 def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]:
-    """A command's whole life: who asked, when, why, and what became of it."""
+    """A command with its actor, times, reason and result."""
     return {
         **messages.encode(record),
         **reason_fields("message", record.message),
@@ -72,7 +72,7 @@ def tunnel(agent: AgentRecord, observed: AgentObserved) -> dict[str, Any] | None
 
 
 def rotation(agent: AgentRecord) -> dict[str, Any] | None:
-    """{"id", "state": "asked" or "taken", "at", "actor"}; None: no new secret is asked for."""
+    """{"id", "state": "asked" or "taken", "at", "actor"}; None: no rotation is in progress."""
     if agent.rotation is None:
         return None
     asked = messages.encode(agent.rotation)
