@@ -33,11 +33,11 @@ from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, BrowserSession, 
 from procguard.portal.http.proxies import PROXIED
 from remote_agent.protocol.messages import secret_sha256 as sha256_of
 
-CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
+CALLER = "procguard.caller"  # key of the admitted caller in the WSGI environment; set by the gate
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
+UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets per address, on agents' routes
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-# Any of these: the request came through something else, and the peer is not the one who asks.
+# Any of these headers shows that the request was forwarded and the peer is not the caller.
 FORWARDING_HEADERS = (
     "HTTP_FORWARDED",
     "HTTP_VIA",
@@ -49,8 +49,7 @@ FORWARDING_HEADERS = (
     "HTTP_FASTLY_CLIENT_IP",
 )
 
-# Of those who may call a route (viewer: operators too) the gate tells apart the following; agents are looked at by
-# agent_api/handlers.py.
+# The rights that the gate distinguishes (viewer includes operators); agent_api/handlers.py checks agents.
 _MAY = {
     "viewer": ("viewer", "operator"),
     "operator": ("operator",),
@@ -58,7 +57,7 @@ _MAY = {
 }
 _KINDS: dict[str, Scope] = {scope: scope for scope in SCOPES}
 
-_COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # as sessions.py makes them
+_COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # the form of ids of sessions.py
 
 OwnerUid = Callable[[peer_uid.Address, peer_uid.Address], "int | None"]
 WhyForwarded = Callable[[peer_uid.Address, peer_uid.Address], str]
@@ -81,7 +80,7 @@ class Auth:
     ) -> None:
         self._fleet = fleet
         self._sessions = sessions
-        self._wrong_tokens = BackOff() if wrong_tokens is None else wrong_tokens  # an empty one is false
+        self._wrong_tokens = BackOff() if wrong_tokens is None else wrong_tokens  # an empty collection is false
         self._unknown_agents = RateLimiter(UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S)
         self._trust_local = trust_local
         self._own_uid = os.geteuid() if own_uid is None else own_uid
@@ -93,15 +92,15 @@ class Auth:
         fleet.state.bus.token_ended.subscribe(self._token_ended)
         sessions.on_closed(self.uses.end_session)
         self._agent_sessions = agent_sessions
-        self.ca_file = ""  # of the manager's own CA, if it is used for https
+        self.ca_file = ""  # of the manager's own CA, if https uses it
 
     # ----------------------------------------------------------------------------------------------- who is it
 
     def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
-        """The caller. Credentials that are given and wrong raise Refused: they never fall back to a weaker rule.
+        """Identify the caller. Wrong credentials raise Refused; there is no fallback to a weaker rule.
 
-        `own_secret_sha256`: a launcher that is not known yet may show its own secret while it registers. `of_agents`:
-        the route is one of theirs.
+        `own_secret_sha256`: digest that an unknown launcher may authenticate with while it registers. `of_agents`: the
+        route is one that agents call.
         """
         caller = self._identified(environ, own_secret_sha256, of_agents)
         connection_handle = environ.get(http_io.CONNECTION_HANDLE)
@@ -135,7 +134,7 @@ class Auth:
         return Principal("anonymous", environ.get("REMOTE_ADDR", "?"), reason=reason)
 
     def _shown(self, header: str, environ: dict[str, Any]) -> tuple[str, str]:
-        """The digest of the secret that was shown, and whose session it was shown in ("": in none). Raises Refused."""
+        """Returns (digest of the presented secret, agent whose session it was presented in, or ""). Raises Refused."""
         sessions = self._agent_sessions
         if sessions is None or not sessions.is_of_session(header):
             return sha256_of(_bearer(header, environ)), ""
@@ -147,8 +146,8 @@ class Auth:
         return session.secret_sha256, "" if session.of_token else session.agent_id
 
     def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
-        """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token
-        that has ended. `address`: from where it was shown."""
+        """The owner of a secret or token; None if it is unknown or revoked. Raises Refused for an expired token.
+        `address`: the caller's."""
         agent_id = self._fleet.agents.secrets.authenticate(secret_sha256)
         if agent_id:
             return _agents_principal(agent_id)
@@ -170,7 +169,8 @@ class Auth:
     # ------------------------------------------------------------------------------------------ as long as it stands
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
-        """Have `end()` called when the token or session that let this caller in ends. Returns what closes the use."""
+        """Register `end()` to be called when the caller's token or session ends. Returns a function that unregisters
+        it."""
         return self.uses.open(caller, end)
 
     def _token_ended(self, token: TokenRecord) -> None:
@@ -189,9 +189,9 @@ class Auth:
     def _wrong_token(
         self, environ: dict[str, Any], of_agents: bool, *, registers: bool = False
     ) -> Refused | LimitExceeded:
-        """What a token that nobody has is answered. Right ones are good all the time, also those of a neighbour behind
-        the same address: what is slowed down is guessing, not the address. Agents whose manager lost its state, a host
-        full of launchers, must hear at once that they are not known."""
+        """The refusal of an unknown token. Only guessing is rate-limited: valid tokens are accepted at any time, also
+        from the same address. Agents whose manager lost its state and hosts with many launchers are refused at
+        once."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read().monotonic
         if of_agents:
             wait_s = self._unknown_agents.wait_s(address_group(address), now)
@@ -212,7 +212,7 @@ class Auth:
         return Refused("this token is not known here (revoked, or of another fleet)", self._how_to(environ))
 
     def session(self, environ: dict[str, Any]) -> BrowserSession | None:
-        """The caller's live browser session, if its token still stands."""
+        """The caller's live browser session, if its token is still valid."""
         found = self._session(environ)
         return found[0] if found is not None else None
 
@@ -241,7 +241,8 @@ class Auth:
             )
 
     def _why_not_local(self, environ: dict[str, Any]) -> str:
-        """ "" if the caller is the manager's own user (or root) on this machine, asking directly; else why not."""
+        """ "" if the caller is the manager's own user (or root) on this machine, without forwarding; otherwise the
+        reason."""
         if not self._trust_local:
             return "web.trust_local is false"
         if environ.get(PROXIED):
@@ -263,10 +264,10 @@ class Auth:
             return "the connection's owner cannot be known"
         try:
             client, server = sock.getpeername()[:2], sock.getsockname()[:2]
-        except OSError:  # it was closed
+        except OSError:  # closed meanwhile
             return "the connection's owner cannot be known"
         uid = self._owner_uid(client, server)
-        if uid is None:  # closed, or missed by a busy kernel, whose quick answer reads without a lock
+        if uid is None:  # closed, or missed by the kernel's lock-free lookup
             uid = self._listed_uid(client, server)
         if uid is None:
             return "the connection's owner cannot be known"
@@ -277,9 +278,10 @@ class Auth:
     # ------------------------------------------------------------------------------------------------- may they
 
     def admit(self, environ: dict[str, Any], who: Who) -> Principal:
-        """The caller, who is one of those that may call the route.
+        """The caller, if it has the route's right.
 
-        Raises Refused (401) with the exact line to type, or Forbidden (403) for somebody known who may not.
+        Raises Refused (401), with the command that creates a token, or Forbidden (403) for an identified caller without
+        the right.
         """
         caller = self.identify(environ)
         if caller.kind != "anonymous":
@@ -300,7 +302,7 @@ class Auth:
 
     @staticmethod
     def admitted(environ: dict[str, Any]) -> Principal:
-        """Whom the gate let into this route."""
+        """The caller that the gate admitted to this route."""
         caller: Principal = environ[CALLER]
         return caller
 
@@ -314,7 +316,7 @@ class Auth:
         return self._refuse_agent(caller, agent_id)
 
     def check_worker_agent(self, caller: Principal, worker_id: str, operator_too: bool = False) -> Principal:
-        """The agent that runs this worker (or, where allowed, an operator)."""
+        """Return the agent that runs this worker (or, if allowed, an operator)."""
         if caller.kind == "agent" and self._fleet.agents.owns(caller.agent_id, worker_id):
             return caller
         if operator_too and caller.kind == "operator":
@@ -330,7 +332,7 @@ class Auth:
         raise Forbidden(f"{caller.actor} may not act for {who}", "use that agent's own secret")
 
     def _how_to(self, environ: dict[str, Any]) -> str:
-        """The lines to type: one that makes a token on the manager's machine, one that uses it."""
+        """The commands that create a token on the manager's machine and use it."""
         port, scheme = environ.get("SERVER_PORT", "5000"), environ.get("wsgi.url_scheme", "http")
         target = shlex.quote(f"{scheme}://{_printable_host(environ)}{environ.get('bottle.raw_path') or '/'}")
         use = f"curl -H 'Authorization: Bearer TOKEN' {target}"
@@ -353,7 +355,7 @@ def too_many_wrong_tokens(address: str, wait_s: float) -> LimitExceeded:
 
 @functools.lru_cache(maxsize=20_000)
 def _agents_principal(agent_id: str) -> Principal:
-    """Asked with each heartbeat; one that never changes is as good for the next."""
+    """The agent's principal, cached because every heartbeat needs it."""
     return Principal("agent", agent_id, agent_id=agent_id, via="secret")
 
 
@@ -369,8 +371,8 @@ def _bearer(header: str, environ: dict[str, Any]) -> str:
 
 
 def cookie(environ: dict[str, Any], name: str) -> str:
-    """The value of the one cookie that is ours. By hand: http.cookies takes minutes for a few quoted backslashes in
-    Python before 3.11.10 (CVE-2024-7592), and understands a hundred things that our cookie never is."""
+    """The value of ProcGuard's cookie. Not parsed by http.cookies, which takes minutes for quoted backslashes in
+    Python before 3.11.10 (CVE-2024-7592)."""
     for pair in environ.get("HTTP_COOKIE", "").split(";"):
         before, _, value = pair.partition("=")
         if before.strip() == name:
@@ -385,7 +387,7 @@ def is_loopback(address: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """`Host` without its port, in lower case; "" when it is not a plain host or host:port."""
+    """`Host` without its port, in lower case; "" if it is not host or host:port."""
     name, colon, port = host.strip().lower().rpartition(":")
     if not colon or host.strip().endswith("]"):
         return host.strip().lower()
@@ -393,7 +395,8 @@ def host_name(host: str) -> str:
 
 
 def same_origin(environ: dict[str, Any]) -> bool:
-    """False when a browser says that another site's page asks. What is no browser says nothing: True."""
+    """False if a browser reports that another site's page sent the request. True for other clients, which send no such
+    header."""
     if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") != "same-origin":
         return False
     origin = environ.get("HTTP_ORIGIN")

@@ -23,16 +23,16 @@ from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store.interface import Fenced, Line, NotDurable, Store
 
-REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
+REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # per known caller; for all unauthenticated callers together
 LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
 MAX_PATH_CHARS = 300
-ASKS = "procguard.asks"  # in a request's environment: who asked, also where they were refused
+ASKS = "procguard.asks"  # key in a request's environment: the caller, also if it was refused
 
 Record = dict[str, Any]
 
 
 class _Share(NamedTuple):
-    """What one kind of record may take. `part` of the bytes on disk."""
+    """The limits of one kind of record. `part`: share of the bytes on disk."""
 
     log: str
     kept: int  # in memory
@@ -45,18 +45,18 @@ _CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
 
 @dataclass
 class _Change:
-    """A request under way. `written`: what the commit of its change said of it, (status, words)."""
+    """A request in progress. `written`: (status, text) that was committed with its change."""
 
     environ: dict[str, Any]
     caller: Principal
     names: Mapping[str, str]
-    status: int  # with which it is answered where nothing goes wrong
+    status: int  # the status of the successful response
     written: tuple[int, str] | None = None
 
 
 class Audit:
     def __init__(self, store: Store, max_bytes: int) -> None:
-        """Of a store that was loaded."""
+        """`store`: already loaded."""
         numbers = Numbers()
         self._logs = [
             EventLog(store, EventBounds(share.kept, int(max_bytes * share.part)), numbers, share.log)
@@ -64,20 +64,20 @@ class Audit:
         ]
         for log in self._logs:
             log.restore()
-        # Of whoever runs now: each request has a greenlet or thread of its own.
+        # Context-local: each request runs in its own greenlet or thread.
         self._under_way: ContextVar[_Change | None] = ContextVar("change", default=None)
         self._refusals = RecordLimiter(REFUSALS_AT_ONCE, REFUSALS_PER_S)
         self._logins = RecordLimiter(LOGINS_AT_ONCE, LOGINS_PER_S)
 
     def begin(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
-        """A request was let in that may change something. `names`: what its address names (worker_id, host, …);
-        `status`: with which it is answered where nothing goes wrong. Until `end`, what it commits carries its record.
+        """Begin an admitted request that may change something. `names`: the parameters of its path (worker_id, host,
+        …); `status`: that of the successful response. Until `end`, its commits include its record.
         """
         self._under_way.set(_Change(environ, caller, names, status))
 
     def take(self) -> list[Line]:
-        """The record of the request under way here, for the commit of its change; [] where there is none, or it is not
-        known yet what it changes."""
+        """The record of the current request, for the commit of its change; [] if there is none or its change is not
+        known yet."""
         change = self._under_way.get()
         if change is None or change.written is not None:
             return []
@@ -89,7 +89,7 @@ class Audit:
         return self._logs[_CHANGES].take()
 
     def end(self, status: int) -> None:
-        """It was answered with `status`."""
+        """The request was answered with `status`."""
         change = self._under_way.get()
         self._under_way.set(None)
         if change is not None:
@@ -104,7 +104,7 @@ class Audit:
         self._add(_CHANGES, "change", change.environ, status, change.caller, said, worker_id, host)
 
     def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
-        """A change or a log-in that was not let in."""
+        """Record a change or log-in that was refused."""
         caller: Principal | None = environ.get(ASKS)
         more = self._refusals.suppressed(caller.identity if caller is not None else "", clock.read().monotonic)
         if more is not None:
@@ -132,7 +132,7 @@ class Audit:
 
     def close(self) -> None:
         for log in self._logs:
-            with contextlib.suppress(NotDurable, Fenced):  # a full disk does not keep the manager from ending
+            with contextlib.suppress(NotDurable, Fenced):  # a full disk must not prevent the manager from ending
                 log.flush()
 
     def _add(
@@ -165,5 +165,6 @@ class Audit:
         )
 
     def _flush(self, share: int) -> None:
-        with contextlib.suppress(NotDurable, Fenced):  # told elsewhere: the change itself was not acknowledged, either
+        # reported elsewhere: the change itself was not acknowledged either
+        with contextlib.suppress(NotDurable, Fenced):
             self._logs[share].flush()

@@ -67,7 +67,7 @@ class Gate:
 
 
 def _cut(environ: dict[str, Any]) -> None:
-    """End the connection; what the kernel has not sent yet is thrown away."""
+    """Close the connection and discard unsent data."""
     connection_handle, sock = environ.get(http_io.CONNECTION_HANDLE), environ.get("procguard.socket")
     if connection_handle is None or sock is None:
         return

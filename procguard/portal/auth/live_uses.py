@@ -1,10 +1,9 @@
-"""What is open by the right of a token or a browser session, and ends with it: WebSockets, followed logs, downloads,
-searches, held requests, and every answer that is still being sent.
+"""Registry of everything that a token or a browser session keeps open: WebSockets, followed logs, downloads, searches,
+long polls, and responses that are still being sent.
 
-Owns the one registry of live uses. A use is opened by whoever let its caller in and closed when its answer has left;
-in between it ends at once when the token is revoked or the session is closed, and within SWEEP_EVERY_S when either
-expires. Agents' own secrets are not here: their held requests end by agent_api/long_poll.py. Event loop only; `end`
-must not wait.
+A use is registered when its caller is admitted and removed when its response has been sent. It is ended at once when
+the token is revoked or the session closed, and within SWEEP_EVERY_S when either expires. Agents' secrets are not
+included: agent_api/long_poll.py ends their long polls. Event loop only; `end` must not block.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from procguard.runtime.cooperative import yield_to_hub
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
-REST_EVERY = 200  # rights looked at in one go
+REST_EVERY = 200  # rights checked per step
 
 Stands = Callable[[Principal], bool]
 
 
 def no_use() -> None:
-    """The end of what nothing can revoke."""
+    """The `end` of a use that cannot be revoked."""
 
 
 class Use:
@@ -40,13 +39,13 @@ class Use:
         self.greenlet = greenlet
 
     def close(self) -> None:
-        """It has ended by itself. May be called again."""
+        """Unregister a use that has ended. Idempotent."""
         self._uses.closed(self)
-        self.end = no_use  # what it refers to goes now
+        self.end = no_use  # drop its references now
 
 
 class LiveUses:
-    """`stands(caller)`: whether the caller's token and session are good now."""
+    """`stands(caller)`: whether the caller's token and session are valid now."""
 
     def __init__(self, stands: Stands) -> None:
         self._stands = stands
@@ -54,11 +53,11 @@ class LiveUses:
         self._greenlet: Any = None
 
     def __len__(self) -> int:
-        """Live uses; one of a session counts once."""
+        """The number of live uses; those of a session count once."""
         return len({use for uses in self._by_right.values() for use in uses})
 
     def open(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
-        """`end()` is called once, when the caller's right ends before what is returned was called."""
+        """Register a use. `end()` is called once if the caller's right ends before the returned function is called."""
         rights = rights_of(caller)
         if not rights:
             return no_use
@@ -89,7 +88,7 @@ class LiveUses:
             self._greenlet = None
 
     def _end(self, right: str) -> None:
-        """All but the request that asks for it: who revokes their own token reads the answer."""
+        """End all uses except the revoking request itself, so that its caller receives the response."""
         ours = gevent.getcurrent()
         for use in list(self._by_right.get(right, ())):
             if use.greenlet is ours:
@@ -98,7 +97,7 @@ class LiveUses:
             use.close()
             try:
                 end()
-            except Exception:  # one that can't be ended does not keep the others open
+            except Exception:  # an error must not keep the others open
                 log.exception("a live use could not be ended right=%s", right)
 
     def _loop(self) -> None:
@@ -107,7 +106,7 @@ class LiveUses:
             self.sweep()
 
     def sweep(self) -> None:
-        """End what has expired. There is no notification of expiry, so it is checked periodically."""
+        """End expired uses. Expiry is not notified, so it is checked periodically."""
         for number, right in enumerate(list(self._by_right), 1):
             if number % REST_EVERY == 0:
                 yield_to_hub()
@@ -117,7 +116,7 @@ class LiveUses:
 
 
 def rights_of(caller: Principal) -> tuple[str, ...]:
-    """What has to stand for this caller to be let in; none for whom nothing can be revoked (the local operator)."""
+    """The rights that must remain valid for this caller; none if nothing can be revoked (the local operator)."""
     if caller.session:
         return (f"session:{caller.session}", f"token:{caller.token_id}")
     return (f"token:{caller.token_id}",) if caller.token_id else ()

@@ -1,15 +1,16 @@
-"""Whether a local connection comes from the process that asks, or from one that passes on what others ask: the end of
-an `ssh -L`, a socat, a reverse proxy. The kernel says who owns a socket; for a forwarder that is the manager's user.
+"""Detects whether a local connection was opened by the caller itself or by a forwarder: the end of an `ssh -L`, a
+socat,
+a reverse proxy. The kernel reports only the socket's owner, which for a forwarder is the manager's user.
 
-Owns how the process is found (/proc/PID/fd) and what makes it a forwarder:
+Owns the search for the process (/proc/PID/fd) and the criteria for a forwarder:
 
 - it is an sshd, an ssh client or another program known for tunnels (FORWARDERS);
 - it listens for other machines;
-- it has accepted a connection of another machine, of another user, of an sshd, or of somebody who can't be known.
+- it has accepted a connection of another machine, another user, an sshd, or an unknown process.
 
-Not recognised: a forwarder behind a forwarder, one that gets what it forwards by a pipe or a Unix socket, a reverse
-tunnel of an unknown name, and what root runs where the manager is not root (its processes can't be looked into).
-docs/security.md says so to the user. Knows processes and sockets, nothing of HTTP.
+Not detected: a forwarder behind a forwarder, one that receives its input through a pipe or a Unix socket, a reverse
+tunnel of an unknown program, and root's processes if the manager is not root (their descriptors are not readable).
+docs/security.md lists these. Knows processes and sockets, not HTTP.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ FORWARDERS = frozenset(
     }
 )
 KEPT = 1_000  # connections whose process is remembered
-RECENT = 4  # processes that are looked at first: a browser opens six connections at once
-MAX_WAITING = 2_000  # connections that wait to be looked at
-TOGETHER = 64  # of them in one look
-FEW = 48  # descriptors of a process that are looked at on the event loop
+RECENT = 4  # processes that are checked first: a browser opens six connections at once
+MAX_WAITING = 2_000  # connections that wait for a check
+TOGETHER = 64  # connections per check
+FEW = 48  # descriptors of a process that are read on the event loop
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
 
@@ -80,35 +81,35 @@ class _Question(NamedTuple):
 
 
 class LocalClients:
-    """`why_forwarded` may be called by any greenlet. /proc is looked at in a thread, once for all who have asked by
-    then: nobody is answered from a look that began before he asked. For a kept connection of a small process that was
-    its own before, the look takes less than handing it to a thread, and is done at once."""
+    """`why_forwarded` may be called by any greenlet. /proc is read in a thread, once for all pending callers; a result
+    is never older than the call. A known connection of a small process is checked directly, which takes less time than
+    a thread switch."""
 
     def __init__(self) -> None:
         self._holders: OrderedDict[int, tuple[int, ...]] = OrderedDict()  # inode of a socket -> pids
-        self._own: set[int] = set()  # of these, those that were not forwarded when they were last looked at
+        self._own: set[int] = set()  # of these, those that were not forwarded at the last check
         self._asked: list[_Question] = []
         self._greenlet: Any = None
         self._listing = gevent.lock.Semaphore()
         self._to_list = 0
 
     def listed_uid(self, client: Address, server: Address) -> int | None:
-        """Whose connection it is by the kernel's list, for one that its quick answer does not know: one list at a time.
-        None where it was closed. Raises LimitExceeded where too many want to know."""
+        """The owner's uid from the kernel's list, for a connection that the exact lookup missed; one list at a time.
+        None if it was closed. Raises LimitExceeded if too many callers wait."""
         self._check_room(self._to_list)
         self._to_list += 1
         try:
             with self._listing:
                 began = time.monotonic()
                 owner = gevent.get_hub().threadpool.apply(_listed_owner, (client, server))
-                gevent.sleep(time.monotonic() - began)  # whoever closes connections in masses has half a core at most
+                gevent.sleep(time.monotonic() - began)  # limits a client that closes many connections to half a core
         finally:
             self._to_list -= 1
         return None if owner is None else owner.uid
 
     def why_forwarded(self, client: Address, server: Address) -> str:
-        """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
-        LimitExceeded where too many want to know."""
+        """ "" if the caller opened the connection itself; otherwise the reason why it counts as forwarded. Raises
+        LimitExceeded if too many callers wait."""
         if self._own_still(client, server):
             return ""
         self._check_room(len(self._asked))
@@ -119,7 +120,7 @@ class LocalClients:
         return str(question.answer.get())
 
     def _own_still(self, client: Address, server: Address) -> bool:
-        """Whether this was found to be its process's own connection, and that has no other sockets now."""
+        """Whether this connection was found to be its process's own and the process has no other sockets now."""
         owner = peer_uid.owner(client, server)
         if owner is None or owner.inode not in self._own:
             return False
@@ -151,7 +152,7 @@ class LocalClients:
                     answers = [f"the connection's process cannot be known ({type(exc).__name__})"] * len(questions)
                 for question, answer in zip(questions, answers, strict=True):
                     question.answer.set(answer)
-                if self._asked:  # whoever comes through a forwarder in masses has half a core at most
+                if self._asked:  # limits many requests through a forwarder to half a core
                     gevent.sleep(time.monotonic() - began)
         finally:
             self._greenlet = None
@@ -166,7 +167,7 @@ class LocalClients:
             if owner is None:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:
-                return ""  # root's processes are closed to us; who is root here may act anyhow
+                return ""  # root's processes are not readable; root on this machine has all rights anyway
             pids = self._known(owner.inode, seen) or self._recent(owner, seen) or holders(owner.inode, owner.uid)
             if not pids:
                 return _UNSEEN
@@ -178,12 +179,12 @@ class LocalClients:
             return f"the connection's process cannot be known ({exc.strerror or exc})"
 
     def _known(self, inode: int, seen: _Seen) -> tuple[int, ...]:
-        """Those that were found before, if they have it still."""
+        """The processes found earlier that still have the socket."""
         pids = self._holders.get(inode, ())
         return pids if pids and all(inode in seen.sockets_of(pid) for pid in pids) else ()
 
     def _recent(self, owner: peer_uid.Owner, seen: _Seen) -> tuple[int, ...]:
-        """Of a process that has asked lately, and its ancestors that share the socket."""
+        """Recently seen processes that have the socket, and their ancestors that share it."""
         newest = itertools.islice(reversed(self._holders.values()), RECENT)
         for pid in dict.fromkeys(pids[0] for pids in newest):
             if _uid_of(pid) == owner.uid and owner.inode in seen.sockets_of(pid):
@@ -207,7 +208,7 @@ def _listed_owner(client: Address, server: Address) -> peer_uid.Owner | None:
 
 
 class _Seen:
-    """What one look has seen: asked for at most once, and forgotten with it."""
+    """The observations of one check: each is read at most once and discarded afterwards."""
 
     def __init__(self) -> None:
         self._sockets: dict[int, set[int]] = {}
@@ -220,7 +221,7 @@ class _Seen:
         return found
 
     def connections(self, server: Address) -> list[Tcp]:
-        """Without those of the server."""
+        """All connections except those of the server."""
         found = self._tables.get(server)
         if found is None:
             found = self._tables[server] = peer_uid.connections(server)
@@ -228,9 +229,9 @@ class _Seen:
 
 
 def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_here: Container[int] = frozenset()) -> str:
-    """`lead_here`: sockets known to be connections to the manager. Who has no other serves nobody, and the machine's
-    table of sockets, which may have tens of thousands of rows, need not be read. No number is used twice in a while:
-    the kernel counts them up."""
+    """`lead_here`: inodes of connections to the manager. A process without other sockets is no forwarder, so the
+    machine's socket table, which may have tens of thousands of rows, is not read. Inode numbers increase and are not
+    reused for a long time."""
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
@@ -268,13 +269,14 @@ def _serves_nobody(pids: tuple[int, ...], seen: _Seen, lead_here: Container[int]
 
 
 def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
-    """Whether it came in. The listener may be gone meanwhile: a port that nobody is given by chance says it too."""
+    """Whether the process accepted this connection. If the listener is gone, a local port below the ephemeral range
+    indicates it."""
     host, port = one.local
     return port not in ephemeral or bool({(host, port), ("0.0.0.0", port), ("::", port)} & listening)
 
 
 def _why_not_ours(other: Tcp | None, uid: int) -> str:
-    """ "" where the other end of an accepted connection is a program of the same user on this machine."""
+    """ "" if the other end of an accepted connection is a program of the same user on this machine."""
     if other is None:
         return "another machine"
     if other.inode == 0:
@@ -315,7 +317,7 @@ def sockets_of(pid: int) -> set[int]:
 
 
 def _links(pid: int) -> Iterator[str]:
-    """What its descriptors lead to; nothing where that can't be seen."""
+    """The targets of its descriptors; empty if they are not readable."""
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:

@@ -1,10 +1,11 @@
-"""Who owns the client end of a local TCP connection, and which other connections there are, asked from the kernel
-(NETLINK_SOCK_DIAG).
+"""Queries the kernel (NETLINK_SOCK_DIAG) for the owner of the client end of a local TCP connection, and for the
+machine's
+other connections.
 
-The owner is one exact look-up by the connection's four addresses, some 20 µs. The kernel reads its table without a lock
-there, and may miss a socket that is there; `listed_owner` has it read under its locks, some 2 ms, and is the last word.
-Neither guesses: a socket that is closed, in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and
-inode 0: the trap this module exists for.)
+`owner_uid` is an exact lookup by the connection's addresses and ports (about 20 µs). It reads the kernel's table
+without a lock and may miss an existing socket; `listed_owner` reads under the kernel's locks (about 2 ms) and is
+authoritative. Neither guesses: a socket that is closed, in TIME_WAIT or unknown has no owner. (The kernel reports a
+closed socket with uid 0 and inode 0, which must not be taken for root.)
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _NLM_F_DUMP = 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
 _JUMP, _SPORT_GE, _SPORT_LE, _PEER = 1, 2, 3, 8
-_REJECT = 4  # beyond the end of a program: not this socket
+_REJECT = 4  # jump beyond the end of the program: rejects the socket
 _ATTRIBUTE = struct.Struct("=HH")
 _OP = struct.Struct("=BBH")  # code, offset if true, offset if false
-_HOST = struct.Struct("=BBxxi")  # family, bits of the address that count, port; the address follows
+_HOST = struct.Struct("=BBxxi")  # family, prefix length of the address, port; the address follows
 _LISTEN = 10
 _OPEN_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, _LISTEN, 11))  # not TIME_WAIT, CLOSE, half-open
 _MESSAGE = struct.Struct("!BBxxHH16s16s")  # family, state, ports, addresses
@@ -61,13 +62,13 @@ class Tcp(NamedTuple):
     peer: Address
     listens: bool
     uid: int
-    inode: int  # 0: no process has it any more
+    inode: int  # 0: no process has it open
 
 
 def owner_uid(client: Address, server: Address) -> int | None:
     """The uid that owns the socket whose local address is `client` and whose peer is `server`.
 
-    None: it can't be known (closed, gone, not on this machine, or the kernel has no such interface).
+    None: unknown (closed, not on this machine, or the kernel lacks the interface).
     """
     found = owner(client, server)
     return None if found is None else found.uid
@@ -90,8 +91,8 @@ def owner(client: Address, server: Address) -> Owner | None:
 
 
 def listed_owner(client: Address, server: Address) -> Owner | None:
-    """The same from the list of all sockets with the client's port. Blocks for a moment. Raises OSError, and ValueError
-    for what is no address."""
+    """As `owner_uid`, from the list of all sockets with the client's port. Blocks for about 2 ms. Raises OSError, and
+    ValueError for an invalid address."""
     ends = (_text(*_packed(client[0])), client[1]), (_text(*_packed(server[0])), server[1])
     found: list[Tcp] = []
     for family in _FAMILIES:
@@ -119,7 +120,7 @@ def _request(family: int, source: bytes, source_port: int, destination: bytes, d
 
 
 def _ask(request: bytes) -> Owner | None:
-    # A plain blocking exchange: the kernel answers within the send, nothing is waited for.
+    # A blocking exchange is fine: the kernel answers within the send.
     descriptor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG).detach()
     try:
         os.write(descriptor, request)
@@ -144,9 +145,8 @@ def _owner(answer: bytes, request: bytes) -> Owner | None:
 
 
 def connections(server: Address) -> list[Tcp]:
-    """Every open TCP socket of this machine but those of the server at this address: neither the ends at its port nor
-    the other ends, which may be thousands of agents'. Nobody else can have exactly its address. Blocks for a moment.
-    Raises OSError, and ValueError for what is no address."""
+    """Every open TCP socket of this machine except both ends of the connections to the server at this address, which
+    may be thousands of agents'. Blocking. Raises OSError, and ValueError for an invalid address."""
     found: list[Tcp] = []
     its_family, its_address = _packed(server[0])
     for family in _FAMILIES:
@@ -155,7 +155,7 @@ def connections(server: Address) -> list[Tcp]:
 
 
 def _list(family: int, program: bytes, found: list[Tcp]) -> None:
-    # On a socket of its own: one dump at a time.
+    # On a separate netlink socket: each runs one dump at a time.
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_READ_TIMEOUT_S), 0))
         descriptor = netlink.fileno()

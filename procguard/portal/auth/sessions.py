@@ -1,9 +1,8 @@
-"""Browser log-ins: sessions behind a cookie. In memory, bounded; `now` is passed in. One of several managers keeps them
-in the shared database, too: their ids as hashes, so that a takeover behind one name logs nobody out.
+"""Browser sessions, identified by a cookie. Kept in memory, bounded; `now` is passed in. With several managers they are
+also stored in the shared database, with hashed ids, so that a takeover logs nobody out.
 
-A session is as good as the token it was opened with: when that is revoked or expires, the session ends. Log-ins with a
-token end the oldest sessions of that token, never those of another role, and those of another token only where that one
-has more.
+A session ends when the token that opened it is revoked or expires. If the limit is reached, a log-in ends the oldest
+session of its own token, or of a token with more sessions; never a session of another role.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ CSRF_HEADER = "HTTP_X_PROCGUARD_CSRF"  # X-ProcGuard-CSRF, as WSGI names it
 SESSION_TTL_S = 12 * 3600.0  # since last use
 MAX_SESSIONS_PER_TOKEN = 200
 MAX_SESSIONS = 1_000  # of each role
-MAX_LIFE_S = 7 * 24 * 3600.0  # then the token is asked for again, however busy the session is
+MAX_LIFE_S = 7 * 24 * 3600.0  # absolute lifetime; then the token is required again
 
 Role = Literal["operator", "viewer"]
 
 
 @dataclass
 class BrowserSession:
-    """`handle` names it where its id, which is a secret, must not stand. `session_id`: "" in one that was restored."""
+    """`handle` identifies it where the id, a secret, must not appear. `session_id`: "" in a restored session."""
 
     session_id: str
     digest: str  # of its id
@@ -37,33 +36,33 @@ class BrowserSession:
     token_sha256: str
     name: str
     scope: Role
-    expires: float  # monotonic, unless used before
+    expires: float  # monotonic; extended by each use
     ends: float  # monotonic
     handle: str = ""
-    ends_wall: float = 0.0  # Unix seconds: for another manager's clock
+    ends_wall: float = 0.0  # Unix seconds, for other managers
 
 
 class BrowserSessions:
-    """`on_closed(handle)`: what was opened with this session ends."""
+    """`on_closed(handle)`: called when a session ends, to close what it opened."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, BrowserSession] = {}
         self._by_handle: dict[str, BrowserSession] = {}
-        # role -> hash of the token -> its sessions' ids, the longest unused first
+        # role -> token hash -> ids of its sessions, least recently used first
         self._by_token: dict[Role, dict[str, OrderedDict[str, None]]] = {"operator": {}, "viewer": {}}
         self._on_closed: Callable[[str], None] = lambda handle: None
         self._keep: Callable[[str, dict[str, Any] | None], object] = lambda _digest, _record: None
 
     def keep_by(self, keep: Callable[[str, dict[str, Any] | None], object]) -> None:
-        """`keep(digest, record)` with each session that is opened or, None, closed."""
+        """Call `keep(digest, record)` for each opened session; `record` is None for a closed one."""
         self._keep = keep
 
     def kept(self) -> dict[str, dict[str, Any]]:
-        """What `restore` takes."""
+        """The records that `restore` accepts."""
         return {digest: _record_of(session) for digest, session in self._sessions.items()}
 
     def restore(self, records: Mapping[str, Mapping[str, Any]], now: float) -> None:
-        """Sessions that another manager opened. The takeover counts as a use."""
+        """Restore sessions that another manager opened. The takeover counts as a use."""
         for digest, one in records.items():
             left_s = float(one["ends_wall"]) - time.time()
             role: Role = "operator" if one["scope"] == "operator" else "viewer"
@@ -102,14 +101,14 @@ class BrowserSessions:
         return session
 
     def _insert(self, session: BrowserSession) -> OrderedDict[str, None]:
-        """Returns those of its token."""
+        """Returns the sessions of its token."""
         self._sessions[session.digest] = self._by_handle[session.handle] = session
         own = self._by_token[session.scope].setdefault(session.token_sha256, OrderedDict())
         own[session.digest] = None
         return own
 
     def _bound_role(self, scope: Role) -> None:
-        """The token with the most sessions gives its oldest."""
+        """End the oldest session of the token that has the most."""
         of_role = self._by_token[scope]
         if sum(len(own) for own in of_role.values()) > MAX_SESSIONS:
             fullest = max(of_role, key=lambda token: len(of_role[token]))
@@ -117,7 +116,7 @@ class BrowserSessions:
 
     def find(self, session_id: str, now: float) -> BrowserSession | None:
         session = self._live(self._sessions.get(_digest_of(session_id)), now)
-        if session is not None and not session.csrf:  # restored: only who has the id knows it
+        if session is not None and not session.csrf:  # a restored session: only its client knows the id
             session.csrf = _csrf_of(session_id)
         return session
 
@@ -125,7 +124,7 @@ class BrowserSessions:
         return self._live(self._by_handle.get(handle), now)
 
     def _live(self, session: BrowserSession | None, now: float) -> BrowserSession | None:
-        """Looking for it counts as its use."""
+        """The live session with this id; the lookup counts as a use."""
         if session is None:
             return None
         if now >= min(session.expires, session.ends):
@@ -152,7 +151,7 @@ class BrowserSessions:
         self._on_closed(session.handle)
 
     def close_token(self, token_sha256: str) -> None:
-        """The token that they were opened with has ended."""
+        """End the sessions of a token that was revoked or has expired."""
         for of_role in self._by_token.values():
             for digest in list(of_role.get(token_sha256, ())):
                 self._close(digest)
@@ -163,7 +162,7 @@ def _digest_of(session_id: str) -> str:
 
 
 def _csrf_of(session_id: str) -> str:
-    """Follows from the id, so that it need not be kept; tells nothing of it."""
+    """Derived from the id, so it need not be stored; does not reveal the id."""
     return hashlib.sha256(b"procguard-csrf\0" + session_id.encode("utf-8", "replace")).hexdigest()[:32]
 
 

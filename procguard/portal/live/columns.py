@@ -14,7 +14,7 @@ from procguard.fleet.shapes import views as shapes
 from procguard.fleet.shapes.views import HOST_FEED, WORKER_FEED, Row
 from procguard.fleet.workers import views
 
-WAITING_SHOWN_WITHIN_S = 2.0  # a countdown that differs by less between heartbeats is the same moment
+WAITING_SHOWN_WITHIN_S = 2.0  # differences of a countdown between heartbeats below this are ignored
 _STARTS_AT = WORKER_FEED.columns.index("next_start_at")
 
 
@@ -32,7 +32,7 @@ class WorkerColumns:
         return list(self._fleet.state.workers_by_id)
 
     def row(self, worker_id: str, before: Row | None, wall: float) -> Row | None:
-        """None: there is no such worker. `before`: its row as last sent."""
+        """None for an unknown worker. `before`: its row as last sent."""
         state = self._fleet.state
         worker = state.workers_by_id.get(worker_id)
         if worker is None or worker_id not in state.worker_status or worker.agent_id not in state.agent_status:
@@ -52,7 +52,7 @@ class WorkerColumns:
 
 
 class HostColumns:
-    """Rows of the fleet's agents by their id, and of launchers that wait for approval."""
+    """Rows of the fleet's agents by id, and of launchers pending approval."""
 
     columns = HOST_FEED.columns
     measures = HOST_FEED.measures

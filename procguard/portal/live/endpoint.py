@@ -12,7 +12,7 @@ from procguard.portal.http import websocket
 from procguard.portal.live.hub import LiveHub
 
 MAX_MESSAGE_CHARS = 4096
-MESSAGE_WORK = 5  # in units of admission/turns.py: the least that a message costs
+MESSAGE_WORK = 5  # minimum cost of a message, in units of admission/turns.py
 
 
 class LiveEndpoint:
@@ -27,7 +27,7 @@ class LiveEndpoint:
         self._max_clients = max_clients
 
     def check(self, environ: dict[str, Any]) -> None:
-        """A page of another site gets no WebSocket, whoever looks at it."""
+        """Refuse pages of other sites, whoever the user is."""
         if not auth.same_origin(environ):
             raise websocket.Refusal(
                 "403 Forbidden",

@@ -1,10 +1,10 @@
-"""The live feed: what changes is encoded once and shared by every client that subscribed to its topic.
+"""The live feed: each change is encoded once and shared by all clients subscribed to its topic.
 
 Protocol (docs/protocol.md): hello{proto, epoch}; client sub{topic, seq}; then snap{seq, items} and deltas{seq, prev,
-set, del} of absolute values. A client whose seq is still in the short history gets what it missed instead of a
+set, del} of absolute values. A client whose seq is still in the short history gets the missed deltas instead of a
 snapshot. Topics: workers, hosts, operations, events; one worker or host in full (worker:<id>, host:<agent>); the lists
 as rows:workers and rows:hosts (tables.py); logs:<worker_id>. Knows the fleet's views and change feed, and
-connections; not who is connected where.
+connections, but not the callers behind them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from remote_agent.protocol import messages
 log = logging.getLogger(__name__)
 
 PROTO = 1
-MAY_RETURN_S = 30.0  # a client that was cut off is given what it missed, not a snapshot, for so long
-COALESCE_S = 0.03  # changes within this time travel in one frame
+MAY_RETURN_S = 30.0  # length of the history from which a reconnecting client gets missed deltas
+COALESCE_S = 0.03  # changes within this time are sent in one frame
 MEASURES_EVERY_S = 1.0  # of the lists
 HISTORY_FRAMES = 256
 SNAPSHOT_EVENTS = 200
@@ -46,7 +46,7 @@ OTHER_TOPICS = ("rows:workers", "rows:hosts", "worker:<worker_id>", "host:<agent
 
 
 class LiveClient(Protocol):
-    """What the hub needs of a connection."""
+    """The interface of a connection that the hub needs."""
 
     def send_frame(self, frame: bytes) -> bool: ...
 
@@ -69,7 +69,7 @@ class Topic:
         self.name = name
         self.seq = 1
         self.clients: set[LiveClient] = set()
-        self.left_at = float("-inf")  # monotonic: when the last client went
+        self.left_at = float("-inf")  # monotonic time at which the last client left
         self._snapshot = snapshot
         self._key = key
         self._changed: dict[str, Any] = {}  # item id -> its value, or None: gone
@@ -81,7 +81,7 @@ class Topic:
         self._snapshot_frame = None
 
     def skip(self) -> None:
-        """Something changed unseen: whoever comes next needs a snapshot."""
+        """Note an uncollected change: the next client needs a snapshot."""
         self.seq += 1
         self._history.clear()
         self._snapshot_frame = None
@@ -105,7 +105,7 @@ class Topic:
         return {"set": present, "del": [item_id for item_id, value in changed.items() if value is None]}
 
     def subscribe(self, client: LiveClient, seq: int) -> None:
-        self.flush()  # what is pending belongs to those already here, and must not come twice
+        self.flush()  # pending changes are for existing clients and must not be sent twice
         self.clients.add(client)
         for encoded in self._since(seq):
             client.send_frame(encoded)
@@ -121,7 +121,7 @@ class Topic:
 
 
 class LiveHub:
-    """Takes changes in (O(1) each) and sends them out from one greenlet."""
+    """Collects changes (O(1) each) and sends them from one greenlet."""
 
     def __init__(self, fleet: Fleet, log_store: LogStore) -> None:
         self._fleet = fleet
@@ -136,7 +136,7 @@ class LiveHub:
             "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), yield_to_hub, _in_thread),
             "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), yield_to_hub, _in_thread),
         }
-        self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
+        self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while it has subscribers
         self._log_topics: dict[str, LogTopic] = {}
         self._signal = gevent.event.Event()
         self._greenlet: Any = None
@@ -163,7 +163,7 @@ class LiveHub:
     # ------------------------------------------------------------------------------------------------ changes
 
     def _on_change(self, topic: str, item_id: str) -> None:
-        """A view is made only where somebody sees it."""
+        """A view is created only if it has subscribers."""
         rows, whole = self._rows.get(topic), self._topics[topic]
         seen = rows is not None and rows.mark_changed(item_id)
         single = self._singles.get(f"{topic[:-1]}:{item_id}") if self._singles else None
@@ -181,7 +181,7 @@ class LiveHub:
             self._signal.set()
 
     def _on_measured(self, topic: str, item_id: str) -> None:
-        """Only measurements have changed: the lists tell them once a second, and read nothing else again."""
+        """Only measurements have changed: the lists send them once a second and read nothing else."""
         if self._is_seen(topic) or (self._singles and f"{topic[:-1]}:{item_id}" in self._singles):
             self._on_change(topic, item_id)
             return
@@ -189,7 +189,7 @@ class LiveHub:
         self._topics[topic].skip()
         moving = rows.moving
         if rows.mark_measured(item_id):
-            if rows.moving and not moving:  # else the loop comes round within the second
+            if rows.moving and not moving:  # otherwise the loop runs within a second
                 self._signal.set()
         elif not self._singles:
             self._fleet.state.bus.unseen.add(topic)
@@ -199,7 +199,7 @@ class LiveHub:
         self._signal.set()
 
     def _view(self, topic: str, item_id: str) -> Any:
-        """A worker, host or operation in full; None when there is none."""
+        """The complete view of a worker, host or operation; None if there is none."""
         try:
             if topic == "workers":
                 return self._fleet.state.worker(item_id)
@@ -238,7 +238,7 @@ class LiveHub:
     # ---------------------------------------------------------------------------------------------- subscribers
 
     def snapshot(self, name: str) -> bytes | None:
-        """The list of workers or hosts as JSON; None: there is no such list."""
+        """The list of workers or hosts as JSON; None for an unknown list."""
         self._fleet.state.bus.unseen.clear()
         rows = self._rows.get(name)
         return rows.snapshot(self._fleet.state.instance_id) if rows is not None else None

@@ -29,15 +29,16 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class LogTopic:
-    """The log of one worker, from its last lines on. Bytes become text without cutting a character in two."""
+    """The log of one worker, starting with its last lines. Decoding never splits a character."""
 
     def __init__(self, worker_id: str) -> None:
         self.name = f"logs:{worker_id}"
         self.seq = 1
         self.clients: set[LogClient] = set()
-        self.starting: dict[LogClient, list[bytes]] = {}  # what came while their first lines are being read
-        self._credit: dict[LogClient, int] = {}  # characters they may still be sent; who grants none is sent everything
-        self._behind: set[LogClient] = set()  # whose credit was spent when something came
+        self.starting: dict[LogClient, list[bytes]] = {}  # output that arrived while the first lines are being read
+        # characters that may still be sent; clients that grant none get everything
+        self._credit: dict[LogClient, int] = {}
+        self._behind: set[LogClient] = set()  # clients without credit when output arrived
         self._decoders: dict[tuple[int, str], tuple[Any, int]] = {}  # decoder, offset of its next byte
 
     def snapshot(self, lines: list[dict[str, Any]], seq: int) -> bytes:
@@ -101,8 +102,8 @@ class LogTopic:
             self._behind.add(client)
 
     def grant(self, client: LogClient, chars: int) -> None:
-        """It has read this much and may receive as much again. What it missed is in the store: it is notified
-        that there is a gap, and restarts."""
+        """Add credit for output that the client has read. Missed output is in the store: the client is notified of the
+        gap and restarts."""
         self._credit[client] = min(MAX_CREDIT_CHARS, self._credit.get(client, 0) + chars)
         if client in self._behind and client not in self.starting and self._credit[client] > 0:
             self._behind.discard(client)
@@ -114,8 +115,8 @@ class LogTopic:
         self._behind.discard(client)
 
     def begin(self, client: LogClient, read: Callable[[], list[dict[str, Any]]]) -> None:
-        """Send the lines that `read` finds (it may wait), then what came meanwhile. A byte that both tell is named
-        by its offset."""
+        """Send the lines that `read` finds (it may block), then the output that arrived meanwhile. Overlapping bytes
+        are identified by their offsets."""
         self.clients.add(client)
         self.starting[client] = []
         self._behind.discard(client)

@@ -1,15 +1,15 @@
-"""A live table: rows in slots, told as columns. A snapshot once, then frames with absolute values of the slots that
-changed, encoded once for all clients.
+"""A live table: rows in slots, sent as columns. One snapshot, then frames with the absolute values of changed slots,
+encoded once for all clients.
 
     GET /api/live/workers  {"epoch": E, "seq": N, "columns": {"worker_id": […], "state": {"of": […], "at": […]}, …}}
     sub  rows:workers seq N
-    rows      {"t":"rows","topic","seq","prev","gone":[slots],"slots":[…],"columns":{name: [values]}}   never left out
-    measures  {"t":"measures","topic","seq","slots":[…],"columns":{…}}   once a second; may be left out for a slow
-              reader, whose next one is whole
-    gap       {"t":"gap","topic","seq"}   what was missed is not known any more: take a snapshot
+    rows      {"t":"rows","topic","seq","prev","gone":[slots],"slots":[…],"columns":{name: [values]}}   never dropped
+    measures  {"t":"measures","topic","seq","slots":[…],"columns":{…}}   once a second; may be dropped for a slow
+              reader, whose next frame is complete
+    gap       {"t":"gap","topic","seq"}   missed changes are no longer available: load a snapshot
 
-`slots` are sent as differences (the first from 0). A column of few distinct values is sent as these and an index each.
-Knows rows and clients; where rows come from is columns.py.
+`slots` is difference-encoded (the first from 0). A column with few distinct values is sent as these values and one
+index per row. Knows rows and clients; columns.py produces the rows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from procguard.agent_api import http_io
 from procguard.portal.http import frames
 
 HISTORY_FRAMES = 256
-SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are still collected
+SEEN_FOR_S = 30.0  # changes are collected for this time after the last client or snapshot
 COMPRESSED_FROM_BYTES, COMPRESSION = 1024, 5
-ASIDE_FROM_BYTES = 32 * 1024  # deflated in about a millisecond
+ASIDE_FROM_BYTES = 32 * 1024  # deflating this many bytes takes about a millisecond
 REST_EVERY = 50  # rows; less than a millisecond
 DISTINCT_SHARE = 0.5  # a column with more distinct values than this is sent unchanged
 
@@ -39,12 +39,12 @@ class TableClient(Protocol):
     def send_frame(self, frame: bytes) -> bool: ...
 
     def offer_frame(self, frame: bytes) -> bool:
-        """False: it reads too slowly to be given what may be left out."""
+        """Send a frame that may be dropped. False: the client reads too slowly, and it was dropped."""
         ...
 
 
 class RowSource(Protocol):
-    """Rows by id (columns.py). `row` and `measured` return None for what is not there."""
+    """Rows by id (columns.py). `row` and `measured` return None for unknown ids."""
 
     columns: tuple[str, ...]
     measures: tuple[str, ...]
@@ -62,9 +62,9 @@ def _here(work: Callable[..., bytes], arguments: tuple[Any, ...]) -> bytes:
 
 
 class RowTopic:
-    """`name` is what clients subscribe to; `rest()` lets others run where it is time to, `wait()` in any case;
-    `aside(work, arguments)` runs what needs no interpreter while others run. A text frame with columns becomes a binary
-    one where it is large: the same JSON deflated (zlib)."""
+    """`name`: the topic that clients subscribe to. `rest()` yields to other greenlets if due, `wait()` always;
+    `aside(work, arguments)` runs work in a thread. A large text frame with columns is sent as a binary one: the same
+    JSON, deflated (zlib)."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class RowTopic:
         self._measured: list[Row | None] = []
         self._free: list[int] = []
         self._dirty: set[str] = set()
-        self._measuring: set[str] = set()  # items whose measures may have changed, and nothing else of them
-        self._moved: set[int] = set()  # slots whose measures were not told yet
-        self._new: set[TableClient] = set()  # have no measures yet
-        self._behind: set[TableClient] = set()  # were left out: they get all measures
-        self._stale = True  # changes went by unseen
+        self._measuring: set[str] = set()  # items of which only measures may have changed
+        self._moved: set[int] = set()  # slots whose measures have not been sent
+        self._new: set[TableClient] = set()  # clients without measures so far
+        self._behind: set[TableClient] = set()  # clients that missed a frame: they get all measures
+        self._stale = True  # changes were not collected
         self._seen_until = float("-inf")  # monotonic
         self._history: deque[tuple[int, bytes]] = deque(maxlen=HISTORY_FRAMES)
         self._building = False
@@ -108,11 +108,11 @@ class RowTopic:
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody who has just come waits for measures."""
+        """Whether a new client waits for measures."""
         return bool(self._new)
 
     def mark_changed(self, item_id: str) -> bool:
-        """This item may have changed; whether anybody sees it. Costs next to nothing."""
+        """Note that an item may have changed. Returns whether anybody is subscribed. O(1)."""
         if self.seen:
             self._dirty.add(item_id)
             return True
@@ -120,7 +120,7 @@ class RowTopic:
         return False
 
     def mark_measured(self, item_id: str) -> bool:
-        """The same where it is known that nothing but its measures has: they are read when they are sent."""
+        """As `mark_changed`, if only measures can have changed; they are read when they are sent."""
         if self.seen:
             self._measuring.add(item_id)
             return True
@@ -128,7 +128,7 @@ class RowTopic:
         return False
 
     def flush(self) -> None:
-        """Tell what happened since the last flush."""
+        """Send the changes since the last flush."""
         if not self._dirty or self._building:
             return
         dirty, self._dirty = self._dirty, set()
@@ -142,7 +142,7 @@ class RowTopic:
             self._building = False
 
     def _take(self, item_ids: Iterable[str]) -> tuple[list[int], dict[int, Row | None]]:
-        """Read these again. Returns the freed slots, and {slot: previous row} of those that changed."""
+        """Read these items again. Returns (freed slots, {slot: previous row} of the changed ones)."""
         gone: list[int] = []
         changed: dict[int, Row | None] = {}
         wall = time.time()
@@ -209,7 +209,7 @@ class RowTopic:
         return row[at] if row is not None else None
 
     def flush_measures(self) -> None:
-        """Tell what was measured since the last time; once a second is enough."""
+        """Send the measures since the last call; once a second is enough."""
         if not self.clients:
             self._moved.clear()
             return
@@ -234,7 +234,7 @@ class RowTopic:
 
     def _measures(self, slots: list[int]) -> bytes:
         empty = (None,) * len(self._source.measures)
-        values = [self._measured[slot] or empty for slot in slots]  # as they are now: others run from here on
+        values = [self._measured[slot] or empty for slot in slots]  # a copy: other greenlets run from here on
         message = {"t": "measures", "topic": self.name, "seq": self.seq}
         columns: dict[str, list[Any]] = {}
         for at, name in enumerate(self._source.measures):
@@ -245,7 +245,7 @@ class RowTopic:
         return self._encode(message, slots, columns)
 
     def _encode(self, message: dict[str, Any], slots: list[int], columns: dict[str, list[Any]]) -> bytes:
-        """With rests, and deflated aside where there is much of it."""
+        """Encode a frame, yielding in between; large ones are deflated in a thread."""
         parts = [http_io.dumps({**message, "slots": differences(slots)})[:-1], b',"columns":{']
         for number, (name, values) in enumerate(columns.items()):
             self._rest()
@@ -259,7 +259,7 @@ class RowTopic:
     # ---------------------------------------------------------------------------------------------- subscribers
 
     def subscribe(self, client: TableClient, seq: int) -> None:
-        """`seq`: of the client's snapshot. What it missed is sent, or that nobody knows it any more."""
+        """`seq`: of the client's snapshot. Missed changes are sent, or a gap if they are no longer available."""
         self.clients.add(client)
         missed = [encoded for number, encoded in self._history if number > seq]
         if self._stale or not (seq == self.seq or (0 < seq < self.seq and len(missed) == self.seq - seq)):
@@ -297,7 +297,7 @@ class RowTopic:
         return b"".join([*parts, b"}}"])
 
     def _rebuild(self) -> None:
-        """Nobody watched for a while: everything is read again, and a client with an older state takes a snapshot."""
+        """Read everything again after a time without clients; a client with an older state loads a snapshot."""
         self._building = True
         try:
             self._stale = False
@@ -311,12 +311,12 @@ class RowTopic:
 
 
 def differences(numbers: list[int]) -> list[int]:
-    """[3, 4, 9] -> [3, 1, 5]: neighbours compress to almost nothing."""
+    """[3, 4, 9] -> [3, 1, 5], because neighbouring slots then compress well."""
     return [second - first for first, second in pairwise([0, *numbers])]
 
 
 def column_text(values: list[Any]) -> bytes:
-    """A column as JSON: its values, or {"of": distinct values, "at": an index for each} where that is shorter."""
+    """A column as JSON: its values, or {"of": distinct values, "at": one index per row} if that is shorter."""
     texts = [one if isinstance(one, (str, int, type(None))) else json.dumps(one, sort_keys=True) for one in values]
     index: dict[Any, int] = {}
     indexes = [index.setdefault((type(text), text), len(index)) for text in texts]
