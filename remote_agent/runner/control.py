@@ -17,20 +17,23 @@ buffer. Knows nothing of workers' states; the caller interprets the messages.
 from __future__ import annotations
 
 import _socket  # socket itself has selectors and enums with it: 0.26 MB and 2 ms of each runner
-import json
 import os
 import sys
-from collections.abc import Iterable
 
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import Reason
+from remote_agent.system import lean_json
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
 SO_PEERCRED = getattr(_socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy has no name for it
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 
-# How `runner/__main__.py` ends in the foreground: 0 = it runs as a daemon now and its socket listens.
+# How the command `runner/__main__.py` ends: 0 = the daemon's socket listens.
 EXIT_STARTED = 0
 EXIT_USAGE = 64
 EXIT_CANNOT_START = 71  # stderr says why
@@ -95,7 +98,7 @@ class LineBuffer:
 
 def _parse(line: bytes) -> dict[str, object] | None:
     try:
-        value = json.loads(line)
+        value = lean_json.loads(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -126,7 +129,7 @@ class JsonConnection:
         """Send as much as the socket accepts and buffer the rest. The connection is closed beyond MAX_UNSENT_BYTES."""
         if self.closed:
             return
-        self._unsent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self._unsent += lean_json.dumps(message).encode() + b"\n"
         self.flush()
         if len(self._unsent) > MAX_UNSENT_BYTES:
             self.closed = True

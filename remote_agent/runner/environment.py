@@ -7,12 +7,12 @@ Knows neither states nor processes. Kept small because the runner imports it (no
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 
 from remote_agent.protocol.reasons import because
 from remote_agent.runner.launch import REPORT_FD, NotStarted, check_directory
+from remote_agent.system import lean_json
 
 MAX_ENV_FILE_BYTES = 1024 * 1024
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
@@ -268,7 +268,7 @@ def _registered(env: dict[str, str]) -> list[str]:
 def _conda_variables(prefix: str) -> dict[str, str]:
     """The variables set with `conda env config vars set`."""
     try:
-        values = json.loads(_content(os.path.join(prefix, "conda-meta/state"))).get("env_vars", {})
+        values = lean_json.loads(_content(os.path.join(prefix, "conda-meta/state"))).get("env_vars", {})
     except (OSError, ValueError, AttributeError):
         return {}
     return {str(name): str(value) for name, value in values.items()} if isinstance(values, dict) else {}

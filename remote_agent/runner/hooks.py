@@ -7,12 +7,15 @@ the wait status of `pid`, and kills overdue hooks. (pre_start hooks are part of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import Reason, because, of_exception
 from remote_agent.runner import launch as child
 from remote_agent.runner.task.assignment import Hook
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class PostStop:

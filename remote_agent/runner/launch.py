@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import signal
 import stat
 
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import NONE, Reason, because
-from remote_agent.system import processes
+from remote_agent.system import lean_json, processes
+from remote_agent.system.signals import signal
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
 
 
 def _report(descriptor: int, why: Reason) -> None:
-    data = f"not {json.dumps(why.plain())}".encode(errors="replace")
+    data = f"not {lean_json.dumps(why.plain())}".encode(errors="replace")
     os.write(
         descriptor,
         data if len(data) <= MAX_FAILURE_BYTES else f"not {why}".encode(errors="replace")[:MAX_FAILURE_BYTES],
@@ -363,7 +362,7 @@ def word(descriptor: int, launch: Launch) -> tuple[str, Reason] | None:
 
 def _reported(text: str) -> Reason:
     try:
-        value = json.loads(text)
+        value = lean_json.loads(text)
     except ValueError:
         return Reason(text)
     if not isinstance(value, dict):

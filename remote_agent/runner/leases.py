@@ -8,10 +8,10 @@ runner; knows no process and no socket.
 
 from __future__ import annotations
 
-import ctypes
 import time
 
 from remote_agent.protocol.reasons import because
+from remote_agent.system import libc, processes
 
 # Goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -63,7 +63,6 @@ class Alarm:
     ends the wait at once when it wakes up. `fileno()` is -1 where the kernel has none: then poll must do."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._at_ns = 0
         self._fd = -2  # not made yet: most workers never need one
 
@@ -80,11 +79,11 @@ class Alarm:
         if self._fd < 0:
             return
         # struct itimerspec: interval, then the moment; each seconds and nanoseconds.
-        value = (ctypes.c_long * 4)(0, 0, at_ns // 1_000_000_000, at_ns % 1_000_000_000)
-        self._libc.timerfd_settime(self._fd, TFD_TIMER_ABSTIME, value, None)
+        value = (libc.c_long * 4)(0, 0, at_ns // 1_000_000_000, at_ns % 1_000_000_000)
+        processes.libc().timerfd_settime(self._fd, TFD_TIMER_ABSTIME, value, None)
 
     def _make(self) -> int:
         try:
-            return int(self._libc.timerfd_create(_CLOCK, TFD_NONBLOCK | TFD_CLOEXEC))
+            return int(processes.libc().timerfd_create(_CLOCK, TFD_NONBLOCK | TFD_CLOEXEC))
         except AttributeError:
             return -1

@@ -53,8 +53,10 @@ def refuse_second(worker_dir: str, runtime_dir: str = "", timeout_s: float = LOC
             return  # damaged: the lock alone must do
         if state is None:
             return
-        pid = state.get("runner_pid") or 0
-        runner = Identity(pid, state.get("runner_start") or 0, state.get("boot_id"))
+        pid, start = (
+            value if isinstance(value := state.get(name), int) else 0 for name in ("runner_pid", "runner_start")
+        )
+        runner = Identity(pid, start, str(state.get("boot_id")))
         if pid == os.getpid() or not processes.is_alive(runner):
             return
         if time.monotonic() > deadline:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import _socket
+import gc
 import os
 import select
-import signal
 import sys
 import time
-from collections.abc import Iterable
 
 from remote_agent.runner.attempt import now_s
 from remote_agent.runner.control import PROTOCOL_VERSION, JsonConnection, is_ours
@@ -19,6 +18,11 @@ from remote_agent.runner.task import operations, takeover
 from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.system import paths, processes
 from remote_agent.system.locks import is_still_at
+from remote_agent.system.signals import signal
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_CONNECTIONS = 16
 RUNTIME_CHECK_S = 600.0  # cleaners of /tmp remove what looks old
@@ -71,6 +75,7 @@ class Runner:
         processes.become_subreaper()
         runner = self._runner
         takeover.begin(runner, now_s(), *self._former)
+        gc.enable()
         processes.give_memory_back()
         while not runner.task.finished:
             for descriptor in self._wait():

@@ -8,12 +8,11 @@ makes them durable afterwards.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
 from remote_agent.protocol.reasons import NONE, Reason, because
-from remote_agent.system import paths, state_files
+from remote_agent.system import lean_json, paths, state_files
 
 COMPACT_ABOVE_LINES = 1000
 KEEP_LINES = 500
@@ -124,13 +123,13 @@ class WorkerFiles:
             self.write_exit(record)
 
     def append_event(self, event: dict[str, object]) -> None:
-        self._unwritten_events.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        self._unwritten_events.append(lean_json.dumps(event).encode() + b"\n")
         del self._unwritten_events[:-KEEP_LINES]
         self.flush_events()
 
     def unwritten_events(self) -> list[dict[str, object]]:
         """For an agent that has just come: on the disk it does not find them."""
-        return [json.loads(line) for line in self._unwritten_events]
+        return [lean_json.loads(line) for line in self._unwritten_events]
 
     def flush_events(self) -> None:
         """Write what is still unwritten; on failure it stays for the next time."""
@@ -201,7 +200,7 @@ def _read_events(path: str) -> tuple[int, int]:
             for line in file:
                 count += 1
                 try:
-                    highest = max(highest, int(json.loads(line)["seq"]))
+                    highest = max(highest, int(lean_json.loads(line)["seq"]))
                 except (ValueError, KeyError, TypeError):
                     continue
     except OSError:

@@ -17,8 +17,6 @@ a decision with a reason. Plain classes, because the runner must stay small.
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
 
 RESTART = "restart"
@@ -26,8 +24,18 @@ FINISH = "finish"
 FAIL = "fail"
 STOP = "stop"  # never a decision of this module: somebody asked for it
 
-# action: one of the above. delay_s: until the next start. restarts: automatic restarts spent after this one.
-Decision = namedtuple("Decision", ["action", "delay_s", "restarts", "reason"])
+
+class Decision:
+    """`action`: one of the above. `delay_s`: until the next start. `restarts`: automatic restarts spent by then."""
+
+    __slots__ = ("action", "delay_s", "reason", "restarts")
+
+    def __init__(self, action: str, delay_s: float, restarts: int, reason: Reason) -> None:
+        self.action, self.delay_s, self.restarts, self.reason = action, delay_s, restarts, reason
+
+    def because(self, reason: Reason) -> Decision:
+        return Decision(self.action, self.delay_s, self.restarts, reason)
+
 
 DEFAULT_MAX_ATTEMPTS = 3
 LARGEST = 1e9  # no setting is infinite: 30 years, a thousand million restarts

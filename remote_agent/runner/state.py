@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 from remote_agent.protocol import reasons, states
 from remote_agent.protocol.reasons import Reason
@@ -20,6 +19,8 @@ from remote_agent.system import paths, processes
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remote_agent.runner.failure_causes.proof import ProvenCause
 
 STATE_VERSION = 1

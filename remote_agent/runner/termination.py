@@ -6,11 +6,13 @@ members atomically. The caller invokes `step(now)` at `due` and after a child wa
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-
 from remote_agent.system import processes
 from remote_agent.system.processes import Identity
+from remote_agent.system.signals import signal
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FIRST_POLL_S = 0.01
 LONGEST_POLL_INTERVAL_S = 0.5

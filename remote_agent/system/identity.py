@@ -12,12 +12,15 @@ import errno
 import json
 import os
 import select
-import signal
 import time
-from collections.abc import Callable
 
 from remote_agent.protocol import reasons
 from remote_agent.system import processes
+from remote_agent.system.signals import signal
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ANSWER_S = 5.0  # a question whose answer hangs (a file system of the user's own making) is given up
 DIES_WITHIN_S = 1.0

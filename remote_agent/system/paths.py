@@ -17,9 +17,10 @@ user names imports it inside the function, and the runner is handed ready paths.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
+
+from remote_agent.system import lean_json
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final NUL
 SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - owner and mode of what lies there are checked
@@ -328,7 +329,7 @@ def write_atomic(path: str, data: bytes, mode: int = PRIVATE_FILE, durable: bool
 
 
 def write_json(path: str, value: object, mode: int = PRIVATE_FILE, durable: bool = False) -> None:
-    write_atomic(path, json.dumps(value, separators=(",", ":")).encode() + b"\n", mode, durable)
+    write_atomic(path, lean_json.dumps(value).encode() + b"\n", mode, durable)
 
 
 def read_json(path: str) -> object:
@@ -339,7 +340,7 @@ def read_json(path: str) -> object:
     except FileNotFoundError:
         return None
     try:
-        return json.loads(content)
+        return lean_json.loads(content)
     except ValueError as exc:
         raise ValueError(f"{path} is not JSON: {exc}") from exc
 

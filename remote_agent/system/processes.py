@@ -9,16 +9,39 @@ nothing of states, policies or files of ours.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-from collections import namedtuple
-from collections.abc import Iterable
+from _operator import itemgetter
 
-# start: field 22 of /proc/<pid>/stat, clock ticks since boot.
-Identity = namedtuple("Identity", ["pid", "start", "boot_id"])
-# One line of /proc/<pid>/stat. state "Z" and "X" are dead already and can't be signalled.
-Process = namedtuple("Process", ["pid", "ppid", "session", "state", "start"])
+from remote_agent.system import libc as c
+from remote_agent.system.signals import signal
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Identity(tuple[int, int, "str | None"]):  # as a named tuple, without `collections`
+    """start: field 22 of /proc/<pid>/stat, clock ticks since boot."""
+
+    __slots__ = ()
+
+    def __new__(cls, pid: int, start: int, boot_id: str | None) -> Identity:
+        return tuple.__new__(cls, (pid, start, boot_id))
+
+    pid, start, boot_id = property(itemgetter(0)), property(itemgetter(1)), property(itemgetter(2))
+
+
+class Process(tuple[int, int, int, str, int]):
+    """One line of /proc/<pid>/stat. state "Z" and "X" are dead already and can't be signalled."""
+
+    __slots__ = ()
+
+    def __new__(cls, pid: int, ppid: int, session: int, state: str, start: int) -> Process:
+        return tuple.__new__(cls, (pid, ppid, session, state, start))
+
+    pid, ppid, session = property(itemgetter(0)), property(itemgetter(1)), property(itemgetter(2))
+    state, start = property(itemgetter(3)), property(itemgetter(4))
+
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
@@ -33,10 +56,10 @@ RLIMIT_RTTIME = 15
 _MARK_BASE = 1 << 62
 _MARK_LINE = b"Max realtime timeout"
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = c.load()
 
 
-def libc() -> ctypes.CDLL:
+def libc() -> c.Library:
     """The C library, for what Python has no call for."""
     return _libc
 
@@ -50,7 +73,7 @@ def die_with_parent(parent: int) -> None:
     """In a new child: the kernel kills this process when its parent ends, also after the exec of anything but a set-uid
     program. A parent that died before this was asked for is noticed by its pid. Raises OSError."""
     if _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "prctl")
+        raise OSError(c.get_errno(), os.strerror(c.get_errno()), "prctl")
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -58,8 +81,8 @@ def die_with_parent(parent: int) -> None:
 def mark_descendants(cookie: str) -> int | None:
     """Whatever this process starts from now on carries the mark of `cookie`, and so does it itself: until `unmark` is
     given what this returns. None: there is no mark here, the limit being lower already."""
-    limits = (ctypes.c_uint64 * 2)()  # soft, hard
-    if ctypes.sizeof(ctypes.c_long) != 8 or _libc.getrlimit(RLIMIT_RTTIME, limits) != 0:
+    limits = (c.c_uint64 * 2)()  # soft, hard
+    if c.sizeof(c.c_long) != 8 or _libc.getrlimit(RLIMIT_RTTIME, limits) != 0:
         return None
     mark, before = mark_of(cookie), int(limits[0])
     if not mark or limits[1] <= mark or before < _MARK_BASE:
@@ -69,7 +92,7 @@ def mark_descendants(cookie: str) -> int | None:
 
 
 def unmark(before: int | None) -> None:
-    limits = (ctypes.c_uint64 * 2)()
+    limits = (c.c_uint64 * 2)()
     if before is not None and _libc.getrlimit(RLIMIT_RTTIME, limits) == 0:
         limits[0] = before
         _libc.setrlimit(RLIMIT_RTTIME, limits)
@@ -174,7 +197,7 @@ def _send_to_pidfd(descriptor: int, number: int) -> None:
     if hasattr(signal, "pidfd_send_signal"):
         signal.pidfd_send_signal(descriptor, number)
     elif _libc.syscall(SYS_PIDFD_SEND_SIGNAL, descriptor, number, None, 0) != 0:
-        raise OSError(ctypes.get_errno(), "pidfd_send_signal")
+        raise OSError(c.get_errno(), "pidfd_send_signal")
 
 
 # ------------------------------------------------------------------------------------------------------ members

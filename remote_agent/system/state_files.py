@@ -10,10 +10,9 @@ runner imports it.
 
 from __future__ import annotations
 
-import json
 import os
 
-from remote_agent.system import paths
+from remote_agent.system import lean_json, paths
 
 SLOT_BYTES = 4096
 _HEADER = b"%010d %010d "  # length, checksum
@@ -108,7 +107,7 @@ def forget_runtime(runtime_dir: str, worker_dir: str) -> None:
 
 def _fitting(state: State) -> bytes:
     """As JSON that fits a slot: long texts are cut, never what decides anything."""
-    data = json.dumps(state, separators=(",", ":")).encode()
+    data = lean_json.dumps(state).encode()
     if len(data) <= SLOT_BYTES - _HEADER_BYTES:
         return data
     last = state.get("last_exit")
@@ -117,9 +116,9 @@ def _fitting(state: State) -> bytes:
         last = {**last, "reason_code": "", "reason_params": {}, "detail_code": "", "detail_params": {}}
     cut = {"reason": str(state.get("reason"))[:_SHORT], "reason_code": "", "reason_params": {}}
     short = {**state, **cut, "last_exit": last}
-    data = json.dumps(short, separators=(",", ":")).encode()
+    data = lean_json.dumps(short).encode()
     if len(data) > SLOT_BYTES - _HEADER_BYTES:
-        data = json.dumps({**short, "last_exit": None}, separators=(",", ":")).encode()
+        data = lean_json.dumps({**short, "last_exit": None}).encode()
     return data[: SLOT_BYTES - _HEADER_BYTES]
 
 
@@ -144,7 +143,7 @@ def _parse(slot: bytes) -> State | None:
         data = slot[_HEADER_BYTES : _HEADER_BYTES + size]
         if len(data) != size or int.from_bytes(data, "big") % _MODULUS != checksum:
             return None
-        value = json.loads(data)
+        value = lean_json.loads(data)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

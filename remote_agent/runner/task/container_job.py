@@ -7,13 +7,13 @@ starts nothing.
 from __future__ import annotations
 
 import os
-import signal
 
 from remote_agent.protocol.reasons import because
 from remote_agent.runner.attempt import Attempt
 from remote_agent.system import cgroup, paths, podman, processes
 from remote_agent.system.oom import OomCounter
 from remote_agent.system.processes import Identity
+from remote_agent.system.signals import signal
 
 GROUP = "libpod-"  # how podman names a container's control group
 MAX_COMMAND_BYTES = 65536

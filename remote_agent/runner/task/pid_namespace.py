@@ -11,10 +11,10 @@ from __future__ import annotations
 import _socket
 import ctypes
 import os
-import signal
 
 from remote_agent.system import processes
 from remote_agent.system.processes import Identity
+from remote_agent.system.signals import signal
 
 CLONE_NEWPID = 0x20000000
 PR_SET_DUMPABLE = 4

@@ -7,7 +7,6 @@ decided by restart.take_over; it takes effect once no process of the previous ru
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 from remote_agent.protocol import states
 from remote_agent.protocol.reasons import because
@@ -21,6 +20,10 @@ from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.runner.task.tree import WorkerProcesses
 from remote_agent.system import processes
 from remote_agent.system.processes import Identity
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def begin(

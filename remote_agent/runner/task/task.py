@@ -8,7 +8,6 @@ requests; they change state and phase only through these methods. Knows no socke
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from remote_agent.protocol import states
 from remote_agent.protocol.reasons import NONE, Reason, because
@@ -25,6 +24,8 @@ from remote_agent.runner.termination import ProcessTreeTerminator
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remote_agent.runner import hooks
     from remote_agent.runner.failure_causes.proof import ProvenCause
 

@@ -11,7 +11,6 @@ for requested stops.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from remote_agent.protocol import states
 from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
@@ -26,6 +25,10 @@ from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STARTS, STOP
 from remote_agent.runner.task.task import WorkerTask
 from remote_agent.runner.task.tree import HOPELESS, NO_ROOM, StartFailed
 from remote_agent.system import processes
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
@@ -214,7 +217,7 @@ class TaskRunner:
             decision, not_before, counted = task.scheduled
             task.state.note_left(count, names)
             left = restart.describe_left(count, names, task.ending)
-            task.scheduled = decision._replace(reason=decision.reason.then(left)), not_before, counted
+            task.scheduled = decision.because(decision.reason.then(left)), not_before, counted
         task.state.say(task.decided().then(because("run.ending_left")))
 
     def _run_post_stop(self, now: float) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import NONE, Reason, because
@@ -23,6 +22,8 @@ from remote_agent.system.processes import Identity
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from remote_agent.runner import hooks
     from remote_agent.runner.task.container_job import Job
     from remote_agent.runner.task.pid_namespace import PidNamespace

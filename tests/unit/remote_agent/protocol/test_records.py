@@ -114,7 +114,7 @@ def test_no_process_of_a_host_loads_what_dataclasses_brings():
     heavy = ("typing", "dataclasses", "inspect", "ast", "dis", "tokenize")
     code = f"""
 import sys; sys.path.insert(0, {ROOT!r})
-import remote_agent.agent.agent, remote_agent.runner.__main__, remote_agent.install.installer
+import remote_agent.agent.agent, remote_agent.runner.start, remote_agent.install.installer
 from remote_agent.protocol.messages import AgentHeartbeat
 assert AgentHeartbeat("a") != AgentHeartbeat("b")
 print([one for one in {heavy!r} if one in sys.modules])

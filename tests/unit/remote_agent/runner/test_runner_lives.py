@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from remote_agent.runner import control
+from remote_agent.runner.lock import take_lock
 from remote_agent.system import paths, processes
 from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
@@ -195,3 +196,34 @@ def test_runner_without_specification_says_so(rig: Rig):
     done = subprocess.run([*argv, "--foreground"], check=False, capture_output=True, text=True, timeout=20)
     assert done.returncode == control.EXIT_CANNOT_START
     assert "spec.json is missing or no assignment" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_runner_that_ends_before_it_listens_is_no_started_one(rig: Rig):
+    """The command reports what the daemon says; a daemon that was killed before has said nothing."""
+    rig.write_spec()
+    held = take_lock(paths.runner_lock(rig.runtime_dir, rig.worker_dir))  # so long the daemon waits for it
+    argv = control.runner_argv(PYTHON, ROOT, rig.worker_dir, rig.runtime_dir)
+    try:
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True) as command:
+            daemon = wait_until(
+                lambda: processes.descendants({command.pid}, processes.all_processes()), 10.0, "a daemon"
+            )
+            os.kill(daemon[0].pid, signal.SIGKILL)
+            assert command.wait(10) == control.EXIT_CANNOT_START
+    finally:
+        os.close(held)
+    assert rig.start() == control.EXIT_STARTED
+
+
+def test_a_runner_leads_no_session_however_it_was_started(rig: Rig):
+    """A terminal that its job opens by name never becomes the runner's."""
+    rig.shell(FOREVER).run()
+    for apart in (False, True):
+        pid = int(rig.state()["runner_pid"])
+        assert os.getsid(pid) not in (pid, os.getsid(0))
+        os.kill(pid, signal.SIGKILL)
+        rig.runner_gone()
+        argv = control.runner_argv(PYTHON, ROOT, rig.worker_dir, rig.runtime_dir)
+        assert subprocess.run(argv, start_new_session=apart, check=False, timeout=20).returncode == control.EXIT_STARTED
+        wait_until(lambda pid=pid: rig.state()["runner_pid"] != pid, 10.0, "the next runner")
+        rig.connect()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,10 @@ def sleeper():
     child.wait()
 
 
+def other(identity: Identity, **change: Any) -> Identity:
+    return Identity(**{"pid": identity.pid, "start": identity.start, "boot_id": identity.boot_id, **change})
+
+
 def test_identity_is_pid_start_and_boot(sleeper):
     """The same process twice gives the same identity."""
     identity = processes.identity_of(sleeper.pid)
@@ -37,7 +42,7 @@ def test_identity_is_pid_start_and_boot(sleeper):
 @pytest.mark.parametrize("change", [{"start": 1}, {"boot_id": "another boot"}, {"boot_id": ""}, {"boot_id": None}])
 def test_a_stranger_with_our_pid_is_never_signalled(sleeper, change):
     """Another start time or another boot: not ours."""
-    stranger = processes.identity_of(sleeper.pid)._replace(**change)
+    stranger = other(processes.identity_of(sleeper.pid), **change)
     assert not processes.is_alive(stranger)
     assert not processes.send_signal(stranger, signal.SIGKILL)
     assert sleeper.poll() is None
@@ -114,7 +119,7 @@ def test_recorded_child_is_found_without_cookie(sleeper):
     """A job that overwrote its own environment (setproctitle) is still known by its identity."""
     child = processes.identity_of(sleeper.pid)
     assert processes.members_left_behind(child, "no such cookie") == [child]
-    assert processes.members_left_behind(child._replace(start=1), "no such cookie") == []
+    assert processes.members_left_behind(other(child, start=1), "no such cookie") == []
 
 
 def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
@@ -141,8 +146,8 @@ def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
 def test_what_the_agent_saw_is_a_member_only_as_the_very_process(sleeper):
     seen = processes.identity_of(sleeper.pid)
     assert processes.members_left_behind(None, "", seen=[seen]) == [seen]
-    assert processes.members_left_behind(None, "", seen=[seen._replace(start=1)]) == []
-    assert processes.members_left_behind(None, "", seen=[seen._replace(boot_id="another")]) == []
+    assert processes.members_left_behind(None, "", seen=[other(seen, start=1)]) == []
+    assert processes.members_left_behind(None, "", seen=[other(seen, boot_id="another")]) == []
 
 
 def test_an_observer_is_never_a_member():
