@@ -233,7 +233,10 @@ class ExitRecord:
 
 @record
 class WorkerUsage:
-    """Of the whole process tree; CPU in percent of one core. None: not measured."""
+    """Of the whole process tree; CPU in percent of one core. None: not measured.
+
+    CPU and memory of a container are its control group's, where the agent can read it: memory without inactive file
+    cache."""
 
     cpu_percent: float = 0.0
     rss_bytes: int = 0

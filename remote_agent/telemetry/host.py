@@ -9,7 +9,7 @@ import os
 import pwd
 import sys
 
-from remote_agent.protocol.hints import Union
+from remote_agent.protocol.hints import Mapping, Optional, Union
 from remote_agent.protocol.messages import HostFacts
 from remote_agent.telemetry import procfs
 from remote_agent.telemetry.procfs import ProcMeter, Sample
@@ -18,7 +18,12 @@ from remote_agent.telemetry.procfs import ProcMeter, Sample
 class NoMeter:
     available = False
 
-    def sample(self, runner_pids: dict[str, int]) -> Sample:
+    def sample(
+        self,
+        runner_pids: dict[str, int],
+        now: Optional[float] = None,
+        directories: Optional[Mapping[str, str]] = None,
+    ) -> Sample:
         return Sample(None, {}, {}, 0.0)
 
 

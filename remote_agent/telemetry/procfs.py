@@ -1,4 +1,5 @@
-"""Measures the host and each worker's process tree by reading /proc, without packages or helper processes.
+"""Measures the host and each worker's process tree by reading /proc, without packages or helper processes. CPU and
+memory of a container are those of its control groups, where these can be read (container_group.py).
 
 Owns the values and the previous readings that rates require. Knows neither workers' states nor the manager. Only one
 thread at a time may call `sample`. Reading /proc/<pid>/stat, status and io never waits for the process; smaps_rollup
@@ -12,9 +13,10 @@ import time
 from collections import namedtuple
 from itertools import islice
 
-from remote_agent.protocol.hints import Optional
+from remote_agent.protocol.hints import Mapping, Optional
 from remote_agent.protocol.messages import HostUsage, WorkerUsage
 from remote_agent.system.bounded import Bounded, HangsError
+from remote_agent.telemetry import container_group
 
 PSS_EVERY_S = 60.0
 PSS_TIMEOUT_S = 1.0
@@ -86,6 +88,7 @@ class _Before:
         self.at = 0.0  # monotonic
         self.ticks: dict[tuple[int, int], int] = {}
         self.io: Optional[tuple[int, int]] = None
+        self.group: tuple[str, int] = ("", 0)  # of a container: its control group, and nanoseconds of CPU time
         self.pss_bytes: Optional[int] = None
         self.pss_at = float("-inf")
 
@@ -102,15 +105,22 @@ class ProcMeter:
         self._network: Optional[tuple[float, int, int]] = None
         self._bounded = Bounded()
 
-    def sample(self, runner_pids: dict[str, int], now: Optional[float] = None) -> Sample:
-        """`runner_pids`: worker_id -> pid of its runner, whose descendants are the worker's tree."""
+    def sample(
+        self,
+        runner_pids: dict[str, int],
+        now: Optional[float] = None,
+        directories: Optional[Mapping[str, str]] = None,
+    ) -> Sample:
+        """`runner_pids`: worker_id -> pid of its runner, whose descendants are the worker's tree. `directories`:
+        worker_id -> its directory, where the runner notes the control groups of a container."""
         now = time.monotonic() if now is None else now
         trees = trees_below(runner_pids) if runner_pids else {}
         self._trees = {key: self._trees.get(key) or _Before() for key in trees}
-        usages = {key: self._usage(processes, self._trees[key], now) for key, processes in trees.items()}
+        groups = {key: container_group.directories((directories or {}).get(key, "")) for key in trees}
+        usages = {key: self._usage(tree, self._trees[key], now, groups[key]) for key, tree in trees.items()}
         return Sample(self._host(now), usages, trees, now)
 
-    def _usage(self, tree: list[Proc], before: _Before, now: float) -> WorkerUsage:
+    def _usage(self, tree: list[Proc], before: _Before, now: float, groups: list[str]) -> WorkerUsage:
         living = [process for process in tree if process.state not in "ZX"]
         usage = WorkerUsage(
             processes=len(living),
@@ -124,6 +134,8 @@ class ProcMeter:
             # A process unknown before is younger than the last sample: all it used counts.
             used = sum(count - before.ticks.get(key, 0) for key, count in ticks.items())
             usage.cpu_percent = round(100.0 * max(0, used) * _TICK_S / elapsed_s, 1)
+        if groups:
+            _count_container(usage, before, elapsed_s, groups)
         counters = [_io(process.pid) for process in living]
         usage.read_bytes = _sum([one[0] if one else None for one in counters])
         usage.written_bytes = _sum([one[1] if one else None for one in counters])
@@ -183,6 +195,20 @@ class ProcMeter:
         if whole <= whole_before:
             return 0.0
         return round(min(100.0, max(0.0, 100.0 * (busy - busy_before) / (whole - whole_before))), 1)
+
+
+def _count_container(usage: WorkerUsage, before: _Before, elapsed_s: float, groups: list[str]) -> None:
+    """In place of the sums over its processes. A control group unknown before is younger than the last sample."""
+    memory = container_group.memory_bytes(groups)
+    if memory is not None:
+        usage.rss_bytes = memory
+    cpu_ns = container_group.cpu_ns(groups)
+    if cpu_ns is None:
+        return
+    known = before.group[1] if before.group[0] == groups[0] else 0
+    if elapsed_s > 0:
+        usage.cpu_percent = round(max(0, cpu_ns - known) / 1e7 / elapsed_s, 1)
+    before.group = groups[0], cpu_ns
 
 
 def _sum(values: list[Optional[int]]) -> Optional[int]:

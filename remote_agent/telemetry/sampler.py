@@ -115,7 +115,8 @@ class Measuring:
         self, runners: dict[str, int], attempts: dict[str, tuple[str, int]], now: float
     ) -> tuple[Sample, dict[str, Any], set[str]]:
         """On a helper thread."""
-        sample = self._meter.sample(runners)
+        directories = {worker_id: directory for worker_id, (directory, _) in attempts.items()}
+        sample = self._meter.sample(runners, directories=directories)
         return sample, log_marks(attempts), self._listening.probe(sample, now)
 
     # ------------------------------------------------------------------------------------------------ the results

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from remote_agent.protocol.messages import WorkerUsage
 from remote_agent.runner import control
 from remote_agent.system import paths, processes
+from remote_agent.telemetry import container_group
+from remote_agent.telemetry.procfs import ProcMeter
 from tests.unit.podman_host import IMAGE, PodmanHost
 from tests.unit.runner_rig import Rig, alive, make_rig, remove
 from tests.waiting import wait_until
@@ -381,4 +384,28 @@ def test_what_runs_in_a_fenced_one_can_neither_end_nor_use_the_process_that_hold
     rig.logged(2)
     assert "locked" in rig.log() and "root:" not in rig.log()
     rig.stop()
+    rig.nothing_left()
+
+
+def test_its_usage_is_what_its_control_group_counts(rig: Boxed) -> None:
+    """Processes that are gone before they are seen, which a look at the process tree misses."""
+    burst = "sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'"
+    rig.box(f'trap "exit 0" TERM; echo up; while :; do {burst}; done').run()
+    runner = {"w1": rig.until("running")["runner_pid"]}
+    rig.logged(1)
+    tree, whole = ProcMeter(rig.worker_dir), ProcMeter(rig.worker_dir)
+
+    def usages() -> tuple[WorkerUsage, WorkerUsage]:
+        by_tree = tree.sample(runner).workers["w1"]
+        return by_tree, whole.sample(runner, directories={"w1": rig.worker_dir}).workers["w1"]
+
+    usages()
+
+    def more_is_counted() -> bool:
+        by_tree, by_group = usages()
+        return by_group.cpu_percent > 2 * by_tree.cpu_percent > 0 and by_group.rss_bytes > 0
+
+    wait_until(more_is_counted, 20.0, "more CPU time than the process tree shows", every_s=0.5)
+    rig.stop()
+    assert container_group.directories(rig.worker_dir) == []
     rig.nothing_left()
