@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-LONG_TIMEOUT_S = 3600
+LONG_TIMEOUT_S = 7200
 _REPORT = pytest.StashKey["ChaosReport"]()
 
 
