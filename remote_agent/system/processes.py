@@ -31,12 +31,12 @@ class Identity(tuple[int, int, "str | None"]):  # as a named tuple, without `col
     pid, start, boot_id = property(itemgetter(0)), property(itemgetter(1)), property(itemgetter(2))
 
 
-class Process(tuple[int, int, int, str, int]):
+class StatLine(tuple[int, int, int, str, int]):
     """One line of /proc/<pid>/stat. state "Z" and "X" are dead already and can't be signalled."""
 
     __slots__ = ()
 
-    def __new__(cls, pid: int, ppid: int, session: int, state: str, start: int) -> Process:
+    def __new__(cls, pid: int, ppid: int, session: int, state: str, start: int) -> StatLine:
         return tuple.__new__(cls, (pid, ppid, session, state, start))
 
     pid, ppid, session = property(itemgetter(0)), property(itemgetter(1)), property(itemgetter(2))
@@ -125,7 +125,7 @@ def boot_id() -> str:
         return ""
 
 
-def read_process(pid: int) -> Process | None:
+def read_process(pid: int) -> StatLine | None:
     """The kernel's line on `pid`, or None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -135,7 +135,7 @@ def read_process(pid: int) -> Process | None:
     fields = line[line.rfind(b")") + 2 :].split()  # a command name may hold spaces and brackets
     if len(fields) < 20:
         return None
-    return Process(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+    return StatLine(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
 
 
 def identity_of(pid: int) -> Identity | None:
@@ -149,7 +149,7 @@ def is_alive(identity: Identity) -> bool:
     return found is not None and found.state not in ("Z", "X")
 
 
-def _match(identity: Identity) -> Process | None:
+def _match(identity: Identity) -> StatLine | None:
     if identity.pid <= 0 or identity.boot_id != boot_id():
         return None
     found = read_process(identity.pid)
@@ -203,17 +203,17 @@ def _send_to_pidfd(descriptor: int, number: int) -> None:
 # ------------------------------------------------------------------------------------------------------ members
 
 
-def all_processes() -> dict[int, Process]:
+def all_processes() -> dict[int, StatLine]:
     found = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())
     return {process.pid: process for process in found if process is not None}
 
 
-def descendants(roots: set[int], processes: dict[int, Process]) -> list[Process]:
+def descendants(roots: set[int], processes: dict[int, StatLine]) -> list[StatLine]:
     """Every process below `roots` (not the roots), nearest first; the dead ones are left out."""
-    children: dict[int, list[Process]] = {}
+    children: dict[int, list[StatLine]] = {}
     for process in processes.values():
         children.setdefault(process.ppid, []).append(process)
-    found: list[Process] = []
+    found: list[StatLine] = []
     seen = set(roots)
     pending = list(roots)
     while pending:
@@ -292,7 +292,7 @@ def names(members: Iterable[Identity], most: int = 5) -> list[str]:
     return list(found)[:most]
 
 
-def _self_and_ancestors(processes: dict[int, Process]) -> set[int]:
+def _self_and_ancestors(processes: dict[int, StatLine]) -> set[int]:
     chain: set[int] = set()
     pid = os.getpid()
     while pid > 0 and pid not in chain:

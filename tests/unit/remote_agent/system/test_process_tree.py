@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from remote_agent.system import processes
-from remote_agent.system.processes import Identity, Process
+from remote_agent.system.processes import Identity, StatLine
 from tests.waiting import wait_until
 
 COOKIE = "c0ffee" + os.urandom(8).hex()
@@ -92,7 +92,7 @@ def test_names_with_brackets_and_spaces_are_read(tmp_path):
 def test_descendants_are_found_at_every_depth_and_the_dead_left_out():
     """Pure: a table of processes with a zombie in the middle and a loop that could not be."""
     table = {
-        pid: Process(pid, ppid, pid, state, 1)
+        pid: StatLine(pid, ppid, pid, state, 1)
         for pid, ppid, state in [(10, 1, "S"), (11, 10, "Z"), (12, 11, "S"), (13, 12, "D"), (20, 1, "S"), (30, 30, "S")]
     }
     assert [p.pid for p in processes.descendants({10}, table)] == [12, 13]
