@@ -25,7 +25,7 @@ FAIL = "fail"
 STOP = "stop"  # never a decision of this module: somebody asked for it
 
 
-class Decision:
+class RestartDecision:
     """`action`: one of the above. `delay_s`: until the next start. `restarts`: automatic restarts spent by then."""
 
     __slots__ = ("action", "delay_s", "reason", "restarts")
@@ -33,8 +33,8 @@ class Decision:
     def __init__(self, action: str, delay_s: float, restarts: int, reason: Reason) -> None:
         self.action, self.delay_s, self.restarts, self.reason = action, delay_s, restarts, reason
 
-    def because(self, reason: Reason) -> Decision:
-        return Decision(self.action, self.delay_s, self.restarts, reason)
+    def because(self, reason: Reason) -> RestartDecision:
+        return RestartDecision(self.action, self.delay_s, self.restarts, reason)
 
 
 DEFAULT_MAX_ATTEMPTS = 3
@@ -94,44 +94,44 @@ class Ending:
         self.proof = proof
 
 
-def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> Decision:
+def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> RestartDecision:
     """What follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) places the delay in its jitter."""
     restarts = remaining_restarts(restarts, ending.ran_s, policy)
     why = describe(ending)
     if policy.gang and not succeeded(ending, policy):
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
     if succeeded(ending, policy):
         return _after_success(ending, restarts, policy, roll, why)
     if ending.cause == "time_limit":  # its end, as was asked for, or under "always" its next beginning: no failure
         if policy.policy == "always":
-            return Decision(RESTART, 0.0, restarts, why.then(because("restart.always", delay_s=0.0)))
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.time_limit")))
+            return RestartDecision(RESTART, 0.0, restarts, why.then(because("restart.always", delay_s=0.0)))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.time_limit")))
     if policy.policy == "never":
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.off")))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.off")))
     if ending.failure and ending.failure in policy.never_on:
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.never_on", cause=ending.failure)))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.never_on", cause=ending.failure)))
     return _again(restarts, policy, roll, why)
 
 
-def _after_success(ending: Ending, restarts: int, policy: RestartRules, roll: float, why: Reason) -> Decision:
+def _after_success(ending: Ending, restarts: int, policy: RestartRules, roll: float, why: Reason) -> RestartDecision:
     if policy.policy != "always" or policy.gang:
-        return Decision(FINISH, 0.0, restarts, because("exit.finished", why=why))
+        return RestartDecision(FINISH, 0.0, restarts, because("exit.finished", why=why))
     if not ending.was_running:
         return _again(restarts, policy, roll, why)
     pause_s = policy.backoff_s[min(1, len(policy.backoff_s) - 1)]
     delay_s = 0.0 if ending.ran_s >= pause_s else pause_s
-    return Decision(RESTART, delay_s, restarts, why.then(because("restart.always", delay_s=delay_s)))
+    return RestartDecision(RESTART, delay_s, restarts, why.then(because("restart.always", delay_s=delay_s)))
 
 
-def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> Decision:
+def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> RestartDecision:
     if policy.max_attempts <= 0:
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.none")))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.none")))
     if restarts >= policy.max_attempts:
-        return Decision(FAIL, 0.0, restarts, why.then(because("restart.spent", n=policy.max_attempts)))
+        return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.spent", n=policy.max_attempts)))
     step_s = policy.backoff_s[min(restarts, len(policy.backoff_s) - 1)]
     delay_s = step_s * (1.0 + policy.jitter * (2.0 * roll - 1.0))
     then = because("restart.next", k=restarts + 1, n=policy.max_attempts, delay_s=delay_s)
-    return Decision(RESTART, delay_s, restarts + 1, why.then(then))
+    return RestartDecision(RESTART, delay_s, restarts + 1, why.then(then))
 
 
 def remaining_restarts(restarts: int, ran_s: float, policy: RestartRules) -> int:

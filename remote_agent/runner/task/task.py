@@ -15,7 +15,7 @@ from remote_agent.runner import restart
 from remote_agent.runner.attempt import Attempt, prove
 from remote_agent.runner.lease_guard import LeaseGuard
 from remote_agent.runner.record import WorkerFiles
-from remote_agent.runner.restart import Decision, Ending, RestartRules
+from remote_agent.runner.restart import Ending, RestartDecision, RestartRules
 from remote_agent.runner.state import WorkerState, whole
 from remote_agent.runner.task import phases
 from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STOP, TaskAssignment
@@ -41,7 +41,9 @@ class WorkerTask:
         self.lease = LeaseGuard()
         self.asked = ""  # what follows once the tree is gone; see assignment.ASKED
         self.command_id = ""  # the command that it came by
-        self.scheduled: tuple[Decision, float, bool] | None = None  # decision, its start not before, spends the budget
+        self.scheduled: tuple[RestartDecision, float, bool] | None = (
+            None  # decision, its start not before, spends the budget
+        )
         self.next_start = 0.0  # in backoff: the end of the pause
         self.lacks_room = False  # in backoff: the host's disk keeps the attempt of this number from starting
         self.attempt: Attempt | None = None
@@ -155,7 +157,7 @@ class WorkerTask:
 
     def schedule(self, action: str, reason: Reason, now: float) -> None:
         """Schedule an action for when no process is left. Does not change the restart budget."""
-        self.scheduled = Decision(action, 0.0, whole(self.state.values, "restarts"), reason), now, False
+        self.scheduled = RestartDecision(action, 0.0, whole(self.state.values, "restarts"), reason), now, False
 
     def decide(self, ending: Ending, now: float) -> None:
         """Let the restart policy decide and schedule its action for when no process is left."""

@@ -18,7 +18,7 @@ from remote_agent.runner import restart
 from remote_agent.runner.attempt import Attempt, now_s
 from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.record import WorkerFiles
-from remote_agent.runner.restart import Decision, Ending
+from remote_agent.runner.restart import Ending, RestartDecision
 from remote_agent.runner.state import whole
 from remote_agent.runner.task import phases
 from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STARTS, STOP, TERMINATE
@@ -344,7 +344,7 @@ class TaskRunner:
         task.enter(phases.DECIDING)
         return True
 
-    def _follow(self, decision: Decision, not_before: float, counted: bool, now: float) -> None:
+    def _follow(self, decision: RestartDecision, not_before: float, counted: bool, now: float) -> None:
         task = self.task
         task.state.values["restarts"] = decision.restarts
         reason, task.remarks = decision.reason.then(task.remarks), NONE
