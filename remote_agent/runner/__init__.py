@@ -1,6 +1,5 @@
 """One worker: attempts, restart policy, termination, leases. A separate process that outlives the agent.
 
 Must not know the manager or the network, and must stay small. Start with `task/`; `__main__.py`
-is the command that becomes the daemon, and `start.py` what it does. 16 modules, because a runner loads no more of them
-than its worker needs.
+is the command that becomes the daemon, and `start.py` what it does.
 """
