@@ -6,6 +6,7 @@ the messages takes 20 ms of processor time.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from remote_agent.protocol.digests import hmac_sha256_hex, sha256_hex
@@ -25,6 +26,7 @@ def valid_agent_id(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(AGENT_ID_PATTERN[1:-1], text) is not None
 
 
+@functools.lru_cache(8_192)  # asked several times for each piece of a log
 def directory_name(worker_id: str) -> str:
     """The directory of a worker: readable, and distinct even where the file system folds case.
 

@@ -36,6 +36,7 @@ CONNECTED_LOOK_S = 0.1
 WHOLE_S = 12.0
 MAX_LISTED = 100_000
 NEAR_BYTES = 256 * 1024  # to each side of a place in a log
+MAX_TIMES = 4_000  # of a stream, before parts of it are fetched, with their own: a month of uploads has 260,000 pieces
 UNSURE_S = 86_400.0  # from when the last piece of a stream begins: it may hold what came that much later
 Wanted = Mapping[tuple[int, str], int]  # (attempt, stream): a place
 
@@ -148,7 +149,8 @@ class LogFetcher:
         assert archive is not None
         store.restore(worker_id)
         for key in store.beside(store.lacks_times, worker_id):
-            records = b"".join(INDEX_RECORD.pack(*one) for one in archive.index.times(key))
+            step = archive.length(*key) // MAX_TIMES
+            records = b"".join(INDEX_RECORD.pack(*one) for one in archive.index.times(key, step))
             store.add_times(key, records)
         found = []
         for number, name, start, end in store.beside(store.absent, worker_id, attempt, stream):
@@ -240,9 +242,9 @@ def written_between(index_path: str, since: float | None, until: float | None, p
         return part
     with closing(TimesOf(index_path)) as times:
         behind = times.offset_after(until) if until is not None else None
-        first = times.offset_after(since) if since is not None else 0
+        first = times.offset_before(since) if since is not None else 0
     high = part[1] if behind is None else behind + NEAR_BYTES // 4
-    return (part[1] if first is None else first, high)
+    return (first, high)
 
 
 def _maybe_archived(

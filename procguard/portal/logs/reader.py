@@ -23,6 +23,7 @@ from procguard.portal.logs import absent
 from remote_agent.logs.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")
+BLOCK_RECORDS = 64  # of an index of times, read at once
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut, and says so
 MAX_SCAN_BYTES = 128 * 1024 * 1024  # of one question, e.g. a regular expression that matches nothing
@@ -194,6 +195,7 @@ class TimesOf:
     share one, so the last answer is tried first."""
 
     def __init__(self, path: str) -> None:
+        self._block, self._block_number = b"", -1  # read last: a search ends in records that lie side by side
         self._holds = range(0)  # the offsets that `_answer` holds for
         self._answer = 0.0
         try:
@@ -214,11 +216,21 @@ class TimesOf:
         behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
         return self._record(behind)[0] if behind < self._records else None
 
+    def offset_before(self, moment: float) -> int:
+        """Where what was being written at `moment` begins: after it the next record may be long in coming."""
+        behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
+        return self._record(behind - 1)[0] if behind else 0
+
     def packed(self, start: int, end: int, max_bytes: int) -> bytes:
         """The records that begin in [start, end), as they are in the file; every n-th where they are more."""
         low = bisect_left(range(self._records), start, key=lambda number: self._record(number)[0])
-        high = bisect_left(range(self._records), end, key=lambda number: self._record(number)[0])
+        high = self._records
+        if low < high and self._record(high - 1)[0] >= end:
+            high = bisect_left(range(high), end, low, key=lambda number: self._record(number)[0])
         every = max(1, -(-(high - low) * INDEX_RECORD.size // max_bytes))
+        if every == 1 and low < high:
+            data = os.pread(self._descriptor, (high - low) * INDEX_RECORD.size, low * INDEX_RECORD.size)
+            return data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
         found = (os.pread(self._descriptor, INDEX_RECORD.size, one * INDEX_RECORD.size)
                  for one in range(low, high, every))  # fmt: skip
         return b"".join(one for one in found if len(one) == INDEX_RECORD.size)
@@ -230,8 +242,11 @@ class TimesOf:
         self._holds = range(begin, end)
 
     def _record(self, number: int) -> tuple[int, float]:
-        data = os.pread(self._descriptor, INDEX_RECORD.size, number * INDEX_RECORD.size)
-        offset, at = INDEX_RECORD.unpack(data)
+        block, beside = divmod(number, BLOCK_RECORDS)
+        if block != self._block_number:
+            size = BLOCK_RECORDS * INDEX_RECORD.size
+            self._block, self._block_number = os.pread(self._descriptor, size, block * size), block
+        offset, at = INDEX_RECORD.unpack_from(self._block, beside * INDEX_RECORD.size)
         return int(offset), float(at)
 
     def close(self) -> None:

@@ -184,9 +184,12 @@ class SpooledLogStore(LogStore):
         return super().length(worker_id, attempt, stream)
 
     def append(self, worker_id: str, attempt: int, stream: str, *arguments: Any, **named: Any) -> int:
-        self._await_ready()
-        if attempt >= self._floor(worker_id):
-            self._restore(self._base(worker_id, attempt, stream))
+        if self.archive is not None:
+            self._await_ready()
+            archived = self.archive.length(directory_name(worker_id), attempt, stream)
+            base = self._base(worker_id, attempt, stream)
+            if archived and archived > self._size(base) and attempt >= self._floor(worker_id):
+                self._restore(base)
         return super().append(worker_id, attempt, stream, *arguments, **named)
 
     def take_back(self, worker_id: str, attempt: int, stream: str, run: Run) -> None:

@@ -48,6 +48,7 @@ MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 CHECKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
 LAST_LINE_CHARS = 300
+MAX_FLOORS = 50_000  # workers
 STEP_S = 0.1
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,6 +90,7 @@ class LogStore:
         self._keep_in_all = keep_in_all
         self._since_check: Counter[str] = Counter()  # bytes written of each worker since its disk was looked at
         self._full: set[str] = set()
+        self._floors: dict[str, int] = {}  # by folder: what its file `floor` says
         self._all_since_check = 2**60  # at the start: it is not known what is there
         self._sync_files = sync
         self._in_thread = in_thread or DiskThreads()
@@ -241,6 +243,7 @@ class LogStore:
 
     def _set_floor(self, folder: str, floor: int) -> None:
         """Record that attempts below `floor` may be deleted."""
+        self._floors.pop(os.path.basename(folder), None)
         paths.write_atomic(os.path.join(folder, "floor"), f"{floor}\n".encode())
 
     def _forget_head(self, base: str, end: int, at: float) -> None:
@@ -407,6 +410,7 @@ class LogStore:
         """The worker is gone: a later one of its name begins with empty logs. The files stay beside, as `….gone`,
         until the next one of that name goes too."""
         directory = self._worker_directory(worker_id)
+        self._floors.pop(os.path.basename(directory), None)
         for attempt, stream in self._streams(worker_id):
             self._index.doubt(self._base(worker_id, attempt, stream) + ".idx")
         if os.path.isdir(directory):
@@ -590,17 +594,24 @@ class LogStore:
 
     def _floor(self, worker_id: str) -> int:
         """Attempts below were dropped by `keep_attempts`."""
-        try:
-            with open(os.path.join(self._worker_directory(worker_id), "floor"), encoding="ascii") as file:
-                return max((int(line) for line in file if line.strip().isdigit()), default=0)
-        except FileNotFoundError:
-            return 0
+        name = directory_name(worker_id)
+        floor = self._floors.get(name)
+        if floor is None:
+            try:
+                with open(f"{self._directory}/{name}/floor", encoding="ascii") as file:
+                    floor = max((int(line) for line in file if line.strip().isdigit()), default=0)
+            except FileNotFoundError:
+                floor = 0
+            if len(self._floors) >= MAX_FLOORS:
+                self._floors.clear()
+            self._floors[name] = floor
+        return floor
 
     def _worker_directory(self, worker_id: str) -> str:
-        return os.path.join(self._directory, directory_name(worker_id))
+        return f"{self._directory}/{directory_name(worker_id)}"
 
     def index_path(self, worker_id: str, attempt: int, stream: str) -> str:
         return self._base(worker_id, attempt, stream) + ".idx"
 
     def _base(self, worker_id: str, attempt: int, stream: str) -> str:
-        return os.path.join(self._worker_directory(worker_id), f"{attempt}.{stream}")
+        return f"{self._directory}/{directory_name(worker_id)}/{attempt}.{stream}"

@@ -18,7 +18,7 @@ SLOT = re.compile(r"\{\d?\}")
 # Sentences that are no messages: marks within a log, commands to type, statements of a program, what others wrote.
 NOT_SHOWN = re.compile(
     r"^\[procguard: |IFS= |^(invoke|procguard|\./start_manager\.sh) "
-    r"|^(SELECT|INSERT|UPDATE|AND|IFS|exec|import|from|if) |charset=|^(line|term), "
+    r"|^(SELECT|WITH|INSERT|UPDATE|AND|IFS|exec|import|from|if) |charset=|^(line|term), "
     r"|^# |^lambda |^<link |^tuple\[|filename=|^def |^print\("
 )
 DATA = {

@@ -24,6 +24,7 @@ import gevent.event
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Fenced
+from procguard.portal.logs import absent
 from procguard.portal.logs.archive import objects, rebuild
 from procguard.portal.logs.archive.coverage import Range, common, from_zero, lacking, merged
 from procguard.portal.logs.archive.index import ArchiveIndex, Key
@@ -417,10 +418,10 @@ def _collect(directory: str, asked: Sequence[tuple[Key, str, list[Range]]]) -> t
     done: set[Key] = set()
     room = OBJECT_BYTES
     for key, worker_id, covered in asked:
-        base = os.path.join(directory, key[0], f"{key[1]}.{key[2]}")
+        base = f"{directory}/{key[0]}/{key[1]}.{key[2]}"
         try:
-            size = os.path.getsize(base + ".log")
-            with open(base + ".log", "rb") as file, closing(TimesOf(base + ".idx")) as times:
+            with open(base + ".log", "rb", buffering=0) as file, closing(TimesOf(base + ".idx")) as times:
+                size = os.fstat(file.fileno()).st_size
                 for start, end, lost_at in _parts(base, size, covered):
                     position = start
                     while position < end and room > 0 and len(chunks) < objects.MAX_PIECES:
@@ -428,8 +429,7 @@ def _collect(directory: str, asked: Sequence[tuple[Key, str, list[Range]]]) -> t
                         if lost_at is not None:
                             chunks.append(Chunk(worker_id, key[1], key[2], position, end - position, lost_at, None))
                             break
-                        file.seek(position)
-                        data = file.read(min(objects.PIECE_BYTES, end - position, room))
+                        data = os.pread(file.fileno(), min(objects.PIECE_BYTES, end - position, room), position)
                         if not data:
                             break
                         records = times.packed(position, position + len(data), objects.MAX_TIMES_BYTES)
@@ -446,7 +446,8 @@ def _collect(directory: str, asked: Sequence[tuple[Key, str, list[Range]]]) -> t
 
 def _parts(base: str, size: int, covered: list[Range]) -> list[tuple[int, int, float | None]]:
     """(start, end, when it was lost) of what is not archived, rising; None: it is on the disk."""
-    gone = [hole for hole in holes(base, size) if hole.start < hole.end]
+    has_holes = os.access(base + ".gaps", os.F_OK) or os.access(base + absent.ENDING, os.F_OK)
+    gone = [hole for hole in holes(base, size) if hole.start < hole.end] if has_holes else []
     found: list[tuple[int, int, float | None]] = []
     for start, end in lacking(covered, 0, size):
         position = start

@@ -66,6 +66,14 @@ _PIECES = (
     "WHERE s.folder = ? AND s.attempt = ? AND s.stream = ? AND p.start < ? AND p.start + p.length > ? "
     "ORDER BY p.start DESC LIMIT ?"
 )
+_TIMES = (  # one search of the key for each, instead of reading all
+    "WITH RECURSIVE place (stream, start) AS (SELECT s.id, (SELECT min(p.start) FROM archive_piece AS p "
+    "WHERE p.stream = s.id) FROM archive_stream AS s WHERE s.folder = ? AND s.attempt = ? AND s.stream = ? "
+    "UNION ALL SELECT place.stream, (SELECT p.start FROM archive_piece AS p WHERE p.stream = place.stream "
+    "AND p.start >= place.start + ? ORDER BY p.start LIMIT 1) FROM place WHERE place.start IS NOT NULL) "
+    "SELECT p.start, p.at FROM place JOIN archive_piece AS p ON p.stream = place.stream AND p.start = place.start "
+    "WHERE p.packed > 0 ORDER BY p.start"
+)
 
 
 class ArchivedStream(NamedTuple):
@@ -260,13 +268,10 @@ class ArchiveIndex:
         rows = self._tables.transaction(lambda execute: execute(_PIECES, (*key, end, start, limit)).fetchall())
         return [StoredPiece(row[0], row[1], row[2], row[3], row[4], row[5], bytes(row[6])) for row in rows]
 
-    def times(self, key: Key) -> list[tuple[int, float]]:
-        """(offset, wall time) of where each piece of a stream begins, rising."""
-        statement = (
-            "SELECT p.start, p.at FROM archive_stream AS s JOIN archive_piece AS p ON p.stream = s.id "
-            "WHERE s.folder = ? AND s.attempt = ? AND s.stream = ? AND p.packed > 0 ORDER BY p.start"
-        )
-        rows = self._tables.transaction(lambda execute: execute(statement, key).fetchall())
+    def times(self, key: Key, step: int = 0) -> list[tuple[int, float]]:
+        """(offset, wall time) of where each piece of a stream begins, rising; of those that begin within `step` bytes
+        the first."""
+        rows = self._tables.transaction(lambda execute: execute(_TIMES, (*key, max(1, step))).fetchall())
         return [(int(start), float(at)) for start, at in rows]
 
     def drop(self, folder: str, below: int | None = None) -> None:

@@ -17,7 +17,7 @@ import pytest
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import Question
 from procguard.fleet.model import clock
-from procguard.portal.logs import own_search, spool
+from procguard.portal.logs import fetch, own_search, spool
 from procguard.portal.logs.archive import objects, reading
 from procguard.portal.logs.archive.coverage import common, from_zero, lacking, merged
 from procguard.portal.logs.archive.object_store import ArchiveFailed, FolderStore, ObjectDamaged, new_name
@@ -65,6 +65,31 @@ def test_a_manager_that_lost_its_disk_shows_every_archived_line(rig: ArchiveRig)
     assert rig.store.length("w1", 2, "out") == 6_000 * 61  # from where on its agent goes on
     rig.store.append("w1", 2, "out", 6_000 * 61, b"on\n", 3_000.0)
     assert rig.tail("w1", 2)[-1] == "on"
+
+
+def test_lines_since_a_time_in_the_middle_of_a_piece_are_shown(rig: ArchiveRig) -> None:
+    rig.write("w1", 1, numbered(0, 5_000))  # one piece, written from 1000 to 1004
+    rig.archive_all()
+    since = rig.tail("w1", 10_000, since=1_003.0)
+    assert 1_000 < len(since) < 2_000
+    rig.again(lost_disk=True)
+    assert rig.tail("w1", 10_000, since=1_003.0) == since
+
+
+def test_of_very_many_pieces_some_times_are_enough(rig: ArchiveRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "MAX_TIMES", 4)
+    for number in range(12):
+        rig.write("w1", 1, numbered(100 * number, 100 * number + 100), at=1_000.0 + 100 * number)
+        rig.archive_all()
+    between = rig.tail("w1", 10_000, since=1_350.0, until=1_650.0)
+    key = (directory_name("w1"), 1, "out")
+    length = rig.archive.length(*key)
+    assert len(rig.archive.index.times(key)) == 12
+    some = [(0, 1_000.0), (length // 4, 1_300.0), (length // 2, 1_600.0), (length // 4 * 3, 1_900.0)]
+    assert rig.archive.index.times(key, length // 4) == some
+    rig.again(lost_disk=True)
+    assert rig.tail("w1", 10_000, since=1_350.0, until=1_650.0) == between
+    assert between[0].startswith("line 00000400") and between[-1].startswith("line 00000699")
 
 
 def test_the_index_is_made_again_from_the_objects(rig: ArchiveRig) -> None:
