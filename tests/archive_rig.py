@@ -44,9 +44,11 @@ class ArchiveRig:
         place: ObjectStore | None = None,
         database: DatabasePlace | None = None,
         workers: tuple[str, ...] = ("w1", "w2", "w3"),
+        term: int = 0,
         **bounds: int,
     ) -> None:
         self.directory, self.database, self.workers, self.bounds = directory, database, workers, bounds
+        self.term = term  # of the shared database
         (directory / "shared").mkdir(exist_ok=True)
         self.place = place or FolderStore(str(directory / "shared"), FLEET, here)
         self.said: list[str] = []
@@ -55,13 +57,16 @@ class ArchiveRig:
     def open(self) -> None:
         self.store = SpooledLogStore(str(self.directory / "logs"), sync=lambda _: None, in_thread=here, **self.bounds)
         tables: Tables = (
-            PostgresTables(self.database) if self.database else SqliteTables(str(self.directory / "index.db"), here)
+            PostgresTables(self.database, self.term)
+            if self.database
+            else SqliteTables(str(self.directory / "index.db"), here)
         )
         self.archive = LogArchive(
             self.place,
             ArchiveIndex(tables),
             self.store.directory,
             fleet_id=FLEET,
+            term=self.term,
             in_thread=here,
             interval_s=0.0,
             said=self.said.append,
@@ -97,7 +102,11 @@ class ArchiveRig:
         raise AssertionError("it never ends")
 
     def objects(self) -> list[Path]:
-        return sorted((self.directory / "shared").rglob("*.pglogs"))
+        return self.objects_in(self.directory / "shared")
+
+    @staticmethod
+    def objects_in(folder: Path) -> list[Path]:
+        return sorted(folder.rglob("*.pglogs"))
 
     def tail(self, worker: str, lines: int = 1_000, **asked: Any) -> list[str]:
         """As the API reads it."""

@@ -17,6 +17,7 @@ from procguard.portal.logs.archive import s3
 from procguard.portal.logs.archive.index import ArchiveIndex, PostgresTables
 from procguard.portal.logs.archive.object_store import ArchiveFailed, FolderStore, ObjectMissing, new_name
 from procguard.portal.logs.archive.s3 import BucketOptions, BucketStore, taken_secrets
+from remote_agent.protocol.messages import directory_name
 from tests import postgres_server
 from tests.archive_rig import FLEET, ArchiveRig, here, numbered
 from tests.unit.portal.logs.test_log_archive import filled
@@ -195,6 +196,8 @@ def test_with_the_shared_database_it_is_the_same(tmp_path: Path) -> None:
         rig.write("w1", 2, numbered(9_000, 9_100))
         rig.archive_all()
         downloads["w1"] = rig.download("w1")
+        key = (directory_name("w1"), 2, "out")
+        assert len(rig.archive.index.times(key)) == 2 and len(rig.archive.index.times(key, 10**9)) == 1
         (tmp_path / "another").mkdir()
         os.rename(tmp_path / "logs", tmp_path / "another" / "logs")
         rig.open()  # the next leader, on another machine
@@ -208,6 +211,84 @@ def test_with_the_shared_database_it_is_the_same(tmp_path: Path) -> None:
         with pytest.raises(Fenced):
             of_term.begin(new_name(store.term, 2.0), 2.0)
         store.close()
+
+
+def test_a_takeover_in_mid_upload_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """Two managers, one PostgreSQL, one shared folder. The host sends the next leader what is not archived yet; the one
+    before is frozen at some step of its upload, and wakes when the next has archived the same bytes."""
+    with postgres_server.cluster() as server:
+        place = DatabasePlace(server.url(server.database()), str(server.password))
+        whole, objects_before = b"", 0
+        for number, step in enumerate(("begun", "stored")):
+            folder, other = tmp_path / f"a{number}", tmp_path / f"b{number}"
+            for one in (folder, other):
+                one.mkdir()
+            (tmp_path / "shared").mkdir(exist_ok=True)
+            before = PostgresqlStore(place)
+            before.load()
+            old = ArchiveRig(folder, Frozen(tmp_path / "shared"), place, term=before.term)
+            assert isinstance(old.place, Frozen)
+            more = numbered(1_000 * number, 1_000 * number + 1_000)
+            kept = old.store.length("w1", 1, "out")
+            assert kept == len(whole)
+            old.store.append("w1", 1, "out", kept, more, 1_000.0)
+            old.place.freezes = step
+            with pytest.raises(Thawed):
+                old.archive.step()
+            after = PostgresqlStore(place)
+            after.load()
+            new = ArchiveRig(other, FolderStore(str(tmp_path / "shared"), FLEET, here), place, term=after.term)
+            stored = new.store.length("w1", 1, "out")
+            new.store.append("w1", 1, "out", stored, (whole + more)[stored:] + b"later\n", 1_001.0)
+            whole += more + b"later\n"
+            new.archive_all()
+            old.place.freezes = ""
+            with pytest.raises(Fenced):  # awake again, it may store its object, and name it nowhere
+                for _ in range(3):
+                    old.archive.step()
+            assert new.download("w1") == whole, step
+            new.again(lost_disk=True)
+            assert new.download("w1") == whole, step
+            assert len(new.objects_in(tmp_path / "shared")) > objects_before
+            objects_before = len(new.objects_in(tmp_path / "shared"))
+            for one in (before, after):
+                one.close()
+
+
+class Thawed(Exception):
+    pass
+
+
+class Frozen(FolderStore):
+    """`freezes`: at which step of an upload its manager stops: "begun" before the object is there; "stored" behind it,
+    when nothing knows it but the entry that was made before."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), FLEET, here)
+        self.freezes = ""
+
+    def put(self, name: str, data: bytes) -> None:
+        if self.freezes != "begun":
+            super().put(name, data)
+        if self.freezes:
+            raise Thawed
+
+
+def test_what_a_bucket_deletes_by_itself_is_a_marked_gap(client: Any, tmp_path: Path) -> None:
+    """Its own lifecycle: no request fails, and the rest is shown."""
+    rig = ArchiveRig(tmp_path, BucketStore("pg-archive", "p", FLEET, REGION, KEYS))
+    rig.write("w1", 1, numbered(0, 1_000))
+    rig.archive_all()
+    rig.write("w1", 1, numbered(1_000, 2_000))
+    rig.archive_all()
+    first = min(one["Key"] for one in client.list_objects_v2(Bucket="pg-archive")["Contents"])
+    client.delete_object(Bucket="pg-archive", Key=first)
+    rig.again(lost_disk=True)
+    lines = rig.tail("w1", 10_000)
+    assert lines[0].startswith("[procguard: 61,000 bytes of this log") and lines[1:] == rig.tail("w1", 1_000)
+    assert lines[1].startswith("line 00001000") and lines[-1].startswith("line 00001999")
+    assert rig.download("w1").endswith(numbered(1_000, 2_000)) and b"61,000 bytes" in rig.download("w1")
+    assert rig.archive.status.unreadable_pieces > 0
 
 
 def test_what_a_manager_wrote_after_its_term_does_no_harm(tmp_path: Path) -> None:
