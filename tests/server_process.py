@@ -1,7 +1,8 @@
 """The portal's server as a process of its own, on a free port, for tests: pytest itself stays free of gevent.
 
 `python -m tests.server_process DIRECTORY [key=value…]` serves a real fleet and log store in DIRECTORY and prints its
-port. `RunningServer` starts it, and speaks to it as agents and operators would.
+port. `RunningServer` starts it, and speaks to it as agents and operators would. Its state is a database without the
+YAML beside it, which a process of its own would write whenever one ends.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class RunningManager(RunningServer):
         self.directory = directory
         self.secure = False
         self._log_path = directory / "manager.out"
-        named = (f"state.state_file={directory}/state.yaml", f"logging.file={directory}/manager.log", *settings)
+        named = (f"state.state_file={directory}/state.db", f"logging.file={directory}/manager.log", *settings)
         pairs = [word for setting in named for word in ("--set", setting)]
         for attempts_left in (2, 1, 0):
             self.port = port or free_port()
@@ -207,9 +208,9 @@ def main(arguments: list[str]) -> None:
     directory, *pairs = arguments
     own = dict(pair.removeprefix("test.").split("=", 1) for pair in pairs if pair.startswith("test."))
     overrides = [pair for pair in pairs if not pair.startswith("test.")]
-    own_state = f"state.state_file={directory}/state.yaml"
+    own_state = f"state.state_file={directory}/state.db"
     config = configuration.load(None, [own_state, "web.port=0", "web.host=127.0.0.1", *overrides])
-    store = open_store(os.path.join(directory, "state.yaml"))
+    store = open_store(os.path.join(directory, "state.db"))
     leadership = _OneOfSeveral(own["managers"].split("+"), int(own["term"])) if "term" in own else None
     fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read(), leadership=leadership)
     web = WebMonitor(

@@ -20,17 +20,18 @@ SECRET = messages.secret_sha256("one")
 
 
 class World:
-    """`now` moves only by `pass_time`."""
+    """`now` moves only by `pass_time`. With a `.yaml` as its state file, a process writes a snapshot at each end."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, state_file: str = "state.db", **settings: Any) -> None:
         self.directory = directory
+        self.state_file = state_file
         self.now = Now(1_000.0, 1_790_000_000.0)
         self.settings = FleetSettings(**settings)
         self._seq = itertools.count(1_790_000_000_000)
         self.fleet = self.open()
 
     def open(self) -> Fleet:
-        store = open_store(str(self.directory / "state.yaml"))
+        store = open_store(str(self.directory / self.state_file))
         return Fleet(store, EventLog(store), self.settings, self.now)
 
     def restart(self) -> None:

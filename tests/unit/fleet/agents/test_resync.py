@@ -14,7 +14,7 @@ from tests.unit.store_rig import refusing
 @pytest.fixture
 def lost(tmp_path: Path) -> World:
     """w1 on h1, w2 on h2; then the database is lost, and the snapshot is what is left."""
-    world = World(tmp_path)
+    world = World(tmp_path, "state.yaml")
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
     world.fleet.close()
     (tmp_path / "state.db").unlink()
