@@ -24,6 +24,7 @@ SERVICES = {
 }  # fmt: skip
 
 Graph = dict[str, set[str]]
+COUNTED = (ast.Import, ast.ImportFrom, ast.arg, ast.AnnAssign, ast.ClassDef)
 
 
 @functools.cache
@@ -37,10 +38,16 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
+@functools.cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Of the kinds that count here; each tree is walked once."""
+    return tuple(node for node in ast.walk(tree) if isinstance(node, COUNTED))
+
+
 def imports_of(tree: ast.Module, known: set[str]) -> set[str]:
     """Those of the `known` modules that it imports, anywhere in it. A submodule counts, not the packages it is in."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +79,7 @@ def import_graph() -> Graph:
 
 def annotations(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     """(name, annotation) of every parameter, attribute and variable that has one."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
             yield node.arg, node.annotation
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, (ast.Attribute, ast.Name)):
@@ -94,7 +101,7 @@ def is_any(annotation: ast.expr) -> bool:
 
 
 def service_names(trees: dict[str, ast.Module]) -> set[str]:
-    classes = {node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    classes = {node.name for tree in trees.values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
     words = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("_")).lower() for name in classes}
     return SERVICES | {name for name in words if "_" in name}
 
