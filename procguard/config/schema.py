@@ -8,106 +8,21 @@ path creates its directory.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
-import logging
 import os
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from procguard.config import errors, loader
+from procguard.config import checks, errors, loader
 from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
 from procguard.config.logs import Logs
 from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Rules, Targets
-from procguard.config.types import Section, causes_of_failure, postgres_url_problem, size_in_bytes
+from procguard.config.types import Section, causes_of_failure, size_in_bytes
 from procguard.errors import ConfigError
-
-# ------------------------------------------------------------------------------------------------- kinds of value
-
-
-def _absolute_path(text: str) -> str:
-    if not text.strip():
-        raise ValueError("a path")
-    return os.path.abspath(os.path.expanduser(text))
-
-
-def _state_path(text: str) -> str:
-    if not text.endswith((".yaml", ".yml", ".db", ".sqlite")):
-        raise ValueError("a path that ends in .yaml (readable) or in .db (SQLite)")
-    return text
-
-
-def _database_url(text: str) -> str:
-    problem = postgres_url_problem(text) if text else ""
-    if problem:
-        raise ValueError(problem)
-    return text
-
-
-def _manager_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", text):
-        raise ValueError("up to 64 letters, digits, dots, dashes and underscores")
-    return text
-
-
-def _path_or_nothing(text: str) -> str:
-    return _absolute_path(text) if text else ""
-
-
-def _network(text: str) -> str:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError as exc:
-        raise ValueError("an IP address or a network, e.g. 10.0.0.2 or 10.1.0.0/24") from exc
-    return text
-
-
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
-
-def _log_format(text: str) -> str:
-    record = logging.LogRecord("name", logging.INFO, "file", 1, "message", None, None)
-    try:
-        logging.Formatter(text).format(record)
-    except (KeyError, ValueError, TypeError) as exc:
-        raise ValueError(f'a format of Python\'s logging, e.g. "%(asctime)s - %(message)s" ({exc})') from exc
-    return text
-
-
-def _nothing_said(value: Any) -> Any:
-    return {} if value is None else value
-
-
-def _address(text: str) -> str:
-    if not text or any(letter.isspace() or letter == "/" for letter in text):
-        raise ValueError("an IP address or a host name to listen on, e.g. 0.0.0.0 or 127.0.0.1")
-    return text
-
-
-def _web_address(text: str) -> str:
-    if text and (urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).hostname):
-        raise ValueError("an address that begins with http:// or https://")
-    return text
-
-
-def _manager_url(text: str) -> str:
-    expected = "an address that agents can reach, e.g. http://10.0.0.5:5000"
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError as exc:
-        raise ValueError(expected) from exc
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or port == 0:
-        raise ValueError(expected)
-    return text.rstrip("/")
-
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
@@ -119,12 +34,14 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 class Logging(Section):
     """The manager's own log."""
 
-    level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(default="INFO", description="Log level of the manager.")
-    file: Annotated[str, AfterValidator(_absolute_path)] = Field(
+    level: Annotated[LogLevel, BeforeValidator(checks.upper)] = Field(
+        default="INFO", description="Log level of the manager."
+    )
+    file: Annotated[str, AfterValidator(checks.absolute_path)] = Field(
         default="logs/procguard.log",
         description="Log file of the manager, relative to the working directory; its directory is created.",
     )
-    format: Annotated[str, AfterValidator(_log_format)] = Field(
+    format: Annotated[str, AfterValidator(checks.log_format)] = Field(
         default="%(asctime)s - %(name)s - %(levelname)s - %(message)s",
         description="Format of a log line, as in Python's logging.",
     )
@@ -133,7 +50,7 @@ class Logging(Section):
 class State(Section):
     """What the manager remembers across restarts."""
 
-    state_file: Annotated[str, AfterValidator(_state_path), AfterValidator(_absolute_path)] = Field(
+    state_file: Annotated[str, AfterValidator(checks.state_path), AfterValidator(checks.absolute_path)] = Field(
         default="data/procguard_state.yaml",
         description=(
             "Path of the state: a SQLite database `*.db` (or `.sqlite`), or `*.yaml` (or `.yml`) for the database"
@@ -142,7 +59,7 @@ class State(Section):
             "created. A manager without a configuration file uses ~/.local/share/procguard."
         ),
     )
-    database: Annotated[str, AfterValidator(_database_url)] = Field(
+    database: Annotated[str, AfterValidator(checks.database_url)] = Field(
         default="",
         description=(
             "A PostgreSQL database that several managers share, in place of the SQLite database: "
@@ -152,7 +69,7 @@ class State(Section):
         ),
         json_schema_extra=dict(errors.SECRET),
     )
-    database_password_file: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
+    database_password_file: Annotated[str, AfterValidator(checks.path_or_nothing)] = Field(
         default="",
         description=(
             "A file whose first line is the password for `database`, read for each connection. Empty: libpq's own ways "
@@ -167,7 +84,7 @@ class State(Section):
             "worker whose host and leader die together is reassigned that much later."
         ),
     )
-    manager_name: Annotated[str, AfterValidator(_manager_name)] = Field(
+    manager_name: Annotated[str, AfterValidator(checks.manager_name)] = Field(
         default="",
         description="This manager's name among several, another one for each. Empty: the name of its machine.",
     )
@@ -192,7 +109,7 @@ class AdapterConfig(Section):
             "only; no process is started."
         ),
     )
-    host: Annotated[str, AfterValidator(_address)] = Field(
+    host: Annotated[str, AfterValidator(checks.address)] = Field(
         default="0.0.0.0",
         description="`zmq`: listen address. A loopback address is offered to agents on this machine only.",
     )
@@ -255,7 +172,7 @@ class Monitoring(Section):
         ),
     )
     memory_threshold: Percent = Field(default=0.1, description="Percent of the host's memory; see `cpu_threshold`.")
-    dead_man_url: Annotated[str, AfterValidator(_web_address)] = Field(
+    dead_man_url: Annotated[str, AfterValidator(checks.web_address)] = Field(
         default="",
         description=(
             "URL of a dead man's switch that the manager requests (GET) while it monitors the fleet. The service "
@@ -323,13 +240,13 @@ class Tls(Section):
             "http. The port serves either http or https. See docs/security.md."
         ),
     )
-    cert: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
+    cert: Annotated[str, AfterValidator(checks.path_or_nothing)] = Field(
         default="", description="Certificate chain (PEM). Reloaded when the file is replaced."
     )
-    key: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
+    key: Annotated[str, AfterValidator(checks.path_or_nothing)] = Field(
         default="", description="Private key (PEM), not encrypted."
     )
-    ca: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
+    ca: Annotated[str, AfterValidator(checks.path_or_nothing)] = Field(
         default="",
         description=(
             "CA certificates (PEM) that agents trust for `cert` or for an https proxy in front of the manager; "
@@ -359,7 +276,7 @@ class Web(Section):
     enabled: bool = Field(
         default=True, description="`false` disables the portal. The API stays, because agents need it."
     )
-    host: Annotated[str, AfterValidator(_address)] = Field(
+    host: Annotated[str, AfterValidator(checks.address)] = Field(
         default="0.0.0.0",
         description="Listen address. Agents on other hosts must reach it. Access is denied by default.",
     )
@@ -374,7 +291,7 @@ class Web(Section):
         ),
     )
     tls: Annotated[Tls, BeforeValidator(_tls)] = Field(default_factory=Tls, description="https for API and portal.")
-    trusted_proxies: list[Annotated[str, AfterValidator(_network)]] = Field(
+    trusted_proxies: list[Annotated[str, AfterValidator(checks.network)]] = Field(
         default_factory=list,
         description=(
             "Addresses or networks of reverse proxies, e.g. `[10.0.0.2, 10.1.0.0/24]`, whose X-Forwarded-For and "
@@ -390,7 +307,7 @@ class Web(Section):
             " and refusals. The oldest records of each share are dropped. Also as text: `32 MiB`."
         ),
     )
-    advertise: list[Annotated[str, AfterValidator(_manager_url)]] = Field(
+    advertise: list[Annotated[str, AfterValidator(checks.manager_url)]] = Field(
         default_factory=list,
         description=(
             "Additional manager addresses for agents, e.g. `http://10.0.0.5:5000`: a NAT or proxy in front of the"
@@ -416,7 +333,7 @@ class Config(Section):
     web: Web = Field(default_factory=Web, description="The API for agents and operators, and the portal.")
     logs: Logs = Field(default_factory=Logs, description="Logs of the workers.")
     events: EventSettings = Field(default_factory=EventSettings, description="Event history.")
-    groups: Annotated[dict[str, GroupPolicy], BeforeValidator(_nothing_said)] = Field(
+    groups: Annotated[dict[str, GroupPolicy], BeforeValidator(checks.nothing_said)] = Field(
         default_factory=dict,
         description=(
             "Policies of groups, by name; a worker names its group (`group: trainers`). Also as "
