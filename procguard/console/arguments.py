@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from procguard.console.language import shown
 from procguard.errors import UsageError
@@ -15,7 +15,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         self,
         usage: str | None,
         actions: Iterable[argparse.Action],
-        groups: Iterable[Any],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
         prefix: str | None = None,
     ) -> None:
         super().add_usage(usage, actions, groups, f"{shown('usage:')} " if prefix is None else prefix)
