@@ -24,7 +24,7 @@ from remote_agent.runner.task.assignment import ASKED, RESTART
 from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.system import paths, processes
 from remote_agent.system.cgroup import WorkerGroup
-from remote_agent.system.processes import Identity, Process
+from remote_agent.system.processes import Identity, StatLine
 
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
@@ -149,7 +149,7 @@ class TaskRunnerRig:
                 (processes, "members_below", lambda _pid: self._members()),
                 (processes, "members_left_behind", lambda *_: self._members()),
                 (processes, "signal_all", self._signal_all),
-                (processes, "read_process", lambda pid: Process(pid, 1, pid, "S", pid)),
+                (processes, "read_process", lambda pid: StatLine(pid, 1, pid, "S", pid)),
                 (WorkerGroup, "_make", lambda _self: ""),
                 (paths, "attempts_on_disk", lambda _directory: sorted(self.attempts)),
             ):
