@@ -12,6 +12,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
 STEP = re.compile(r"^\d+\. `([\w/]+\.py)` `([\w.]+)`: (.*)$", re.MULTILINE)
+FILE = re.compile(r"`([\w./]+\.(?:py|md|toml)|[\w/]+/)`")
+DEFINITION = re.compile(r"`(\w+\.(?!(?:py|md|toml)`)[a-z_]\w*)`")
+SHORT = {one.partition(".")[0] for one in DEFINITION.findall(TEXT)}
+FOLDERS = ("", "procguard", "remote_agent", "docs")  # from which the page names files
 QUESTIONS = 10
 
 
@@ -41,6 +45,23 @@ def defined_in(path: str) -> set[str]:
         if isinstance(node, ast.ClassDef):
             names |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
     return names
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    named = set(FILE.findall(TEXT))
+    assert len(named) > 60
+    assert [one for one in sorted(named) if not any((REPOSITORY / folder / one).exists() for folder in FOLDERS)] == []
+
+
+def test_every_definition_that_the_page_names_is_there() -> None:
+    """`Class.method`, or `module.function`; what is no definition, such as a key, has nothing of these forms."""
+    held: set[str] = set()
+    for path in (one for root in ("procguard", "remote_agent") for one in (REPOSITORY / root).rglob("*.py")):
+        if path.stem in SHORT or str(path.relative_to(REPOSITORY)) in TEXT:
+            names = defined_in(str(path.relative_to(REPOSITORY)))
+            held |= names | {f"{path.stem}.{name}" for name in names}
+    others = {"remote_agent.protocol", "state.state_file", "logs.archive"}
+    assert sorted(set(DEFINITION.findall(TEXT)) - held - others) == []
 
 
 def test_the_page_has_its_questions() -> None:
