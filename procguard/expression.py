@@ -227,7 +227,7 @@ class _Translation:
         elif one == "|":
             self._add("|")
         elif one == "[":
-            self._set(self._class(at))
+            self._set(self._class())
         elif one == ".":
             any_node = Characters([(0, MAX_CODE_POINT)])
             self._add("(?s:.)" if self._flags.dot_newline else ".", True, any_node)
@@ -375,8 +375,8 @@ class _Translation:
 
     # ------------------------------------------------------------------------------------------------ classes
 
-    def _class(self, at: int) -> Ranges:
-        """The characters of [...], which begins at `at`."""
+    def _class(self) -> Ranges:
+        """The characters of [...], whose bracket has been read."""
         negated = self._text[self._at] == "^"
         self._at += negated
         found: Ranges = []

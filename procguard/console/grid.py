@@ -107,8 +107,8 @@ def render(
     widths = dict(zip(kept, (natural[number] for number in kept), strict=True))
     if width is not None:
         widths = _fitted(shown, widths, width)
-    lines = [_line([(Cell(shown[number].title, "bold"), widths[number]) for number in widths], colour, width)]
-    return lines + [_line([(row[number], widths[number]) for number in widths], colour, width) for row in rows]
+    lines = [_line([(Cell(shown[number].title, "bold"), widths[number]) for number in widths], colour)]
+    return lines + [_line([(row[number], widths[number]) for number in widths], colour) for row in rows]
 
 
 def show(columns: Sequence[Column[V]], views: Iterable[V], *, everything: bool = False) -> None:
@@ -164,7 +164,7 @@ def _least(column: Column[Any]) -> int:
     return max(SHORTEST, len(column.title))
 
 
-def _line(cells: Sequence[tuple[Cell, int]], colour: bool, width: int | None) -> str:
+def _line(cells: Sequence[tuple[Cell, int]], colour: bool) -> str:
     parts = []
     for number, (cell, size) in enumerate(cells):
         text = shortened(cell.text, size)

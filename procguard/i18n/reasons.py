@@ -36,7 +36,6 @@ _TEXTS: dict[str, dict[str, str]] = {
 }
 _WORDS = {"en": en.TEXTS, "zh": zh.TEXTS}
 _NAMED = ("state", "verb", "status", "agent", "opstatus")  # forms whose values are words of i18n: state.running
-_JOINTS = ("joint", "comma", "and_more", "now", "in", "count")
 _UNITS = {"s": "秒", "min": "分钟", "h": "小时", "d": "天"}
 _NESTED = 12  # objects of an answer within objects
 _IN_TURN = 8  # reasons within reasons; more than any of ours has

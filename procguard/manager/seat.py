@@ -44,7 +44,6 @@ REGISTER_S = 1.0
 POLL_LATE_S = 1.0  # a look that took longer says nothing about the time before it
 MAX_URLS = 16  # in replies
 MAX_URLS_EACH = 4
-HOLD_BACK_S = 1.0  # one that has led just now and handed over lets others go first
 
 log = logging.getLogger(__name__)
 _sleep = monkey.get_original("time", "sleep")  # of the native thread, not of its greenlets

@@ -164,7 +164,7 @@ class Agent:
         elif tag in ("secret", "checked"):
             self.link.changed(now)  # the first use of a new secret ends the old one; results are reported at once
         elif tag == "leave":
-            self._begin_leaving(value, now)
+            self._begin_leaving(value)
 
     # ------------------------------------------------------------------------------------------------- runners
 
@@ -353,7 +353,7 @@ class Agent:
 
     # ----------------------------------------------------------------------------------------------- leaving
 
-    def _begin_leaving(self, how: str, now: float) -> None:
+    def _begin_leaving(self, how: str) -> None:
         if how != "stopped":
             self._leaving = "now"
             return

@@ -109,7 +109,7 @@ class HttpConnection:
         self._deadline = time.monotonic() + max(MAX_EXCHANGE_S, timeout_s)
         self.sock.settimeout(timeout_s)
         self._send(_head(method, target, self._netloc, headers, body), body or b"")
-        status, version, fields = self._read_head(max_bytes)
+        status, version, fields = self._read_head()
         keep = version != b"HTTP/1.0" and fields.get(b"connection", b"").lower() != b"close"
         if method == "HEAD" or status in (204, 304):
             payload = b""
@@ -144,7 +144,7 @@ class HttpConnection:
         if time.monotonic() > self._deadline:
             raise TimeoutError("the answer takes too long")
 
-    def _read_head(self, max_bytes: int) -> "tuple[int, bytes, dict[bytes, bytes]]":
+    def _read_head(self) -> "tuple[int, bytes, dict[bytes, bytes]]":
         """(status, version, header fields by lower-case name); interim answers (1xx) are passed over."""
         for _ in range(10):
             line = self._read_line()

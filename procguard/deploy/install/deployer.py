@@ -358,9 +358,9 @@ class Deployer:
                 self._listener.stage(host.name, "recovery")
                 result.recovery_ssh = self._check_recovery(host)
         self._refuse(host, result)
-        self._note_started(host, result)
+        self._note_started(result)
 
-    def _note_started(self, host: Host, result: HostResult) -> None:
+    def _note_started(self, result: HostResult) -> None:
         """Which workers are to come up now; of the others what they are is said at once."""
         if self._restarts and self._options.plan.serial:
             self._restart(result, self._views())

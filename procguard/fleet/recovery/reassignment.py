@@ -127,12 +127,12 @@ class Reassignment:
                 self._due[worker.worker_id] = now.monotonic + NOT_WANTED_AGAIN_S
             self._emit_event(worker, None, now)
         elif decision.action == "reassign":
-            self._reassign(worker, decision.reason, cause, now)
+            self._reassign(worker, decision.reason, now)
         else:
             self._due[worker.worker_id] = now.monotonic + (decision.delay_s if decision.action == "wait" else 1.0)
             self._emit_event(worker, RecoveryStatus(decision.state, decision.reason), now)
 
-    def _reassign(self, worker: WorkerRecord, why: Reason, cause: Cause, now: Now) -> None:
+    def _reassign(self, worker: WorkerRecord, why: Reason, now: Now) -> None:
         found = self._fleet.placement.choose(worker, now)
         self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
         if not found.agent_id:

@@ -90,11 +90,6 @@ class DatabaseLink:
         self.place = place
         self._purpose = purpose
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._ready: Callable[[Connection], None] = lambda _connection: None
-
-    def on_connect(self, ready: Callable[[Connection], None]) -> None:
-        """Run `ready(connection)` for each new connection."""
-        self._ready = ready
 
     def call(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
         """Run `task(connection)` in autocommit mode and return its result within `timeout_s`.
@@ -117,7 +112,6 @@ class DatabaseLink:
             with bounded(timeout_s):
                 if self._connection is None or self._connection.closed:
                     self._connection = self._connect()
-                    self._ready(self._connection)
                 return task(self._connection)
         except _TimedOut as exc:
             self.close()

@@ -137,7 +137,7 @@ class Auth:
         """Returns (digest of the presented secret, agent whose session it was presented in, or ""). Raises Refused."""
         sessions = self._agent_sessions
         if sessions is None or not sessions.is_of_session(header):
-            return sha256_of(_bearer(header, environ)), ""
+            return sha256_of(_bearer(header)), ""
         try:
             session = sessions.check(environ).session
         except Refused as exc:
@@ -294,12 +294,6 @@ class Auth:
             raise Forbidden(f"{caller.actor} is a viewer: it is read-only", self._operators_can(), code="viewer")
         raise Forbidden(f"{caller.actor} has no permission for this", self._operators_can())
 
-    def require_operator(self, environ: dict[str, Any]) -> Principal:
-        return self.admit(environ, "operator")
-
-    def require_viewer(self, environ: dict[str, Any]) -> Principal:
-        return self.admit(environ, "viewer")
-
     @staticmethod
     def admitted(environ: dict[str, Any]) -> Principal:
         """The caller that the gate admitted to this route."""
@@ -362,7 +356,7 @@ def _agents_principal(agent_id: str) -> Principal:
 # --------------------------------------------------------------------------------------------- reading requests
 
 
-def _bearer(header: str, environ: dict[str, Any]) -> str:
+def _bearer(header: str) -> str:
     scheme, _, secret = header.strip().partition(" ")
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret or len(secret) > 512:

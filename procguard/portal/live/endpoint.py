@@ -61,7 +61,7 @@ class LiveEndpoint:
 
     def _viewer(self, environ: dict[str, Any]) -> Principal | None:
         try:
-            return self._access.require_viewer(environ)
+            return self._access.admit(environ, "viewer")
         except ProcGuardError:
             return None
 

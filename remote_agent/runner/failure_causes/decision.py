@@ -134,7 +134,7 @@ def _of_traceback(lines: Sequence[str], lower: Sequence[str], code: int, oom_lat
     last, end = found[0], len(lines)
     word = _word_of(last, lower, end)
     if _is_launchers(last):
-        return _of_child(found, lines, lower, code, oom_lately)
+        return _of_child(found, lower, code, oom_lately)
     if word in ("collective_error", "connection_failed"):
         for one in found[1:]:  # another rank failed first
             first = _word_of(one, lower, last.begin)
@@ -174,9 +174,7 @@ def _is_launchers(one: Traceback) -> bool:
     return one.name in LAUNCHERS or any(each in one.text.lower() for each in OF_ANOTHER)
 
 
-def _of_child(
-    found: Sequence[Traceback], lines: Sequence[str], lower: Sequence[str], code: int, oom_lately: bool
-) -> Cause | None:
+def _of_child(found: Sequence[Traceback], lower: Sequence[str], code: int, oom_lately: bool) -> Cause | None:
     """Of a launcher that says only that its child failed: what the child printed above, or how it ended."""
     last = found[0]
     shown = lower[: last.at + 1]

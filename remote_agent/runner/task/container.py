@@ -54,7 +54,7 @@ def _missing_gpus(container: dict[str, object]) -> list[Reason]:
     return [because("hook.podman_gpus", names=", ".join(missing))] if missing else []
 
 
-def remove_step(container: dict[str, object]) -> Hook:
+def remove_step() -> Hook:
     """Also after a kill: what podman knows of a container whose conmon was killed keeps its mounts."""
     shown = reasons.fields("shown", because("hook.podman_remove"))
     return {"kind": REMOVE, "argv": ["podman"], **shown, "timeout_s": REMOVE_S, "always": True}
@@ -77,7 +77,7 @@ exit $failed"""
 def steps(container: dict[str, object], number: int, removed: bool) -> list[Hook]:
     """Before the command of attempt `number`, in this order. `removed`: that of the attempt before it is gone."""
     run = run_step(container)
-    return [run] if number <= 1 or removed else [remove_step(container), run]
+    return [run] if number <= 1 or removed else [remove_step(), run]
 
 
 def build(

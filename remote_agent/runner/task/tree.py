@@ -136,7 +136,7 @@ class WorkerProcesses:
         if assignment.container is not None:
             from remote_agent.runner.task import container
 
-            wanted = [container.remove_step(assignment.container), *wanted]
+            wanted = [container.remove_step(), *wanted]
         if not wanted or not number:
             return None
         from remote_agent.runner import hooks

@@ -17,7 +17,7 @@ import pytest
 from procguard.admission.rate import FREE_FAILURES, BackOff
 from procguard.errors import Forbidden, Refused
 from procguard.portal.auth import peer_uid
-from procguard.portal.auth.access import Auth, cookie, host_name, is_loopback
+from procguard.portal.auth.access import Auth, Principal, cookie, host_name, is_loopback
 from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, BrowserSessions
 from remote_agent.protocol.messages import secret_sha256
 from tests.unit.fleet_world import World
@@ -60,6 +60,9 @@ class AccessRig:
             **options,
         )
 
+    def as_operator(self, environ: dict[str, Any]) -> Principal:
+        return self.auth.admit(environ, "operator")
+
     def token(self, scope: str = "operator") -> str:
         self.world.fleet.tokens.add(scope, "t", secret_sha256(f"pg-{scope}"), "test", self.world.now)
         return f"pg-{scope}"
@@ -90,12 +93,12 @@ def rig(tmp_path: Path) -> AccessRig:
     "host", ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "[::1]", "LocalHost:1"]
 )
 def test_the_managers_user_on_its_machine_is_operator(rig: AccessRig, host: str) -> None:
-    caller = rig.auth.require_operator(rig.request(HTTP_HOST=host))
+    caller = rig.as_operator(rig.request(HTTP_HOST=host))
     assert (caller.kind, caller.via) == ("operator", "local")
 
 
 def test_root_is_operator_too(tmp_path: Path) -> None:
-    assert AccessRig(tmp_path, uid=0).auth.require_operator(AccessRig.request()).kind == "operator"
+    assert AccessRig(tmp_path, uid=0).as_operator(AccessRig.request()).kind == "operator"
 
 
 @pytest.mark.parametrize(
@@ -125,19 +128,19 @@ def test_root_is_operator_too(tmp_path: Path) -> None:
 )
 def test_anything_that_smells_of_another_asker_needs_a_token(rig: AccessRig, change: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refusal:
-        rig.auth.require_operator(rig.request(**change))
+        rig.as_operator(rig.request(**change))
     assert refusal.value.http_status == 401
 
 
 def test_a_page_of_the_portal_itself_is_let_in(rig: AccessRig) -> None:
     same = {"HTTP_ORIGIN": "http://localhost:5000", "HTTP_SEC_FETCH_SITE": "same-origin"}
-    assert rig.auth.require_operator(rig.request(**same)).kind == "operator"
+    assert rig.as_operator(rig.request(**same)).kind == "operator"
 
 
 @pytest.mark.parametrize("uid", [None, 4321])
 def test_another_or_unknown_owner_of_the_connection_is_refused(tmp_path: Path, uid: int | None) -> None:
     with pytest.raises(Refused):
-        AccessRig(tmp_path, uid=uid).auth.require_operator(AccessRig.request())
+        AccessRig(tmp_path, uid=uid).as_operator(AccessRig.request())
 
 
 @pytest.mark.parametrize(("listed", "let_in"), [(OWN_UID, True), (0, True), (4321, False)])
@@ -151,13 +154,13 @@ def test_a_connection_that_the_kernels_quick_answer_missed_is_whose_the_list_say
 def test_trust_local_false_disables_it(tmp_path: Path) -> None:
     rig = AccessRig(tmp_path, trust_local=False)
     with pytest.raises(Refused):
-        rig.auth.require_operator(rig.request())
-    assert rig.auth.require_operator(rig.request(HTTP_AUTHORIZATION=f"Bearer {rig.token()}")).via == "token"
+        rig.as_operator(rig.request())
+    assert rig.as_operator(rig.request(HTTP_AUTHORIZATION=f"Bearer {rig.token()}")).via == "token"
 
 
 def test_the_401_prints_the_lines_to_type(rig: AccessRig) -> None:
     with pytest.raises(Refused) as refusal:
-        rig.auth.require_operator(rig.request(HTTP_HOST="10.0.0.5:5000", REMOTE_ADDR="10.0.0.9"))
+        rig.as_operator(rig.request(HTTP_HOST="10.0.0.5:5000", REMOTE_ADDR="10.0.0.9"))
     assert "curl -X POST http://localhost:5000/api/tokens" in refusal.value.next_step
     assert (
         "curl -H 'Authorization: Bearer TOKEN' http://10.0.0.5:5000/api/workers/w1/command" in refusal.value.next_step
@@ -167,7 +170,7 @@ def test_the_401_prints_the_lines_to_type(rig: AccessRig) -> None:
 def test_a_hostile_host_or_path_cannot_put_words_into_that_line(rig: AccessRig) -> None:
     request = rig.request(HTTP_HOST="$(reboot)", REMOTE_ADDR="10.0.0.9", **{"bottle.raw_path": "/a;reboot'"})
     with pytest.raises(Refused) as refusal:
-        rig.auth.require_operator(request)
+        rig.as_operator(request)
     assert "$(reboot)" not in refusal.value.next_step
     assert "'http://localhost:5000/a;reboot'\"'\"''" in refusal.value.next_step
 
@@ -178,23 +181,23 @@ def test_a_hostile_host_or_path_cannot_put_words_into_that_line(rig: AccessRig) 
 def test_a_wrong_token_is_refused_even_where_none_is_needed(rig: AccessRig) -> None:
     for header in ("Bearer wrong", "Basic Zm9vOmJhcg==", "Bearer", "Bearer " + "x" * 600):
         with pytest.raises(Refused):
-            rig.auth.require_operator(rig.request(HTTP_AUTHORIZATION=header))
+            rig.as_operator(rig.request(HTTP_AUTHORIZATION=header))
 
 
 def test_an_operators_token_works_from_anywhere_until_revoked(rig: AccessRig) -> None:
     request = rig.request(REMOTE_ADDR="192.0.2.7", HTTP_AUTHORIZATION=f"bearer {rig.token()}", HTTP_HOST="m:1")
-    assert rig.auth.require_operator(request).kind == "operator"
+    assert rig.as_operator(request).kind == "operator"
     fleet = rig.world.fleet
     fleet.tokens.revoke(fleet.tokens.all()[0].token_id, "test", rig.world.now)
     with pytest.raises(Refused):
-        rig.auth.require_operator(request)
+        rig.as_operator(request)
 
 
 def test_an_enrolment_token_is_no_operators(rig: AccessRig) -> None:
     request = rig.request(HTTP_AUTHORIZATION=f"Bearer {rig.token('enroll')}")
     assert rig.auth.identify(request).kind == "enroll"
     with pytest.raises(Forbidden):
-        rig.auth.require_operator(request)
+        rig.as_operator(request)
 
 
 def test_an_agents_secret_is_good_for_its_own_workers_only(rig: AccessRig) -> None:
@@ -207,7 +210,7 @@ def test_an_agents_secret_is_good_for_its_own_workers_only(rig: AccessRig) -> No
         lambda: rig.auth.check_agent(rig.auth.identify(request), "h2"),
         lambda: rig.auth.check_worker_agent(rig.auth.identify(request), "w2"),
         lambda: rig.auth.check_worker_agent(rig.auth.identify(request), "no-such", operator_too=True),
-        lambda: rig.auth.require_operator(request),
+        lambda: rig.as_operator(request),
     ):
         with pytest.raises(Forbidden):
             attempt()
@@ -230,11 +233,11 @@ def test_a_browser_session_acts_with_its_csrf_header_only(rig: AccessRig) -> Non
     session = rig.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
     far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_HOST": "m:5000", "HTTP_COOKIE": f"{COOKIE}={session.session_id}"}
     with pytest.raises(Forbidden):
-        rig.auth.require_operator(rig.request(**far))
-    assert rig.auth.require_operator(rig.request(**far, REQUEST_METHOD="GET")).via == "session"
-    assert rig.auth.require_operator(rig.request(**far, **{CSRF_HEADER: session.csrf})).via == "session"
+        rig.as_operator(rig.request(**far))
+    assert rig.as_operator(rig.request(**far, REQUEST_METHOD="GET")).via == "session"
+    assert rig.as_operator(rig.request(**far, **{CSRF_HEADER: session.csrf})).via == "session"
     with pytest.raises(Forbidden):
-        rig.auth.require_operator(rig.request(**far, **{CSRF_HEADER: session.csrf}, HTTP_ORIGIN="http://evil"))
+        rig.as_operator(rig.request(**far, **{CSRF_HEADER: session.csrf}, HTTP_ORIGIN="http://evil"))
 
 
 def test_revoking_the_token_ends_the_session(rig: AccessRig) -> None:
@@ -245,7 +248,7 @@ def test_revoking_the_token_ends_the_session(rig: AccessRig) -> None:
     rig.world.fleet.tokens.revoke(rig.world.fleet.tokens.all()[0].token_id, "test", rig.world.now)
     far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_COOKIE": f"{COOKIE}={session.session_id}", "REQUEST_METHOD": "GET"}
     with pytest.raises(Refused):
-        rig.auth.require_operator(rig.request(**far))
+        rig.as_operator(rig.request(**far))
 
 
 def test_wrong_tokens_lock_the_address_longer_each_time() -> None:
