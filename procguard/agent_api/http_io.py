@@ -313,12 +313,21 @@ def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:
 
 def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[str, Any]:
     """An error with `localized`, its texts in the caller's language, where that is not English."""
-    language = pick(accept_language[:MAX_ACCEPT_LANGUAGE]) if accept_language else "en"
+    language = _language(accept_language)
     if language == "en":
         return body
     error = body["error"]
     texts = {name: hints.commands(localized(error[name], language)) for name in ("message", "next")}
     return {**body, "error": {**error, "localized": {"language": language, **texts}}}
+
+
+def in_callers_language(text: str) -> str:
+    """A message of ours, for the page that made the current request."""
+    return hints.commands(localized(text, _language(accept_language())))
+
+
+def _language(accept_language: str | None) -> str:
+    return pick(accept_language[:MAX_ACCEPT_LANGUAGE]) if accept_language else "en"
 
 
 def error_response(exc: ProcGuardError, request_id: str, accept_language: str | None = None) -> bottle.HTTPResponse:

@@ -323,6 +323,10 @@ def test_from_elsewhere_one_logs_in_with_a_token(empty_rig: ManagerRig, visitor:
     expect(field).to_be_focused()
     assert page.locator("#token-hint code").inner_text() == "invoke token.create --name browser"  # `invoke token` lists
     assert violations(page) == ""
+    expect(page.locator(".login-card")).to_contain_text("web.trust_local is false")
+    page.get_by_label("Language").select_option("zh-CN")
+    expect(page.locator(".login-card")).to_contain_text("web.trust_local 为 false")
+    page.get_by_label("语言").select_option("en")
     field.fill("pg-wrong")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("This token is not accepted.")

@@ -11,7 +11,7 @@ import { acts } from './rights.js';
 import { go } from './router.js';
 import { ALWAYS } from './timerange.js';
 
-const KIND = 'acknowledged';
+export const KIND = 'acknowledged';
 const AT_ONCE = 6;
 const MOST = 500; // workers of one click
 const MAX_SELECTOR_CHARS = 3500;

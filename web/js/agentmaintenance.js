@@ -42,7 +42,7 @@ export function agentPanel(store) {
 
   panel.started = async () => {
     try {
-      releases = (await get('/api/agents')).releases;
+      releases = (await get('/api/releases')).releases;
       if (host) panel.update(host);
     } catch {
       releases = null; // the page says nothing of it rather than something wrong

@@ -28,21 +28,29 @@
     }
   }
 
-  function notLoaded() {
-    if (failed || drawn()) return;
-    failed = true;
-    if (!lately()) location.reload();
-    else document.body.append(document.getElementById('not-loaded').content.cloneNode(true));
+  /* unstyled: a style sheet is missing, which a page that was drawn needs as well */
+  function notLoaded(unstyled) {
+    if (failed || (drawn() && !unstyled)) return;
+    var again = !lately();
+    failed = again || !unstyled;
+    if (again) location.reload();
+    else if (failed) document.body.append(document.getElementById('not-loaded').content.cloneNode(true));
   }
 
   /* of an element: errors of scripts do not bubble, and those of the page's own code are no reason to load it again */
   function onError(event) {
     var node = event.target;
     if (node === window || !node || (node.tagName !== 'SCRIPT' && !(node.tagName === 'LINK' && node.rel === 'stylesheet'))) return;
-    if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', notLoaded);
-    else notLoaded();
+    var unstyled = node.tagName === 'LINK';
+    function report() {
+      notLoaded(unstyled);
+    }
+    if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', report);
+    else report();
   }
 
   window.addEventListener('error', onError, true);
-  window.addEventListener('unhandledrejection', notLoaded); /* the texts did not come */
+  window.addEventListener('unhandledrejection', function () {
+    notLoaded(false);
+  }); /* the texts did not come */
 })();

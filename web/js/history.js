@@ -13,6 +13,10 @@ const PAGE = 1000;
 const AGES_EVERY_MS = 5000; // interval at which entries too old for the range are removed
 const AGAIN_MS = 3000; // between two loads because more came than the live list holds
 
+export function eventsPath(query, limit = PAGE) {
+  return `/api/events?${new URLSearchParams({ ...query, limit: String(limit) })}`;
+}
+
 export class EventHistory {
   /** `store`: for what comes live; `changed()` once an answer is here; `page`: events of one request. */
   constructor(store, changed, { page = PAGE } = {}) {
@@ -75,7 +79,7 @@ export class EventHistory {
   }
 
   async ask(query) {
-    return (await get(`/api/events?${new URLSearchParams({ ...query, limit: String(this.page) })}`)).events;
+    return (await get(eventsPath(query, this.page))).events;
   }
 
   /** More came at once than the live list holds: what fell out of it is on record. */

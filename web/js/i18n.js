@@ -35,6 +35,12 @@ export function versioned(path) {
   return version ? `${path}?v=${version}` : path;
 }
 
+/** The language of answers that are asked for before its texts are here. */
+export function expectLanguage(wanted) {
+  language = wanted;
+  return wanted;
+}
+
 export async function loadLanguage(wanted) {
   const answer = await fetch(versioned(`/static/locales/${wanted}.json`));
   if (!answer.ok) throw new Error(`locale ${wanted}: HTTP ${answer.status}`);

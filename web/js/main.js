@@ -1,11 +1,12 @@
 /** The portal's beginning: language, session, live data, and one page at a time. Everything is wired here. */
 
+import { bringAhead, forgetAhead, pathsAhead } from './ahead.js';
 import { get, onLoggedOut, post, setCsrf } from './api.js';
 import { errorBox, notifyError } from './dialogs.js';
 import { h, paced } from './dom.js';
 import { loadFields } from './fields.js';
 import { chooseUtc } from './format.js';
-import { chooseLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
+import { chooseLanguage, expectLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
 import { adminPage } from './pages/admin.js';
@@ -20,7 +21,7 @@ import { loginPage } from './pages/login.js';
 import { logsPage } from './pages/logs.js';
 import { operationPage } from './pages/operation.js';
 import { operationsPage } from './pages/operations.js';
-import { overviewPage } from './pages/overview.js';
+import { overviewPage, overviewPaths } from './pages/overview.js';
 import { recoveryPage } from './pages/recovery.js';
 import { searchPage } from './pages/search.js';
 import { workerPage } from './pages/worker.js';
@@ -81,15 +82,19 @@ class App {
   }
 
   async start() {
+    const language = expectLanguage(initialLanguage());
     const asked = this.ask();
     asked.catch(() => {}); // `enter` looks at what came of it
-    await loadLanguage(initialLanguage());
+    await loadLanguage(language);
     await this.enter(asked);
   }
 
-  /** Who we are and the lists as they are now, in one answer; and what the lists are made of. */
+  /** Who we are, the lists as they are now and what the page reads first, in one answer; and what the lists are made of. */
   async ask() {
-    const [{ session, ...lists }] = await Promise.all([get('/api/live', { quiet401: true }), loadFields()]);
+    const paths = pathsAhead(readRoute().page === 'overview' ? overviewPaths() : []);
+    const also = paths.length ? `?${new URLSearchParams({ also: JSON.stringify(paths) })}` : '';
+    const [{ session, also: answers, ...lists }] = await Promise.all([get(`/api/live${also}`, { quiet401: true }), loadFields()]);
+    bringAhead(answers);
     this.first = lists;
     return session;
   }
@@ -128,7 +133,6 @@ class App {
   /** `refusal`: why, if the manager said. */
   showLogin(refusal = {}) {
     if (this.loginShown) return;
-    this.refusal = refusal;
     this.loginShown = true;
     this.live.stop();
     this.leavePage();
@@ -169,7 +173,7 @@ class App {
     this.leavePage();
     if (this.loginShown) {
       this.loginShown = false;
-      this.showLogin(this.refusal);
+      await this.enter(); // why it is shown, in that language
     } else {
       this.showApp(this.session);
     }
@@ -185,6 +189,7 @@ class App {
   async logOut() {
     try {
       await post('/api/logout');
+      forgetAhead();
     } catch (error) {
       notifyError(error);
       return;

@@ -11,7 +11,7 @@ export async function loadReleases(hosts, changed) {
   if (performance.now() - askedMs < AGAIN_MS || !hosts.some((host) => host.kind !== 'launcher' && host.release)) return;
   askedMs = performance.now();
   try {
-    known = (await get('/api/agents')).releases;
+    known = (await get('/api/releases')).releases;
     changed();
   } catch {
     known = known || null; // the pages say nothing of it rather than something wrong

@@ -5,13 +5,16 @@
 
 import { ApiError, post } from './api.js';
 import { confirmAction, notify, notifyError } from './dialogs.js';
-import { h, setText, show } from './dom.js';
+import { h, keyed, setText, show } from './dom.js';
+import { compareNames } from './format.js';
 import { t } from './i18n.js';
 import { icon } from './icons.js';
 import { reasonOf } from './reasons.js';
 import { acts } from './rights.js';
 
 const AT_ONCE = 4;
+const SHORT = 12; // of a release's name, as on a host's page
+const NAMES_SHOWN = 6; // of its hosts
 const POLL_MS = 250;
 const TIMEOUT_MS = 300000; // for one host
 const ENDS = ['agent_upgraded', 'agent_upgrade_failed'];
@@ -41,6 +44,34 @@ export function upgradeThese(store) {
     show(node, able > 0 || run !== null);
   };
   return node;
+}
+
+/** Agents by their release, each with a button that upgrades these; `.update(hosts)`: those to upgrade. */
+export function releaseGroups(store) {
+  const list = h('ul.release-groups', { 'aria-label': t('upgrade.by_release'), hidden: true });
+  list.update = (hosts) => {
+    const found = new Map();
+    for (const host of hosts) found.set(host.release, [...(found.get(host.release) || []), host]);
+    const groups = [...found].map(([release, of]) => ({ release, hosts: of.sort((a, b) => compareNames(a.host, b.host)) }));
+    keyed(list, groups.sort((a, b) => b.hosts.length - a.hosts.length || compareNames(a.release, b.release)), (one) => one.release, () => releaseGroup(store));
+    show(list, groups.length > 0);
+  };
+  return list;
+}
+
+function releaseGroup(store) {
+  const name = h('code');
+  const count = h('strong');
+  const names = h('span.muted.release-hosts');
+  const upgrade = upgradeThese(store);
+  const item = h('li', {}, count, name, names, upgrade);
+  item.update = ({ release, hosts }) => {
+    setText(name, release.slice(0, SHORT));
+    setText(count, t('upgrade.of_release', { n: hosts.length }));
+    setText(names, hosts.slice(0, NAMES_SHOWN).map((host) => host.host).join(', ') + (hosts.length > NAMES_SHOWN ? ' …' : ''));
+    upgrade.update(hosts);
+  };
+  return item;
 }
 
 async function upgradeAll(store, [first, ...rest]) {

@@ -281,7 +281,8 @@ def current_session(services: Services) -> SessionAnswer:
     caller = services.auth.identify(environ)
     if caller.kind not in LOGIN_SCOPES:
         wait_s = services.wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
-        return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
+        reason = http_io.in_callers_language(caller.reason)
+        return SessionAnswer(False, None, reason=reason, locked_s=round(wait_s))
     csrf = session.csrf if session and caller.via == "session" else ""
     view = _session_view(caller.kind, caller.via, caller.actor, csrf)
     return replace(view, urls=services.manager_urls(), version=__version__)

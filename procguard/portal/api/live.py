@@ -11,8 +11,8 @@ import bottle
 import gevent
 from typing_extensions import TypedDict
 
-from procguard.agent_api import http_io
-from procguard.agent_api.declaration import get
+from procguard.agent_api.declaration import get, text
+from procguard.agent_api.http_io import dumps
 from procguard.errors import NotFound
 from procguard.fields import ShownField
 from procguard.fleet.shapes.events import EVENT
@@ -20,6 +20,7 @@ from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
 from procguard.portal.api.access import SessionAnswer, current_session
 from procguard.portal.api.resource import Resource
+from procguard.portal.http.embedding import MAX_PATHS, embedded, read_paths
 from procguard.portal.http.web_files import accepted
 
 LEVEL = 6
@@ -75,7 +76,7 @@ class FieldsAnswer:
 
 
 class FieldsApi(Resource):
-    @get("/api/fields", "anyone", tag="manager", zh="worker、主机与事件的字段")
+    @get("/api/fields", "anyone", tag="manager", zh="Worker、主机与事件的字段")
     def fields(self) -> FieldsAnswer:
         """The fields of a worker, a host and an event: units, labels, columns.
 
@@ -105,29 +106,74 @@ def _field(one: ShownField[Any]) -> FieldAnswer:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """The response of another route; `etag`: its ETag."""
+
+    etag: str | None
+    body: Any
+
+
+@dataclass(frozen=True)
 class LiveBeginning:
-    """`session`: the response of GET /api/session; the lists are null for callers without the right to read them."""
+    """`session`: the response of GET /api/session; the lists are null for callers without the right to read them.
+    `also`: responses of the routes that the query names, by path."""
 
     session: SessionAnswer
     workers: LiveRows | None
     hosts: LiveRows | None
+    also: dict[str, Embedded]
+
+
+@dataclass(frozen=True)
+class BeginningQuery:
+    also: str = text(
+        f"a JSON list of at most {MAX_PATHS} paths of other routes whose responses the page needs", max_chars=8_000
+    )
+
+
+# What a page may need besides the lists: the manager answers it itself, at once, and without a change.
+ALSO = (
+    "/api/audit",
+    "/api/events",
+    "/api/gpus",
+    "/api/groups",
+    "/api/logs/retention",
+    "/api/managers",
+    "/api/measurements/hosts/<agent_id>",
+    "/api/measurements/workers/<worker_id>",
+    "/api/mutes",
+    "/api/notifications",
+    "/api/operations/<operation_id>",
+    "/api/recoveries",
+    "/api/releases",
+    "/api/remote-workers/<worker_id>/logs",
+    "/api/tokens",
+    "/api/workers/<worker_id>/explain",
+    "/api/workers/<worker_id>/spec",
+)
 
 
 class LiveApi(Resource):
     for_pages: ClassVar[bool] = True
 
     @get("/api/live", "anyone", tag="hosts", zh="门户启动所需：会话与两份快照", answers={200: LiveBeginning})
-    def beginning(self) -> bottle.HTTPResponse:
+    def beginning(self, query: BeginningQuery) -> bottle.HTTPResponse:
         """The portal's initial data in one response: the browser's session and the snapshots of both lists.
 
-        Anyone may call it; the lists are null for callers without the right to read them.
+        Anyone may call it; the lists are null for callers without the right to read them. `also` names other routes
+        that the page reads first; what does not answer with JSON and status 200 within a second is left out.
         """
+        paths = read_paths(query.also)
         session = current_session(self.services)
-        body = b'{"session":' + http_io.dumps(session)
+        also = embedded(bottle.request.environ, paths, ALSO) if session.role else {}
+        body = b'{"session":' + dumps(session)
         for name in ("workers", "hosts"):
             rows = self.services.hub.snapshot(name) if session.role else None
             body += f',"{name}":'.encode() + (rows or b"null")
-        return packed(body + b"}")
+        more = (
+            b'%s:{"etag":%s,"body":%s}' % (dumps(path), dumps(one["etag"]), one["body"]) for path, one in also.items()
+        )
+        return packed(body + b',"also":{' + b",".join(more) + b"}}")
 
     @get(
         "/api/live/<name>",

@@ -177,9 +177,9 @@ def _bundle_links(bundle: BundledFiles) -> str:
     there = f"/static/{BUNDLE}/"
     return "\n    ".join(
         [
+            f'<script src="{there}{bundle.early}"></script>',
             f'<link rel="icon" type="image/svg+xml" href="{there}{bundle.icon}">',
             f'<link rel="stylesheet" href="{there}{bundle.style}">',
-            f'<script src="{there}{bundle.early}"></script>',
             *(f'<link rel="modulepreload" href="{there}{name}">' for name in bundle.preload),
             f'<script type="module" src="{there}{bundle.main}"></script>',
         ]

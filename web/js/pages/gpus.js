@@ -1,17 +1,17 @@
-/** Every GPU of the fleet: which are free, whose the others are, and how they fare. What is asked for again comes while it is looked at. */
+/** Every GPU of the fleet: which are free, whose the others are, and how they fare. Asked for again when the live feed says that hosts report other numbers. */
 
 import { getAgain } from '../api.js';
 import { gpuCharts } from '../chartpanel.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { debounced, fill, h, keyed, setAttr, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent } from '../format.js';
+import { Follower } from '../follower.js';
 import { Grid } from '../grid.js';
 import { formatNumber, t } from '../i18n.js';
 import { go, link, replaceQuery } from '../router.js';
 import { textCell } from '../table.js';
 import { pageHead } from './parts.js';
 
-const AGAIN_MS = 5000; // and no sooner than it took to answer, ten times over
 /** In the order of who looks for one: what may be taken, then what is wrong. */
 const STATES = ['free', 'hung', 'idle', 'nobody', 'other', 'lost', 'busy'];
 const GLYPHS = { free: '○', busy: '●', idle: '◐', hung: '!', other: '◆', nobody: '?', lost: '✖' };
@@ -26,12 +26,10 @@ const SORTS = {
   power: (gpu) => gpu.power_w ?? -1,
 };
 
-export function gpusPage({ query }) {
+export function gpusPage({ store, query }) {
   let chosen = readQuery(query);
   let answer = null; // the manager's last
   let gpus = null; // of it
-  let timer = null;
-  let gone = false;
   let history = null; // the charts of one GPU, while they are open
 
   const search = h('input.input.search', { type: 'search', 'aria-label': t('gpus.filter'), placeholder: t('gpus.filter_hint'), value: chosen.q, data: { jump: '' } });
@@ -60,23 +58,19 @@ export function gpusPage({ query }) {
   const toolbar = h('div.toolbar', {}, search, h('div.facets', { role: 'group', 'aria-label': t('gpus.states') }, facets));
   const node = h('div.page.fills', {}, pageHead(t('nav.gpus'), count), toolbar, problem, noMatch, none, grid.node);
 
-  async function load() {
-    clearTimeout(timer);
-    const began = performance.now();
-    if (!document.hidden) {
-      try {
-        answer = await getAgain('/api/gpus', answer);
-        ({ gpus } = answer.body);
-        if (history) history.add(gpus);
-        fill(problem);
-      } catch (error) {
-        if (error.status && error.status !== 401) fill(problem, errorBox(error, load)); // while the manager is away, the badge says so
-      }
+  async function ask() {
+    try {
+      answer = await getAgain('/api/gpus', answer);
+      ({ gpus } = answer.body);
+      if (history) history.add(gpus);
+      fill(problem);
+    } catch (error) {
+      if (error.status && error.status !== 401) fill(problem, errorBox(error, () => live.load())); // while the manager is away, the badge says so
     }
-    if (gone) return;
-    timer = setTimeout(load, Math.max(AGAIN_MS, 10 * (performance.now() - began)));
     draw();
   }
+
+  const live = new Follower(ask, () => `${store.tables.hosts.version} ${store.tables.hosts.measured}`);
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
@@ -106,13 +100,11 @@ export function gpusPage({ query }) {
   }
 
   function unmount() {
-    gone = true;
-    clearTimeout(timer);
     if (history) history.close();
     grid.destroy();
   }
 
-  return { node, title: t('nav.gpus'), topics: [], update: () => {}, setQuery, started: load, unmount };
+  return { node, title: t('nav.gpus'), topics: ['hosts'], update: () => live.update(), setQuery, started: () => live.load(), unmount };
 }
 
 function readQuery(query) {
@@ -151,15 +143,15 @@ function columns(onHistory) {
   const heat = (gpu) => (gpu.temperature_c === null ? t('none') : `${formatNumber(gpu.temperature_c)} °C`);
   const memory = (gpu) => (gpu.memory_total_bytes === null ? t('none') : t('overview.of', { some: formatBytes(free(gpu)), all: formatBytes(gpu.memory_total_bytes) }));
   return [
-    { name: 'state', label: t('workers.state'), width: '132px', narrow: '120px', sortable: true, make: stateCell },
-    { name: 'host', label: t('workers.host'), width: 'minmax(110px, 1fr)', narrow: 'minmax(80px, 1fr)', sortable: true, make: hostCell },
-    { name: 'gpu', label: t('gpus.gpu'), width: 'minmax(120px, 1fr)', narrow: 'minmax(30px, .5fr)', make: textCell((gpu) => t('host.gpu_name', { i: gpu.index, name: gpu.name || '' }), { title: (gpu) => gpu.name || null }) },
+    { name: 'state', label: t('workers.state'), width: '132px', narrow: '112px', sortable: true, make: stateCell },
+    { name: 'host', label: t('workers.host'), width: 'minmax(110px, 1fr)', narrow: 'minmax(80px, .8fr)', sortable: true, make: hostCell },
+    { name: 'gpu', label: t('gpus.gpu'), width: 'minmax(150px, 1.4fr)', narrow: 'minmax(110px, 1.2fr)', make: textCell((gpu) => t('host.gpu_name', { i: gpu.index, name: gpu.name || '' }), { title: (gpu) => gpu.name || null }) },
     { name: 'busy', label: t('gpus.busy'), width: '70px', narrow: '56px', sortable: true, make: textCell(percent) },
     { name: 'free', label: t('gpus.free_memory'), width: '150px', narrow: '128px', sortable: true, make: textCell(memory, { title: memory }) },
     { name: 'heat', label: t('gpus.heat'), width: '92px', sortable: true, make: textCell(heat) },
     { name: 'power', label: t('gpus.power'), width: '70px', sortable: true, make: textCell(power) },
-    { name: 'whose', label: t('gpus.whose'), width: 'minmax(160px, 2fr)', narrow: 'minmax(80px, 1.2fr)', make: whoseCell },
-    { name: 'history', label: t('gpus.history'), width: '104px', narrow: '104px', make: () => historyCell(onHistory) },
+    { name: 'whose', label: t('gpus.whose'), width: 'minmax(140px, 1.6fr)', narrow: 'minmax(70px, 1fr)', make: whoseCell },
+    { name: 'history', label: t('gpus.history'), width: '84px', narrow: '84px', make: () => historyCell(onHistory) },
   ];
 }
 

@@ -4,6 +4,7 @@ import { get } from '../api.js';
 import { asked, listTable } from '../asked.js';
 import { emptyBox } from '../dialogs.js';
 import { debounced, fill, h, setText } from '../dom.js';
+import { Follower, lastEvent } from '../follower.js';
 import { compareNames, formatMoment, formatSince } from '../format.js';
 import { formatNumber, t } from '../i18n.js';
 import { reasonOf } from '../reasons.js';
@@ -12,15 +13,13 @@ import { STATES, stateChip } from '../status.js';
 import { Table, fixedCell, textCell } from '../table.js';
 import { pageHead, workerTabs } from './parts.js';
 
-const REFRESH_MS = 5000;
 const SHOWN = 100;
 const MEMBERS_SHOWN = 200;
 
-export function groupsPage({ query }) {
+export function groupsPage({ store, query }) {
   let groups = [];
   let words = query.get('q') || '';
   const unfolded = new Set(query.get('group') ? [query.get('group')] : []);
-  let timer = null;
   const count = h('span.count', { role: 'status' });
   const search = h('input.input.search', { type: 'search', 'aria-label': t('groups.filter'), placeholder: t('groups.filter_hint'), value: words, data: { jump: '' } });
   search.addEventListener(
@@ -34,11 +33,11 @@ export function groupsPage({ query }) {
   const list = asked(
     async () => {
       groups = (await get('/api/groups')).groups;
-      timer = setTimeout(() => list.load(), REFRESH_MS);
       return groups;
     },
     () => draw(),
   );
+  const live = new Follower(list.load, () => `${store.tables.workers.version} ${lastEvent(store)}`);
   const node = h('div.page', {}, pageHead(t('nav.workers'), workerTabs('groups'), count), h('div.toolbar', {}, search), list.node);
 
   function draw() {
@@ -53,13 +52,10 @@ export function groupsPage({ query }) {
   return {
     node,
     title: t('nav.groups'),
-    topics: [],
-    update: () => {},
-    started: list.load,
-    unmount: () => {
-      clearTimeout(timer);
-      list.stop();
-    },
+    topics: ['workers', 'events'],
+    update: () => live.update(),
+    started: () => live.load(),
+    unmount: list.stop,
   };
 }
 

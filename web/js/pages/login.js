@@ -24,7 +24,7 @@ export function loginPage(refusal, onDone) {
     { on: { submit: (event) => logIn(event) } },
     h('h1', {}, t('login.title')),
     h('p.muted', {}, t('login.why')),
-    refusal.reason ? h('p.hint', { lang: 'en' }, refusal.reason) : null,
+    refusal.reason ? h('p.hint', {}, refusal.reason) : null,
     h('label', { for: 'token' }, t('login.token')),
     field,
     h('p.hint', { id: 'token-hint' }, t('login.hint'), ' ', h('code', {}, commands('invoke token.create --name browser'))),

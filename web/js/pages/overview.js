@@ -1,6 +1,6 @@
 /** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
 
-import { Acknowledgements, attentionButtons, muteFor, seenLine } from '../acknowledge.js';
+import { Acknowledgements, KIND as ACKNOWLEDGED, attentionButtons, muteFor, seenLine } from '../acknowledge.js';
 import { actionButtons, allowed } from '../actions.js';
 import { get } from '../api.js';
 import { byCause } from '../attention.js';
@@ -9,7 +9,7 @@ import { commands } from '../commands.js';
 import { commandBox, emptyBox } from '../dialogs.js';
 import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
-import { EventHistory } from '../history.js';
+import { EventHistory, eventsPath } from '../history.js';
 import { formatNumber, t } from '../i18n.js';
 import { icon } from '../icons.js';
 import { isLive, operationTitle } from '../operations.js';
@@ -19,6 +19,7 @@ import { acts } from '../rights.js';
 import { link } from '../router.js';
 import { GLYPHS, agentChip, isProblem, stateChip, stateName } from '../status.js';
 import { ALWAYS } from '../timerange.js';
+import { metricsText, progressText } from '../workercolumns.js';
 import { newestFirst, progressCell } from './operations.js';
 import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
 
@@ -26,6 +27,7 @@ const MAX_PROBLEMS = 50;
 const MEMBERS_SHOWN = 3; // of a group, until somebody asks for more
 const MEMBERS_MOST = 100;
 const MAX_RECOVERIES = 8;
+const MAX_PROGRESS = 6;
 const RECOVERIES_ASKED = 200;
 const TILE_ORDER = ['running', 'starting', 'backoff', 'failed', 'unknown', 'stopping', 'exited', 'stopped'];
 const LOOPBACK = /^(localhost|127\.[\d.]+|\[::1\])$/;
@@ -35,6 +37,7 @@ export function overviewPage({ store, session }) {
   const tiles = TILE_ORDER.map(stateTile);
   const figures = fleetFigures();
   const running = runningOperations();
+  const progress = workersProgress();
   const pending = pendingLaunchers(store);
   const problems = h('ul.problem-list');
   const seen = new Acknowledgements(store, () => update());
@@ -56,6 +59,7 @@ export function overviewPage({ store, session }) {
     figures,
     pending,
     running,
+    progress,
     h(
       'div.columns',
       {},
@@ -78,6 +82,7 @@ export function overviewPage({ store, session }) {
     show(full, loaded && !(isEmpty && pending.hidden));
     for (const tile of tiles) tile.update(fleet.counts);
     figures.update(hosts, store.workers.size, fleet.memory);
+    progress.update(fleet.measured);
     updateProblems(fleet.problems, hosts);
     const latest = onceEach(history.within(ALWAYS).filter(isRecovery)).slice(-MAX_RECOVERIES).reverse();
     recoveries.update(latest);
@@ -137,17 +142,24 @@ export function overviewPage({ store, session }) {
   return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started };
 }
 
-/** One pass over the fleet: counts by state, who is a problem, how much memory all take. */
+/** What it reads first, for a browser that has not been here before. */
+export function overviewPaths() {
+  return [eventsPath({ cause: RECOVERY_CAUSES.join(',') }, RECOVERIES_ASKED), eventsPath({ kind: ACKNOWLEDGED }), '/api/mutes', '/api/releases'];
+}
+
+/** One pass over the fleet: counts by state, who is a problem, how much memory all take, whose progress is known. */
 function summed(workers) {
   const counts = {};
   const problems = [];
+  const measured = [];
   let memory = 0;
   for (const worker of workers) {
     counts[worker.state] = (counts[worker.state] || 0) + 1;
     if (worker.usage) memory += worker.usage.rss_bytes || 0;
     if (isProblem(worker)) problems.push(worker);
+    if (worker.state === 'running' && typeof worker.progress_percent === 'number') measured.push(worker);
   }
-  return { counts, problems, memory };
+  return { counts, problems, memory, measured };
 }
 
 /** Batch operations that are under way; hidden while there is none. */
@@ -165,6 +177,36 @@ function runningOperation(operation) {
   const progress = progressCell();
   const item = h('li', {}, h('a.strong', { href: link('operation', operation.operation_id) }, operationTitle(operation)), progress);
   item.update = (next) => progress.update(next);
+  return item;
+}
+
+/** How far running jobs are, the next to finish first; hidden while none says so. */
+function workersProgress() {
+  const list = h('ul.worker-progress');
+  const more = h('a.more', { href: link('workers', '', { state: 'running' }), hidden: true });
+  const box = h('section.panel', { hidden: true, 'aria-labelledby': 'progress-title' }, h('h2', { id: 'progress-title' }, t('overview.progress')), list, more);
+  box.update = (workers) => {
+    const left = (worker) => worker.eta_s ?? Infinity;
+    const soonest = workers.sort((a, b) => left(a) - left(b) || b.progress_percent - a.progress_percent || compareNames(a.worker_id, b.worker_id)).slice(0, MAX_PROGRESS);
+    keyed(list, soonest, (worker) => worker.worker_id, workerProgress);
+    show(more, workers.length > MAX_PROGRESS);
+    setText(more, t('overview.more', { n: workers.length - MAX_PROGRESS }));
+    show(box, workers.length > 0);
+  };
+  return box;
+}
+
+function workerProgress(worker) {
+  const bar = meter();
+  const text = h('span');
+  const values = h('span.muted');
+  const item = h('li', {}, h('a.strong', { href: link('worker', worker.worker_id) }, worker.worker_id), bar, text, values);
+  item.update = (next) => {
+    bar.update(next.progress_percent / 100);
+    setText(text, progressText(next));
+    setText(values, metricsText(next));
+    setAttr(values, 'title', metricsText(next));
+  };
   return item;
 }
 

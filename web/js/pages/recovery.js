@@ -3,6 +3,7 @@
 import { get } from '../api.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { fill, h, keyed, setAttr, setText, show } from '../dom.js';
+import { Follower, lastEvent } from '../follower.js';
 import { compareNames, formatClock, formatDuration, formatMoment } from '../format.js';
 import { EventHistory } from '../history.js';
 import { t } from '../i18n.js';
@@ -18,7 +19,6 @@ import { whyPanel } from './why.js';
 
 const SHOWN = 100;
 const USUAL = '24h';
-const REFRESH_MS = 5000; // of the hosts that are looked for
 /** Causes of changes that are none: any other is why something had to be brought back, `failure` in a query what a job failed of by itself. */
 const NO_FAILURE = ['operator', 'finished', 'background', 'state', 'disk'];
 
@@ -27,7 +27,6 @@ export function recoveryPage({ store, id, query, kept }) {
   let limit = kept ? kept.limit : SHOWN;
   let widening = null;
   let incidents = [];
-  let timer = null;
   let gone = false;
   const why = chosen.worker ? whyPanel(chosen.worker) : null;
 
@@ -61,13 +60,12 @@ export function recoveryPage({ store, id, query, kept }) {
       fill(hostsTrouble);
     } catch (error) {
       // while the manager is away, the badge says so; what is shown stays
-      if (error.status && error.status !== 401) fill(hostsTrouble, errorBox(error, loadIncidents));
+      if (error.status && error.status !== 401) fill(hostsTrouble, errorBox(error, () => silent.load()));
     }
-    if (gone) return;
-    clearTimeout(timer);
-    timer = setTimeout(loadIncidents, REFRESH_MS);
-    update();
+    if (!gone) update();
   }
+
+  const silent = new Follower(loadIncidents, () => `${store.tables.hosts.version} ${lastEvent(store)}`);
 
   function setFilter(changes) {
     chosen = { ...chosen, ...changes };
@@ -101,6 +99,7 @@ export function recoveryPage({ store, id, query, kept }) {
     }
     setText(count, history.loaded ? t(history.complete ? 'recovery.count' : 'recovery.count_part', { n: found.length }) : t('loading'));
     updateWaiting();
+    silent.update();
     keyed(hosts, incidents, (one) => `${one.agent} ${one.opened}`, incidentItem);
     show(hostsPanel, incidents.length > 0 || hostsTrouble.children.length > 0);
     const alone = !why && waitingPanel.hidden && hostsPanel.hidden;
@@ -131,12 +130,11 @@ export function recoveryPage({ store, id, query, kept }) {
 
   function started() {
     load();
-    if (!chosen.worker) loadIncidents();
+    if (!chosen.worker) silent.load();
   }
 
   function unmount() {
     gone = true;
-    clearTimeout(timer);
     if (why) why.destroy();
   }
 

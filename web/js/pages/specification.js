@@ -8,6 +8,8 @@ import { mayAct } from '../rights.js';
 import { inventoryLines } from './inventorylines.js';
 import { commandText } from './parts.js';
 
+const FIRST = 'first';
+
 /** `.load(state)`: asked again when what is declared may be another; not while somebody writes there. */
 export function specificationPanel(id) {
   const body = h('div');
@@ -40,7 +42,8 @@ export function specificationPanel(id) {
   return {
     node,
     load(state, again = false) {
-      const key = state && [state.generation, state.attempt, state.restart_pending].join(' ');
+      const key = state ? [state.generation, state.attempt, state.restart_pending].join(' ') : FIRST;
+      if (asked === FIRST && state) asked = key; // it was asked for before the rest of the worker was here
       if ((asked === key && !again) || body.contains(document.activeElement)) return;
       asked = key;
       load();

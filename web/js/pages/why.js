@@ -38,7 +38,7 @@ export function whyPanel(id) {
   }
 
   const soon = debounced(load, SETTLE_MS);
-  const timer = setInterval(load, REFRESH_MS);
+  const timer = setInterval(() => document.hidden || load(), REFRESH_MS);
 
   /** Asks again only when what the sentences are made of has changed. */
   node.update = (worker, host) => {

@@ -55,6 +55,7 @@ function gangText({ gang }) {
 }
 
 export function workerPage({ store, live, id, query, kept }) {
+  let mounted = false;
   let view = null; // all that the manager says of it; the list's row until that is here
   const chip = stateChip();
   const marks = h('span.marks');
@@ -81,6 +82,7 @@ export function workerPage({ store, live, id, query, kept }) {
       { name: 'config', label: t('worker.tab_config'), panel: config },
     ],
     onShow: (name) => {
+      if (name === 'log') readLog();
       if (name === 'charts') charts.start();
       if (name === 'attempts') attempts.start();
       if (name === 'config') spec.load(view, true);
@@ -145,9 +147,15 @@ export function workerPage({ store, live, id, query, kept }) {
     setText(noEvents, t(history.loaded ? 'worker.no_events' : 'loading'));
   }
 
+  /** Once its tab is open: other tabs need no log. */
+  function readLog() {
+    if (mounted && !log.started) log.start();
+  }
+
   function started() {
+    mounted = true;
     seen.load(id);
-    log.start();
+    if (tabs.current() === 'log') readLog();
     history.load({ worker: id });
   }
 

@@ -1,0 +1,76 @@
+/**
+ * What a page reads first comes with the lists, in one answer. Which paths those are is remembered from the last time its address was
+ * opened in this browser; the manager leaves out what it cannot answer at once. Each answer is used once, and only while the page starts.
+ */
+
+import { recall, remember } from './storage.js';
+
+const STORED = 'ahead';
+const STARTS_MS = 3000; // afterwards an answer would be old
+const ADDRESSES = 40;
+const PATHS = 8; // as many as the manager takes
+const CHARS = 3000; // of all paths of an address
+const NEVER = /^\/api\/(live|session)\b/;
+
+let address = '';
+let noted = null; // null: the page has started
+let answers = new Map();
+let timer = null;
+
+/** The paths to ask for with the lists; `usual`: where nothing is remembered. */
+export function pathsAhead(usual = []) {
+  address = location.hash;
+  const known = stored();
+  const paths = known[address] || usual;
+  delete known[address];
+  keep(known);
+  noted = [];
+  clearTimeout(timer);
+  timer = setTimeout(ended, STARTS_MS);
+  return paths;
+}
+
+/** `also` of the answer: {path: {etag, body}}. */
+export function bringAhead(also) {
+  if (noted) answers = new Map(Object.entries(also || {}));
+}
+
+/** The answer to `path`, if it is here already: {etag, body}. */
+export function takeAhead(path) {
+  if (!noted || NEVER.test(path) || !path.startsWith('/api/')) return undefined;
+  note(path);
+  const answer = answers.get(path);
+  answers.delete(path);
+  return answer;
+}
+
+export function forgetAhead() {
+  ended();
+  remember(STORED, null);
+}
+
+function note(path) {
+  if (location.hash !== address) ended();
+  if (!noted || noted.includes(path) || noted.length === PATHS || [...noted, path].join('').length > CHARS) return;
+  noted.push(path);
+  keep({ ...stored(), [address]: noted });
+}
+
+function ended() {
+  noted = null;
+  answers = new Map();
+}
+
+/** {address: its paths}, the oldest first. */
+function stored() {
+  try {
+    const known = JSON.parse(recall(STORED));
+    return Object.fromEntries(Object.entries(known || {}).filter(([, paths]) => Array.isArray(paths) && paths.every((one) => typeof one === 'string')));
+  } catch {
+    return {};
+  }
+}
+
+function keep(known) {
+  remember(STORED, JSON.stringify(Object.fromEntries(Object.entries(known).slice(-ADDRESSES))));
+}
