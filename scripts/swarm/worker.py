@@ -19,6 +19,7 @@ from scripts.swarm.behaviour import Behaviour
 LOG_LINE = "{at} step {number:06d} of {worker}: loss {loss:.4f}, {rate:.1f} samples/s\n"
 MAX_LOG_BACKLOG_BYTES = 256 * 1024  # of one worker, unsent; beyond it lines are left out, and counted
 MEMORY_BYTES = 64 * 2**30
+STEPS, STEPS_PER_S = 20_000, 10.0  # of a simulated training
 
 
 class SimulatedWorker:
@@ -142,7 +143,7 @@ class SimulatedWorker:
         elif now >= self._due:
             self._due = float("inf")
             if self.report.state == states.STARTING:
-                self._to(states.RUNNING, f"running (pid {self.report.pid})")
+                self._to(states.RUNNING, because("run.running", pid=self.report.pid))
             elif self.report.state == states.BACKOFF:
                 self._start(now, "restarted")
         if self.report.state == states.RUNNING and now >= self._log_due and self._behaviour.log_lines_per_s > 0:
@@ -160,6 +161,7 @@ class SimulatedWorker:
             cpu = max(0.5, min(800.0, level + 6.0 * (self._chance.random() - 0.5)))
             memory = int((0.02 + 0.08 * (self._level % 97) / 97.0) * MEMORY_BYTES)
             report.usage = messages.WorkerUsage(round(cpu, 1), memory + int(cpu * 1e5), 3, 24)
+            report.metrics = self._metrics(now)
             if self._behaviour.gpus:
                 report.usage.gpus = [int(self.worker_id.rpartition("-w")[2]) % 8]
                 report.usage.gpu_percent = round(min(100.0, level + 5.0 * self._chance.random()), 1)
@@ -167,6 +169,19 @@ class SimulatedWorker:
             report.next_start_in_s = round(max(0.0, self._due - now), 1)
         if self.assignment is not None and self.assignment.lease_s is not None:
             report.lease_left_s = round(max(0.0, self.lease_until - now), 1)
+
+    def _metrics(self, now: float) -> list[messages.LogMetric]:
+        """Of the names that are declared: `step` counts towards a total, whatever else falls as a loss does."""
+        steps = int(STEPS_PER_S * (now - self._child_since))
+        left_s = max(0.0, STEPS / STEPS_PER_S - (now - self._child_since))
+        at = time.time()
+        loss = (0.5 + self._level % 97 / 97.0) * 2.0 / (1 + steps * 0.01)
+        return [
+            messages.LogMetric("step", float(min(steps, STEPS)), at, float(STEPS), round(left_s, 1))
+            if name == "step"
+            else messages.LogMetric(name, round(loss, 4), at)
+            for name in (self.assignment.spec.metrics if self.assignment else ())
+        ]
 
     @property
     def gone(self) -> bool:

@@ -30,6 +30,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
+# The bar of pages scrolls on a phone; where one is must be in sight.
+NOT_IN_REACH = """() => [...document.querySelectorAll('.nav a[aria-current]')].filter((node) => {
+  const box = node.getBoundingClientRect();
+  return box.left < -1 || box.right > innerWidth + 1;
+}).map((node) => node.textContent)"""
 LAID_OUT = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -42,6 +47,7 @@ def test_no_page_is_wider_than_the_screen(world: World, guest: Visitor, locale: 
         page.set_viewport_size({"width": 390, "height": 800})
         visit(page, world, place)
         assert page.evaluate(TOO_WIDE) == [], f"{place.name} at 390 px"
+        assert page.evaluate(NOT_IN_REACH) == [], f"{place.name}: its tab is out of sight"
         for width in (1024, 1440):
             page.set_viewport_size({"width": width, "height": 800})
             page.evaluate(LAID_OUT)
@@ -232,7 +238,7 @@ def test_a_free_gpu_and_its_history_are_a_click_away(world: World, visitor: Visi
     assert again.value.request.headers["if-none-match"].startswith('W/"')
     page.get_by_role("button", name=re.compile(r"^History of GPU \d of gpu-0000\d$")).first.click()
     dialog = page.get_by_role("dialog")
-    expect(dialog.locator(".chart-title")).to_have_text(["GPU", "GPU memory", "Power"])
+    expect(dialog.locator(".chart-title")).to_have_text(["GPU", "GPU memory", "Power", "Temperature"])
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_have_count(0)
 

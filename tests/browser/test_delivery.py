@@ -59,7 +59,9 @@ def test_a_first_visit_costs_few_requests(wheel: ManagerRig, visitor: Visitor, f
     expect(page.get_by_role("link", name="worker1").or_(page.locator(".tile")).first).to_be_visible()
     settled(page)
     assert len(traffic.sent) <= COLD_REQUESTS, sorted(traffic.sent.values())
-    assert not [one for one in traffic.sent.values() if "/api/events" in one or "/api/mutes" in one]
+    assert not [
+        one for one in traffic.sent.values() if "/api/events" in one or "/api/mutes" in one or "/api/alerts" in one
+    ]
     assert traffic.bytes <= COLD_BYTES, sorted((size, traffic.sent.get(one)) for one, size in traffic.sizes.items())
 
 

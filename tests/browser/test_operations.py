@@ -6,6 +6,7 @@ The manager is real, the hosts are simulated: 3 hosts with 12 workers each, some
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -469,6 +470,8 @@ def test_hosts_with_old_agents_are_one_click(fleet: ManagerRig, visitor: Visitor
     expect(page.get_by_text("invoke upgrade --hosts")).to_be_visible()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    group = page.get_by_role("list", name="Old agents by release").get_by_role("listitem")
+    expect(group).to_contain_text([f"{HOSTS} agents of release"])
     page.get_by_role("button", name=f"Upgrade these {HOSTS}").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("gpu-00000 first")
@@ -539,3 +542,45 @@ def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: Ma
         expect(rows.first).to_contain_text(str(newest))
         expect(rows).to_have_count(newest)
         expect(page.get_by_text("No events on record.")).to_be_hidden()
+    pages_of_others(fleet, page, count)
+
+
+def pages_of_others(fleet: ManagerRig, page: Page, count: Locator) -> None:
+    """GPUs, groups, a host, operations, recovery and administration, beside what the API says of each."""
+    gpus = fleet.ask("GET", "/api/gpus")["gpus"]
+    page.goto(f"{fleet.url}/#/gpus")
+    free = sum(gpu["state"] == "free" for gpu in gpus)
+    expect(count).to_have_text(f"{free} free of {len(gpus)}")
+    for state in {gpu["state"] for gpu in gpus}:
+        number = sum(gpu["state"] == state for gpu in gpus)
+        expect(page.locator(f".facet[data-state={state}] .facet-count")).to_have_text(str(number))
+    groups = fleet.ask("GET", "/api/groups")["groups"]
+    page.goto(f"{fleet.url}/#/groups")
+    expect(count).to_have_text(f"{len(groups)} of {len(groups)}")
+    for group in groups:
+        panel = page.get_by_role("region", name=group["group"], exact=True)
+        expect(panel.locator("summary")).to_have_text(re.compile(f"^{len(group['members'])} members?$"))
+        states = Counter(member["state"] for member in group["members"])
+        shown = panel.locator(".split li").evaluate_all("(all) => all.map((one) => Number(one.lastChild.data))")
+        assert sorted(shown) == sorted(states.values()), group["group"]
+    page.goto(f"{fleet.url}/#/host/gpu-00000")
+    here = fleet.ask("GET", "/api/remote-workers?limit=100&host=gpu-00000")["workers"]
+    expect(page.locator(".host-workers li")).to_have_count(len(here))
+    for operation in fleet.ask("GET", "/api/operations")["operations"][:3]:
+        page.goto(f"{fleet.url}/#/operation/{operation['operation_id']}")
+        for result, number in operation["counts"].items():
+            expect(page.locator(f".facet[data-result={result}] .facet-count")).to_have_text(str(number))
+    for tab, path, rows in (
+        ("tokens", "/api/tokens", ".tokens-table"),
+        ("notifications", "/api/mutes", ".mutes-table"),
+    ):
+        listed = next(iter(fleet.ask("GET", path).values()))
+        page.goto(f"{fleet.url}/#/admin/{tab}")
+        settled(page)
+        expect(page.locator(f"{rows} .table-body .table-row")).to_have_count(len(listed))
+    page.goto(f"{fleet.url}/#/recovery?since=all")
+    settled(page)
+    expect(count).to_have_text(re.compile(r"^[\d,]+ in "))
+    number = int(count.inner_text().split()[0].replace(",", ""))
+    expect(page.locator(".restart-list > li")).to_have_count(min(number, 100))
+    expect(page.locator(".recovery .empty")).to_be_visible(visible=number == 0)

@@ -7,11 +7,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Page, expect
 
 from scripts.swarm import Behaviour, Swarm
+from scripts.swarm.swarm import default_spec
 from tests.browser.conftest import ManagerRig
 from tests.browser.pages import PortalPage
 from tests.browser.test_portal import settled
@@ -33,17 +34,23 @@ class World(NamedTuple):
 
 
 @contextlib.contextmanager
-def small_world(directory: Path) -> Iterator[World]:
+def small_world(directory: Path, hosts: int = 3, each: int = 4) -> Iterator[World]:
+    """`hosts` simulated hosts, three or more, with `each` workers, four or more; what is more than three
+    has workers that fail or wait, and the last three of many are gone."""
     made = ManagerRig(directory)
     try:
         made.start_manager(*SETTINGS)
         made.start_worker("worker1")
         with Swarm(
-            made.url, 3, 4, seed=3, behaviour=Behaviour(refuse=0.3, gpus=True, gpus_per_host=8), prefix="gpu"
-        ) as swarm:
-            swarm.wait_running(60)
+            made.url, hosts, each, seed=3, behaviour=Behaviour(refuse=0.3, gpus=True, gpus_per_host=8), prefix="gpu",
+            spec=_spec,
+        ) as swarm:  # fmt: skip
+            swarm.wait_running(60 + 0.1 * hosts * each)
             names = {"worker": "worker1", "host": "gpu-00000", "operation": _operation(made)}
             swarm.crash(["gpu-00001-w0", "gpu-00002-w3"])
+            swarm.crash([one for agent in swarm.agent_ids[3:] for one in swarm.workers[agent][:1]])
+            if hosts > 20:
+                swarm.kill(swarm.agent_ids[-3:])
             made.ask("POST", "/api/workers/gpu-00000-w1/command", {"command": "stop"})
             asking = {"worker_id": "worker9", "command": "python train.py", "host": "gpu9"}
             secret = hashlib.sha256(b"a launcher's own").hexdigest()
@@ -53,6 +60,12 @@ def small_world(directory: Path) -> Iterator[World]:
             yield World(made, names)
     finally:
         made.end()
+
+
+def _spec(host: int, number: int) -> dict[str, Any]:
+    """Of the hosts beyond the first three, workers of some stay failed, of others wait for their restart."""
+    restart = {0: {"policy": "never"}, 1: {"policy": "on-failure", "backoff_s": [900]}}
+    return default_spec(host, number) | ({"restart": restart[host % 3]} if host > 2 and host % 3 < 2 else {})
 
 
 def _operation(rig: ManagerRig) -> str:

@@ -24,6 +24,7 @@ export const OF_HOST = [
 ];
 
 const watts = (value) => `${formatNumber(value)} W`;
+const degrees = (value) => `${formatNumber(value)} °C`;
 
 /** Of one GPU of a host. */
 export function kindsOfGpu(index) {
@@ -31,6 +32,7 @@ export function kindsOfGpu(index) {
     { name: 'gpu', format: formatPercent, ceiling: 100, gpu: 'utilization_percent', index },
     { name: 'gpu_memory', format: formatBytes, bytes: true, gpu: 'memory_used_bytes', index },
     { name: 'power', format: watts, gpu: 'power_w', index },
+    { name: 'temperature', format: degrees, gpu: 'temperature_c', index },
   ];
 }
 

@@ -19,7 +19,7 @@ export function serverNowMs() {
 }
 
 const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' };
-const MOMENTS = { moment: { ...TIME, year: 'numeric', month: 'short', day: 'numeric', timeZoneName: 'short' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' }, zone: { timeZoneName: 'short' } };
+const MOMENTS = { moment: { ...TIME, year: 'numeric', month: 'short', day: 'numeric' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' }, zone: { timeZoneName: 'short' } };
 const writers = new Map(); // language, zone and form -> what writes a moment; making one is slow
 const UTC = 'utc';
 
@@ -44,8 +44,8 @@ function writer(form) {
 }
 
 /** "UTC", "GMT+8": the zone that times are shown in. */
-export function zoneName() {
-  return writer('zone').formatToParts(Date.now()).find((part) => part.type === 'timeZoneName').value;
+export function zoneName(ms = Date.now()) {
+  return writer('zone').formatToParts(ms).find((part) => part.type === 'timeZoneName').value;
 }
 
 /** A moment as `<input type=datetime-local>` has it, in the zone that times are shown in; and back, as ISO 8601 or ''. */
@@ -108,7 +108,7 @@ export function formatSince(value) {
 export function formatMoment(value) {
   const ms = toMs(value);
   if (ms === null) return t('never');
-  return writer('moment').format(ms);
+  return `${writer('moment').format(ms)} ${zoneName(ms)}`; // the zone last in every language
 }
 
 /** Time of day; with the date when it was not today. */

@@ -92,8 +92,9 @@ class App {
   /** Who we are, the lists as they are now and what the page reads first, in one answer; and what the lists are made of. */
   async ask() {
     const paths = pathsAhead(readRoute().page === 'overview' ? overviewPaths() : []);
-    const also = paths.length ? `?${new URLSearchParams({ also: JSON.stringify(paths) })}` : '';
-    const [{ session, also: answers, ...lists }] = await Promise.all([get(`/api/live${also}`, { quiet401: true }), loadFields()]);
+    const path = '/api/live';
+    const asked = paths.length ? `${path}?${new URLSearchParams({ also: JSON.stringify(paths) })}` : path;
+    const [{ session, also: answers, ...lists }] = await Promise.all([get(asked, { quiet401: true }), loadFields()]);
     bringAhead(answers);
     this.first = lists;
     return session;

@@ -90,8 +90,8 @@ export function gridColumns(names, { everything, pickCell, numbers = false }) {
   const shown = numbers && isUsual(names) ? choiceNames().filter((name) => NUMBERS.includes(name) || (names.includes(name) && !NO_ROOM.includes(name))) : names;
   const columns = [
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
-    { name: 'state', label: t('workers.state'), width: '146px', narrow: '118px', sortable: true, make: stateChip },
-    { name: 'worker', label: t('workers.worker'), width: 'minmax(112px, .7fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
+    { name: 'state', label: t('workers.state'), width: '142px', narrow: '118px', sortable: true, make: stateChip },
+    { name: 'worker', label: t('workers.worker'), width: 'minmax(138px, 1fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
     ...shown.map(chosenColumn),
     { name: 'actions', label: t('workers.actions'), width: '120px', narrow: '116px', make: () => actionButtons() },
   ];

@@ -34,7 +34,7 @@ def _used(usage: HostUsage) -> int | None:
 
 HOST: tuple[ShownField[Any], ...] = (
     Of("host", "str", "agent.host", "Its name in the inventory", Label("Host", "主机"),
-       column=PageColumn("host", "minmax(112px, 1.2fr)", "minmax(90px, 1.3fr)", usual=True),
+       column=PageColumn("host", "minmax(104px, .8fr)", "minmax(90px, 1.3fr)", usual=True),
        printed=Printed("HOST", 0, wide=False, long=True)),
     Of("agent", "str", "agent.agent_id", "The agent's id", live="row"),
     Of("kind", 'Literal["deployed", "launcher"]', "agent.kind", live="row"),
@@ -62,7 +62,7 @@ HOST: tuple[ShownField[Any], ...] = (
     InUsage("swap_used_bytes", "int", "swap_used_bytes", "In use", unit="bytes", part_of=USAGE,
             metric=Metric("swap_used_bytes", "Swap in use")),
     InUsage("disk_free_bytes", "int", "disk_free_bytes", "Where the agent keeps its files",
-            Label("Disk free", "磁盘可用"), "bytes", USAGE, column=PageColumn("disk", "82px", usual=True),
+            Label("Disk free", "磁盘可用"), "bytes", USAGE, column=PageColumn("disk", "70px", usual=True),
             metric=Metric("disk_free_bytes", "Free space where the agent keeps its files")),
     InUsage("disk_total_bytes", "int", "disk_total_bytes", "Of that file system", unit="bytes",
             part_of=USAGE, live="measure", metric=Metric("disk_bytes", "Size of that file system")),
@@ -87,7 +87,7 @@ HOST: tuple[ShownField[Any], ...] = (
        "moment", live="measure", live_read=lambda h: round(h.seen.last_seen_wall) if h.seen.last_seen_wall else None,
        column=PageColumn("seen", "96px", "92px", usual=True), printed=Printed("LAST SEEN", 2, wide=False)),
     Of("recovery_ssh", "Checked", "recovery_ssh", "Whether the manager reaches it over SSH",
-       Label("SSH", "SSH"), column=PageColumn("ssh", "118px", usual=True),
+       Label("SSH", "SSH"), column=PageColumn("ssh", "92px", usual=True),
        printed=Printed("SSH RECOVERY", 3, wide=False, long=True)),
     Of("release", "str", "release", "The release that its agent runs", Label("Release", "版本"),
        column=None, printed=Printed("RELEASE", 7, wide=False)),
@@ -116,7 +116,7 @@ HOST: tuple[ShownField[Any], ...] = (
     Of("reason_params", "dict[str, Any]", "seen.reason.params", "Of the reason's text"),
     Of("reason", "str", "seen.reason", "Why its agent is as it is", Label("Reason", "原因"),
        live_read=lambda h: h.seen.reason.plain(),
-       column=PageColumn("reason", "minmax(136px, 2.2fr)", "", usual=True),
+       column=PageColumn("reason", "minmax(150px, 2.4fr)", "", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True)),
 )  # fmt: skip
 OF_PENDING = ("fingerprint", "worker_id", "command")  # keys of pending launchers only

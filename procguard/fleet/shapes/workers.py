@@ -28,7 +28,7 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("desired", "messages.Desired", "worker.desired", "What its declaration or an operator wants of it",
        live="row", sortable=True),
     Of("host", "str", "worker.host", "The host it lives on", Label("Host", "主机"),
-       column=PageColumn(width="minmax(84px, .6fr)", narrow="minmax(60px, 1fr)", usual=True),
+       column=PageColumn(width="minmax(80px, .3fr)", narrow="minmax(60px, 1fr)", usual=True),
        printed=Printed("HOST", 1, wide=False, long=True), sortable=True),
     Of("agent", "str", "worker.agent_id", "The agent that runs it", live="row", sortable=True),
     Of("group", "str", "worker.spec.group", "As declared", Label("Group", "组"),
@@ -101,7 +101,7 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("recovery", "WorkerRecoveryStatus | None", "recovery", "Why its task waits for another host"),
     Of("gang", "GangOfWorker | None", "gang", "Null: it is no member of a gang"),
     Of("since", "Moment", lambda w: w.report.since if w.report else w.worker.last_since, "When it entered its state",
-       Label("Since", "持续"), "moment", column=PageColumn(width="92px", narrow="84px", usual=True),
+       Label("Since", "持续"), "moment", column=PageColumn(width="84px", narrow="84px", usual=True),
        printed=Printed("SINCE", 2, wide=False), sortable=True),
     Of("last_seen", "Moment", "last_seen_wall", "The last heartbeat of its agent", unit="moment", live="row",
        # otherwise the host's row shows it

@@ -5,7 +5,8 @@
 All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
 ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
 shows), of numbers from logs four bytes (float32: a loss that is nearly flat, a step in the millions). The coarser ones
-hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
+hold means, of memory and temperature the highest: what matters before an out-of-memory kill or a GPU that slows down is
+the peak.
 Reads the fleet's records; knows no files (files.py) and no clock.
 """
 
@@ -48,10 +49,10 @@ SERIES: dict[str, tuple[str, ...]] = {
         "network_received_bytes_per_s",
         "network_sent_bytes_per_s",
     ),
-    "gpus": ("utilization_percent", "memory_used_bytes", "power_w"),
+    "gpus": ("utilization_percent", "memory_used_bytes", "power_w", "temperature_c"),
     "metrics": ("value",),
 }
-_PEAKS = ("rss_bytes", "gpu_memory_bytes", "memory_used_bytes")
+_PEAKS = ("rss_bytes", "gpu_memory_bytes", "memory_used_bytes", "temperature_c")
 
 Values = tuple[float | None, ...]
 

@@ -79,11 +79,6 @@ class RotationsAsked:
     agents: dict[str, RotationAsked]
 
 
-def _releases() -> list[str]:
-    releases: list[str] = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
-    return releases
-
-
 class AgentsApi(Resource):
     @get("/api/agents", "viewer", tag="hosts", zh="主机与手动启动器（含待审批）")
     def agents(self) -> Agents:
@@ -91,8 +86,9 @@ class AgentsApi(Resource):
 
         With the manager's own `version` and `releases`: an agent whose `release` is none of them is of another one.
         """
+        releases = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
         agents, now = self.fleet.agents.views(), clock.iso(clock.read().wall)
-        return Agents(agents, str(now), __version__, _releases())
+        return Agents(agents, str(now), __version__, releases)
 
     @get("/api/releases", "viewer", tag="hosts", zh="管理端及其部署的 Agent 的版本")
     def releases(self) -> Releases:
@@ -100,7 +96,7 @@ class AgentsApi(Resource):
 
         An agent whose `release` is none of them is outdated, or newer than its manager.
         """
-        return Releases(__version__, _releases())
+        return Releases(__version__, gevent.get_hub().threadpool.apply(bundle.releases))
 
     @post(
         "/api/agents/<agent_id>/approve",
@@ -130,7 +126,7 @@ class AgentsApi(Resource):
         return OfAgent(agent_id, "denied")
 
     @put(
-        "/api/agents/<agent_id>/credentials", "operator", tag="hosts", zh="为 Agent 设置新密钥（摘要）",
+        "/api/agents/<agent_id>/credentials", "operator", tag="hosts", zh="为 agent 设置新密钥（摘要）",
         errors=(404, 409), example={"secret_sha256": _DIGEST_OF_MINE},
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
@@ -141,7 +137,7 @@ class AgentsApi(Resource):
         return OfAgent(agent_id, "set")
 
     @post(
-        "/api/agents/rotate", "operator", tag="hosts", zh="轮换 Agent 的密钥（运行中）", example={"agents": ["gpu01"]}
+        "/api/agents/rotate", "operator", tag="hosts", zh="轮换 agent 的密钥（运行中）", example={"agents": ["gpu01"]}
     )
     def rotate(self, caller: Principal, body: RotationRequest) -> RotationsAsked:
         """Request agents to rotate their secrets while they run.
@@ -152,7 +148,7 @@ class AgentsApi(Resource):
         begun = self.fleet.agents.rotations.begin(body.agents, caller.actor, clock.read())
         return RotationsAsked(cast(dict[str, RotationAsked], begun))
 
-    @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 Agent 的密钥", errors=(404,))
+    @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 agent 的密钥", errors=(404,))
     def revoke(self, agent_id: str, caller: Principal) -> OfAgent:
         """Revoke an agent's secret, for example because it was stolen.
 
@@ -162,7 +158,7 @@ class AgentsApi(Resource):
         self.fleet.agents.secrets.revoke(agent_id, caller.actor, clock.read())
         return OfAgent(agent_id, "revoked")
 
-    @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 Agent", errors=(404, 409))
+    @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 agent", errors=(404, 409))
     def forget(self, agent_id: str, caller: Principal, query: ForgetAgentQuery) -> OfAgent:
         """Remove an agent that no longer exists.
 

@@ -76,7 +76,7 @@ class FieldsAnswer:
 
 
 class FieldsApi(Resource):
-    @get("/api/fields", "anyone", tag="manager", zh="Worker、主机与事件的字段")
+    @get("/api/fields", "anyone", tag="manager", zh="worker、主机与事件的字段")
     def fields(self) -> FieldsAnswer:
         """The fields of a worker, a host and an event: units, labels, columns.
 
@@ -133,6 +133,7 @@ class BeginningQuery:
 
 # What a page may need besides the lists: the manager answers it itself, at once, and without a change.
 ALSO = (
+    "/api/alerts",
     "/api/audit",
     "/api/events",
     "/api/gpus",

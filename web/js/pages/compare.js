@@ -18,6 +18,11 @@ const HEIGHT = 340;
 const AT_ONCE = 4; // requests
 const STEP = 'step'; // the metric that a comparison may go by
 
+/** What is compared unless somebody chooses: a loss if there is one, else the first that is no count of steps. */
+function usual(kinds) {
+  return kinds.find((kind) => /loss/i.test(kind.metric || '')) || kinds.find((kind) => kind.metric !== STEP) || kinds[0];
+}
+
 export function comparePage({ store, query }) {
   let { ids, what, over } = readQuery(query);
   let zoom = null;
@@ -113,7 +118,7 @@ export function comparePage({ store, query }) {
   function draw() {
     const known = ids.filter((id) => measured.has(id));
     const offered = new Map(known.flatMap((id) => kindsOfWorker(measured.get(id).data).filter((kind) => linesOf(kind, measured.get(id).data).length)).map((kind) => [kind.name, kind]));
-    const kind = offered.get(what) || (what ? kindNamed(what) : null) || [...offered.values()][0];
+    const kind = offered.get(what) || (what ? kindNamed(what) : null) || usual([...offered.values()]);
     keyed(kinds, kind && !offered.has(kind.name) ? [...offered.values(), kind] : [...offered.values()], (one) => one.name, kindOption);
     if (kind) kinds.value = kind.name;
     const stepped = known.some((id) => (measured.get(id).data.metrics || []).some((metric) => metric.name === STEP));

@@ -11,7 +11,7 @@ import { isOld, loadReleases } from '../releases.js';
 import { go, link, replaceQuery } from '../router.js';
 import { AGENT_GLYPHS, agentChip } from '../status.js';
 import { textCell } from '../table.js';
-import { upgradeThese } from '../upgrade.js';
+import { releaseGroups } from '../upgrade.js';
 import { pageHead, pendingLaunchers } from './parts.js';
 
 const ORDER = ['unreachable', 'suspect', 'never', 'ended', 'connected'];
@@ -40,7 +40,7 @@ export function hostsPage({ store, query }) {
   search.addEventListener('input', writeText);
   const facets = ORDER.map((state) => agentFacet(state, () => setFilter({ agent: chosen.agent === state ? '' : state })));
   const old = h('button.facet.agent-suspect', { type: 'button', hidden: true, title: t('hosts.old_means'), on: { click: () => setFilter({ old: chosen.old ? '' : '1' }) } }, h('span.glyph', { 'aria-hidden': 'true' }, '↑'), h('span'));
-  const upgrade = upgradeThese(store);
+  const upgrade = releaseGroups(store);
   const how = h('details.batch-command', { hidden: true }, h('summary', {}, t('hosts.old_how')), commandBox('invoke upgrade --hosts inventory/prod.yaml'));
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
   const grid = new Grid({

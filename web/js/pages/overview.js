@@ -144,7 +144,7 @@ export function overviewPage({ store, session }) {
 
 /** What it reads first, for a browser that has not been here before. */
 export function overviewPaths() {
-  return [eventsPath({ cause: RECOVERY_CAUSES.join(',') }, RECOVERIES_ASKED), eventsPath({ kind: ACKNOWLEDGED }), '/api/mutes', '/api/releases'];
+  return [eventsPath({ cause: RECOVERY_CAUSES.join(',') }, RECOVERIES_ASKED), eventsPath({ kind: ACKNOWLEDGED }), '/api/mutes', '/api/alerts?limit=1', '/api/releases'];
 }
 
 /** One pass over the fleet: counts by state, who is a problem, how much memory all take, whose progress is known. */

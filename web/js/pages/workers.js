@@ -51,6 +51,7 @@ export function workersPage({ store, query }) {
   );
   const chosen = chosenChips((field, value) => setFilter({ facets: withValue(filters.facets, field, value, '') }), MENUS);
   const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
+  const compareThese = h('button.button', { type: 'button', hidden: true, title: t('compare.these'), on: { click: () => compareIds(shownIds) } }, icon('chart'), t('compare.title'));
   const count = h('span.count', { role: 'status' });
   const everything = h('input.pick', { type: 'checkbox', 'aria-label': t('batch.pick_all'), title: t('batch.pick_all'), on: { change: () => (everything.checked ? selection.pickAll() : selection.clear()) } });
   const bar = batchBar({ verbs: VERBS, icon, onAct: act, onAll: () => selection.pickAll(), onClear: () => selection.clear(), onLogs: readLogs, onCompare: compare });
@@ -82,7 +83,7 @@ export function workersPage({ store, query }) {
     'div.page.fills',
     {},
     pageHead(t('nav.workers'), workerTabs('workers'), count, h('span.spring'), purge),
-    h('div.toolbar', {}, completion.node, menus.map((menu) => menu.node), chooser.node, clear),
+    h('div.toolbar', {}, completion.node, menus.map((menu) => menu.node), chooser.node, compareThese, clear),
     h('div.facets', { role: 'group', 'aria-label': t('workers.states') }, facets),
     chosen,
     wrong,
@@ -165,6 +166,7 @@ export function workersPage({ store, query }) {
   function drawSelection(rows) {
     const picked = selection.count(shownIds);
     bar.update(picked, selection.all && selection.left.size === 0, shownIds.length);
+    show(compareThese, picked === 0 && isFiltered(filters) && shownIds.length > 1 && shownIds.length <= MAX_COMPARED);
     everything.checked = selection.all && selection.left.size === 0;
     everything.indeterminate = picked > 0 && !everything.checked;
     if (rows) grid.refresh();
@@ -184,9 +186,12 @@ export function workersPage({ store, query }) {
 
   /** The measurements of those that are picked, in one chart. */
   function compare() {
-    const picked = shownIds.filter((id) => selection.has(id));
-    if (picked.length > MAX_COMPARED) notify(t('compare.count', { n: picked.length, most: MAX_COMPARED }));
-    go('compare', '', { w: picked.slice(0, MAX_COMPARED).join(',') });
+    compareIds(shownIds.filter((id) => selection.has(id)));
+  }
+
+  function compareIds(ids) {
+    if (ids.length > MAX_COMPARED) notify(t('compare.count', { n: ids.length, most: MAX_COMPARED }));
+    go('compare', '', { w: ids.slice(0, MAX_COMPARED).join(',') });
   }
 
   /** The box that picks a worker; with Shift, all from the last one picked to this one. */

@@ -194,7 +194,7 @@ def test_restarts_again_and_again_keep_what_is_needed(tmp_path: Path) -> None:
 def test_workers_hosts_and_gpus_are_read_from_their_reports(tmp_path: Path) -> None:
     world, measurements = World(tmp_path), Measurements()
     world.deploy({"h1": {"w1": {"command": "x"}, "w2": {"command": "x"}}})
-    gpu = messages.GpuUsage(3, utilization_percent=80.0, memory_used_bytes=10_000, power_w=300.0)
+    gpu = messages.GpuUsage(3, utilization_percent=80.0, memory_used_bytes=10_000, power_w=300.0, temperature_c=71.0)
     usage = messages.HostUsage(7.0, 1.5, 1000, 5, 9, gpus=[gpu])
     world.beat("h1", world.report("w1", usage=messages.WorkerUsage(12.0, 2048)), world.report("w2"), usage=usage)
     measurements.sample(world.fleet.state, world.now.wall, rest)
@@ -203,6 +203,7 @@ def test_workers_hosts_and_gpus_are_read_from_their_reports(tmp_path: Path) -> N
     assert values(measurements.tables["hosts"], "h1", QUARTER, "load1") == [1.5]
     assert measurements.gpus_of("h1") == [3]
     assert values(measurements.tables["gpus"], "h1/3", QUARTER, "power_w") == [300.0]
+    assert values(measurements.tables["gpus"], "h1/3", QUARTER, "temperature_c") == [71.0]
     # a host that is silent is not measured, and its past stays
     world.fleet.agents.mark("h1", "unreachable", "silent", world.now)
     measurements.sample(world.fleet.state, world.now.wall + SAMPLE_S, rest)
