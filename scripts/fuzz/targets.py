@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import atexit
 import gzip
+import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import socket
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -372,6 +377,66 @@ def release() -> Callable[[bytes], None]:
     return run
 
 
+def archive() -> Callable[[bytes], None]:
+    """The header of an object in the log archive, as it is stored or as its JSON alone; a piece: read, or damaged."""
+    from procguard.portal.logs.archive import objects
+    from procguard.portal.logs.archive.object_store import ObjectDamaged
+
+    def wrapped(text: bytes) -> bytes:
+        packed = zlib.compress(text, 1)
+        start = struct.pack(">8sII32s", objects.MAGIC, len(packed), len(text), hashlib.sha256(packed).digest())
+        return start + packed
+
+    def run(data: bytes) -> None:
+        stored = data if data.startswith(objects.MAGIC) else wrapped(data)
+        start, head = stored[: objects.START_BYTES], stored[objects.START_BYTES :]
+        try:
+            about, pieces = objects.read_header(start, head)
+            assert 0 <= about["at"] < 1e11
+            for one in pieces:
+                assert one.length > 0 and one.attempt >= 0 and one.start >= 0 and 0 <= one.at < 1e11
+                assert one.position >= len(start) and len(one.digest) == objects.DIGEST_BYTES
+        except ObjectDamaged as exc:
+            assert str(exc)
+        for packed in (data, zlib.compress(data, 1)):
+            try:
+                log, times = objects.unpack(packed, len(data) // 2, objects.digest_of(data))
+                assert log + times == data
+            except ObjectDamaged as exc:
+                assert str(exc)
+
+    return run
+
+
+def numbers() -> Callable[[bytes], None]:
+    """An expression of `metrics`, and behind a NUL lines that a job prints: refused, or a number read from them in
+    bounded time, by Python's `re` as by RE2."""
+    from procguard import expression, log_metrics
+    from procguard.errors import UsageError
+    from remote_agent.logs import number_reader
+
+    def run(data: bytes) -> None:
+        declared, _, printed = data.partition(b"\0")
+        text = declared.decode("utf-8", "replace")
+        try:
+            for_hosts, needle = log_metrics.host_form(text)
+        except UsageError as exc:
+            assert str(exc)
+            return
+        search = re.compile(for_hosts).search
+        read = expression.read(text, name="metrics", max_chars=log_metrics.MAX_CHARS, captures=True)
+        for line in re.split(r"[\r\n]", printed.decode("utf-8", "replace")):
+            match = search(line)
+            assert (match is not None) == read.found_in(line), (for_hosts, line)
+            if match is not None:
+                assert needle in line and 1 <= match.re.groups <= 2
+                for group in match.groups():
+                    number = number_reader.as_number(group)
+                    assert number is None or math.isfinite(number)
+
+    return run
+
+
 _INVENTORY = (
     "groups", "ini", "yaml", "source", "model", "names", "positions", "templates.renderer", "workers",
 )  # fmt: skip
@@ -413,6 +478,18 @@ TARGETS = {
         {"remote_agent.tunnel.mux": "frame feed _take _count _make_room _may_open _open _serve _drop _send"},
     ),
     "inventory": Target(inventory, {f"procguard.deploy.inventory.{name}": "" for name in _INVENTORY}),
+    "archive": Target(
+        archive, {"procguard.portal.logs.archive.objects": "header_length read_header _piece unpack _unpacked"}
+    ),
+    "numbers": Target(
+        numbers,
+        {
+            "procguard.expression": "",
+            "procguard.expression_cost": "",
+            "procguard.log_metrics": "host_form _required",
+            "remote_agent.logs.number_reader": "as_number",
+        },
+    ),
     "release": Target(
         release, {"remote_agent.install.release": "_extract _members _text _inflate _too_large _write_new"}
     ),

@@ -114,8 +114,11 @@ def read_header(start: bytes, head: bytes) -> tuple[dict[str, Any], list[Piece]]
         if len(rows) > MAX_PIECES:
             raise ObjectDamaged("it names too many pieces")
         pieces = [_piece(row, START_BYTES + length) for row in rows]
-        return {"fleet": str(about["fleet"]), "term": int(about["term"]), "at": float(about["at"])}, pieces
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        at = float(about["at"])
+        if not 0 <= at < 1e11:
+            raise ValueError("a number out of range")
+        return {"fleet": str(about["fleet"]), "term": int(about["term"]), "at": at}, pieces
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
         raise ObjectDamaged("its header cannot be read") from exc
 
 
