@@ -95,18 +95,20 @@ if [ $# -gt 0 ]; then
     "$procguard_python" -m pytest --basetemp "$scratch/p" "$@"
     exit
 fi
-static=0 # a failed check does not keep the tests from running: one run shows everything
-"$procguard_python" scripts/dev_tasks.py static || static=$?
 # Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run on their own:
 # Chromium aborts requests when a network interface appears or disappears (ERR_NETWORK_CHANGED), as with each test host.
-# Tests with a bound in seconds run one after another, or two at a time if they mostly wait. tests/conftest.py runs the
-# longest files first, because a phase ends with its last file.
+# Tests with a bound in seconds run one after another, or two at a time if they mostly wait; the static checks run beside
+# those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends with its last file.
 tests=0
+static=0 # a failed check does not keep the tests from running: one run shows everything
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
 side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25 "${@:2}"; }
 side_by_side 5 tests --ignore=tests/browser -m 'not alone and not pair'
 side_by_side 4 tests/browser
+nice -n 19 "$procguard_python" scripts/dev_tasks.py static >"$scratch/static" 2>&1 &
 side_by_side 2 tests/fleet -m pair --dist=load
+wait $! || static=$?
+cat "$scratch/static"
 run tests/fleet -m alone
 if [ "$tests" != 0 ]; then exit "$tests"; fi
 if [ "$static" != 0 ]; then in_language "run_tests: the tests passed, but a check above FAILED" "run_tests：测试通过，但上面有检查失败" >&2; fi
