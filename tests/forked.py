@@ -65,7 +65,8 @@ IMPORTED = {  # by each fork server
     ),
 }
 AT_START = dict(os.environ)  # of the session, before any test has changed it
-OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG")  # variables that are read while Python starts
+# Variables that are read while Python starts, or by the loader before it.
+OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG", "LD_", "MALLOC_")
 
 
 def can_run(environment: Mapping[str, str]) -> bool:

@@ -170,7 +170,7 @@ def test_every_agent_is_answered_again_and_no_worker_is_touched(
     )
 
 
-@pytest.mark.alone
+@pytest.mark.pair
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 def test_both_managers_are_upgraded_one_after_the_other_under_load(

@@ -39,6 +39,7 @@ def test_what_keeps_a_server_from_starting_is_said(tmp_path: Path) -> None:
 
 def test_an_interpreter_that_would_start_otherwise_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forked.can_run({**os.environ, "HOME": "/elsewhere"})
+    assert not forked.can_run({**os.environ, "LD_PRELOAD": "/elsewhere/clock.so"})
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     assert not forked.can_run(os.environ)
 
