@@ -38,7 +38,8 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 # Files are shared out among processes in this order, and a run ends when its last file does.
 LONGEST = ["test_axe", "test_portal", "test_appearance", "test_operations", "test_logs"]
-LONGEST += ["test_playbooks", "test_agent_lease", "test_lease", "test_deploy", "test_tls", "test_reassignment"]
+LONGEST += ["test_playbooks", "test_documents", "test_wheel", "test_other_releases", "test_agent_lease", "test_lease"]
+LONGEST += ["test_deploy", "test_tls", "test_reassignment"]
 LONGEST += ["test_chaos_fence", "test_gangs", "test_upgrade", "test_agent_memory", "test_recovery", "test_trust_doctor"]
 LONGEST += ["test_tunnel", "test_chaos_several", "test_chaos_manager", "test_worker_launcher", "test_reach"]
 LONGEST += ["test_chaos_disk", "test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm"]
