@@ -1,4 +1,4 @@
-"""The end of tunnels: a loopback port that serves agents' routes and nothing else.
+"""The manager's end of tunnels: a loopback port that serves agents' routes only.
 
 A tunnel's connections come from this machine and the manager's own user, but are controlled by the remote host.
 Therefore no caller is an operator here: only agents' secrets and enrolment tokens are accepted.
@@ -22,12 +22,12 @@ from procguard.portal.http.fast_path import Counter, FastPath
 from procguard.portal.http.middleware import RequestMiddleware
 
 NOT_HERE = "this address is for agents only"
-# Nothing of these makes anybody an operator here; without them the rules for agents are the same as everywhere.
+# Headers that could identify an operator are removed; the rules for agents are the same as everywhere.
 _LEFT_OUT = ("HTTP_COOKIE", "procguard.socket")
 
 
 class AgentsOnly:
-    """The portal's access, for agents alone."""
+    """The portal's access control, limited to agents."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -37,7 +37,7 @@ class AgentsOnly:
         try:
             caller = self._access.identify(bare, own_secret_sha256, of_agents)
         finally:
-            if SIGNED in bare:  # also a refusal is signed
+            if SIGNED in bare:  # refusals are signed as well
                 environ[SIGNED] = bare[SIGNED]
         if caller.kind in ("agent", "enroll"):
             return caller
@@ -63,7 +63,7 @@ class AgentsOnly:
 def application(
     agent_api: AgentApi, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes]
 ) -> bottle.Bottle:
-    """Agents' routes alone; anything else is not there."""
+    """The application with agents' routes only; others are 404."""
     app = bottle.Bottle()
     app.default_error_handler = errors_as_json
     HttpChannel(agent_api, AgentsOnly(access), direct=False).mount(app)
@@ -77,10 +77,10 @@ def server(
     count: Counter,
     limits: WebLimits,
 ) -> http_server.Server:
-    """Listening on a free port of the loopback. Raises ProcGuardError where there is none.
+    """Create the server on a free loopback port. Raises ProcGuardError if there is none.
 
-    Its connections are in a book of their own: all come from 127.0.0.1, and a host that opens too many must not push
-    out the operator's.
+    Its connections have a limiter of their own: all come from 127.0.0.1, and a host that opens too many must not
+    displace the operator's.
     """
     frequent = HttpChannel(agent_api, AgentsOnly(access), direct=False).frequent()
     return http_server.Server(

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import gevent
 
-MAX_CHUNK_LINE_BYTES = 256  # its size and extensions, which nobody here understands
-MAX_EXCESS_BYTES = 16 * 1024  # of framing, beyond what a sender of small chunks needs
+MAX_CHUNK_LINE_BYTES = 256  # limit of a chunk's size line, including extensions, which are ignored
+MAX_EXCESS_BYTES = 16 * 1024  # limit of framing bytes, beyond what a sender of small chunks needs
 FREE_BYTES_PER_CHUNK = 16
 MAX_TRAILERS = 16
 MAX_TRAILER_BYTES = 1024
-MAX_DISCARD_BYTES = 64 * 1024  # an unread body up to this size is read away to keep the connection
+MAX_DISCARD_BYTES = 64 * 1024  # an unread body up to this size is discarded to keep the connection
 DISCARD_TIMEOUT_S = 2.0
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -25,11 +25,11 @@ _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\
 
 
 class BadBody(OSError):
-    """It breaks the rules of its coding, or its sender stopped in the middle: nothing after it can be understood."""
+    """The body violates its coding or is incomplete: the connection cannot be used afterwards."""
 
 
 class ByteSource(Protocol):
-    """Where the bytes come from (http_reader.Reader)."""
+    """The source of the bytes (buffer.SocketReader)."""
 
     def read(self, size: int) -> bytes: ...
 
@@ -39,12 +39,12 @@ class ByteSource(Protocol):
 
 
 class Body:
-    """`read` as a file's. `abandoned`: the rest is not waited for, and the connection can't go on."""
+    """A readable file object. `abandoned`: the rest is not read, so the connection must be closed."""
 
     __slots__ = ("_continue", "_excess", "_left", "_source", "abandoned", "chunked", "ended")
 
     def __init__(self, source: ByteSource, length: int | None, chunked: bool, asks_to_go_on: Any = None) -> None:
-        """`asks_to_go_on`: the socket of a sender that waits for 100 (Continue) before it sends the body."""
+        """`asks_to_go_on`: the socket of a client that waits for 100 (Continue) before it sends the body."""
         self._source = source
         self._left = 0 if chunked else length or 0  # of the body, or of the chunk
         self._excess = 0
@@ -54,7 +54,7 @@ class Body:
         self.abandoned = False
 
     def read(self, size: int = -1) -> bytes:
-        """`size` bytes, fewer only at the end; the rest of it where none is given. Raises BadBody."""
+        """Read `size` bytes, fewer only at the end; without a size, the rest. Raises BadBody."""
         if self.ended or not size:
             return b""
         if self._continue is not None:
@@ -86,7 +86,7 @@ class Body:
         return bytes(read)
 
     def _next_chunk(self) -> bool:
-        """False: that was the last one."""
+        """Read the next chunk's header. False: it was the last chunk."""
         self._source.spend(1)
         line = self._source.readline(MAX_CHUNK_LINE_BYTES)
         found = _CHUNK_SIZE.fullmatch(line)
@@ -97,7 +97,7 @@ class Body:
             self._skip_trailers()
             self.ended = True
             return False
-        # As net/http counts: small chunks are fine, extensions without end are not.
+        # Counted as in net/http: small chunks are fine, endless extensions are not.
         self._excess = max(0, self._excess + len(line) - FREE_BYTES_PER_CHUNK - 2 * self._left)
         if self._excess > MAX_EXCESS_BYTES:
             raise BadBody("more framing than data")
@@ -113,7 +113,7 @@ class Body:
         raise BadBody(f"more than {MAX_TRAILERS} trailers")
 
     def discard(self) -> None:
-        """Read away what is left of a small body, for the next request on its connection; of another `abandoned`."""
+        """Discard the rest of a small body so that the connection can be reused; mark a larger one as `abandoned`."""
         if self.ended or self.abandoned:
             return
         if self.chunked or self._left > MAX_DISCARD_BYTES:

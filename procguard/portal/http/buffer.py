@@ -18,19 +18,19 @@ LARGE_BYTES = 256 * 1024  # of a body
 
 
 def _nothing(_work: int) -> None:
-    """Where nobody counts the work."""
+    """The default `spend`: the work is not accounted."""
 
 
 class SocketReader:
-    """`closed` as a file's: nothing more will come. `spend(work)` is called for what was read, and for whatever its
-    user has done with it: it may wait, so that others have their turn (admission/turns.py)."""
+    """`closed`: as of a file; no more data will arrive. `spend(work)` accounts for bytes read and for the work done
+    with them; it may block to let other connections run (admission/turns.py)."""
 
     __slots__ = ("_here", "_sock", "closed", "spend")
 
     def __init__(self, sock: Any, spend: Callable[[int], None] = _nothing) -> None:
         self._sock = sock
         self.spend = spend
-        self._here = b""  # has come and was not asked for yet
+        self._here = b""  # received, but not yet read by the caller
         self.closed = False
 
     @property
@@ -38,21 +38,21 @@ class SocketReader:
         return len(self._here)
 
     def wait(self) -> bool:
-        """Until something is here; False where nothing will come any more."""
+        """Wait for data; False if the peer has closed the connection."""
         if self._here:
             return True
         sock = self._sock
         kind: Any = type(sock)
         if kind is socket:  # usually no data is available yet, and a recv without data costs an exception
-            sock._wait(sock._read_event)  # TLS may have read more than was asked for, and is asked itself
+            sock._wait(sock._read_event)  # TLS may have buffered more data than was read, so it is queried directly
         return self._more(AT_ONCE_BYTES)
 
     def begins_with(self, data: bytes) -> bool:
-        """Of what is here."""
+        """Whether the received data begins with this prefix."""
         return self._here.startswith(data)
 
     def head(self) -> bytes:
-        """Up to and with the first empty line, if it is here as a whole; else nothing."""
+        """The data up to and including the first empty line; empty if it has not arrived completely."""
         end = self._here.find(b"\r\n\r\n") + 4
         if end < 4:
             return b""
@@ -60,7 +60,7 @@ class SocketReader:
         return head
 
     def read(self, size: int = -1) -> bytes:
-        """`size` bytes, fewer only where the peer has ended; all until then where none is given."""
+        """Read `size` bytes, or fewer if the peer has closed the connection; without a size, everything until then."""
         if 0 <= size <= len(self._here):
             data, self._here = self._here[:size], self._here[size:]
             return data
@@ -71,14 +71,15 @@ class SocketReader:
                 return bytes(read)
             read += data
         left = size - len(read)
-        while left > len(self._here) and self._more(AT_ONCE_BYTES):  # with what follows it, in one call
+        while left > len(self._here) and self._more(AT_ONCE_BYTES):  # together with the data that follows, in one call
             pass
         read += self._here[:left]
         self._here = self._here[left:]
         return bytes(read)
 
     def readline(self, limit: int = -1) -> bytes:
-        """Up to and with the next line feed, or `limit` bytes; less where the peer has ended."""
+        """Read up to and including the next line feed, at most `limit` bytes; less if the peer has closed the
+        connection."""
         searched = 0
         while True:
             end = self._here.find(b"\n", searched) + 1

@@ -37,7 +37,7 @@ _HEAD = "".join(
 class FoundFastPath(NamedTuple):
     rule: str
     handler: Handler
-    subject: str  # whose id stands in the address
+    subject: str  # routes with an id in the path
 
 
 class FastPath:
@@ -53,13 +53,13 @@ class FastPath:
                 continue
             _, _, kind, _, what = rule.split("/")
             self._routes[method, kind, what] = (rule, handler)
-        # Unique to a request, as those of the long way, without asking the kernel for random bytes each time.
+        # Unique per request, like those of the middleware, but without a system call for random bytes.
         self._numbers = itertools.count(secrets.randbits(32))
         self._prefix = secrets.token_hex(4)
         self._second, self._date = 0, ""
 
     def find(self, method: str, path: str) -> FoundFastPath | None:
-        """`path` as it was written, without a query."""
+        """`path`: as received, without a query."""
         parts = path.split("/")
         if len(parts) < 5:
             return self._whole.get((method, path))
@@ -69,7 +69,7 @@ class FastPath:
         return FoundFastPath(*known, parts[3]) if known is not None and parts[3] else None
 
     def answer(self, found: FoundFastPath, environ: dict[str, Any]) -> bytes:
-        """The whole answer as it goes out."""
+        """The complete response as bytes."""
         began = time.perf_counter()
         identifier = f"{self._prefix}{next(self._numbers) & 0xFFFFFFFF:08x}"
         environ["procguard.request_id"] = identifier

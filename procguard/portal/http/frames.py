@@ -28,7 +28,7 @@ class Violation(Exception):
 
 
 class FrameCut(OSError):
-    """The peer is gone, in the middle of a frame or between two."""
+    """The connection ended, within a frame or between two."""
 
 
 class Frame(NamedTuple):
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
-    """A whole frame as a server sends it: final, unmasked."""
+    """Encode a complete server frame: final, unmasked."""
     size = len(payload)
     if size <= MAX_CONTROL_BYTES:
         return bytes((0x80 | opcode, size)) + payload
@@ -48,7 +48,7 @@ def encode(opcode: int, payload: bytes) -> bytes:
 
 
 def read(source: ByteSource, max_bytes: int) -> Frame:
-    """The next frame of a client. Raises Violation, also for one of more than `max_bytes`, and FrameCut."""
+    """Read the next frame of a client. Raises Violation, also for a frame larger than `max_bytes`, and FrameCut."""
     first, second = _exactly(source, 2)
     opcode, fin, size = first & 0x0F, bool(first & 0x80), second & 0x7F
     if first & 0x70:
@@ -90,7 +90,7 @@ def unmask(payload: bytes, mask: bytes) -> bytes:
 
 
 def closing_code(payload: bytes) -> int:
-    """The code with which the payload of a close frame is to be answered."""
+    """The code of the response to a close frame with this payload."""
     if not payload:
         return CLOSE_NORMAL
     code = int.from_bytes(payload[:2], "big")
@@ -104,5 +104,5 @@ def closing_code(payload: bytes) -> int:
 
 
 def _may_be_sent(code: int) -> bool:
-    """RFC 6455, 7.4: what may stand in a close frame."""
+    """Whether the code is allowed in a close frame (RFC 6455, 7.4)."""
     return code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014) or 3000 <= code <= 4999

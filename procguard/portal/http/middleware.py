@@ -30,7 +30,7 @@ SECURITY_HEADERS = [
     ("Server", "ProcGuard"),
 ]
 
-NO_STORE = ("Cache-Control", "no-store")  # of every answer under /api/
+NO_STORE = ("Cache-Control", "no-store")  # of every response under /api/
 
 StartResponse = Callable[..., Any]
 Counter = Callable[[str, str, int, float], None]  # (route, method, status, seconds)
@@ -55,7 +55,7 @@ class RequestMiddleware:
             headers += [*SECURITY_HEADERS, ("X-Request-Id", identifier)]
             write = start_response(status, headers, exc_info)
             if environ.get("procguard.stream"):
-                write(b"")  # the body may be long in coming: send the headers now
+                write(b"")  # the body may arrive late: send the headers now
             return write
 
         try:
@@ -73,7 +73,7 @@ class RequestMiddleware:
 
 
 def _nothing() -> None:
-    """No use was opened."""
+    """The default `end`: no use was registered."""
 
 
 def _until_sent(result: Iterable[bytes], environ: dict[str, Any]) -> Iterable[bytes]:
@@ -82,7 +82,7 @@ def _until_sent(result: Iterable[bytes], environ: dict[str, Any]) -> Iterable[by
 
 
 class _Sending:
-    """An answer whose caller may lose the right to it while it is being sent. The server calls `close` in any case."""
+    """A response whose caller may lose its right while it is being sent. The server always calls `close`."""
 
     def __init__(self, result: Iterable[bytes], close_use: Callable[[], None]) -> None:
         self._result = result

@@ -1,5 +1,6 @@
-"""This machine's addresses: which of them may be offered to agents, and whether a connection came to the address it
-names.
+"""This machine's addresses: which of them may be offered to agents, and whether a connection arrived at the address
+that
+it claims.
 
 Reads the kernel's tables; knows no agents. An unconfigured address is offered only if it may be reachable from
 outside: a bridge whose ports all belong to containers or virtual machines (docker0, virbr0) has an address that
@@ -25,27 +26,27 @@ _GATEWAY = 0x2  # RTF_GATEWAY
 
 
 def all_own() -> list[str]:
-    """Those that others may reach: IPv4 first; no loopback, no link-local."""
+    """Addresses that other machines may reach, IPv4 first; without loopback and link-local ones."""
     return _of(psutil.net_if_addrs())
 
 
 def offered(net: str = NET, routes: str = ROUTES) -> list[str]:
-    """The same without those of bridges that lead to nothing but what runs on this machine."""
+    """As `all_own`, without those of bridges that connect only containers and virtual machines of this machine."""
     interfaces = psutil.net_if_addrs()
     way_out = _with_gateway(routes)
     return _of({name: known for name, known in interfaces.items() if name in way_out or not is_inner(name, net)})
 
 
 def manager_urls(advertised: Iterable[str], scheme: str, host: str, port: int) -> list[str]:
-    """Where agents may find a manager that listens on `host`: what is configured first, then this machine's own
-    addresses. The latter are candidates: a deployment keeps those that prove to lead here from its host."""
+    """The URLs of a manager that listens on `host`: configured ones first, then this machine's addresses. The latter
+    are candidates; a deployment keeps those that reach this manager from its host."""
     addresses = offered() if host in ("0.0.0.0", "::", "") else [host]
     own = [f"{scheme}://{f'[{one}]' if ':' in one else one}:{port}" for one in addresses]
     return list(dict.fromkeys([*advertised, *own]))
 
 
 def is_inner(name: str, net: str = NET) -> bool:
-    """Whether an interface is a bridge without any port that leads out of this machine."""
+    """Whether an interface is a bridge without a port to the outside of this machine."""
     ports = os.path.join(net, name, "brif")
     try:
         return not any(_leads_out(os.path.join(net, port)) for port in os.listdir(ports))
@@ -54,8 +55,8 @@ def is_inner(name: str, net: str = NET) -> bool:
 
 
 def _leads_out(interface: str) -> bool:
-    """A network card, or what lies on one or tunnels (vlan, bond, vxlan, …). Those of containers and virtual machines
-    (veth, tap) and dummies have neither a device nor a type."""
+    """Whether an interface is a network card, or is stacked on one, or tunnels (vlan, bond, vxlan, …). Interfaces of
+    containers and virtual machines (veth, tap) and dummies have neither a device nor a type."""
     if os.path.exists(os.path.join(interface, "device")):
         return True
     try:
@@ -66,7 +67,7 @@ def _leads_out(interface: str) -> bool:
 
 
 def _with_gateway(routes: str) -> set[str]:
-    """Interfaces by which other networks are reached."""
+    """Interfaces with a route to other networks."""
     found = set()
     try:
         with open(routes, encoding="utf-8") as lines:
@@ -90,11 +91,11 @@ def _of(interfaces: dict[str, Any]) -> list[str]:
 
 
 class Arrivals:
-    """Whether the manager proves itself to who knows it by a URL, on the connection on which it is asked.
+    """Decides whether the manager proves its identity for a URL on a given connection.
 
-    An address of this machine's own counts only on a connection that came to it, and loopback only on one from this
-    machine: elsewhere the same address may be another user's, who passes everything on. What is configured is never
-    doubted; neither are names, and addresses of others (NAT, a load balancer).
+    An address of this machine is accepted only on a connection that arrived at it, and loopback only from this
+    machine: elsewhere the same address may belong to an attacker who relays everything. Configured URLs, names, and
+    addresses of other machines (NAT, a load balancer) are always accepted.
     """
 
     def __init__(self, configured: Iterable[str], port: Callable[[], int]) -> None:
@@ -104,8 +105,7 @@ class Arrivals:
         self._refreshed_at = float("-inf")
 
     def why_not(self, url: str, peer: str, arrived_at: str, direct: bool) -> str:
-        """`arrived_at`: this side's address of the connection, "" where a proxy that is believed stands in front;
-        `direct`: through no tunnel."""
+        """`arrived_at`: the connection's local address, "" behind a trusted proxy; `direct`: not through a tunnel."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port

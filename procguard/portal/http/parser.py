@@ -1,8 +1,8 @@
 """Parses the head of a request strictly, so that a proxy in front cannot interpret it differently.
 
-Pure: bytes in, a `Head` out. Knows HTTP/1 framing (RFC 9112), nothing of sockets or routes. Ten times faster than the
-parser of http.client, which is made for mail. Lines must end with CRLF: the end of a head must not depend on how its
-bytes arrive.
+Pure: bytes in, a `Head` out. Knows HTTP/1 framing (RFC 9112), but neither sockets nor routes. Ten times faster than
+http.client's parser, which is one for mail. Lines must end with CRLF, so that the end of a head does not depend on how
+its bytes arrive.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # fragment (#).
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Z-]+) ([!-\"$-~\x80-\xff]+) (HTTP/1\.[0-9])")
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)  # RFC 9112, 3.2.2: what a proxy is asked for
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)  # absolute form (RFC 9112, 3.2.2), as sent to proxies
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _JOINED_BY = {"HTTP_COOKIE": "; "}
-# Fields that say one thing about the whole request: twice is a contradiction, or an attempt to smuggle.
+# Fields that must be unique: a duplicate is an error or an attempt at request smuggling.
 _ONCE = ("CONTENT_LENGTH", "HTTP_HOST", "HTTP_AUTHORIZATION", "HTTP_TRANSFER_ENCODING")
-_NAMES: dict[bytes, str] = {}  # as they come -> as WSGI calls them
-_LINES: dict[bytes, tuple[str, str]] = {}  # whole headers that were good: an agent says nearly all of them each time
+_NAMES: dict[bytes, str] = {}  # name as received -> WSGI name
+_LINES: dict[bytes, tuple[str, str]] = {}  # cache of valid headers: an agent repeats nearly all of them in each request
 _HOSTS: set[str] = set()  # that were good
 _KEPT = {"HTTP_HOST", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT", "HTTP_USER_AGENT", "CONTENT_TYPE", "CONTENT_LENGTH"}
-_MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # a peer that invents names does not fill the memory
+_MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # bounds the memory that invented names can take
 _MAX_LINES, _MAX_LINE_KEPT_BYTES = 1_000, 64
 
 
 class BadHead(ValueError):
-    """Not a request that can be understood."""
+    """The head is not a valid request."""
 
 
 class UnknownCoding(BadHead):
-    """The body comes in a transfer coding that is not implemented here."""
+    """The body's transfer coding is not implemented."""
 
 
 class TooLarge(BadHead):
-    """More than anybody needs to say; `in_target`: in the request line."""
+    """The head exceeds a limit; `in_target`: the request line does."""
 
     def __init__(self, message: str, in_target: bool = False) -> None:
         super().__init__(message)
@@ -49,15 +49,15 @@ class TooLarge(BadHead):
 
 
 class Head(NamedTuple):
-    """`fields` as WSGI names them (HTTP_HOST, CONTENT_TYPE, …), joined where one came more often."""
+    """`fields`: by WSGI name (HTTP_HOST, CONTENT_TYPE, …); repeated fields are joined."""
 
     method: str
-    target: str  # as it was written, with its query; of an absolute address what follows its host
+    target: str  # as received, with its query; of an absolute form, the part after the host
     version: str  # "HTTP/1.1"
     fields: dict[str, str]
-    content_length: int | None  # None: not said, or chunked
+    content_length: int | None  # None: not given, or chunked
     chunked: bool
-    close: bool  # the connection ends after the answer
+    close: bool  # the connection is closed after the response
 
 
 def parse(head: bytes) -> Head:
@@ -96,7 +96,7 @@ def _check_host(host: str) -> None:
 
 
 def _origin_form(method: str, target: bytes, fields: dict[str, str]) -> bytes:
-    """An address without its scheme and host; that host counts, not the one in the field (RFC 9112, 3.2.2: MUST)."""
+    """An absolute form without scheme and host. Its host replaces the Host field (RFC 9112, 3.2.2: MUST)."""
     if target == b"*" and method == "OPTIONS":
         return target
     found = _ABSOLUTE.fullmatch(target)
@@ -107,7 +107,7 @@ def _origin_form(method: str, target: bytes, fields: dict[str, str]) -> bytes:
 
 
 def _check_coding(coding: str, version: str, fields: dict[str, str]) -> None:
-    """RFC 9112, 6.1 and 6.3: what leaves it open where the body ends is refused, and the connection with it."""
+    """Refuse requests whose body length is ambiguous, and close their connection (RFC 9112, 6.1 and 6.3)."""
     if "CONTENT_LENGTH" in fields:
         raise BadHead("Transfer-Encoding and Content-Length contradict each other")
     if version == "HTTP/1.0":
@@ -162,9 +162,9 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
 
 
 def _name(raw: bytes) -> str:
-    """The field's name in WSGI; "" for one that is left out: HTTP_X_Y could be X-Y or X_Y, and only the first is
-    meant (as in nginx and pywsgi)."""
-    if not _TOKEN.fullmatch(raw):  # also a folded line, and a space before the colon
+    """The field's WSGI name; "" for names with an underscore, which are ignored as in nginx and pywsgi: HTTP_X_Y must
+    mean X-Y only."""
+    if not _TOKEN.fullmatch(raw):  # also rejects folded lines and a space before the colon
         raise BadHead(f"{raw[:40].decode('latin-1')!r} cannot be a header's name")
     if b"_" in raw:
         return ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from procguard.agent_api import http_io
 
-PROXIED = http_io.PROXIED  # in the environment: the peer is a proxy that is believed
+PROXIED = http_io.PROXIED  # key in the environment: the peer is a trusted proxy
 MAX_HOPS = 20
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -23,7 +23,7 @@ class TrustedProxies:
         self._networks: list[Network] = [ipaddress.ip_network(text, strict=False) for text in networks]
 
     def apply(self, environ: dict[str, Any]) -> None:
-        """REMOTE_ADDR becomes the client's, wsgi.url_scheme what it spoke; of another peer nothing is believed."""
+        """Set REMOTE_ADDR and wsgi.url_scheme to the client's; headers of untrusted peers are ignored."""
         if not self._networks or not self._trusts(_address(environ.get("REMOTE_ADDR", ""))):
             return
         environ[PROXIED] = True
@@ -33,10 +33,10 @@ class TrustedProxies:
         for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")[-MAX_HOPS:]):
             address = _address(hop.strip())
             if address is None:
-                return  # what nobody can read says nothing: the proxy is who asks
+                return  # an unreadable header is ignored: the proxy counts as the client
             environ["REMOTE_ADDR"] = str(address)
             if not self._trusts(address):
-                return  # what stands before it, it may have written itself
+                return  # the client may have forged the entries before it
 
     def _trusts(self, address: Address | None) -> bool:
         return address is not None and any(address in network for network in self._networks)

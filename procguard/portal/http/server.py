@@ -373,12 +373,12 @@ class Server(pywsgi.WSGIServer):
         self.proxies = proxies or TrustedProxies(())
         self._tls = tls
         self.limits = limits or WebLimits()
-        self.book = ConnectionLimiter(self.limits) if book is None else book  # an empty one is false, and counts
+        self.book = ConnectionLimiter(self.limits) if book is None else book  # an empty limiter is false, but valid
         self.send_memory = SendMemory(self.limits.websocket_memory)
         self.throttled_log = _ThrottledLog()
-        # By the peer's address, the newest of it: a port is used again before its last connection has ended here.
+        # By peer address, the newest connection: a port may be reused before its last connection has ended here.
         self._handles: dict[Any, ConnectionHandle] = {}
-        self._handles_of: dict[int, ConnectionHandle] = {}  # by the identity of the socket, of all that have not ended
+        self._handles_of: dict[int, ConnectionHandle] = {}  # by socket identity: all open connections
         bodies = bodies or Bodies(self.limits.bodies_in_memory, self.limits.unproven_bodies_in_memory)
         self.idle_timeouts = IdleTimeouts(min(self.limits.idle_timeout, self.limits.unproven_timeout))
         self.fast_path = fast_path
@@ -389,7 +389,7 @@ class Server(pywsgi.WSGIServer):
             handler_class=ConnectionHandler,
             log=None,
             error_log=log,
-            spawn=gevent.pool.Pool(self.book.most + 16),  # the book lets in no more
+            spawn=gevent.pool.Pool(self.book.most + 16),  # the limiter admits no more
             environ={
                 "SERVER_NAME": "procguard",  # the default asks DNS, which may hang
                 http_io.LIMITS: self.limits,
@@ -412,9 +412,7 @@ class Server(pywsgi.WSGIServer):
         descriptor = sock.fileno()
 
         def cut() -> None:
-            with contextlib.suppress(
-                OSError
-            ):  # it has ended by itself; whoever is let in now has nothing to do with it
+            with contextlib.suppress(OSError):  # it has ended by itself; the new connection is unrelated
                 shut_down(descriptor, socket.SHUT_RDWR)
 
         connection_handle = self.book.admit(str(address[0]), cut, time.monotonic())
@@ -432,7 +430,7 @@ class Server(pywsgi.WSGIServer):
         super().do_close(sock, address)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
-        """The handshake, in its own time and with its own words for who does not know that there is one."""
+        """The TLS handshake, with its own deadline and an error message for clients that use plain HTTP."""
         client_socket.settimeout(HANDSHAKE_TIMEOUT_S)
         try:
             if client_socket.recv(1, socket.MSG_PEEK) not in (TLS_HANDSHAKE, b""):
@@ -440,7 +438,7 @@ class Server(pywsgi.WSGIServer):
                 return
             assert self._tls is not None
             secured = self._tls.wrap_socket(client_socket, server_side=True)
-        except OSError as exc:  # a peer that does not know our CA says so here, too
+        except OSError as exc:  # also reached if the peer does not trust the CA
             self.throttled_log.say("no TLS handshake peer=%s error=%s", address[0], str(exc)[:200])
             return
         try:
@@ -450,7 +448,7 @@ class Server(pywsgi.WSGIServer):
             secured.close()
 
     def _say_https(self, sock: Any) -> None:
-        """Spoken to in plain HTTP: answered so, once."""
+        """Answer a plain HTTP request on the TLS port with one plain HTTP response."""
         address = f"https://localhost:{self.server_port}"
         sock.sendall(raw_error(400, "https_only", "this port speaks https", f"use an https address, e.g. {address}"))
         sock.shutdown(socket.SHUT_WR)
@@ -458,7 +456,7 @@ class Server(pywsgi.WSGIServer):
         sock.recv(JOINED_BYTES)
 
     def _refuse(self, sock: Any) -> None:
-        """No room: said without waiting for anything, then closed."""
+        """Refuse a connection above the limit without blocking, then close it."""
         plain = getattr(sock, "_sock", sock)
         try:
             plain.send(

@@ -16,11 +16,11 @@ from procguard.errors import ProcGuardError
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-OTHER_FILES = 256  # descriptors that are no connections: logs, journal, SSH helper
+OTHER_FILES = 256  # descriptors reserved for logs, journal and the SSH helper
 
 
 def listen(host: str, port: int) -> Any:
-    """A listening socket. Raises ProcGuardError in one clear line when the port can't be had."""
+    """Create a listening socket. Raises ProcGuardError if the port is not available."""
     try:
         infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = infos[0]
@@ -58,7 +58,8 @@ def _cannot_listen(host: str, port: int, exc: OSError) -> ProcGuardError:
 
 
 def allow_many_connections() -> int:
-    """Each held request is a descriptor: raise the soft limit to the hard one. Returns how many connections fit."""
+    """Raise the soft limit of file descriptors to the hard one, because each long poll needs one. Returns the number of
+    connections that fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 66_000) if hard != resource.RLIM_INFINITY else 66_000
     if soft < wanted:

@@ -1,10 +1,10 @@
-"""The portal's files as browsers get them: the page, its scripts and styles, its texts.
+"""Serves the portal's files: the page, its scripts and styles, its texts.
 
-A checkout serves `web/` as it is, each file asked for again at each load and answered by 304. A wheel has a bundle
-beside it (`web/dist`, made by scripts/web/bundle.mjs): few files, named by their content, which a browser keeps for a
-year. Only what the bundle's manifest names is served from there, out of memory: a manager whose files are replaced by
-an upgrade goes on with its own. Texts and fields are put together here; the page names the hash of their content.
-Knows no session.
+A checkout serves `web/` directly; each file is revalidated at each load (304). A wheel also contains a bundle
+(`web/dist`, built by scripts/web/bundle.mjs): a few files named by their content hash, which browsers cache for a
+year. Only files in the bundle's manifest are served from it, from memory, so that an upgrade of the files does not
+affect a running manager. Texts and fields are assembled here; the page refers to them by content hash. Knows no
+session.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIELDS = "fields.json"
 TYPES = {".js": "text/javascript; charset=UTF-8", ".css": "text/css; charset=UTF-8", ".svg": "image/svg+xml"}
 JSON_TYPE = "application/json"
 ALWAYS_ASK = "no-cache"
-KEEP = "public, max-age=31536000, immutable"  # its address changes with its content
+KEEP = "public, max-age=31536000, immutable"  # immutable: its URL changes with its content
 NEVER_CHANGES = re.compile(r"\w[\w.-]*-[0-9A-Za-z]{8}\.(?:js|css|svg)")
 _FILES = re.compile(r"<!-- files:.*?<!-- end of files -->", re.DOTALL)
 _MODULES = re.compile(r"<!-- modules:.*?-->")
@@ -39,8 +39,8 @@ _MODULES = re.compile(r"<!-- modules:.*?-->")
 
 @dataclass(frozen=True)
 class Stored:
-    """A body as it is kept: `encoded` holds it as gzip and br where that is shorter; `tag`: its ETag, weak because all
-    codings share it."""
+    """A cached body. `encoded`: gzip and br forms, if they are shorter; `tag`: its ETag, weak because all codings
+    share it."""
 
     body: bytes
     kind: str
@@ -65,10 +65,10 @@ class WebFiles:
         self._directory = directory
         self._bundle = read_bundle(os.path.join(directory, BUNDLE))
         self._fields = fields
-        self._texts: dict[str, tuple[tuple[int, int], Stored]] = {}  # by name: of which file, and what it came to
+        self._texts: dict[str, tuple[tuple[int, int], Stored]] = {}  # name -> (version of the source file, result)
 
     def page(self) -> bottle.HTTPResponse:
-        """The one page, naming every file that it needs: found one by one, each would cost a round trip."""
+        """The HTML page, with links to every file that it needs, which saves the round trips of discovering them."""
         with open(os.path.join(self._directory, "index.html"), encoding="utf-8") as file:
             page = file.read()
         page = page.replace('data-commands="invoke"', f'data-commands="{hints.form()}" data-texts="{self._version()}"')
@@ -81,7 +81,7 @@ class WebFiles:
         return _answer(stored(page.encode(), "text/html; charset=UTF-8"), ALWAYS_ASK)
 
     def file(self, path: str) -> Any:
-        """A file of web/; bottle keeps the path inside that directory."""
+        """A file of web/; bottle prevents paths outside of that directory."""
         if any(part.startswith(".") for part in path.split("/")):
             return bottle.HTTPError(404)
         if path.startswith(f"{BUNDLE}/"):
@@ -99,7 +99,7 @@ class WebFiles:
         return hashlib.sha256(tags.encode()).hexdigest()[:12]
 
     def _text(self, name: str) -> Stored:
-        """The portal's own texts with the sentences of all reasons, which are i18n's; or the fields of the lists."""
+        """The portal's texts together with the templates of all reasons (i18n), or the fields of the lists."""
         path = os.path.join(self._directory, name)
         seen = os.stat(path) if name in LOCALES else None
         state = (seen.st_mtime_ns, seen.st_size) if seen else (0, 0)
@@ -122,7 +122,7 @@ def stored(body: bytes, kind: str, encoded: dict[str, bytes] | None = None) -> S
 
 
 def read_bundle(folder: str) -> BundledFiles | None:
-    """None where there is none. Raises ProcGuardError where it is not whole."""
+    """Read the bundle; None if there is none. Raises ProcGuardError if it is incomplete."""
     try:
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
             said = json.loads(file.read())
@@ -152,7 +152,7 @@ def _read_file(folder: str, name: str) -> Stored:
 
 
 def accepted(header: str) -> set[str]:
-    """The codings that an Accept-Encoding allows by name: "gzip;q=0" forbids it."""
+    """The codings that an Accept-Encoding names and allows; "gzip;q=0" excludes gzip."""
     found = set()
     for one in header[:400].split(","):
         name, _, weight = one.partition(";")
@@ -187,7 +187,7 @@ def _bundle_links(bundle: BundledFiles) -> str:
 
 
 def _module_links(directory: str) -> str:
-    """js/api.js, js/pages/…: what main.js imports, directly or not. The classic script that comes first is none."""
+    """The modules that main.js imports, directly or indirectly (js/api.js, js/pages/…), without the classic script."""
     found = []
     for folder, _, files in os.walk(os.path.join(directory, "js")):
         found += [os.path.relpath(os.path.join(folder, name), directory) for name in files if name.endswith(".js")]

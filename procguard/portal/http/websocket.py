@@ -1,11 +1,11 @@
 """The one module that may import geventwebsocket, and the repair of its faults (unmaintained since 2017).
 
-Kept of it: the handshake. Its WebSocket class never touches the connection, frames are frames.py's:
-- one writer greenlet per client sends everything, pongs and close frames included, so that no frame is torn by another;
-- frames wait in a bounded queue: a stalled reader costs nobody else a moment, and overflow closes with 4408;
+Only the handshake is used; frames.py encodes and reads frames:
+- one writer greenlet per client sends everything, including pongs and close frames, so frames are never interleaved;
+- frames wait in a bounded queue: a stalled reader delays nobody else, and overflow closes with 4408;
 - messages are capped at 1 MiB; close codes are sent and echoed as they are;
 - foreign origins and bad keys are refused before the 101;
-- silent peers are pinged and reaped by `Keeper`.
+- silent peers are pinged and closed by `PingReaper`.
 
 Knows connections, not what the messages mean.
 """
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_QUEUED_BYTES = 8 * 1024 * 1024  # a first frame may be larger: one snapshot always fits
 MAX_QUEUED_FRAMES = 4096
-MAX_OFFERED_BYTES = 256 * 1024  # with more waiting, what may be left out is
+MAX_OFFERED_BYTES = 256 * 1024  # above this queue length, frames that may be dropped are dropped
 PING_EVERY_S = 15.0
 REAP_AFTER_S = 45.0
-REST_EVERY = 100  # clients that are looked at in one go
-CLOSE_GRACE_S = 3.0  # to write the close frame and see the peer's
+REST_EVERY = 100  # clients checked per step
+CLOSE_GRACE_S = 3.0  # to send the close frame and receive the peer's
 
 CLOSE_GOING_AWAY = 1001
 CLOSE_LOST = 1006  # the connection has ended without a close frame
@@ -71,7 +71,7 @@ class Refusal(Exception):
 
 
 class Guard(Protocol):
-    """Who serves WebSockets, and where."""
+    """The interface of a WebSocket endpoint: its path and its handler."""
 
     path: str
 
@@ -80,12 +80,12 @@ class Guard(Protocol):
         ...
 
     def serve(self, connection: WebSocketConnection, environ: dict[str, Any]) -> None:
-        """Use the connection until it is closed; return at once to have nothing read that its client sends."""
+        """Use the connection until it is closed. Return at once to ignore everything that the client sends."""
         ...
 
 
 class WebSocketConnection:
-    """One client after the handshake. `receive` belongs to one greenlet; everything else may be called by any."""
+    """One client after the handshake. `receive` is called by one greenlet, everything else by any."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class WebSocketConnection:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         memory: SendMemory | None = None,
     ) -> None:
-        """`memory`: what all connections together may have waiting."""
+        """`memory`: the budget of queued bytes of all connections."""
         self._socket = sock
         self._rfile = rfile
         self._max_queued_bytes = max_queued_bytes
@@ -102,7 +102,8 @@ class WebSocketConnection:
         self._queued_bytes = 0
         self._memory = memory or SendMemory(max_queued_bytes)
         self._memory.join(self)
-        # What the newest unanswered ping said. One slot: a flood of pings can't fill memory (RFC 6455, 5.5.3).
+        # Payload of the newest unanswered ping. One slot, so that a flood of pings cannot fill memory (RFC 6455,
+        # 5.5.3).
         self._pong: bytes | None = None
         self._signal = gevent.event.Event()
         self._close_sent = False
@@ -135,17 +136,17 @@ class WebSocketConnection:
         return self._queued_bytes
 
     def overflow(self) -> None:
-        """The reader is too slow: its queue is dropped, and it is closed with a request to reconnect."""
+        """Drop the queue of a slow reader and close the connection with a request to reconnect."""
         self._drop_queue()
         self.close(CLOSE_OVERFLOW, "reading too slowly")
 
     def revoke(self) -> None:
-        """Its right has ended: it gets nothing of what waits for it."""
+        """The client's right has ended: drop its queue and close."""
         self._drop_queue()
         self.close(CLOSE_UNAUTHORIZED, "log in again")
 
     def offer_frame(self, frame: bytes) -> bool:
-        """As `send_frame`, for what may be left out: False where a slow reader has enough waiting already."""
+        """As `send_frame`, for frames that may be dropped: False if a slow reader's queue is already long."""
         return self._queued_bytes <= MAX_OFFERED_BYTES and self.send_frame(frame)
 
     def send_text(self, text: bytes) -> bool:
@@ -157,7 +158,7 @@ class WebSocketConnection:
             self._enqueue(frames.encode(PING, b"pg"))
 
     def close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
-        """Send a close frame after what is queued. The first call decides the code."""
+        """Send a close frame after the queued frames. The first call determines the code."""
         if not self.open:
             return
         self.close_code = code
@@ -165,11 +166,11 @@ class WebSocketConnection:
         self._closer = gevent.spawn_later(CLOSE_GRACE_S, self.shut_down)
 
     def spend(self, work: int) -> None:
-        """So much was done for a message of this client (admission/turns.py): others may have their turn first."""
+        """Account for work done for a message of this client (admission/turns.py); may block to let others run."""
         self._rfile.spend(work)
 
     def shut_down(self) -> None:
-        """End the connection below every greenlet that reads or writes it."""
+        """Shut the socket down, which ends every greenlet that reads or writes it."""
         if self.close_code is None:
             self.close_code = CLOSE_LOST
         try:
@@ -179,7 +180,7 @@ class WebSocketConnection:
         self._signal.set()
 
     def finish(self) -> None:
-        """After the last `receive`: let the writer empty its queue for a moment, then drop everything."""
+        """After the last `receive`: give the writer a moment to empty its queue, then drop the rest."""
         self._signal.set()
         self._writer.join(timeout=CLOSE_GRACE_S if self.close_code != CLOSE_LOST else 0)
         self._writer.kill()
@@ -230,13 +231,13 @@ class WebSocketConnection:
     # --------------------------------------------------------------------------------------------- receiving
 
     def receive(self) -> str | bytes | None:
-        """The next message; None when the connection has ended. Answers pings and close frames by itself."""
+        """The next message; None if the connection has ended. Answers pings and close frames itself."""
         try:
             return self._read_message()
         except Violation as violation:
             self.close(violation.code, violation.reason)
         except (OSError, ValueError):
-            self.shut_down()  # the peer is gone, in the middle of a frame or between two
+            self.shut_down()  # the connection ended, within a frame or between two
         return None
 
     def _read_message(self) -> str | bytes | None:
@@ -277,7 +278,7 @@ class WebSocketConnection:
 
 
 class PingReaper:
-    """Pings every client and ends those that answer nothing any more. One greenlet for all."""
+    """Pings every client and closes those that no longer answer. One greenlet for all."""
 
     def __init__(self, ping_every_s: float = PING_EVERY_S, reap_after_s: float = REAP_AFTER_S) -> None:
         self._ping_every_s = ping_every_s
@@ -321,7 +322,7 @@ class PingReaper:
 
 
 class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
-    """Serves upgrades of the server's `websocket_guard`; everything else is plain HTTP, untouched by the library."""
+    """Serves upgrades for the server's `websocket_guard`; other requests are plain HTTP and bypass the library."""
 
     websocket: Any = None
 
@@ -379,7 +380,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def upgrade_connection(self) -> None:
         super().upgrade_connection()
         raw = self.websocket
-        # Its __del__ would write a close frame of its own into the connection.
+        # The library's __del__ would write its own close frame into the connection.
         raw.closed, raw.stream = True, None
         self.socket.settimeout(None)
         limits: WebLimits = self.server.limits
@@ -402,7 +403,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.websocket = None
 
     def _linger(self) -> None:
-        """Have the client read the last frame before the connection ends (server.py)."""
+        """Let the client read the last frame before the connection is closed (server.py)."""
 
     def log_request(self) -> None:
-        """Requests are counted by the edge, not logged one by one."""
+        """Requests are counted by the middleware and not logged individually."""

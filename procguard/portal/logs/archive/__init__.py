@@ -2,10 +2,10 @@
 
     coverage.py    ranges of a stream: merging, subtracting
     objects.py     the format of an object: header, compressed pieces, digests
-    object_store.py      where objects are: the interface, a folder, errors; s3.py: a bucket
-    index.py       which bytes of which stream are where in which object: SQLite or PostgreSQL
-    archive.py     uploads what is stored on the disk, reads it back, deletes what is no longer wanted
-    rebuild.py     the index, made again from the objects' own headers
+    object_store.py    stores of objects: the interface, a folder, errors; s3.py: a bucket
+    index.py       maps bytes of streams to objects: SQLite or PostgreSQL
+    archive.py     uploads logs from the disk, reads them back, deletes those that have expired
+    rebuild.py     rebuilds the index from the objects' headers
 
 Must not know HTTP, access control or the log store's retention. Start with `archive.py`.
 """

@@ -1,10 +1,9 @@
-"""LogArchive: uploads what the log store has on its disk, knows what is archived, deletes what is no longer wanted.
+"""LogArchive: uploads the log store's bytes, tracks what is archived, and deletes logs that have expired.
 
-One greenlet uploads: an object of many workers' new bytes every `interval_s`, or as soon as OBJECT_BYTES wait, and at
-most one a second. Compression and reading files are in threads, uploads in the greenlet. An archive that does not
-answer costs nothing but the disk that the spool may take: nobody waits for it but the greenlet. What is archived of
-each stream is in memory too; an entry in the index is made before an upload and completed after it, so that no crash
-leaves an object that nobody knows.
+One greenlet uploads an object with new bytes of many workers every `interval_s`, or as soon as OBJECT_BYTES wait, at
+most one per second. Files are read and compressed in threads. If the archive does not answer, only this greenlet
+waits, and the logs stay on the disk within the spool's limit. The coverage of each stream is cached in memory. An entry
+in the index is created before an upload and completed after it, so that a crash leaves no unknown object.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ OBJECT_BYTES = 8 * 1024 * 1024  # of logs, before compression
 MAX_STREAMS = 10_000  # in one object
 BETWEEN_UPLOADS_S = 1.0
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-LATE_UPLOAD_S = 300.0  # after a crash an upload of this age that has not arrived never will
-DELETED_AT_ONCE = 20  # objects, between two uploads
+LATE_UPLOAD_S = 300.0  # after a crash, an upload of this age that has not arrived is given up
+DELETED_AT_ONCE = 20  # objects deleted between two uploads
 GONE = ".gone"
 _LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
-READY_S = 60.0  # the longest that logs are refused because the index has to be made again
+READY_S = 60.0  # upper bound of the time in which logs are refused while the index is rebuilt
 
 log = logging.getLogger("procguard.manager.archive")
 
 
 @dataclass
 class ArchiveStatus:
-    """`problem`: why nothing is uploaded now, "" where all is well; `waiting_bytes`: on the disk and not archived."""
+    """`problem`: why nothing is uploaded now, or ""; `waiting_bytes`: on the disk and not archived."""
 
     place: str
     problem: str = ""
@@ -77,15 +76,15 @@ class _Upload(NamedTuple):
 
 @dataclass
 class _Changes:
-    """What became of streams while an upload was under way."""
+    """Changes of streams during an upload."""
 
     gone: set[str] = field(default_factory=set)
     floors: dict[str, int] = field(default_factory=dict)
 
 
 class LogArchive:
-    """`directory`: of the log store; `in_thread(function, *arguments)`; `said(problem)`: once for each change, ""
-    where it works again; `known()`: {a worker's folder: its id} of the fleet's workers."""
+    """`directory`: of the log store; `in_thread(function, *arguments)`; `said(problem)`: called once per change, with
+    "" when uploads work again; `known()`: {folder: id} of the fleet's workers."""
 
     def __init__(
         self,
@@ -112,17 +111,17 @@ class LogArchive:
         self._covered: dict[str, dict[tuple[int, str], list[Range]]] = {}
         self._written_at: dict[Key, float] = {}
         self._waiting: OrderedDict[Key, _Backlog] = OrderedDict()
-        self._todo: deque[Callable[[], None]] = deque()  # changes of the index, in their order
+        self._todo: deque[Callable[[], None]] = deque()  # changes of the index, in order
         self._upload: _Upload | None = None
         self._meanwhile = _Changes()
-        self._unfinished = True  # uploads of an earlier run may be
+        self._unfinished = True  # uploads of an earlier run may be unfinished
         self._empty_objects = True  # there may be objects without pieces
         self._index_is_new = index_is_new
         self._loaded = False
         self._wake = gevent.event.Event()
         self._ready_by = time.monotonic() + READY_S
         self.was_rebuilt = False
-        self.on_load: Callable[[], None] = lambda: None  # once it is known what is archived
+        self.on_load: Callable[[], None] = lambda: None  # set once the coverage is known
 
     # ---------------------------------------------------------------------------------------------- what is archived
 
@@ -135,7 +134,7 @@ class LogArchive:
         return self._covered.get(folder, {}).get((attempt, stream), [])
 
     def upto(self, folder: str, attempt: int, stream: str) -> int:
-        """The offset below which every byte is archived, or was lost before it could be."""
+        """The offset below which every byte is archived or was lost before archiving."""
         return from_zero(self.covered(folder, attempt, stream))
 
     def length(self, folder: str, attempt: int, stream: str) -> int:
@@ -149,7 +148,7 @@ class LogArchive:
         return list(self._covered)
 
     def written_at(self, key: Key) -> float:
-        """When its last archived piece was written, Unix seconds."""
+        """The time at which its last archived piece was written, in Unix seconds."""
         return self._written_at.get(key, 0.0)
 
     # ---------------------------------------------------------------------------------------------- what has changed
@@ -179,7 +178,8 @@ class LogArchive:
             self._later(lambda: self.index.drop(folder, below))
 
     def retire(self, folder: str) -> None:
-        """Its worker is gone. What was archived stays, as that of `<folder>.gone`, until the next of that name goes."""
+        """Retire the folder of a removed worker: its logs are kept as `<folder>.gone` until the next worker of that
+        name is removed."""
         self._meanwhile.gone.add(folder)
         self._forget_waiting(lambda key: key[0] == folder)
         self._forget_folder(folder + GONE)
@@ -220,7 +220,7 @@ class LogArchive:
                 tries += 1
                 gevent.sleep(wait_s)
                 continue
-            except Exception:  # a mistake here must not end archiving
+            except Exception:  # an error here must not end archiving
                 log.exception("archiving failed; it is tried again")
                 wait_s = BACKOFF_S[-1]
             gevent.sleep(BETWEEN_UPLOADS_S)
@@ -238,11 +238,11 @@ class LogArchive:
             self.status.failing_since = time.time() if problem else None
             try:
                 self._said(problem)
-            except ProcGuardError as exc:  # the state takes no events now; uploads do not end with it
+            except ProcGuardError as exc:  # the state accepts no events now; uploads continue
                 log.error("log archive: this could not be recorded: %s", exc)
 
     def step(self) -> bool:
-        """Do what is due now. Returns whether more is. Raises ProcGuardError, OSError."""
+        """Perform the due work. Returns whether more is due. Raises ProcGuardError, OSError."""
         if not self._loaded:
             self.load()
         self._change_index()
@@ -289,7 +289,7 @@ class LogArchive:
         return oldest is not None and time.monotonic() - oldest.since >= self._interval_s
 
     def _prepare(self) -> _Upload | None:
-        """Compress waiting bytes, those that have waited longest first. Raises OSError."""
+        """Compress waiting bytes, oldest first. Raises OSError."""
         asked, size = [], 0
         for key, waiting in self._waiting.items():
             asked.append((key, waiting.worker_id, self.covered(*key)))
@@ -315,7 +315,7 @@ class LogArchive:
         return _Upload(name, self.index.begin(name, wall), data, placed)
 
     def _settle(self, key: Key, size: int, partly: bool = False) -> None:
-        """`size` of what waited is in an upload."""
+        """Note that `size` waiting bytes are part of an upload."""
         waiting = self._waiting.get(key)
         if waiting is None:
             return
@@ -394,7 +394,7 @@ def _words(exc: Exception) -> str:
 def _unarchived(
     directory: str, folders: Sequence[str], covered: Mapping[str, Mapping[tuple[int, str], list[Range]]]
 ) -> list[tuple[Key, int]]:
-    """What is on the disk and not in the archive: of each stream how many bytes. In a thread."""
+    """Stream -> number of bytes on the disk that are not archived. Runs in a thread."""
     found: list[tuple[Key, int]] = []
     for folder in folders:
         try:
@@ -412,8 +412,8 @@ def _unarchived(
 
 
 def _collect(directory: str, asked: Sequence[tuple[Key, str, list[Range]]]) -> tuple[list[Chunk], set[Key]]:
-    """Of each stream what is on the disk and not in the archive, up to OBJECT_BYTES in all, and the streams of which
-    nothing is left. What only the host has is left out; what is lost is said. In a thread."""
+    """Collect bytes on the disk that are not archived, up to OBJECT_BYTES in total, and the streams without a
+    remainder. Bytes that only the host has are skipped; lost ones are reported. Runs in a thread."""
     chunks: list[Chunk] = []
     done: set[Key] = set()
     room = OBJECT_BYTES

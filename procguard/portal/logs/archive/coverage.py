@@ -1,4 +1,4 @@
-"""Ranges [start, end) of one stream, rising and disjoint. Pure."""
+"""Ranges [start, end) of one stream, ascending and disjoint. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Range = tuple[int, int]
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Rising; what touches or overlaps becomes one."""
+    """Merge ranges that touch or overlap; the result is ascending."""
     found: list[Range] = []
     for start, end in sorted(one for one in ranges if one[0] < one[1]):
         if found and start <= found[-1][1]:
@@ -19,12 +19,12 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def common(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
-    """What of [start, end) these ranges hold."""
+    """The parts of [start, end) that the ranges cover."""
     return [(max(one, start), min(other, end)) for one, other in ranges if one < end and start < other]
 
 
 def lacking(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
-    """What of [start, end) merged `ranges` lack."""
+    """The parts of [start, end) that merged `ranges` do not cover."""
     found, position = [], start
     for one, other in common(ranges, start, end):
         if position < one:
@@ -36,5 +36,5 @@ def lacking(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
 
 
 def from_zero(ranges: Sequence[Range]) -> int:
-    """Up to where merged `ranges` hold everything."""
+    """The offset up to which merged `ranges` cover everything from 0."""
     return ranges[0][1] if ranges and ranges[0][0] == 0 else 0

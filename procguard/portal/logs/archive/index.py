@@ -1,9 +1,9 @@
-"""The index of the archive: which bytes of which stream are where in which object.
+"""The index of the archive: maps the bytes of each stream to objects.
 
-With PostgreSQL tables of the shared database, changed by the leader alone. With SQLite a file of its own beside the
-state: it may grow to gigabytes, which the state's checks at each start are not to read, and it can be made again from
-the objects (rebuild.py). Streams are named as their files are: a folder
-(`<worker>-<digest>`, with `.gone` behind it where the worker is no more), attempt, stream.
+With several managers, tables in the shared PostgreSQL database, changed by the leader only. Otherwise a SQLite file
+beside the state: it may grow to gigabytes, which the checks of the state at each start must not read, and it can be
+rebuilt from the objects (rebuild.py). Streams are named as their files are: folder (`<worker>-<digest>`, with the
+suffix `.gone` for removed workers), attempt, stream.
 """
 
 from __future__ import annotations
@@ -97,16 +97,16 @@ class StoredPiece(NamedTuple):
 
 
 class Tables(Protocol):
-    is_new: bool  # made just now: it may have to be made again from the objects
+    is_new: bool  # newly created: it may have to be rebuilt from the objects
 
     def transaction(self, task: Callable[[Execute], T]) -> T:
-        """`task(execute)` in one transaction that is durable when this returns. Raises OSError; Fenced."""
+        """Run `task(execute)` in one transaction, durable on return. Raises OSError, Fenced."""
 
     def close(self) -> None: ...
 
 
 class SqliteTables:
-    """`path` is made where there is none; one that is damaged is moved away, for the index can be made again."""
+    """Creates `path` if it is missing; a damaged file is moved away, because the index can be rebuilt."""
 
     def __init__(self, path: str, in_thread: RunInThread) -> None:
         self._path = path
@@ -173,8 +173,8 @@ class PostgresTables:
         self._turn = gevent.lock.BoundedSemaphore()  # a link has one caller at a time
 
     def transaction(self, task: Callable[[Execute], T]) -> T:
-        """The term is looked at and not locked: a lock on the leader's row would hold up its beat. What a manager still
-        writes right after its term does no harm: the same place in a log always has the same bytes."""
+        """The term is checked but not locked, because a lock on the leader's row would delay its heartbeat. A write
+        just after the end of a term is harmless: an offset in a log always has the same bytes."""
 
         def whole(connection: Connection) -> T:
             if self._term:
@@ -191,7 +191,7 @@ class PostgresTables:
 
 
 class ArchiveIndex:
-    """Every method is one transaction, or several where it says so; each raises OSError, or Fenced."""
+    """Each method is one transaction unless it says otherwise, and raises OSError or Fenced."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -212,7 +212,8 @@ class ArchiveIndex:
 
     def finish(self, number: int, size: int, pieces: Sequence[tuple[Key, Piece]], covered: dict[Key, list[Range]],
                ) -> None:  # fmt: skip
-        """Record a completed upload. `pieces` overlap nothing in the index; `covered`: of their streams, with them."""
+        """Record a completed upload. `pieces`: none overlaps the index; `covered`: the coverage of their streams
+        including them."""
         newest: dict[Key, float] = {}
         for key, piece in pieces:
             newest[key] = max(newest.get(key, 0.0), piece.at)
@@ -275,7 +276,7 @@ class ArchiveIndex:
         return [(int(start), float(at)) for start, at in rows]
 
     def drop(self, folder: str, below: int | None = None) -> None:
-        """The attempts below, or all, are no longer wanted. In several transactions: the pieces of a stream, then the
+        """Remove the attempts below a number, or all. In several transactions: the pieces of a stream, then the
         stream."""
         find, values = "SELECT id FROM archive_stream WHERE folder = ?", (folder,)
         if below is not None:
@@ -289,7 +290,7 @@ class ArchiveIndex:
         self._tables.transaction(lambda execute: execute(statement, (to, folder)))
 
     def totals(self) -> tuple[int, int]:
-        """(objects, their bytes)."""
+        """Returns (number of objects, their bytes)."""
         statement = "SELECT count(*), coalesce(sum(size), 0) FROM archive_object WHERE size > 0"
         row = self._tables.transaction(lambda execute: execute(statement).fetchone())
         return int(row[0]), int(row[1])
@@ -300,7 +301,7 @@ class ArchiveIndex:
 
 
 def _drop_some(execute: Execute, stream: int) -> bool:
-    """Whether there is more."""
+    """Remove some pieces. Returns whether there are more."""
     found = execute("SELECT start, object FROM archive_piece WHERE stream = ? ORDER BY start LIMIT ?",
                     (stream, DELETED_AT_ONCE)).fetchall()  # fmt: skip
     if not found:

@@ -1,6 +1,6 @@
-"""Where archived objects are: the interface of such a place, and a folder on a disk that managers share.
+"""Stores of archived objects: their interface, and a folder on a disk that the managers share.
 
-Object names are made here by ProcGuard alone (never from a worker's id). Errors name the place, never a secret.
+Object names are generated here and never contain a worker's id. Errors name the store, never a secret.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ from procguard.errors import ProcGuardError
 
 NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9]{13}-[0-9]{1,12}-[0-9a-f]{16}\.pglogs")
 T = TypeVar("T")
-RunInThread = Callable[..., Any]  # (function, *arguments): what it returns
+RunInThread = Callable[..., Any]  # (function, *arguments) -> the function's result
 
 
 class ArchiveFailed(ProcGuardError):
-    """The place does not answer, refuses, or is full."""
+    """The store does not answer, refuses the request, or is full."""
 
     http_status = 503
     default_code = "archive_unreachable"
 
 
 class ObjectMissing(ProcGuardError):
-    """It was deleted, or never written."""
+    """The object was deleted or never written."""
 
     http_status = 404
     default_code = "archive_object_missing"
 
 
 class ObjectDamaged(ValueError):
-    """It is not what was archived."""
+    """The object's content differs from what was archived."""
 
 
 class ObjectStore(Protocol):
     shown: str  # for people, without secrets
 
     def expect_objects(self) -> None:
-        """There are some already: where none are, it is not the place that it should be."""
+        """Raise ArchiveFailed if the store is empty although objects were archived: it is probably the wrong one."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Durable and whole when this returns; one that is there already stays as it is. Raises ArchiveFailed."""
+        """Store an object; complete and durable on return. An existing object is kept. Raises ArchiveFailed."""
 
     def get(self, name: str, start: int, length: int) -> bytes:
-        """Bytes [start, start + length), fewer where it ends before. Raises ArchiveFailed, ObjectMissing."""
+        """Bytes [start, start + length), fewer at the end of the object. Raises ArchiveFailed, ObjectMissing."""
 
     def delete(self, name: str) -> None:
-        """Also where there is none. Raises ArchiveFailed."""
+        """Delete an object; a missing one is no error. Raises ArchiveFailed."""
 
     def names(self) -> Iterator[str]:
-        """All of this fleet's objects, the oldest first. Raises ArchiveFailed."""
+        """The names of this fleet's objects, oldest first. Raises ArchiveFailed."""
 
 
 def new_name(term: int, wall: float) -> str:
-    """Rises with the time; no two managers, runs or terms make the same one."""
+    """A new object name: ascending with time, and unique across managers, runs and terms."""
     day = time.strftime("%Y-%m-%d", time.gmtime(wall))
     return f"{day}/{int(wall * 1000):013d}-{term}-{secrets.token_hex(8)}.pglogs"
 
 
 class FolderStore:
-    """A folder: a local one, or one on a file system that every manager has mounted. The folder itself must exist, so
-    that a disk that is not mounted is noticed and not written beside."""
+    """A folder, local or on a file system that every manager has mounted. It must exist, so that a missing mount is
+    detected instead of writing below the mount point."""
 
     def __init__(self, path: str, fleet_id: str, in_thread: RunInThread) -> None:
         self._root = path
@@ -161,7 +161,7 @@ class FolderStore:
 
 
 def _name_it(beside: str, target: str) -> None:
-    """Never over one that is there, where the file system has links; names are unique anyhow."""
+    """Give the file its name without overwriting, if the file system supports links; names are unique in any case."""
     try:
         os.link(beside, target)
     except FileExistsError:
@@ -177,14 +177,14 @@ def _sync(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError as exc:
-        if exc.errno != errno.EINVAL:  # some network file systems have no such thing for folders
+        if exc.errno != errno.EINVAL:  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _returned(work: Callable[..., Any], *arguments: Any) -> Any:
-    """gevent prints the traceback of what a thread raises: what is expected is returned."""
+    """Return expected errors instead of raising them, because gevent prints tracebacks of its threads."""
     try:
         return work(*arguments)
     except OSError as exc:

@@ -1,4 +1,5 @@
-"""The format of an archived object: a header that says what is in it, then pieces of logs, each compressed by itself.
+"""The format of an archived object: a header with its table of contents, then pieces of logs, each compressed
+separately.
 
     8 bytes   PGLOGS1\\n
     4 + 4     length of the header as stored, and unpacked (big-endian)
@@ -7,8 +8,8 @@
               at, digest], …]}; `position`: from the header's end; `packed` 0: these bytes were lost before
     pieces    zlib: at most PIECE_BYTES of the log, then when they were written: records as in an `.idx` (reader.py)
 
-A piece is read by a range of its object; `digest` is that of all its unpacked bytes. Nothing unpacks to more than was
-announced, and no announcement beyond the bounds here is accepted. Pure; safe in a worker thread.
+A piece is read by a range request; `digest` covers its unpacked bytes. Nothing is unpacked beyond its announced size,
+and sizes above the limits here are refused. Pure; safe in a worker thread.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from procguard.portal.logs.archive.object_store import ObjectDamaged
 
 MAGIC = b"PGLOGS1\n"
 PIECE_BYTES = 1024 * 1024
-MAX_TIMES_BYTES = 512 * 1024  # of one piece; more are left out, so that times get coarser
+MAX_TIMES_BYTES = 512 * 1024  # records of times per piece; more are thinned out
 MAX_PACKED_BYTES = PIECE_BYTES + MAX_TIMES_BYTES + 4096
 MAX_HEADER_BYTES = 16 * 1024 * 1024  # unpacked
 MAX_PIECES = 20_000
@@ -38,7 +39,8 @@ _MAX_OFFSET = 10**15
 
 
 class Piece(NamedTuple):
-    """Bytes [start, start + length) of one stream. `position`: in the object; `packed` 0: they were lost, at `at`."""
+    """Bytes [start, start + length) of one stream. `position`: in the object; `packed` 0: the bytes were lost, at
+    `at`."""
 
     worker_id: str
     attempt: int
@@ -56,8 +58,8 @@ class Piece(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What is to become a piece; `data` None: `length` bytes that are lost. `times`: whole records (offset in the log,
-    wall time) that begin in it."""
+    """The input of a piece; `data` None: `length` lost bytes. `times`: complete records (offset in the log, wall time)
+    that begin in it."""
 
     worker_id: str
     attempt: int
@@ -70,7 +72,7 @@ class Chunk(NamedTuple):
 
 
 def build(chunks: Sequence[Chunk], fleet_id: str, term: int, at: float) -> tuple[bytes, list[Piece]]:
-    """One object of these chunks, and where each is in it."""
+    """Build an object from chunks. Returns (the object's bytes, its pieces)."""
     bodies, pieces, position = [], [], 0
     for one in chunks:
         raw = b"" if one.data is None else one.data + one.times
@@ -88,7 +90,7 @@ def build(chunks: Sequence[Chunk], fleet_id: str, term: int, at: float) -> tuple
 
 
 def header_length(start: bytes) -> int:
-    """How many bytes the header takes behind the first START_BYTES. Raises ObjectDamaged."""
+    """The length of the header after the first START_BYTES. Raises ObjectDamaged."""
     if len(start) != START_BYTES:
         raise ObjectDamaged("it is too short")
     magic, packed, raw, _ = _START.unpack(start)
@@ -100,7 +102,7 @@ def header_length(start: bytes) -> int:
 
 
 def read_header(start: bytes, head: bytes) -> tuple[dict[str, Any], list[Piece]]:
-    """What the object says of itself, and its pieces. Raises ObjectDamaged."""
+    """Parse the header. Returns (its fields, the pieces). Raises ObjectDamaged."""
     length = header_length(start)
     _, _, raw_length, digest = _START.unpack(start)
     if len(head) != length or hashlib.sha256(head).digest() != digest:
@@ -149,11 +151,11 @@ def unpack(packed: bytes, length: int, digest: bytes) -> tuple[bytes, bytes]:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """Never more than `most` bytes in memory, whatever was packed."""
+    """Decompress at most `most` bytes, whatever the input is."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(packed, most)
-        if len(data) == most and not unpacker.eof:  # its end mark may stand behind the last byte
+        if len(data) == most and not unpacker.eof:  # the end marker may follow the last byte
             data += unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as exc:
         raise ObjectDamaged("it cannot be decompressed") from exc

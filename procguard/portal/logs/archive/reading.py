@@ -1,7 +1,7 @@
-"""Reads archived bytes back: onto the log store's disk, from where every reader takes them, or past it for a download.
+"""Reads archived bytes back: onto the log store's disk, where all readers find them, or directly for a download.
 
-Owns how much is fetched for one question, and for how many at once: an object is fetched by ranges, one piece each. A
-piece is what was archived (its length and digest are the index's), or it counts as missing. Event loop only.
+Owns the limits per request and of concurrent reads. Objects are fetched by range requests, one per piece. A piece whose
+length or digest differs from the index counts as missing. Event loop only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FETCHES, READERS, READERS_OF_ONE = 8, 8, 2
 PIECES_AT_ONCE = 128
 MAX_REPORTED = 1_000
 TURN_LOOK_S = 0.1
-RUN_BYTES = 1024 * 1024  # of pieces fetched together
+RUN_BYTES = 1024 * 1024  # bytes of pieces fetched concurrently
 
 log = logging.getLogger("procguard.manager.archive")
 
@@ -57,7 +57,7 @@ class ArchiveReader:
 
     @contextmanager
     def turn(self, caller: str) -> Iterator[None]:
-        """Of a few readers at once, and of each caller fewer. Raises LimitExceeded."""
+        """Wait for one of a few reader slots; each caller has fewer. Raises LimitExceeded."""
         if self._readers[caller] >= READERS_OF_ONE or self._readers.total() >= READERS:
             raise LimitExceeded.for_now("the log archive is being read by others", "ask again in a moment", 2)
         self._readers[caller] += 1
@@ -69,8 +69,8 @@ class ArchiveReader:
                 del self._readers[caller]
 
     def newest_first(self, key: Key, start: int, end: int, deadline: float) -> Iterator[Run]:
-        """Runs that touch [start, end), the last first. Ends early at `deadline` (monotonic), and where the archive
-        does not answer; leaves out what is unreadable."""
+        """Runs that overlap [start, end), last first. Ends early at `deadline` (monotonic) or if the archive does not
+        answer; skips unreadable pieces."""
         while start < end and time.monotonic() < deadline:
             try:
                 pieces = self._archive.index.pieces(key, start, end, PIECES_AT_ONCE)
@@ -91,8 +91,8 @@ class ArchiveReader:
             end = run[-1].start
 
     def oldest_first(self, key: Key, start: int, end: int, step_s: float, caller: str) -> Iterator[Run]:
-        """The same in the log's order, in steps of RUN_BYTES, each of at most `step_s`. Every step waits for a turn of
-        its caller, and holds none while it is written to whoever reads it."""
+        """As `newest_first`, in log order, in steps of RUN_BYTES of at most `step_s` each. Each step takes a reader
+        slot and releases it before its bytes are sent."""
         while start < end:
             upto, deadline = min(end, start + RUN_BYTES), time.monotonic() + step_s
             runs: list[Run] = []
@@ -112,7 +112,7 @@ class ArchiveReader:
         return common(self._archive.covered(*key), start, end)
 
     def _fetch(self, piece: StoredPiece) -> Run | None:
-        """None where it cannot be read."""
+        """Fetch a piece; None if it cannot be read."""
         if not piece.packed:
             return Run(piece.start, piece.start + piece.length, None, b"", piece.at)
         try:
@@ -124,7 +124,7 @@ class ArchiveReader:
             if isinstance(exc, Fenced):
                 raise
             self._archive.status.unreadable_pieces += 1
-            if piece.name not in self._reported:  # whoever asks again and again does not fill the manager's log
+            if piece.name not in self._reported:  # repeated requests must not fill the manager's log
                 self._reported.add(piece.name)
                 log.error("log archive: a piece of %s cannot be read: %s", piece.name, exc)
                 if len(self._reported) > MAX_REPORTED:
@@ -142,7 +142,7 @@ def _unpacked(packed: bytes, length: int, digest: bytes) -> tuple[bytes, bytes] 
 
 
 def _joined(fetched: Sequence[Run | None]) -> Iterator[Run]:
-    """Neighbours become one: each is a write to the disk. The last is first."""
+    """Merge adjacent runs, because each is one write to the disk. Last first."""
     joined: list[Run] = []
     for run in fetched:
         if joined and (run is None or run.data is None or run.end != joined[-1].start):

@@ -1,8 +1,7 @@
-"""The archive's index, made again from the headers of its objects: where the state and its disk are lost.
+"""Rebuilds the archive's index from the headers of its objects, after the loss of the state or its disk.
 
-Objects are read from the oldest on. Bytes that are in two objects (an upload that an end interrupted) count once. Where
-an object has other bytes at a place that is known, its worker had been removed and declared again: what came before
-belongs to the one that is gone.
+Objects are read oldest first. Bytes in two objects (an interrupted upload) count once. If an object has different bytes
+at a known offset, its worker was removed and declared again, and the earlier bytes belong to the removed worker.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Rebuilt:
 
 
 def read_pieces(place: ObjectStore, name: str, in_thread: RunInThread) -> tuple[float, list[Piece], int]:
-    """(when it was made, its pieces, its size). Raises ArchiveFailed, ObjectMissing, ObjectDamaged."""
+    """Returns (creation time, pieces, size). Raises ArchiveFailed, ObjectMissing, ObjectDamaged."""
     first = place.get(name, 0, FIRST_BYTES)
     start, head = first[: objects.START_BYTES], first[objects.START_BYTES :]
     length = objects.header_length(start)
@@ -63,7 +62,7 @@ def _of_thread(result: tuple[float, list[Piece]] | ObjectDamaged) -> tuple[float
 
 
 def rebuild(place: ObjectStore, index: ArchiveIndex, in_thread: RunInThread) -> Rebuilt:
-    """Take into the index every object that it does not know. Raises ArchiveFailed, OSError."""
+    """Add every object that the index lacks. Raises ArchiveFailed, OSError."""
     found, known = Rebuilt(), index.known_names()
     covered: dict[Key, list[Range]] = {(one.folder, one.attempt, one.stream): one.covered for one in index.streams()}
 
@@ -108,7 +107,7 @@ def _declared_again(
     covered: dict[Key, list[Range]],
     in_thread: RunInThread,
 ) -> set[str]:
-    """Folders of workers whose log has other bytes in this object than the index knows at the same place."""
+    """Folders of workers for which this object has different bytes than the index at the same offset."""
     found: set[str] = set()
     for one in pieces:
         key = (directory_name(one.worker_id), one.attempt, one.stream)
@@ -126,7 +125,7 @@ def _declared_again(
 
 
 def _bytes_of(place: ObjectStore, name: str, piece: Piece | StoredPiece, in_thread: RunInThread) -> bytes | None:
-    """None where it cannot be read."""
+    """The bytes of a piece; None if it cannot be read."""
     try:
         packed = place.get(name, piece.position, piece.packed)
     except ObjectMissing:

@@ -1,7 +1,7 @@
-"""A bucket of S3 or of what has its interface, through boto3 (extra `s3`), which is cooperative in greenlets.
+"""A bucket of S3 or a compatible server, through boto3 (extra `s3`), which is cooperative in greenlets.
 
-Credentials come from the environment, a file or a profile, as boto3 finds them. Neither they nor what the server says
-in its own words stand in any message: an error is its code and its status.
+Credentials come from the environment, a file or a profile, as boto3 finds them. Messages contain neither credentials
+nor the server's own text: an error is reported by code and status.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from procguard.portal.logs.archive.object_store import NAME, ArchiveFailed, Obje
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, WHOLE_S = 5, 20, 60.0
 CONNECTIONS = 16
-# No program that the manager starts, and no job of an agent on its machine, is to have these in its environment.
+# Removed from the environment, so that neither programs started by the manager nor jobs on its machine inherit them.
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_WITHOUT_CONDITIONS = ("NotImplemented", "InvalidArgument", "InvalidRequest")  # servers that know no If-None-Match
+# codes of servers without support for If-None-Match
+_WITHOUT_CONDITIONS = ("NotImplemented", "InvalidArgument", "InvalidRequest")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class BucketOptions:
-    """What `logs.archive_…` say; "": as boto3 finds it."""
+    """The values of `logs.archive_…`; "": as boto3 finds it."""
 
     endpoint: str = ""
     region: str = ""
@@ -36,17 +37,17 @@ class BucketOptions:
 
 
 def taken_secrets() -> dict[str, str]:
-    """The secrets of this process's environment, which has them no more."""
+    """Remove the secrets from this process's environment and return them."""
     return {name: value for name in SECRET_VARIABLES if (value := os.environ.pop(name, ""))}
 
 
 class BucketStore:
-    """`s3://bucket/prefix`. Raises ConfigError where boto3 or the credentials are missing."""
+    """The store `s3://bucket/prefix`. Raises ConfigError if boto3 or the credentials are missing."""
 
     def __init__(
         self, bucket: str, prefix: str, fleet_id: str, options: BucketOptions, given: dict[str, str] | None = None
     ) -> None:
-        """`given`: SECRET_VARIABLES, where the environment had them."""
+        """`given`: the SECRET_VARIABLES that the environment had."""
         self._bucket = bucket
         self._prefix = "/".join(part for part in (prefix.strip("/"), fleet_id) if part) + "/"
         self.shown = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -54,7 +55,7 @@ class BucketStore:
         self._client = _client(options, given or {})
 
     def expect_objects(self) -> None:
-        pass  # a bucket that is not there says so
+        pass  # reports a missing bucket
 
     def put(self, name: str, data: bytes) -> None:
         more = {"IfNoneMatch": "*"} if self._conditional else {}
@@ -62,7 +63,7 @@ class BucketStore:
             self._do(lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data, **more))
         except _Refused as exc:
             if exc.status == 412:
-                return  # an earlier try of ours has arrived: nobody else makes this name
+                return  # an earlier attempt has arrived: nobody else generates this name
             if more and (exc.status == 501 or exc.error_code in _WITHOUT_CONDITIONS):
                 self._conditional = False
                 self.put(name, data)
@@ -74,7 +75,7 @@ class BucketStore:
             asked = f"bytes={start}-{start + length - 1}"
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=asked)
             with answer["Body"] as body:
-                # By its header and not by 206: rclone answers 200 with the right part.
+                # Checked by header, not by status 206: rclone answers 200 with the requested range.
                 if not str(answer.get("ContentRange", "")).startswith(f"bytes {start}-"):
                     raise _Refused(f"{self.shown}: the server ignores the Range of a request", status=200)
                 found: bytes = body.read(length)
@@ -124,7 +125,7 @@ class BucketStore:
         except _TooLate:
             raise ArchiveFailed(f"logs.archive: {self.shown}: no answer within {WHOLE_S:g} s", _REACH) from None
         except (exceptions.BotoCoreError, exceptions.HTTPClientError, OSError) as exc:
-            what = type(exc).__name__  # its words may hold what was given
+            what = type(exc).__name__  # the text may contain the credentials
             raise ArchiveFailed(f"logs.archive: {self.shown}: {_WORDS.get(what, what)}", _REACH) from None
 
 
@@ -174,7 +175,7 @@ def _client(options: BucketOptions, given: dict[str, str]) -> Any:
             "logs.archive: s3:// needs boto3, which is not installed", "pip install 'procguard[s3]'"
         ) from exc
     for name in ("boto3", "botocore", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # at DEBUG they write signatures and headers
+        logging.getLogger(name).setLevel(logging.WARNING)  # at DEBUG they log signatures and headers
     try:
         core = BotoSession(profile=options.profile or None)
         if options.credentials_file:
