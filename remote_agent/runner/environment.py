@@ -29,10 +29,10 @@ def compose(
     """(environment, scripts of its conda to be sourced). `start`: what agent/spec_file.py resolved; `own`: the spec's
     `env`.
 
-    `as_far_as_there`: what is missing is left out, for a pre_start hook may be what makes it.
+    `as_far_as_there`: skip missing files, because a pre_start hook may create them.
     """
     if start and cwd:
-        check_directory(cwd)  # or a file in it would be what is missing
+        check_directory(cwd)  # otherwise the error would name a file in it
     env = dict(base)
     files = start.get("env_files")
     for path in files if isinstance(files, list) else ():
@@ -59,8 +59,8 @@ def compose_as(
     cwd: str,
     as_far_as_there: bool = False,
 ) -> tuple[dict[str, str], list[str]]:
-    """`compose` for a worker with a user of its own: its files are read with that user's rights, and nothing of the
-    environment of who asks is in it. Raises NotStarted, or OSError where there is no answer."""
+    """As `compose`, for a worker with its own user: files are read with that user's rights, and the caller's
+    environment is not included. Raises NotStarted, or OSError if there is no answer."""
     from remote_agent.system import identity
 
     base = {**identity.base_environment(run_as, base), "PYTHONUNBUFFERED": "1"}
@@ -83,7 +83,7 @@ def compose_as(
 
 
 def read_env_file(path: str) -> dict[str, str]:
-    """NAME=VALUE lines. A message never shows a value: it may be a secret."""
+    """Read NAME=VALUE lines. Messages never show a value, because it may be a secret."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -125,7 +125,7 @@ def parse_env(text: str) -> dict[str, str]:
         first = number
         if value[:1] in ("'", '"'):
             end = _closing(value)
-            while end < 0 and number < len(lines):  # a quoted value goes on over lines
+            while end < 0 and number < len(lines):  # a quoted value may span lines
                 value += "\n" + lines[number].rstrip("\r")
                 number += 1
                 end = _closing(value)
@@ -185,7 +185,7 @@ def _without_comment(value: str) -> str:
 
 
 def enter_venv(env: dict[str, str], venv: str) -> None:
-    """Change the environment as `. bin/activate` of the venv would."""
+    """Change the environment as the venv's `. bin/activate` would."""
     python = os.path.join(venv, "bin", "python")
     if not os.access(python, os.X_OK):
         if os.path.islink(python):
@@ -218,7 +218,7 @@ def enter_conda(env: dict[str, str], name: str) -> list[str]:
 
 
 def find_conda(env: dict[str, str], name: str) -> tuple[str, list[str]]:
-    """(prefix or "", where it was looked for). `name`: of the environment, or its absolute path."""
+    """Returns (prefix or "", searched places). `name`: the environment's name or absolute path."""
     if "/" in name:
         return (name if _is_conda(name) else "", [name])
     searched = []
@@ -290,7 +290,7 @@ def _first_in_path(env: dict[str, str], directory: str, former: str) -> None:
 
 # --------------------------------------------------------------------------------------- lines before the command
 
-# What runs before the command says on a descriptor how far it came: "ok", or what went wrong; see child.word.
+# The shell before the command reports "ok" or its error on a descriptor; see launch.word.
 _HEAD = f'procguard_step=0; trap \'printf "line %s %s" "$?" "$procguard_step" >&{REPORT_FD}\' EXIT'
 _TAIL = f"""set +e; trap - EXIT; unset procguard_step
 command -v -- "$1" >/dev/null 2>&1 || {{ printf 'path %s' "$PATH" >&{REPORT_FD}; exit 127; }}
@@ -299,8 +299,8 @@ exec "$@\""""
 
 
 def wrapped(argv: list[str], scripts: list[str], setup: list[str], last: dict[str, str] | None = None) -> list[str]:
-    """`argv` behind a shell that first sources `scripts` and then runs the lines of `setup`; it becomes the command.
-    `last`: variables that win also over these lines.
+    """Wrap `argv` in a shell that sources `scripts`, runs the lines of `setup`, and then execs the command. `last`:
+    variables that take precedence over these lines.
 
     Uses bash if available, since many setups contain `source`; otherwise sh.
     """

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 class PostStop:
     def __init__(self, hooks: list[Hook], launch: Callable[[Hook], child.Launch]) -> None:
-        self.pid = 0  # of the hook that runs
-        self.until = 0.0  # its time is up then
+        self.pid = 0  # of the running hook
+        self.until = 0.0  # its deadline
         self.problems: list[str] = []
-        self.done: list[str] = []  # kinds of those that ended well
+        self.done: list[str] = []  # kinds of the hooks that succeeded
         self._left = list(hooks)
         self._launch = launch
         self._current: Hook = {}
@@ -39,11 +39,11 @@ class PostStop:
 
     @property
     def cleans_up(self) -> bool:
-        """What runs removes an ended container: nothing of the worker's, and brief."""
+        """Whether the running step only removes an ended container, which is short and no part of the worker."""
         return self.runs and bool(self._current.get("always"))
 
     def step(self, now: float) -> bool:
-        """Start the next one; true when none is left. Only while none runs."""
+        """Start the next hook; True if none is left. Must not be called while one runs."""
         while self._left:
             self._current = self._left.pop(0)
             try:
@@ -65,19 +65,19 @@ class PostStop:
             self.problems.append(failure(self._kind, self._current, wait_status))
 
     def out_of_time(self) -> None:
-        """It is being ended because its time is up."""
+        """Mark the hook as terminated at its deadline."""
         if self._overdue() not in self.problems:
             self.problems.append(self._overdue())
 
     def out_of_lease(self) -> None:
-        """The worker's lease and grace are over: nothing of it may run."""
+        """The worker's lease and grace period have ended: skip the remaining hooks."""
         left = [hook for hook in self._left if not hook.get("always")]
         self.give_up()
         if left or (self.runs and not self.cleans_up):
             self.problems.append(because("hook.no_lease"))
 
     def give_up(self) -> None:
-        """No more of them: somebody wants an end at once. What removes a container is none of the worker's."""
+        """Skip the remaining hooks, for an immediate stop, except the removal of a container."""
         self._left = [hook for hook in self._left if hook.get("always")]
 
     def _overdue(self) -> Reason:

@@ -26,13 +26,13 @@ OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 OOM_SCORE_ADJ = 500  # when memory runs out the kernel takes the job, not its runner
 EXIT_NOT_STARTED = 127
 MAX_FAILURE_BYTES = 4096
-ALL_SIGNALS = (*range(1, 32), *range(34, 65))  # 32 and 33 belong to the C library
-# What the runner ignores, or Python ignores for it, is the default again for the child.
+ALL_SIGNALS = (*range(1, 32), *range(34, 65))  # 32 and 33 are reserved by the C library
+# Signals ignored by the runner or by Python get their default action in the child.
 DEFAULTED = (signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
 F_DUPFD_CLOEXEC = 1030  # pypy's fcntl lacks the name
-# A shell that runs before the command (environment.wrapped) says on this descriptor how far it came.
+# The shell that runs before the command (environment.wrapped) reports its progress on this descriptor.
 REPORT_FD = 7
 _TARGETS = (0, 1, 2, REPORT_FD)
 EXECUTED, HOPELESS, FAILED = "executed", "hopeless", "failed"
@@ -41,12 +41,12 @@ EXECUTED, HOPELESS, FAILED = "executed", "hopeless", "failed"
 class Launch:
     """What to start. `argv` is ready to exec; `cwd` absolute or "" (the caller's); `err_path` "" merges stderr.
 
-    `setup`: argv is a shell that runs these lines, and scripts, before `command`. `umask` -1: as it is.
+    `setup`: argv is a shell that runs these lines, and scripts, before `command`. `umask` -1: inherited.
     `run_as`: {"uid", "gid", "groups", "name"}; `rlimits`: [["nofile", "RLIMIT_NOFILE", 4096], …], -1 is unlimited.
-    `dies_with_runner`: the kernel kills it when this process ends, however that comes about. `tty`: (rows, columns) of
-    a terminal that takes the place of the three streams; its output goes to `out_path`. `terminal`: once it is started.
-    `hangup_ends`: SIGHUP has its default effect; else it is ignored, as under nohup, for the kernel sends it to the
-    rest of a job whose first process, the leader of the terminal's session, has ended.
+    `dies_with_runner`: the kernel kills it when this process ends for any reason. `tty`: (rows, columns) of a terminal
+    that replaces the three streams; its output goes to `out_path`. `terminal`: set once it is started. `hangup_ends`:
+    SIGHUP has its default action; otherwise it is ignored, as under nohup, because the kernel sends it to the rest of a
+    job whose first process, the leader of the terminal's session, has ended.
     """
 
     def __init__(self, argv: list[str], cwd: str, env: dict[str, str], out_path: str, err_path: str = "") -> None:
@@ -71,12 +71,13 @@ class Launch:
 
 
 class NotStarted(Exception):
-    """Only a person can help: a reason says what is wrong with command, directory or environment."""
+    """Retrying cannot help: the command, directory or environment is wrong, as the reason explains."""
 
 
 def start(launch: Launch) -> tuple[int, int]:
-    """Returns (pid, descriptor). The descriptor is readable once the exec has come about (end of file) or failed (see
-    `word`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
+    """Returns (pid, descriptor). The descriptor becomes readable when exec has succeeded (end of file) or failed (see
+    `word`); -1: it has succeeded already. Raises NotStarted, or OSError if the log cannot be opened or the process not
+    be created.
     """
     opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
     before = processes.mark_descendants(launch.env.get(processes.COOKIE_VARIABLE, ""))
@@ -138,9 +139,10 @@ def _report_pipe() -> tuple[int, int]:
 
 
 def _spawn(launch: Launch, streams: list[int]) -> int:
-    """What posix_spawn can't set in the child is set here for the moment and inherited: directory, umask, OOM score.
+    """Attributes that posix_spawn cannot set are set temporarily in this process and inherited: directory, umask, OOM
+    score.
 
-    `streams`: for descriptors 0, 1, 2 and, where there is a fourth, for REPORT_FD.
+    `streams`: for descriptors 0, 1, 2 and, if there is a fourth, REPORT_FD.
     """
     oom_score = _raise_oom_score()
     umask = os.umask(launch.umask) if launch.umask >= 0 else -1
@@ -164,7 +166,7 @@ def _spawn(launch: Launch, streams: list[int]) -> int:
             if exc.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
             raise NotStarted(explain("exec", exc.errno or 0, _name(exc), launch)) from exc
-        except ValueError as exc:  # a NUL or "=" where none may be
+        except ValueError as exc:  # an invalid NUL or "="
             raise NotStarted(explain("setup", 0, str(exc), launch)) from exc
     finally:
         os.chdir("/")
@@ -221,7 +223,7 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         stage = "user"
         _become_user(launch)
         if launch.dies_with_runner:
-            processes.die_with_parent(runner)  # becoming somebody else would undo it
+            processes.die_with_parent(runner)  # a change of user would reset it
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         stage = "cwd"
         if launch.cwd:
@@ -229,7 +231,8 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         stage = "exec"
         os.execve(locate(launch), launch.argv, launch.env)  # noqa: S606 - a list, never a shell line
     except OSError as exc:
-        # In words here, as the user that it is by now: the runner may read files that are not this user's.
+        # The message is created here, with the rights of the new user: the runner may read files that this user may
+        # not.
         _report(report, explain(stage, exc.errno or 0, _name(exc), launch))
     except BaseException as exc:  # after a fork nothing may escape into the runner's own code
         _report(report, explain(stage, 0, str(exc), launch, reasons.of_exception(exc)))
@@ -246,7 +249,7 @@ def _report(descriptor: int, why: Reason) -> None:
 
 
 def _limit(launch: Launch) -> None:
-    """As root before becoming another user: root may raise what others may not."""
+    """Set before the change of user, because only root may raise limits."""
     if launch.umask >= 0:
         os.umask(launch.umask)
     if not launch.rlimits:
@@ -275,7 +278,7 @@ def _name(exc: OSError) -> str:
 
 
 def _raise_oom_score() -> bytes:
-    """The score before, or b"" where it stays as it is."""
+    """Returns the previous score, or b"" if it is unchanged."""
     try:
         before = _read_oom_score()
         if int(before) >= OOM_SCORE_ADJ:
@@ -287,7 +290,7 @@ def _raise_oom_score() -> bytes:
 
 
 def _restore_oom_score(score: bytes) -> None:
-    """Lowering is allowed down to where the process began, without any right."""
+    """Without privileges, the score can be lowered to the value at process start."""
     if score:
         try:
             _write_oom_score(score)
@@ -335,10 +338,10 @@ def search_path(env: dict[str, str]) -> list[str]:
 
 
 def word(descriptor: int, launch: Launch) -> tuple[str, Reason] | None:
-    """What the child said on its way to the exec; None = no word yet.
+    """The child's report before exec; None: none yet.
 
-    (EXECUTED, ""): the command has taken over. (HOPELESS, why): only a person can help. (FAILED, why): a line before
-    the command failed, and trying again may help.
+    (EXECUTED, ""): exec has succeeded. (HOPELESS, why): retrying cannot help. (FAILED, why): a line before the command
+    failed, and retrying may help.
     """
     try:
         data = os.read(descriptor, MAX_FAILURE_BYTES)
@@ -348,7 +351,7 @@ def word(descriptor: int, launch: Launch) -> tuple[str, Reason] | None:
         return (EXECUTED, NONE) if launch.setup is None else (FAILED, because("start.setup_ended"))
     if data == b"ok":
         return EXECUTED, NONE
-    # A shell with lines of the worker's may have written anything here.
+    # A shell that runs the worker's own lines may have written anything here.
     stage, _, rest = data.decode(errors="replace").replace("\0", "").partition(" ")
     if stage == "path":
         return HOPELESS, _explain_missing(rest, launch)
@@ -415,7 +418,7 @@ def explain(stage: str, number: int, detail: str, launch: Launch, why: Reason = 
 
 
 def check_directory(cwd: str) -> None:
-    """Raises NotStarted where it can't be a working directory."""
+    """Raise NotStarted if it cannot be used as a working directory."""
     try:
         if not stat.S_ISDIR(os.stat(cwd).st_mode):
             raise NotStarted(_explain_cwd(errno.ENOTDIR, cwd))

@@ -18,16 +18,16 @@ class LeaseGuard:
         self.leases = WorkerLeases()
         self.lease_s: float | None = None  # None: kept, not fenced
         self.epoch = 0
-        self._bound = True  # False: a child lives that was started unfenced, and no lease has come yet
-        self._before_ns = 0  # until when the epoch before this one was granted: its child may still be ending
+        self._bound = True  # False: a child that was started unfenced is running, and no lease has arrived yet
+        self._before_ns = 0  # end of the previous epoch's lease: its child may still be ending
 
     @property
     def holds(self) -> bool:
-        """The worker is fenced, and so is whatever of it is there."""
+        """Whether the worker is fenced and its live processes are bound to a lease."""
         return self.lease_s is not None and self._bound
 
     def assign(self, lease_s: object, epoch: int, child_is_there: bool) -> None:
-        """The assignment says so. `child_is_there`: something of the worker lives."""
+        """Apply the assignment. `child_is_there`: processes of the worker are alive."""
         was_fenced = self.lease_s is not None
         number = isinstance(lease_s, (int, float)) and not isinstance(lease_s, bool)
         self.lease_s = float(str(lease_s)) if number else None
@@ -39,7 +39,7 @@ class LeaseGuard:
             self.leases.forget_below(epoch)
 
     def grant(self, epoch: int, until_ns: int) -> bool:
-        """Take a lease; whether it is later than what was known. One of a lower epoch is worth nothing."""
+        """Accept a lease. Returns whether it ends later than the known one. Leases of lower epochs are ignored."""
         if epoch < self.epoch or not self.leases.grant(epoch, until_ns):
             return False
         if epoch == self.epoch:
@@ -47,7 +47,7 @@ class LeaseGuard:
         return True
 
     def give_back(self) -> None:
-        """Nothing is left of the worker."""
+        """No process of the worker is left."""
         self.leases.give_back()
         self._before_ns = 0
         self._bound = True
@@ -58,7 +58,8 @@ class LeaseGuard:
 
     @property
     def keeps_until_ns(self) -> int:
-        """So long may run on what runs: what was granted under the former epoch stands, for nothing new though."""
+        """Until when running processes may continue; the former epoch's lease remains valid for them, but not for new
+        ones."""
         return max(self.until_ns, self._before_ns)
 
     def open(self, now: float) -> bool:
@@ -66,15 +67,15 @@ class LeaseGuard:
         return self.lease_s is None or self.until_ns / 1e9 > now
 
     def ended(self, now: float) -> bool:
-        """Whether no child may be there any more."""
+        """Whether the lease has ended, so that no child may be running."""
         return self.holds and self.keeps_until_ns / 1e9 <= now
 
     def gone_at(self, grace_s: float) -> float:
-        """When the last process must be gone, however late the end of the lease was noticed."""
+        """The time by which the last process must be gone, however late the end of the lease was noticed."""
         return self.keeps_until_ns / 1e9 + grace_s
 
     def due(self, now: float, grace_s: float) -> float:
-        """When to look again."""
+        """The time of the next check."""
         if not self.holds:
             return NEVER
         if not self.ended(now):

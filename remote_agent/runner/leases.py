@@ -13,7 +13,7 @@ import time
 from remote_agent.protocol.reasons import because
 from remote_agent.system import libc, processes
 
-# Goes on while the machine sleeps, and no clock setting changes it.
+# Continues while the machine sleeps and is not affected by clock changes.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TFD_NONBLOCK, TFD_CLOEXEC, TFD_TIMER_ABSTIME = 0o4000, 0o2000000, 1
 LONGEST_LEASE_S = 366 * 86400.0
@@ -25,52 +25,52 @@ def boottime_ns() -> int:
 
 
 def until_ns(lease_s: object, asked_ns: int) -> int:
-    """When a lease of `lease_s` ends that answers what was sent at `asked_ns`; 0 where it is none."""
+    """The end of a lease of `lease_s` for a request sent at `asked_ns`; 0 if there is no lease."""
     if isinstance(lease_s, bool) or not isinstance(lease_s, (int, float)) or not lease_s > 0 or asked_ns <= 0:
         return 0
     return asked_ns + int(min(float(lease_s), LONGEST_LEASE_S) * 1e9)
 
 
 class WorkerLeases:
-    """Those of the current epoch, and of higher ones that were granted before the assignment came that names them."""
+    """Leases of the current epoch, and of higher ones that arrived before their assignment."""
 
     def __init__(self) -> None:
         self._until_ns: dict[int, int] = {}
 
     def grant(self, epoch: int, until: int) -> bool:
-        """Whether this is news: later than what was known."""
+        """Store a lease. Returns whether it ends later than the known one."""
         if until <= self._until_ns.get(epoch, 0):
             return False
         self._until_ns[epoch] = until
         return True
 
     def until(self, epoch: int) -> int:
-        """0: none was granted."""
+        """The end of the lease; 0 if none was granted."""
         return self._until_ns.get(epoch, 0)
 
     def forget_below(self, epoch: int) -> None:
-        """A higher epoch is known: what was granted before it counts no more."""
+        """Discard leases below this epoch."""
         self._until_ns = {known: until for known, until in self._until_ns.items() if known >= epoch}
 
     def give_back(self) -> None:
-        """Nothing runs any more. What follows needs a lease that was asked for after that: the manager may have heard
-        of the end and given the right to another host."""
+        """Return the lease after the last process has ended. The next start needs a lease that was requested later,
+        because the manager may have assigned the worker to another host meanwhile."""
         self._until_ns.clear()
 
 
 class Alarm:
-    """A descriptor that is readable from a moment on. poll()'s own timeout stands still while the machine sleeps; this
-    ends the wait at once when it wakes up. `fileno()` is -1 where the kernel has none: then poll must do."""
+    """A descriptor that becomes readable at a given time. poll()'s own timeout pauses while the machine sleeps,
+    whereas this ends the wait at wake-up. `fileno()` is -1 if the kernel lacks it; poll's timeout then applies."""
 
     def __init__(self) -> None:
         self._at_ns = 0
-        self._fd = -2  # not made yet: most workers never need one
+        self._fd = -2  # created on demand: most workers never need it
 
     def fileno(self) -> int:
         return self._fd if self._at_ns and self._fd >= 0 else -1
 
     def set(self, at_ns: int) -> None:
-        """0: never. The descriptor stays readable until it is set to another moment."""
+        """Set the time; 0: never. The descriptor stays readable until another time is set."""
         if at_ns == self._at_ns:
             return
         if self._fd == -2:

@@ -15,7 +15,7 @@ from remote_agent.system import paths, processes, state_files
 from remote_agent.system.locks import is_still_at
 from remote_agent.system.processes import Identity
 
-LOCK_TIMEOUT_S = 2.0  # a runner that is just ending gives its lock back within this time
+LOCK_TIMEOUT_S = 2.0  # a runner that is ending releases its lock within this time
 
 
 class CannotStart(Exception):
@@ -27,7 +27,7 @@ class CannotStart(Exception):
 
 
 def take_lock(path: str, timeout_s: float = LOCK_TIMEOUT_S) -> int:
-    """The descriptor that holds the lock. Raises CannotStart where another runner keeps it."""
+    """Take the lock and return its descriptor. Raises CannotStart if another runner holds it."""
     deadline = time.monotonic() + timeout_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.PRIVATE_FILE)
@@ -44,13 +44,14 @@ def take_lock(path: str, timeout_s: float = LOCK_TIMEOUT_S) -> int:
 
 
 def refuse_second(worker_dir: str, runtime_dir: str = "", timeout_s: float = LOCK_TIMEOUT_S) -> None:
-    """A lock file can vanish (a cleaned /tmp); the runner that state.json names, if alive, still has the worker."""
+    """Raise CannotStart if the runner in state.json is alive: the lock file can vanish (a cleaned /tmp) while it still
+    owns the worker."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             state = state_files.read(worker_dir, runtime_dir)
         except (ValueError, OSError):
-            return  # damaged: the lock alone must do
+            return  # damaged: only the lock is checked
         if state is None:
             return
         pid, start = (

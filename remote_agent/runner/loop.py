@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_CONNECTIONS = 16
-RUNTIME_CHECK_S = 600.0  # cleaners of /tmp remove what looks old
+RUNTIME_CHECK_S = 600.0  # interval of touching lock and socket, because cleaners of /tmp remove old files
 LONGEST_POLL_S = 3600.0
 
 
 def report(text: str) -> None:
-    """One line to stderr: the terminal before, runner.log after becoming a daemon."""
+    """Write one line to stderr: the terminal at first, runner.log once the process is a daemon."""
     sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} runner: {text}\n")
     sys.stderr.flush()
 
 
 class Runner:
-    """The loop around one TaskRunner: everything that happens ends in `advance`."""
+    """The event loop around one TaskRunner: every event leads to a call of `advance`."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Runner:
         self._send({"type": "bye"})
 
     def _wait(self) -> list[int]:
-        """Sleep until something happens or is due; the descriptors that are ready."""
+        """Wait for an event or deadline. Returns the ready descriptors."""
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         poller.register(self._listener, select.POLLIN)
@@ -132,7 +132,7 @@ class Runner:
     def _serve_connection(self, descriptor: int, connection: JsonConnection) -> None:
         connection.flush()
         messages = connection.receive()
-        # Where this process was frozen, leases wait behind what is judged by them.
+        # After a freeze of this process, renewals may be queued behind events that depend on the lease.
         messages.sort(key=lambda message: message.get("op") != "lease")
         for message in messages:
             if message.get("op") == "hello":
@@ -158,7 +158,7 @@ class Runner:
             connection.close()
 
     def _check_runtime(self, now: float) -> None:
-        """Keep lock and socket where agents look for them, whatever cleans /tmp, and whoever takes the place then."""
+        """Keep lock and socket at their path, even if /tmp is cleaned or another user takes the path."""
         self._runtime_check_at = now + RUNTIME_CHECK_S
         try:
             self._keep_in_place()
@@ -183,7 +183,7 @@ class Runner:
         os.utime(self._socket_path)
 
     def _move_to(self, directory: str) -> None:
-        """Its agent has gone there, since the place of both is somebody else's now."""
+        """Move to another runtime directory, as the agent did, because another user has taken the former path."""
         before = self._lock_path, self._socket_path
         self._lock_path = paths.runner_lock(directory, self._worker_dir)
         self._socket_path = paths.runner_socket(directory, self._worker_dir)
@@ -195,7 +195,7 @@ class Runner:
             report(f"cannot move lock and socket: {exc}")
 
     def close(self) -> None:
-        """Give socket and lock back, in this order: who holds the lock next makes a socket of its own."""
+        """Release the socket, then the lock: the next holder of the lock creates its own socket."""
         self._listener.close()
         try:
             os.unlink(self._socket_path)

@@ -22,7 +22,7 @@ KEEP_EXITS = 100
 class WorkerFiles:
     def __init__(self, worker_dir: str, runtime_dir: str = "") -> None:
         self.worker_dir = worker_dir
-        self.kept = True  # the last state can be read by whoever comes next
+        self.kept = True  # whether the last state can be read by the next runner
         self._runtime_dir = runtime_dir
         self._failed: dict[str, Reason] = {}  # file -> why its last write failed
         self._unwritten_exits: dict[str, dict[str, object]] = {}
@@ -37,13 +37,13 @@ class WorkerFiles:
 
     @property
     def problem(self) -> Reason:
-        """Why something is not on the disk; "" = all is."""
+        """Why something could not be written; "" if everything is on the disk."""
         return next(iter(self._failed.values()), NONE)
 
     # --------------------------------------------------------------------------------------------- reading
 
     def read_state(self) -> dict[str, object]:
-        """The former runner's last word; empty where there is none (or where it is damaged: then nothing is known)."""
+        """The previous runner's last state; empty if there is none or it is damaged."""
         try:
             state = state_files.read(self.worker_dir, self._runtime_dir)
         except (ValueError, OSError) as exc:
@@ -56,7 +56,7 @@ class WorkerFiles:
         return state
 
     def read_spec(self) -> dict[str, object]:
-        """The assignment as the agent wrote it. Raises ValueError or OSError saying what is wrong with it."""
+        """The assignment as the agent wrote it. Raises ValueError or OSError with the reason if it is unusable."""
         path = paths.spec_file(self.worker_dir)
         spec = paths.read_json(path)
         if not isinstance(spec, dict) or not isinstance(spec.get("spec"), dict):
@@ -64,8 +64,8 @@ class WorkerFiles:
         return spec
 
     def read_base_env(self) -> dict[str, str]:
-        """The environment a child starts from; the runner's own where the agent recorded none. Parsed once: the agent
-        replaces the file by another one."""
+        """The base environment of children; the runner's own if the agent recorded none. Cached per file, because the
+        agent replaces the file."""
         path = paths.base_env_file(self.worker_dir)
         try:
             found = os.stat(path)
@@ -104,7 +104,7 @@ class WorkerFiles:
                 self._failed.pop(oldest, None)
 
     def write_state(self, state: dict[str, object]) -> None:
-        """To state.json, or where the disk refuses that to a place that needs no room."""
+        """Write state.json or, if the disk refuses, a place that needs no space."""
         if self._write(paths.state_file(self.worker_dir), state):
             self.kept = True
             if self._in_runtime:
@@ -117,7 +117,7 @@ class WorkerFiles:
             self._in_runtime = self._in_runtime or self.kept
 
     def write_again(self) -> None:
-        """What a disk refused, but for the state: it may take it now."""
+        """Retry refused writes, except that of the state."""
         self.flush_events()
         for record in list(self._unwritten_exits.values()):
             self.write_exit(record)
@@ -132,7 +132,7 @@ class WorkerFiles:
         return [lean_json.loads(line) for line in self._unwritten_events]
 
     def flush_events(self) -> None:
-        """Write what is still unwritten; on failure it stays for the next time."""
+        """Write the pending events; on failure they are kept for the next call."""
         if not self._unwritten_events:
             return
         path = paths.events_file(self.worker_dir)
@@ -177,7 +177,7 @@ class WorkerFiles:
         return True
 
     def sync(self) -> None:
-        """Make durable what was written since the last call. Called when nobody waits for us."""
+        """Make everything written since the last call durable. Called while idle."""
         files, self._unsynced = set(self._unsynced), []
         try:
             for path in files:
@@ -192,7 +192,7 @@ class WorkerFiles:
 
 
 def _read_events(path: str) -> tuple[int, int]:
-    """How many lines, and the highest seq among them."""
+    """Returns (number of lines, highest seq)."""
     count = 0
     highest = 0
     try:

@@ -31,7 +31,7 @@ class WorkerState:
     def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
         self.record = record
         self._unwritten_exits: list[dict[str, object]] = []
-        self.results: list[dict[str, object]] = []  # the last answers to commands, for an agent that comes back
+        self.results: list[dict[str, object]] = []  # the last results of commands, for an agent that reconnects
         self._send = send
         self.values: dict[str, object] = {
             "v": STATE_VERSION,
@@ -43,17 +43,18 @@ class WorkerState:
             "since": time.time(),
             "restarts": 0,
             "restarts_total": 0,
-            "progress": None,  # the highest value of what restart.progress names, in this generation
+            "progress": None,  # the highest value of the metric in restart.progress, in this generation
             "reason": "",
             "reason_code": "",
             "reason_params": {},
             "last_exit": None,
             "event_seq": 0,
-            "writes": 0,  # of this state, by all runners: which copy of two is the newer one
-            "over_time": 0,  # the attempt that has run for max_run_s: the agent gathers evidence before it is ended
+            "writes": 0,  # number of this state across all runners; identifies the newer of two copies
+            "over_time": 0,  # the attempt that reached max_run_s; the agent collects evidence before it is ended
             "held": False,  # stopped by an operator: only a new generation starts it
-            "in_hand": False,  # a runner is at work: found so without one, a child may live whatever `state` says
-            # Whether whatever lives of it does so by a lease; the newest one as of the last change, of this boot only.
+            # A runner is active. If this is set without a runner, a child may be alive regardless of `state`.
+            "in_hand": False,
+            # Whether live processes depend on a lease, and the newest one at the last change, for this boot only.
             "fenced": False,
             "lease_epoch": 0,
             "lease_until_ns": 0,
@@ -62,9 +63,9 @@ class WorkerState:
         }
 
     def take_over(self, former: dict[str, object], worker_id: str, boot: str) -> None:
-        """Go on from a former runner's state.json ({}: there was none) in the name of this process.
+        """Continue from a previous runner's state.json ({}: none), as this process.
 
-        The cookie stays the same for all runners of a worker: whatever any of them left behind is found.
+        All runners of a worker use the same cookie, so that processes left by any of them are found.
         """
         own = processes.read_process(os.getpid())
         self.values.update({name: former[name] for name in self.values if former.get(name) is not None})
@@ -104,7 +105,7 @@ class WorkerState:
         self.publish()
 
     def say(self, reason: Reason) -> None:
-        """A new reason within the same state."""
+        """Change the reason without changing the state."""
         if self.values["reason"] != reason:
             self.note_reason(reason)
             self.publish()
@@ -126,7 +127,8 @@ class WorkerState:
         self.record.write_state(self.values)
 
     def write_again(self) -> None:
-        """What the disk refused. Told once all of it is there: `problem` is gone then."""
+        """Retry refused writes. The state is reported again once all have succeeded, because `problem` is then
+        empty."""
         self.record.write_again()
         self.write()
         if not self.record.problem:
@@ -134,7 +136,7 @@ class WorkerState:
             self._send(self.message())
 
     def message(self) -> dict[str, object]:
-        """state.json as a message; `problem` says what keeps it from being written, "" = nothing."""
+        """state.json as a message; `problem`: why it cannot be written, or ""."""
         return {"type": "status", **self.values, **reason_fields("problem", self.record.problem)}
 
     def result(self, command_id: str, status: str, message: Reason) -> None:
@@ -147,7 +149,7 @@ class WorkerState:
         self._send(result)
 
     def note_exit(self, number: int, ending: Ending, failure: str = "", found: ProvenCause | None = None) -> None:
-        """How attempt `number` ended. Written before it is reported, but not before the next child has started."""
+        """Record how attempt `number` ended. Written before it is reported; the next start does not wait for it."""
         record: dict[str, object] = {
             "attempt": number,
             "code": ending.code,
@@ -165,7 +167,7 @@ class WorkerState:
         self._unwritten_exits.append(record)
 
     def note_left(self, count: int, names: list[str]) -> None:
-        """What the attempt that has just ended left behind, and what is ended for it."""
+        """Record the processes that the attempt left behind and that are terminated."""
         last = self.values["last_exit"]
         if isinstance(last, dict):
             last.update(left=count, left_names=names)

@@ -35,8 +35,8 @@ class ProcessTreeTerminator:
         self.kill_at: float | None = None
         self.due: float | None = None
         self.active = False
-        self.reached = 0  # processes that got the first signal
-        self.killed = False  # SIGKILL was needed, or asked for
+        self.reached = 0  # processes that received the stop signal
+        self.killed = False  # SIGKILL was needed or requested
         self._pause_s = FIRST_POLL_S
         self._kill_began = 0.0
 
@@ -86,7 +86,7 @@ class ProcessTreeTerminator:
             self._kill_began = now
             self._pause_s = FIRST_POLL_S
         self._kill_group()
-        # What is in no group may fork while we look: repeat until is_empty, ever more slowly where something can't die.
+        # Processes outside of a control group may fork meanwhile: repeat until is_empty, with growing intervals.
         processes.signal_all(self._find(), signal.SIGKILL)
         self._schedule_check(now)
         self.kill_at = self.due

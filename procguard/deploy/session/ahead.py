@@ -1,6 +1,7 @@
-"""Compute a value in a forked process while the caller goes on: imports hold the interpreter, a thread gains little.
+"""Compute a value in a forked process while the caller continues. A thread would gain little, because imports hold the
+interpreter lock.
 
-Knows nothing of what is computed. The value crosses a pipe by `marshal`: bytes, numbers, text, and lists and
+Independent of what is computed. The value is sent through a pipe by `marshal`: bytes, numbers, text, and lists and
 dictionaries of them.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 
 class Ahead:
-    """`make` runs at once in a child process. Without `os.fork`, or beside other threads, it does not run at all."""
+    """`make` runs at once in a child process. It does not run without `os.fork`, or if the process has other
+    threads."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._lock = threading.Lock()
@@ -34,7 +36,7 @@ class Ahead:
         os.close(pipe)
 
     def value(self) -> Any:
-        """What `make` returned; None where it failed or did not run. Waits for it. Safe to call from many threads."""
+        """Wait for the result of `make`; None if it failed or did not run. Safe to call from several threads."""
         with self._lock:
             if self._pid:
                 with open(self._pipe, "rb") as file:

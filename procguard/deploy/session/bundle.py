@@ -1,4 +1,4 @@
-"""Content sent to a host: the installer's source for one session, and the release as a reproducible tar.gz.
+"""The content that is sent to hosts: the installer's source for one session, and the release as a reproducible tar.gz.
 
 The same input gives the same bytes and SHA-256 on every machine and day. Knows neither hosts nor SSH.
 """
@@ -66,7 +66,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _once(function: F) -> F:
-    """Each answer is made once, also for threads that ask at the same moment: 32 sessions begin together."""
+    """Cache a function's results; concurrent calls compute each only once, because 32 sessions start together."""
     lock, made = threading.Lock(), {}
 
     @functools.wraps(function)
@@ -101,13 +101,13 @@ def _file_of(module: str) -> Path:
 
 
 def _packages(modules: Iterable[str]) -> set[str]:
-    """Every package that one of the modules lies in."""
+    """The packages that contain the modules."""
     parts = [module.split(".") for module in modules]
     return {".".join(one[:count]) for one in parts for count in range(1, len(one))}
 
 
 def _release_files() -> dict[str, Path]:
-    """Name in a release -> file, of every module."""
+    """Name in a release -> file, for every module."""
     return {str(path.relative_to(_ROOT)): path for path in sorted((_ROOT / "remote_agent").rglob("*.py"))}
 
 
@@ -122,7 +122,7 @@ class Bundle:
 
 @_once
 def build() -> Bundle:
-    """The release, the same for every host."""
+    """Build the release, which is the same for every host."""
     data, unpacked_bytes = _made_ahead("build") or _packed()
     return Bundle(data, hashlib.sha256(data).hexdigest(), unpacked_bytes)
 
@@ -133,7 +133,7 @@ def _packed() -> tuple[bytes, int]:
 
 
 def begin() -> None:
-    """Make what every host is sent in a process beside this one, while the caller imports and reads the inventory."""
+    """Build the common content in another process, while the caller imports modules and reads the inventory."""
     global _ahead
     _ahead = Ahead(lambda: {"bootstrap": bootstrap(), "byte_code": byte_code(), "build": _packed()})
 
@@ -144,15 +144,16 @@ def _made_ahead(name: str) -> Any:
 
 
 def releases() -> list[str]:
-    """What agents of this release call themselves, as hosts name it."""
+    """The release names that agents of this release report."""
     return [build().sha256[:16]]
 
 
 @_once
 def byte_code() -> bytes:
-    """That of the release's modules, for hosts whose Python has our MAGIC: {file: (hash of its source, code)}, packed.
+    """The byte code of the release's modules, for hosts whose Python has the same MAGIC: {file: (hash of its source,
+    code)}, packed.
 
-    Not part of the bundle: the bundle is the same whatever Python the manager has.
+    Not part of the bundle, which does not depend on the manager's Python.
     """
     if found := _made_ahead("byte_code"):
         return bytes(found)
@@ -164,8 +165,8 @@ def byte_code() -> bytes:
 
 @_once
 def _code(name: str) -> bytes:
-    """The byte code of a file of the release, which tracebacks call by this name. Python's own cache has it as a rule:
-    a fifth of the time that compiling takes, and every host waits for it."""
+    """The byte code of a file of the release; `name` appears in tracebacks. Usually read from Python's cache, which
+    takes a fifth of the time of compiling."""
     path = _ROOT / name
     module = f"remote_agent.{path.stem}"
     code = SourceFileLoader(module, str(path)).get_code(module)

@@ -32,8 +32,8 @@ class Connector:
     """Opens sessions; one for a whole run, so that ~/.ssh/config is read once. Safe to use from several threads."""
 
     def __init__(self, credentials: LoginCredentials | None = None) -> None:
-        """`credentials`: None for those of the environment, read when they are needed: a file that can't be read is
-        told of each host, and is good once it was corrected."""
+        """`credentials`: None for those of the environment, read on demand, so that an unreadable file is reported for
+        each host."""
         self._given = credentials
         self._lock = threading.Lock()
         self._configs: dict[str, fabric.Config] = {}
@@ -46,7 +46,7 @@ class Connector:
         return self._given
 
     def check(self, target: Target, deadline: float) -> None:
-        """Log in (and, where the inventory asks for it, get past sudo) and leave. Raises HostUnreachable, HostError."""
+        """Log in (with sudo if the inventory requires it) and disconnect. Raises HostUnreachable, HostError."""
         if target.become_user:
             with self._pipe(target, deadline):
                 return
@@ -59,7 +59,7 @@ class Connector:
     def session(
         self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None
     ) -> Iterator[HostSession]:
-        """A session that has been opened. Raises HostUnreachable or HostError; closes its connection at the end."""
+        """Open a session; its connection is closed at the end. Raises HostUnreachable or HostError."""
         with self._pipe(target, deadline) as (pipe, beside):
             if on_connected:
                 on_connected()
@@ -71,8 +71,8 @@ class Connector:
     def wire(
         self, target: Target, deadline: float, begin: Callable[[HostSession], None]
     ) -> Iterator[tuple[Wire, bytes]]:
-        """A session that becomes a plain stream once `begin` has asked for it: the stream, and what was read of it
-        already. Not for hosts without SSH. Raises HostUnreachable or HostError."""
+        """Open a session that `begin` turns into a plain stream. Yields the stream and the bytes already read from it.
+        Not for hosts without SSH. Raises HostUnreachable or HostError."""
         from procguard.deploy.ssh import connection as ssh  # noqa: PLC0415
 
         with self._pipe(target, deadline) as (pipe, _):
@@ -84,8 +84,8 @@ class Connector:
 
     @contextlib.contextmanager
     def _pipe(self, target: Target, deadline: float) -> Iterator[tuple[Pipe, Beside | None]]:
-        """A shell that is ready for the installer, as the user that the inventory wants; and what starts another
-        command over the same connection, where that is the same user."""
+        """A shell that is ready for the installer, as the inventory's user, and a function that starts another command
+        over the same connection if the user is the same."""
         if target.local:
             local = LocalPipe(target.host, remote_command(target))
             try:

@@ -1,6 +1,6 @@
 """`ansible_connection: local`: the same installer session on this machine, without SSH.
 
-Owns the clean environment that such an agent starts with; knows nothing of what is installed.
+Owns the clean environment in which such an agent starts; does not know what is installed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from procguard.deploy.session.session import REMOTE_COMMAND
 from procguard.deploy.ssh.deadline import remaining_s
 from procguard.errors import HostError
 
-# Of the operator's shell only these reach the workers of the local host: an agent outlives the shell, and what else
-# was set there (tokens, an activated venv) is neither for its children nor the same after a reboot.
+# Only these variables of the operator's shell reach the local host's workers: an agent outlives the shell, and other
+# variables (tokens, an activated venv) are not meant for its children and would be gone after a reboot.
 KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LANGUAGE", "TZ", "PROCGUARD_HOME")
 
 
 def clean_environment(environ: dict[str, str]) -> dict[str, str]:
-    """What a login on this machine would give, as far as it can be known. Never ProcGuard's own venv."""
+    """The environment of a login on this machine, as far as it can be determined, without ProcGuard's own venv."""
     kept = {name: value for name, value in environ.items() if name in KEPT or name.startswith("LC_")}
     own = {os.path.join(prefix, "bin") for prefix in (sys.prefix, environ.get("VIRTUAL_ENV", "")) if prefix}
     if sys.prefix == sys.base_prefix and not environ.get("VIRTUAL_ENV"):

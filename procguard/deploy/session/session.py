@@ -20,7 +20,7 @@ from remote_agent.install.__main__ import LINE_MARK
 
 MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session starts
 MAX_LINE_BYTES = 4 * 1024 * 1024
-MAX_QUOTED_CHARS = 300  # of what a host printed, in a message
+MAX_QUOTED_CHARS = 300  # length of a host's output quoted in a message
 NO_PYTHON = "procguard-no-python"
 
 _ANSWER = (LINE_MARK + "{").encode()
@@ -33,9 +33,8 @@ PYTHONS = (
     "/opt/conda/bin/python3 /opt/miniconda3/bin/python3 /opt/anaconda3/bin/python3 /usr/local/bin/python3 "
     "/usr/libexec/platform-python"
 )
-# What the interpreter says of itself by its exit code: 97 too old, 96 a module of the standard library is missing, 95
-# PyPy, which is taken only where nothing else is found or the inventory names it. The code that follows arrives on
-# stdin: its length, then itself.
+# The interpreter's exit code: 97 too old, 96 a module of the standard library is missing, 95 PyPy, which is used only
+# if nothing else is found or the inventory names it. The code that follows arrives on stdin, preceded by its length.
 _BOOT = (
     "import sys; sys.version_info < (3, 9) and sys.exit(97); "
     'sys.argv[1:] == [\\"1\\"] and sys.implementation.name > \\"cpython\\" and sys.exit(95); '
@@ -82,7 +81,7 @@ _AS_ANOTHER_USER = (
 
 
 def remote_command(target: Target) -> str:
-    """What is run on the host. Raises HostError for a user's name that would be more than one word of it."""
+    """The remote command. Raises HostError for a user name that is more than one shell word."""
     if not target.become_user:
         return REMOTE_COMMAND
     if not USER_NAME.fullmatch(target.become_user):
@@ -96,7 +95,7 @@ class Pipe(Protocol):
     def send(self, data: bytes, deadline: float) -> None: ...
 
     def receive(self, deadline: float) -> bytes:
-        """Some bytes of its stdout; b"" at its end."""
+        """The next bytes of its stdout; b"" at its end."""
         ...
 
     def errors(self) -> str:
@@ -107,7 +106,7 @@ class Pipe(Protocol):
 
 
 def become(pipe: Pipe, target: Target, password: str, deadline: float) -> None:
-    """Get past sudo, where the inventory asks for it. Raises HostError with what sudo said."""
+    """Answer sudo's prompt if the inventory requires sudo. Raises HostError with sudo's message."""
     if not target.become_user:
         return
     said, asked = b"", 0
@@ -134,7 +133,7 @@ def _no_sudo(target: Target, what: str) -> HostError:
 
 
 class HostSession:
-    """Talks to the installer on one host. Use it from one thread; close the pipe's owner when done."""
+    """The client of the installer on one host. Use it from one thread; close the pipe's owner when done."""
 
     def __init__(
         self, pipe: Pipe, target: Target, installer: bytes, beside: Callable[[str, float], Pipe] | None = None
@@ -145,15 +144,15 @@ class HostSession:
         self.beside = beside  # starts another command over the same connection: (command, deadline) -> Pipe
         self._unread = b""
         self._noise = 0
-        self._printed = b""  # the end of what it printed that is no answer
+        self._printed = b""  # the last output that is no response
         self._answered = False
 
     def open(self, deadline: float) -> None:
         self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
 
     def hello(self, where: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`; with `workers` also what
-        runs there."""
+        """Begin the session. `where`: fleet_id, host, home. Returns `Installer.status`; with `workers` also the
+        running workers."""
         reply = self._ask({"op": "hello", **where}, deadline)
         return dict(reply["hello"])
 
@@ -166,8 +165,8 @@ class HostSession:
         op: Literal["install", "upgrade"] = "install",
         secret: Callable[[str], str] = lambda current_sha256: "",
     ) -> dict[str, Any]:
-        """Have the agent installed, or the one that is there upgraded; the bundle, and its byte code, travel only when
-        the host asks for them, and so does a `secret`: see `Installer.install`."""
+        """Install or upgrade the agent. The bundle, its byte code and a `secret` are sent only if the host requests
+        them: see `Installer.install`."""
         reply = self._ask({"op": op, **request}, deadline)
         if reply.get("need") == "bundle":
             made = code()
@@ -184,15 +183,15 @@ class HostSession:
     def ask(
         self, message: dict[str, Any], deadline: float, data: Iterable[bytes] = (), pause_s: float = 60.0
     ) -> dict[str, Any]:
-        """A message of another part of the installer and what follows it, in pieces; its answer. Each piece has
-        `pause_s` for itself, however many they are."""
+        """Send a message to another part of the installer, followed by pieces of data, and return the response. Each
+        piece may take `pause_s`."""
         self._send(message, deadline)
         for piece in data:
             self._pipe.send(piece, min(deadline, time.monotonic() + pause_s))
         return self._answer(deadline)
 
     def take(self, size: int, deadline: float) -> bytes:
-        """So many bytes of what the host sends between its lines."""
+        """Read `size` raw bytes that the host sends between its lines."""
         while len(self._unread) < size:
             data = self._pipe.receive(deadline)
             if not data:
@@ -202,18 +201,18 @@ class HostSession:
         return taken
 
     def take_number(self, deadline: float) -> int:
-        """A number in a line of its own."""
+        """Read a line that consists of a number."""
         try:
             return int(self._line(deadline))
         except ValueError as exc:
             raise self._error("bad_answer", "sent something that is not a number", "try again") from exc
 
     def answer(self, deadline: float) -> dict[str, Any]:
-        """The next line that the host sends unasked."""
+        """Read the next line that the host sends without a request."""
         return self._answer(deadline)
 
     def detach(self) -> bytes:
-        """What was read of the pipe beyond the last answer; from now on the pipe is somebody else's."""
+        """Release the pipe to the caller; returns the bytes read beyond the last response."""
         unread, self._unread = self._unread, b""
         return unread
 
@@ -227,7 +226,8 @@ class HostSession:
         self._put(json.dumps(message, separators=(",", ":")).encode() + b"\n", deadline)
 
     def _put(self, data: bytes, deadline: float) -> None:
-        """A shell that found no Python ends without reading to the end: what it said is why the pipe broke."""
+        """Write to the pipe. A shell that found no Python exits without reading everything; its output then explains
+        the broken pipe."""
         try:
             self._pipe.send(data, deadline)
         except HostError as exc:
@@ -270,7 +270,7 @@ class HostSession:
         self._printed = (self._printed + text)[-4 * MAX_QUOTED_CHARS :]
 
     def _quoted(self) -> str:
-        """What the host printed of its own, to be quoted: “…”, or that it printed nothing."""
+        """The host's output as a quotation (“…”), or a note that it printed nothing."""
         words = " ".join((self._printed.decode("utf-8", "replace") + " " + self._pipe.errors()).split())
         return f"it printed “{words[-MAX_QUOTED_CHARS:]}”" if words else "it printed nothing"
 
@@ -350,7 +350,7 @@ class HostSession:
 
 
 class Sessions(Protocol):
-    """What `connector.Connector` is; tests put a fake here."""
+    """The interface of `connector.Connector`; tests use a fake."""
 
     def session(
         self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None

@@ -1,8 +1,8 @@
-"""What rsync takes for ssh: it hands rsync's two pipes on to a socket that the deployer holds, nothing more.
+"""Replaces ssh for rsync: connects rsync's two pipes to a socket of the deployer.
 
     python -I -S rsync_bridge.py FD HOST rsync --server …
 
-First the words of the command, as one JSON line; then the bytes both ways. Standard library only, no import of ours.
+Sends the command's words as one JSON line, then relays bytes in both directions. Imports the standard library only.
 """
 
 import json

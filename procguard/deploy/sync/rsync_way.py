@@ -21,16 +21,16 @@ from procguard.deploy.session.session import Pipe
 from procguard.errors import HostError, ProcGuardError
 
 BRIDGE = str(Path(__file__).with_name("rsync_bridge.py"))
-PAUSE_S = 60  # rsync gives up when nothing moves for so long
+PAUSE_S = 60  # rsync's own timeout without progress
 
 
 def bring(
     program: str, root: str, names: Sequence[str], incoming: str, base: str, beside: Callable[[str, float], Pipe],
     deadline: float,
 ) -> None:  # fmt: skip
-    """Put the files `names` of `root` below the host's folder `incoming`; what lies in `base` there saves bytes.
+    """Transfer the files `names` of `root` to the host's folder `incoming`; files in `base` there are used for deltas.
 
-    Raises HostError with what rsync said.
+    Raises HostError with rsync's message.
     """
     ours, its = socket.socketpair()
     with ours, its:
@@ -67,7 +67,7 @@ def bring(
 
 
 def _pump(end: socket.socket, beside: Callable[[str, float], Pipe], deadline: float) -> None:
-    """Start what rsync asks for on the host and carry bytes both ways until one side ends."""
+    """Start rsync's remote command on the host and relay bytes in both directions until one side ends."""
     pipe = None
     with contextlib.suppress(OSError, ValueError, ProcGuardError):
         with end.makefile("rb", buffering=0) as reader:

@@ -20,15 +20,15 @@ from procguard.deploy.inventory.code import VARIABLE, Sync
 from procguard.errors import UsageError
 from remote_agent.install.project_sync.folder import BLOCK_BYTES, KEPT, MAX_ENTRIES, digest_of
 
-# Never code that another machine could use: histories, byte code, environments with absolute paths inside.
+# Never useful on another machine: histories, byte code, environments with absolute paths.
 ALWAYS_EXCLUDED = (".git/", ".hg/", ".svn/", "__pycache__/", ".venv/", f"{KEPT}/")
 KEPT_PACKS = 4
 
 
 @dataclass(frozen=True)
 class CodeSource:
-    """What is to be on the host: `manifest` as install/project_sync/folder.py takes it. `skipped`: sockets, devices and
-    the like."""
+    """The desired content of a folder. `manifest`: in the form of install/project_sync/folder.py. `skipped`: sockets,
+    devices and the like."""
 
     root: str
     manifest: dict[str, Any]
@@ -50,7 +50,7 @@ class Sources:
         self._packs: dict[tuple[str, str], Pack] = {}
 
     def of(self, sync: Sync) -> CodeSource:
-        """Raises UsageError where the folder can't be read: it concerns every host that it goes to."""
+        """The content of an entry. Raises UsageError if the folder cannot be read, because that affects every host."""
         key = (sync.src, sync.exclude)
         with self._lock:
             if key not in self._read:
@@ -64,7 +64,7 @@ class Sources:
         return found
 
     def pack(self, source: CodeSource, needed: Sequence[int]) -> Pack:
-        """The content of these files; most hosts need the same ones, so that it is packed once for them."""
+        """The packed content of these files, cached because most hosts need the same ones."""
         key = (source.root, hashlib.sha256(repr(sorted(needed)).encode()).hexdigest())
         with self._lock:
             if key not in self._packs:
@@ -75,7 +75,7 @@ class Sources:
 
 
 def scan(sync: Sync) -> CodeSource:
-    """Raises UsageError with the path that can't be read."""
+    """Scan a folder. Raises UsageError with the path that cannot be read."""
     if not os.path.isdir(sync.src):
         raise UsageError(f"{VARIABLE}: there is no folder {sync.src}", "correct src in the inventory")
     found = _Scan(sync.src, (*ALWAYS_EXCLUDED, *sync.exclude))
@@ -130,7 +130,8 @@ def _entry(path: str) -> list[Any]:
 
 
 def excluded(name: str, is_folder: bool, patterns: Sequence[str]) -> bool:
-    """As rsync and git write it: `*.pt` anywhere, `data/` folders only, `/out` and `a/b` from the top."""
+    """Whether a path is excluded. Patterns as in rsync and git: `*.pt` anywhere, `data/` folders only, `/out` and `a/b`
+    from the top."""
     for pattern in patterns:
         only_folders, text = pattern.endswith("/"), pattern.strip("/")
         if only_folders and not is_folder:
@@ -151,7 +152,7 @@ class Pack:
             for name in names:
                 with open(os.path.join(source.root, name), "rb") as file:
                     left = int(source.manifest["files"][name][1])
-                    while left:  # never more or less than announced: what changed meanwhile shows by its digest
+                    while left:  # exactly the announced length; a file that changed meanwhile is detected by its digest
                         data = file.read(min(left, BLOCK_BYTES)) or b"\0" * min(left, BLOCK_BYTES)
                         self._file.write(packer.compress(data))
                         left -= len(data)
@@ -163,7 +164,7 @@ class Pack:
         self.size = self._file.tell()
 
     def blocks(self) -> Iterator[bytes]:
-        """All of it. Safe to use from several threads at once."""
+        """The whole content in blocks. Safe to use from several threads."""
         offset = 0
         while offset < self.size:
             data = os.pread(self._file.fileno(), BLOCK_BYTES, offset)

@@ -22,15 +22,15 @@ from procguard.deploy.sync.source import CodeSource, Sources
 from procguard.errors import HostError
 
 SYNC_TIMEOUT_S = 3600.0
-STEP_TIMEOUT_S = 300.0  # of a step that moves no content
-RSYNC_FROM_BYTES = 64 * 1024  # below that one packed answer over the open session is quicker than another program
+STEP_TIMEOUT_S = 300.0  # timeout of a step without content
+RSYNC_FROM_BYTES = 64 * 1024  # below this size, the open session is faster than starting rsync
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Brought:
-    """What came of one folder on one host. `names`: "+ new", "~ changed", "- gone", the first of each."""
+    """The result for one folder on one host. `names`: the first few of "+ new", "~ changed", "- gone"."""
 
     dest: str
     status: str  # same, changed, would_change, in_use
@@ -47,7 +47,7 @@ class Brought:
 
 
 class CodeSync:
-    """For a whole run: what is here is read once. Safe to use from several threads."""
+    """Syncs the folders of a run; local folders are read once. Safe to use from several threads."""
 
     def __init__(self, *, check: bool, under_running: bool) -> None:
         self._check = check
@@ -55,12 +55,12 @@ class CodeSync:
         self._sources = Sources()
 
     def read(self, syncs: Sequence[Sync]) -> None:
-        """Raise UsageError for a folder here that can't be read, before any host is touched."""
+        """Read the local folders. Raises UsageError if one cannot be read, before any host is changed."""
         for sync in syncs:
             self._sources.of(sync)
 
     def bring(self, session: HostSession, sync: Sync, where: Json) -> Brought:
-        """Bring one folder. Raises HostError; then the folder there is as it was, or shows next time that it is not."""
+        """Sync one folder. Raises HostError; the folder is then unchanged, or the next sync detects that it is not."""
         source = self._sources.of(sync)
         found = self._ask(session, {"op": "code", **where, "dest": sync.dest, "digest": source.digest})["code"]
         users = tuple(str(one) for one in found.get("users") or ())
@@ -71,7 +71,7 @@ class CodeSync:
         plan_request = {"op": "code_plan", **where, "check": self._check or held, "bytes": len(packed)}
         plan = self._ask(session, plan_request, [packed])["plan"]
         names = _names(plan)
-        if not names:  # the record alone was missing
+        if not names:  # only the record was missing
             if not plan_request["check"]:
                 self._finish(session, where)
             return Brought(sync.dest, "same", "nothing to do", users=users)
@@ -91,7 +91,7 @@ class CodeSync:
         self._ask(session, {"op": "code_end", **where})
 
     def _transfer(self, session: HostSession, source: CodeSource, plan: Json, found: Json, where: Json) -> str:
-        """Which way it went. What rsync could not do goes over the session."""
+        """Transfer by rsync, or over the session if rsync fails. Returns the method used."""
         deadline = time.monotonic() + SYNC_TIMEOUT_S
         needed = [int(number) for number in plan["needed"]]
         program = shutil.which("rsync")

@@ -19,7 +19,7 @@ from procguard.deploy.session.session import HostSession, Sessions
 from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, ProcGuardError
 
-MAX_KEPT = 64  # sessions that wait for their second part; others connect again: descriptors are bounded
+MAX_KEPT = 64  # sessions kept open for the second stage; other hosts reconnect, because descriptors are limited
 
 Json = dict[str, Any]
 
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 class _Visit:
     brought: list[Brought] = field(default_factory=list)
     error: ProcGuardError | None = None
-    session: HostSession | None = None  # kept open, with what `hello` said
+    session: HostSession | None = None  # kept open, with the response to `hello`
     found: Json = field(default_factory=dict)
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -53,12 +53,12 @@ class SyncWave:
             visit.closing.close()
 
     def read(self, hosts: Sequence[Host]) -> None:
-        """Raise UsageError where code can't be read here, before anything is done anywhere."""
+        """Read the local code. Raises UsageError if that fails, before any host is changed."""
         for host in hosts:
             self._code.read(host.syncs)
 
     def bring(self, hosts: Sequence[Host], fleet_id: str, forks: int, timeout_s: float) -> None:
-        """Visit those that have code; what came of it: `brought`."""
+        """Sync the code to the hosts that have some; the results are in `brought`."""
         visited = [host for host in hosts if host.syncs]
         kept = {host.name for host in visited[:MAX_KEPT]}
 
@@ -79,7 +79,7 @@ class SyncWave:
 
     @contextlib.contextmanager
     def session(self, host: Host, where: Json, deadline: float) -> Iterator[tuple[HostSession, Json]]:
-        """A session with `host` and what it said of itself: the one that brought the code, or a new one."""
+        """A session with `host` and its `hello` response: the one that synced the code, or a new one."""
         visit = self._visits.get(host.name)
         if visit is not None and visit.session is not None:
             with visit.closing:

@@ -33,11 +33,11 @@ from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer
 
 CONNECT_S = 30.0
-AT_ONCE = 16  # connections being opened; a log-in is work for this process too
+AT_ONCE = 16  # limit of connections being opened, because each log-in needs processor time here
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
 GOOD_AFTER_S = 10.0  # after this time a tunnel is considered stable and its backoff is reset
 MAX_LINE_BYTES = 256 * 1024
-MAX_WAITING_BYTES = 256 * 1024 * 1024  # from all hosts, for the manager's listener
+MAX_WAITING_BYTES = 256 * 1024 * 1024  # connections of all hosts to the manager's listener
 
 Json = dict[str, Any]
 
@@ -49,7 +49,7 @@ def retry_delay_s(failures: int, rng: Callable[[], float] = random.random) -> fl
 
 
 class Tunnel(threading.Thread):
-    """One host's way to the manager. `say`: takes each change of its state."""
+    """One host's tunnel. `say`: called with each change of its state."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Tunnel(threading.Thread):
         self._dropped = False
 
     def kick(self) -> None:
-        """Try now, and tell what comes of it also where that is nothing new."""
+        """Try now and report the result even if it is unchanged."""
         self._said = {}
         self._hurry.set()
 
     def drop(self) -> None:
-        """End it; within a second, also in the middle of its work."""
+        """Close the tunnel within a second, even while it is being opened."""
         self._dropped = True
         self._hurry.set()
 
@@ -94,7 +94,7 @@ class Tunnel(threading.Thread):
             self._hurry.wait(retry_delay_s(failures))
 
     def _carry(self) -> tuple[float, Reason, str]:
-        """One connection's life. Returns (since when it was up, 0.0 = never; why it ended; a code for programs)."""
+        """Serve one connection. Returns (time since it was up, 0.0 = never; reason of its end; code of the reason)."""
         up_at = 0.0
         deadline = time.monotonic() + CONNECT_S
         self._gate.acquire()
@@ -141,7 +141,7 @@ class Tunnel(threading.Thread):
 
 
 class OpenTunnels:
-    """All of them. Used from one thread."""
+    """All tunnels of the process. Used from one thread."""
 
     def __init__(self, connector: Connector, out: Any) -> None:
         self._connector = connector

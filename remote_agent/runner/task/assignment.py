@@ -32,7 +32,7 @@ class TaskAssignment:
         self.gang = bool(values.get("gang"))
 
     def overruled(self, request: dict[str, object]) -> TaskAssignment:
-        """The same with `request`, a newer "desired" that it does not run. What is to run, only the file says."""
+        """A copy with `request`, a newer "desired" other than running. Only the file can request a start."""
         newer = (whole(request, "epoch"), whole(request, "generation")) > (self.epoch, self.generation)
         if not newer or not stops(request):
             return self
@@ -44,12 +44,12 @@ class TaskAssignment:
 
     @property
     def start(self) -> dict[str, object]:
-        """What belongs to a start besides the command; empty for most."""
+        """Parts of a start besides the command; usually empty."""
         return _object(self.values.get("start"))
 
     @property
     def container(self) -> dict[str, object] | None:
-        """None: the command runs as it is."""
+        """The container's settings; None: the command runs directly."""
         found = self.start.get("container")
         return found if isinstance(found, dict) else None
 
@@ -60,21 +60,21 @@ class TaskAssignment:
 
     @property
     def max_run_s(self) -> float | None:
-        """How long an attempt may run; None: as long as it likes."""
+        """The time limit of an attempt in seconds; None: unlimited."""
         limit = self.spec.get("max_run_s")
         is_time = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
         return float(limit) if is_time else None  # type: ignore[arg-type]
 
     @property
     def causes(self) -> dict[str, str]:
-        """The users' own causes of failures: the word -> what a last line of it matches."""
+        """User-defined causes of failures: name -> pattern of a last log line."""
         return {word: str(expression) for word, expression in _object(self.values.get("causes")).items()}
 
     def policy(self) -> RestartRules:
         values = self.spec.get("restart")
         policy = RestartRules(values if isinstance(values, dict) else None)
         if self.spec.get("oneshot") and policy.policy == "always":
-            policy.policy = "on-failure"  # run to completion: a good end is the end
+            policy.policy = "on-failure"  # run to completion: exit code 0 ends the worker
         policy.gang = self.gang
         return policy
 

@@ -27,11 +27,11 @@ from remote_agent.system import paths, podman, processes
 PULL_S = 6 * 3600.0  # an image of 30 GB over a slow line
 RUN_S = 120.0
 REMOVE_S = 60.0
-RUN, REMOVE = "podman run", "podman rm"  # the kinds of steps, for messages
+RUN, REMOVE = "podman run", "podman rm"  # kinds of steps, for messages
 
 
 def name_of(worker_dir: str) -> str:
-    """Of the one container that this worker may have on this host."""
+    """The name of the only container that this worker may have on this host."""
     fleet = os.path.basename(os.path.dirname(os.path.dirname(os.path.dirname(worker_dir))))
     fleet = "".join(letter for letter in fleet if letter.isalnum() or letter in "_.-") or "fleet"
     return f"procguard-{fleet}-{os.path.basename(worker_dir)}-{zlib.crc32(os.fsencode(worker_dir)):08x}"
@@ -45,7 +45,7 @@ def run_step(container: dict[str, object]) -> Hook:
 
 
 def _missing_gpus(container: dict[str, object]) -> list[Reason]:
-    """Why podman will fail where it was given GPUs that it cannot find."""
+    """Why podman will fail: assigned GPUs that no CDI specification lists."""
     options, prefix = container.get("options"), f"--device={podman.GPU_KIND}="
     words = [str(word) for word in options] if isinstance(options, list) else []
     wanted = [word[len(prefix) :] for word in words if word.startswith(prefix)]
@@ -75,7 +75,8 @@ exit $failed"""
 
 
 def steps(container: dict[str, object], number: int, removed: bool) -> list[Hook]:
-    """Before the command of attempt `number`, in this order. `removed`: that of the attempt before it is gone."""
+    """The steps before the command of attempt `number`, in order. `removed`: the previous attempt's container is
+    gone."""
     run = run_step(container)
     return [run] if number <= 1 or removed else [remove_step(), run]
 
@@ -86,7 +87,7 @@ def build(
     """The client's words, in the host's environment: the job's own variables are not the client's. Raises NotStarted,
     or OSError where the disk takes no file of them."""
     env = {**base_env, processes.COOKIE_VARIABLE: f"{cookie}-{number}"}
-    if os.geteuid() != 0:  # what the agent's session had may be gone, or the session had none
+    if os.geteuid() != 0:  # the agent's session directory may be gone or may never have existed
         env["XDG_RUNTIME_DIR"] = podman.runtime_directory(base_env) or env.get("XDG_RUNTIME_DIR", "")
     container = assignment.start["container"]
     assert isinstance(container, dict)
@@ -122,7 +123,7 @@ def join(launch: child.Launch, namespace: str) -> None:
 
 
 def _write_env(assignment: TaskAssignment, number: int, cookie: str, worker_dir: str) -> None:
-    """The job's variables, in a file of the agent's user: secrets are nobody's to read in a command line."""
+    """Write the job's variables to a file of the agent's user, because command lines are readable by all users."""
     own = assignment.spec.get("env")
     declared = {str(name): str(value) for name, value in own.items()} if isinstance(own, dict) else {}
     env, _ = environment.compose({}, {"env_files": assignment.start.get("env_files")}, declared, "")

@@ -42,7 +42,7 @@ def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
     if operation == "lease":
         _take_lease(task, whole(message, "epoch"), whole(message, "until_ns"))
     elif task.lease.ended(now):
-        runner.advance(now)  # this process may have been frozen since it looked last
+        runner.advance(now)  # this process may have been frozen since the last check
     if operation == "assign":
         _assign(task, message, now)
     elif operation in (RESTART, KILL):
@@ -73,7 +73,7 @@ def terminate(runner: TaskRunner, now: float) -> None:
     """Handle SIGTERM to the runner."""
     task = runner.task
     if task.settled:
-        return  # it stays only until its end is on a disk
+        return  # the runner remains only until the end is on a disk
     state = task.state.values["state"]
     if state == states.BACKOFF:
         task.schedule(restart.STOP, ASKED[TERMINATE], now)
@@ -103,8 +103,8 @@ def _operate_settled(runner: TaskRunner, message: dict[str, object], now: float)
 
 
 def _take_lease(task: WorkerTask, epoch: int, until_ns: int) -> None:
-    """A renewal is no news to anybody, or each would be answered by a heartbeat that brings the next one. The first one
-    of an epoch is: the manager relies on a fence only once it is told that it stands."""
+    """Accept a lease. Renewals are not reported, because each report would trigger a heartbeat that brings the next
+    renewal. The first lease of an epoch is reported: the manager relies on fencing only after the report."""
     values = task.state.values
     before = values["fenced"], values["lease_epoch"]
     if task.lease.grant(epoch, until_ns):
@@ -114,8 +114,8 @@ def _take_lease(task: WorkerTask, epoch: int, until_ns: int) -> None:
 
 
 def _take_progress(task: WorkerTask, value: object) -> None:
-    """What restart.progress names has this value now. The highest one is written with the next change: after an attempt
-    at the latest."""
+    """Note the current value of the metric in restart.progress. The highest one is written with the next state change,
+    at the end of the attempt at the latest."""
     values = task.state.values
     progressed, values["progress"] = restart.has_progressed(values["progress"], value)
     if progressed and values["restarts"] and task.policy.progress:

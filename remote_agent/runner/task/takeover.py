@@ -59,7 +59,7 @@ def begin(
     if afresh:
         values.update(generation=assignment.generation, restarts=0, progress=None)
     task.obey(assignment)
-    if same_boot:  # in another one no lease is worth anything
+    if same_boot:  # leases are invalid after a reboot
         task.lease.grant(whole(former, "lease_epoch"), whole(former, "lease_until_ns"))
     task.lease.grant(*lease)
     task.note_lease()

@@ -47,11 +47,11 @@ class WorkerTask:
         self.next_start = 0.0  # in backoff: the end of the pause
         self.lacks_room = False  # in backoff: the host's disk keeps the attempt of this number from starting
         self.attempt: Attempt | None = None
-        self.wait_status: int | None = None  # of the attempt's process, until it is taken
+        self.wait_status: int | None = None  # exit of the attempt's process, until it is processed
         self.no_children = True
-        self.ending: Ending | None = None  # of the last attempt, until it was reported
-        self.post_stop: hooks.PostStop | None = None  # what is to run, or runs, after an attempt
-        self.remarks: Reason = NONE  # what its hooks have to say
+        self.ending: Ending | None = None  # end of the last attempt, until it is reported
+        self.post_stop: hooks.PostStop | None = None  # hooks to run after an attempt
+        self.remarks: Reason = NONE  # messages of its hooks
         self.own(WorkerProcesses(record, ""))
 
     @property
@@ -88,15 +88,15 @@ class WorkerTask:
         apart = self.assignment.spec.get("stderr") == "separate"
         try:
             found = prove(attempt, ending, self.state.record.worker_dir, apart, self.assignment.causes)
-        except Exception:  # whatever a log holds: an end without a cause, never a runner that fails
+        except Exception:  # unexpected log content must not make the runner fail: the end then has no cause
             return None
         if found is not None:
             ending.failure, ending.proof = found.word, NONE if found.word == "oom" and ending.oom else found.reason
         return found
 
     def take_over_ending(self, number: int, ending: Ending) -> None:
-        """That is how the former runner's attempt ended. Its post_stop hooks run, again where that one died before
-        their end."""
+        """Adopt the end of the previous runner's attempt. Its post_stop hooks run, again if that runner died before
+        they had finished."""
         self.ending = ending
         self.post_stop = self.processes.post_stop(self.assignment, number, ending)
 
@@ -123,7 +123,7 @@ class WorkerTask:
         self.note_lease()
 
     def request(self, what: str, command_id: str = "") -> None:
-        """Begin to stop, or change what follows a stop that is under way; `enforce` puts it into effect."""
+        """Request a stop, or change the action after a stop in progress; `enforce` applies it."""
         if self.command_id:
             self.state.result(self.command_id, "failed", because("command.overtaken", why=self.why(what)))
         self.asked, self.command_id, self.scheduled = what, command_id, None
