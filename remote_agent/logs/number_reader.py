@@ -1,18 +1,18 @@
-"""Reads numbers from what workers newly print, in a separate process that lives as long as there is something to read.
+"""Reads numbers from workers' new output, in a separate process that runs while there is output to read.
 
-Run as a script (`python -I -S number_reader.py`) by number_readings.py; imports nothing of ours but grep.py. Every
-POLL_S it looks at what each log has grown by, the newest lines first, until each expression has matched one: what an
-older line says is of no interest. A carriage return ends a line, so that progress bars count.
+Run as a script (`python -I -S number_reader.py`) by number_readings.py; imports only grep.py. Every POLL_S it reads the
+new bytes of each log, newest lines first, until each expression has matched once: older lines are irrelevant. A
+carriage return ends a line, so that progress bars count.
 
-Bounds, whatever a job prints: MAX_NEW_BYTES and MAX_LINES of a log in one look (what lies before them is skipped),
-MAX_LINE_CHARS of a line, grep.py's LINE_CPU_S of an expression in one look (after STRIKES of them it is given up for
-the attempt), and CPU_SHARE of one core for all together: the looks become rarer. Little memory, low priority, the
-preferred victim of the OOM killer. It ends with 0 when its standard input does, or once every worker is over and read
-to its end.
+Limits, whatever a job prints: MAX_NEW_BYTES and MAX_LINES per log and poll (earlier output is skipped), MAX_LINE_CHARS
+per line, grep.py's LINE_CPU_S per expression and poll (after STRIKES overruns it is disabled for the attempt), and
+CPU_SHARE of one core in total, beyond which polls become rarer. Little memory, low priority, the preferred victim of
+the OOM killer. Exits with 0 at the end of its standard input, or once every worker has ended and is read completely.
 
-In: JSON lines, each the whole table: [[worker, attempt, its directory, {name: [expression, needle]}, is over]…].
-Out: JSON lines {worker: [attempt, {name: [value, at, total or null, eta_s or null, trouble]}]…} of what has changed; an
-empty one at least every ALIVE_S.
+In: JSON lines, each the complete table: [[worker, attempt, its directory, {name: [expression, needle]}, is over]…].
+Out: JSON lines {worker: [attempt, {name: [value, at, total or null, eta_s or null, trouble]}]…} of the changes; an
+empty
+one at least every ALIVE_S.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from remote_agent.logs.grep import COLOURS, TooLong, Watch, be_humble
 POLL_S = 1.0
 ALIVE_S = 10.0
 MAX_NEW_BYTES = 1024 * 1024
-FIRST_BYTES = 256 * 1024  # of what is there already when a log is looked at first
+FIRST_BYTES = 256 * 1024  # of existing output, at the first poll of a log
 MAX_LINES = 20_000
 MAX_LINE_CHARS = 4096
 MAX_NUMBER_CHARS = 40
@@ -43,7 +43,7 @@ STRIKES = 3
 CPU_SHARE = 0.04
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
 MAX_TABLE_BYTES = 16 * 1024 * 1024
-QUIET_LOOKS = 3  # of one that is over: then it is looked at no more
+QUIET_LOOKS = 3  # polls without new output after which an ended attempt is no longer read
 RATE_POINTS, RATE_EVERY_S = 16, 20.0  # the rate is that of the last minutes
 LINE_END = re.compile(rb"[\r\n]")
 
@@ -64,7 +64,7 @@ class PrintedNumber:
         try:
             self._search = re.compile(expression).search
         except (re.error, ValueError, RecursionError, OverflowError):
-            self.trouble = "too_long"  # the manager has checked it; another Python may still refuse it
+            self.trouble = "too_long"  # checked by the manager, but another Python version may refuse it
 
     def examine(self, text: Text, wall: float, watch: Watch) -> bool:
         """Whether something has changed."""
@@ -117,7 +117,8 @@ class PrintedNumber:
 
 
 def as_number(text: Optional[str]) -> Optional[float]:
-    """None for what is no finite number. "0.5." is one: [0-9.]+ takes the point at a sentence's end."""
+    """The number, or None if it is not finite. "0.5." is accepted, because [0-9.]+ also matches the full stop of a
+    sentence."""
     if not text or len(text) > MAX_NUMBER_CHARS or "_" in text:
         return None
     try:
@@ -128,15 +129,15 @@ def as_number(text: Optional[str]) -> Optional[float]:
 
 
 class Log:
-    """One log file, read from where the last look ended. A line without an end yet is looked at once it has been
-    unchanged for one look: half a number is none."""
+    """One log file, read from where the last poll ended. An unfinished line is read once it is unchanged for one poll,
+    because half a number is wrong."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.quiet = 0  # looks without anything new
-        self.written_at = math.inf  # of what is new; what a first look finds may be old
+        self.quiet = 0  # polls without new output
+        self.written_at = math.inf  # time of the new output; that of the first poll may be old
         self._offset = self._whole_to = -1
-        self._rest_seen = -1  # the size at which the unfinished line was looked at
+        self._rest_seen = -1  # the file size at which the unfinished line was read
         self._size = -1
 
     def new(self) -> Optional[Text]:
@@ -162,7 +163,7 @@ class Log:
                 data = file.read(size - begin)
         except OSError:
             return None
-        if begin > max(0, self._whole_to):  # in the middle of a line, after what is skipped
+        if begin > max(0, self._whole_to):  # within a line, after skipped output
             cut = LINE_END.search(data)
             data, begin = (data[cut.end() :], begin + cut.end()) if cut else (data, begin)
         whole = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
@@ -176,8 +177,8 @@ class Log:
 
 
 class Text:
-    """What is new of a log, without colours. Its lines are given the newest first, at most MAX_LINES of them and
-    MAX_LINE_CHARS of each."""
+    """The new output of a log, without colours. Yields lines newest first, at most MAX_LINES, each up to
+    MAX_LINE_CHARS."""
 
     def __init__(self, data: bytes) -> None:
         text = data.decode("utf-8", "replace")
@@ -197,7 +198,7 @@ class Text:
         return self._lines
 
     def holding(self, needle: str) -> Iterator[str]:
-        """The lines in which it is."""
+        """The lines that contain the needle."""
         text = self._text
         end = len(text)
         for _ in range(MAX_LINES):
@@ -224,7 +225,7 @@ class Watched:
         return self.over and all(one.quiet >= QUIET_LOOKS for one in self._logs)
 
     def examine(self, wall: float, watch: Watch) -> Optional[list[Any]]:
-        """[attempt, {name: […]}] of what has changed."""
+        """[attempt, {name: […]}] of the changes."""
         if self.done:
             return None
         changed = {}
@@ -242,7 +243,7 @@ class NumberReader:
         self._workers: dict[str, Watched] = {}
 
     def take(self, table: Iterable[list[Any]]) -> None:
-        """The whole table; an attempt that is known goes on."""
+        """Apply a table; known attempts continue."""
         workers = {}
         for worker, attempt, directory, expressions, over in table:
             known = self._workers.get(worker)
@@ -282,7 +283,7 @@ def main() -> int:
             *lines, unread = (unread + data).split(b"\n")
             if lines:
                 reader.take(json.loads(lines[-1]))
-            pause_s = 0.05  # and what else is on its way
+            pause_s = 0.05  # and further pending input
             continue
         used_s = time.process_time()
         changed = reader.examine(time.time())

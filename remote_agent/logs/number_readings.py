@@ -1,8 +1,8 @@
-"""The numbers that workers print, as their number reader (number_reader.py) finds them.
+"""The numbers that workers print, as found by the number reader (number_reader.py).
 
-Owns the process, its table of what to read and the thread that waits for it; both exist only while a worker with
-`metrics` is here, and the process may be killed at any time. `update` and `of` are called by the main loop, which
-neither matches anything nor waits.
+Owns the reader's process, its table of logs and the thread that communicates with it; both exist only while there is a
+worker with `metrics`, and the process may be killed at any time. The main loop calls `update` and `of`, which neither
+match nor block.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_METRICS, LogMetric
 
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "number_reader.py")
-SILENT_S = 60.0  # it says something every 10 s; on a busy host late
+SILENT_S = 60.0  # it reports every 10 s; later on a busy host
 AGAIN_S = (1.0, 5.0, 30.0, 120.0)
 MAX_LINE_BYTES = 8 * 1024 * 1024
-NOTHING_S = 10.0  # without a worker to read for, the process goes
+NOTHING_S = 10.0  # the process ends after this time without a worker
 
 
 class NumberReadings:
@@ -33,7 +33,7 @@ class NumberReadings:
         self._found: dict[str, tuple[int, dict[str, list[Any]]]] = {}  # each replaced as a whole by the thread
 
     def update(self, table: list[Any]) -> None:
-        """What is to be read from now on; main loop."""
+        """Set the table of logs to read; called by the main loop."""
         alive = self._thread is not None and self._thread.is_alive()
         if table == self._table and (alive or not table):
             return
@@ -66,7 +66,7 @@ class NumberReadings:
             began = time.monotonic()
             try:
                 if self._attend(user_process.start(self._python, READER)):
-                    self._changed.wait()  # all that is known of is read to its end
+                    self._changed.wait()  # everything in the table has been read
                     continue
             except (OSError, ValueError) as exc:
                 self._say("numbers are not read from logs", why=exc)
@@ -75,8 +75,8 @@ class NumberReadings:
                 self._changed.wait(AGAIN_S[min(failures, len(AGAIN_S)) - 1] if failures else 0.0)
 
     def _attend(self, process: Any) -> bool:
-        """Give the process its table and take what it says, until it ends, falls silent, or nothing is to be read.
-        Whether it has ended by itself, with nothing left to read."""
+        """Send the table to the process and read its output until it ends, hangs, or there is nothing to read. Returns
+        whether it ended by itself with everything read."""
         sent: Optional[list[Any]] = None
         unread, unsent = b"", b""
         received_at = wanted_at = time.monotonic()
@@ -130,4 +130,4 @@ def _end(process: Any) -> None:
     try:
         process.wait(2.0)
     except subprocess.TimeoutExpired:
-        pass  # in the kernel, on a disk that hangs; init gets it
+        pass  # blocked in the kernel on a hanging disk; init will reap it

@@ -1,4 +1,5 @@
-"""Serves ranges of logs that a new leader requests because it never received them: what is still here, what is lost.
+"""Serves ranges of logs that a new leader requests because it never received them: the existing bytes, and the lost
+ranges.
 
 Owns the content sent for one LogRange; the shipper posts it. Only reads files.
 """
@@ -32,7 +33,7 @@ class RangePost:
 
 
 def posts(worker: WorkerLogs, asked: LogRange) -> Iterator[RangePost]:
-    """The last of them says so."""
+    """The requests to post; the last one is marked."""
     waiting = None
     for post in _listed(worker) if asked.attempt == 0 else _parts(worker, asked):
         if waiting is not None:
@@ -54,7 +55,7 @@ def _listed(worker: WorkerLogs) -> Iterator[RangePost]:
 
 
 def _parts(worker: WorkerLogs, asked: LogRange) -> Iterator[RangePost]:
-    """What is here of the range, and the holes in it."""
+    """The existing parts of the range, and its holes."""
     with worker.lock:
         file = worker.files.get(f"{asked.attempt}.{asked.stream}")
     at, position = time.time(), max(0, asked.offset)
@@ -75,8 +76,8 @@ def _parts(worker: WorkerLogs, asked: LogRange) -> Iterator[RangePost]:
 
 
 def _read(worker: WorkerLogs, file: LogFile, position: int, end: int) -> "tuple[int, bytes]":
-    """(where data begins, data); (end, nothing) where there is none before it."""
-    with worker.lock:  # nobody punches it meanwhile
+    """Returns (start of data, data), or (end, b"") if there is none before the end."""
+    with worker.lock:  # excludes hole punching
         try:
             descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -13,19 +13,19 @@ from remote_agent.protocol.hints import Any
 from remote_agent.protocol.records import field, record
 from remote_agent.system import paths
 
-BURST_BYTES = 64 * 1024 * 1024  # beyond keep_local, of what the manager is just taking
+BURST_BYTES = 64 * 1024 * 1024  # allowed beyond keep_local while the manager is receiving it
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
 _FALLOC_PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SYNC_RANGE = 0x07  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 SEEK_DATA = getattr(os, "SEEK_DATA", 3)  # the kernel's number; PyPy has no name for it
-_PUNCH_BYTES = 4 * STEP_BYTES  # at once: a writer waits for the end of each
-PIECES = 1024  # with data in them, in one go
+_PUNCH_BYTES = 4 * STEP_BYTES  # per call, because a writer waits for each to end
+PIECES = 1024  # number of pieces with data per call
 
 
 @record(frozen=True)
 class FileState:
-    """`complete`: nothing more comes and the manager has it all. `current`: of the attempt that runs, or ran last.
-    `wanted_from`: the manager is just taking the bytes from here on; `size` where it is away or has them."""
+    """`complete`: final, and the manager has all of it. `current`: of the current or last attempt. `wanted_from`: the
+    offset from which the manager is receiving bytes; `size` if it is unreachable or has them."""
 
     attempt: int
     stream: str
@@ -40,7 +40,7 @@ class FileState:
 
 
 def decide(files: list[FileState], keep_bytes: int, keep_attempts: int) -> tuple[dict[str, int], list[int]]:
-    """({file: offset before which its bytes leave the disk}, attempts that leave it whole).
+    """Returns ({file: offset before which bytes are deleted}, attempts to delete completely).
 
     Each file keeps its last `keep_bytes`, and so do all finished attempts of the worker together, the newest first;
     a burst that the manager is taking is given a little more room. What the manager lacks of a finished attempt leaves
@@ -77,8 +77,8 @@ def _cut(file: FileState, keep_bytes: int) -> int:
 
 
 def punch_hole(path: str, offset: int, length: int) -> str:
-    """Free these bytes' blocks; the file keeps its size. Returns "" or why it did not work. Never holds a writer up
-    for long: dirty pages are written out before, and it is done in parts."""
+    """Free the blocks of these bytes; the file keeps its size. Returns "" or the error. Never delays a writer for
+    long: dirty pages are written before, and holes are punched in parts."""
     end = offset + length
     while offset < end:
         problem, offset = punch_some(path, offset, end)
@@ -88,8 +88,8 @@ def punch_hole(path: str, offset: int, length: int) -> str:
 
 
 def punch_some(path: str, offset: int, end: int) -> tuple[str, int]:
-    """The same for at most PIECES pieces with data in them: (problem, where it came to). A job that holds its log's
-    descriptor can make it terabytes long, of nothing or of single bytes far apart."""
+    """As `punch_hole`, for at most PIECES pieces with data. Returns (error, offset reached). A job has its log's
+    descriptor and can make the file terabytes long with holes or scattered single bytes."""
     import ctypes
 
     try:
@@ -105,7 +105,7 @@ def punch_some(path: str, offset: int, end: int) -> tuple[str, int]:
             start = _data_from(descriptor, offset, end)
             size = min(_PUNCH_BYTES, end - start)
             sync_range(descriptor, start, size, _SYNC_RANGE)
-            # From where we are, not from the data on: blocks that are reserved and not written count as a hole.
+            # From the current offset, not from the data: reserved but unwritten blocks count as a hole.
             if fallocate(descriptor, _FALLOC_PUNCH, offset, start + size - offset) != 0:
                 return os.strerror(ctypes.get_errno()), offset
             offset = start + size
@@ -117,7 +117,7 @@ def punch_some(path: str, offset: int, end: int) -> tuple[str, int]:
 
 
 def _data_from(descriptor: int, start: int, end: int) -> int:
-    """Where data begins from `start` on; `end` where none does before it."""
+    """The offset of the first data at or after `start`; `end` if there is none before it."""
     try:
         return min(end, os.lseek(descriptor, start, SEEK_DATA))
     except OSError as exc:
@@ -157,13 +157,13 @@ def next_data(descriptor: int, offset: int, size: int) -> int:
     except OSError as exc:
         found = size if exc.errno == errno.ENXIO else offset
     if found > offset and os.pread(descriptor, 4096, offset).strip(b"\0"):
-        return offset  # bytes are there, whatever the file system says
+        return offset  # bytes exist, whatever the file system reports
     return found
 
 
 @record
 class Marks:
-    """What the next agent must know of finished files ("3.out"): `complete` {file: size} are with the manager whole;
+    """Information about finished files ("3.out") for the next agent: `complete` {file: size}: received by the manager;
     `gone` {file: offset}: trimmed."""
 
     complete: dict[str, int] = field(default_factory=dict)
@@ -179,7 +179,7 @@ def _trims_file(worker_directory: str) -> str:
 
 
 def read_marks(worker_directory: str) -> Marks:
-    """Missing or torn: the manager is asked again."""
+    """Read the marks; if they are missing or damaged, the manager is queried again."""
     return Marks(_read_numbers(_marks_file(worker_directory)), _read_numbers(_trims_file(worker_directory)))
 
 
@@ -197,7 +197,7 @@ def write_marks(worker_directory: str, marks: Marks) -> None:
         if marks.gone:
             paths.write_json(_trims_file(worker_directory), marks.gone)
     except OSError:
-        pass  # asked again after the next start
+        pass  # the manager is queried again after the next start
 
 
 def unlink(path: str) -> None:

@@ -25,17 +25,18 @@ MAX_WAITING = 4
 MAX_REMEMBERED = 64
 MAX_TIMEOUT_S = 60.0
 MAX_LINES = 5000
-MAX_ANSWER_CHARS = 512 * 1024  # of the lines of one answer
+MAX_ANSWER_CHARS = 512 * 1024  # limit of the lines of one answer
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
-GRACE_S = 2.0  # for the process to begin, and to say by itself that its time is up
-IDLE_S = 20.0  # then thread and connection go
+GRACE_S = 2.0  # for the process to start, and to report its own timeout
+IDLE_S = 20.0  # then thread and connection are closed
 TRIES = 3
 
 Directories = Callable[[str], Optional[str]]
 
 
 class LogSearcher:
-    """`take` from the main loop; all else happens elsewhere. `connect` makes the connection that answers travel on."""
+    """`take` is called by the main loop; everything else runs in a thread. `connect`: creates the connection for
+    answers."""
 
     def __init__(self, credentials: AgentCredentials, python: str, connect: Callable[[], Connection]) -> None:
         self._credentials, self._python, self._connect = credentials, python, connect
@@ -48,15 +49,15 @@ class LogSearcher:
         self._connection: Optional[Connection] = None
 
     def take(self, searches: list[LogSearch], directory_of: Directories) -> None:
-        """`directory_of(worker_id)`: where its attempts' logs lie, or None where it is not here."""
+        """`directory_of(worker_id)`: the directory of its attempts' logs, or None for an unknown worker."""
         for search in searches:
             if search.search_id in self._seen:
-                continue  # told twice
+                continue  # a duplicate
             self._seen.append(search.search_id)
             directories = [[one, place] for one in search.workers for place in [directory_of(one)] if place is not None]
             with self._lock:
                 if self._open >= MAX_WAITING:
-                    continue  # the manager says that this host did not answer
+                    continue  # the manager reports that this host did not answer
                 self._open += 1
                 start, self._running = not self._running, True
             self._jobs.put((search, directories))
@@ -102,7 +103,7 @@ class LogSearcher:
                 self._connection = self._connect()
             try:
                 self._connection.request("POST", path, body)
-                return  # taken, or nobody waits for it any more
+                return  # accepted, or no longer awaited
             except LinkDown:
                 if self._ending.wait(0.5 * (try_number + 1)):
                     return
@@ -114,7 +115,7 @@ class LogSearcher:
 def run_search(
     python: str, search: LogSearch, directories: list[list[str]], ending: threading.Event
 ) -> LogSearchResult:
-    """Have a process of its own look, and take what it has found by the deadline."""
+    """Run the search in a separate process and collect its results until the deadline."""
     import subprocess
 
     from remote_agent.health import user_process  # seldom needed: it need not take up memory before
@@ -141,12 +142,12 @@ def run_search(
         try:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            pass  # in the kernel, on a disk that hangs; init gets it
+            pass  # blocked in the kernel on a hanging disk; init will reap it
     return reader.result(round(time.monotonic() - began, 3))
 
 
 def _talk(process: Any, request: bytes, reader: _OutputReader, deadline: float, ending: threading.Event) -> None:
-    """Write the request, read what is said, never beyond the deadline."""
+    """Write the request and read the output, not beyond the deadline."""
     writing, reading = process.stdin.fileno(), process.stdout.fileno()
     os.set_blocking(writing, False)
     left: Optional[memoryview] = memoryview(request)
@@ -170,7 +171,7 @@ def _talk(process: Any, request: bytes, reader: _OutputReader, deadline: float, 
 
 
 class _OutputReader:
-    """What the process says, line by line, as far as it has come."""
+    """The process's output, line by line, as far as received."""
 
     def __init__(self, search: LogSearch) -> None:
         self._search = search

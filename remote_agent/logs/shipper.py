@@ -26,9 +26,9 @@ MIN_CHUNK_BYTES = 64 * 1024
 MAX_FILES = 50  # small ones of one worker, in one round
 MAX_RUNS = 200  # times in one post: about 3 KB of its address
 REFUSED_AGAIN_S = 10.0
-STORAGE_FAILED = 507  # of this worker's file: an offset that no file system takes must not hold up the others
+STORAGE_FAILED = 507  # status for one worker's file: an offset that no file system accepts must not delay the others
 MAX_GATHER_S = 10.0
-MAX_RANGES = 64  # of those that a new leader asks for
+MAX_RANGES = 64  # limit of the ranges that a new leader may request
 
 
 class LogShipper(threading.Thread):
@@ -70,7 +70,7 @@ class LogShipper(threading.Thread):
         self.files.keep(keep_bytes, keep_attempts)
 
     def gather(self, gather_s: Optional[float]) -> None:
-        """How long what is printed may wait for what comes next, as the manager says it; None: as before."""
+        """Set how long output may be collected before it is sent, as configured by the manager; None: unchanged."""
         if gather_s is not None:
             self._gather_s = min(MAX_GATHER_S, max(0.0, gather_s))
 
@@ -79,7 +79,7 @@ class LogShipper(threading.Thread):
         self._watcher.start()
 
     def send(self, asked: list[LogRange]) -> None:
-        """Parts that a new leader asks for, before anything else. Told twice, or too many at once: left out."""
+        """Queue ranges that a new leader requests; they are sent first. Duplicates and excess ones are ignored."""
         for one in asked:
             if one.range_id not in self._asked and len(self._ranges) < MAX_RANGES:
                 self._asked = [*self._asked[-MAX_RANGES:], one.range_id]
@@ -151,7 +151,7 @@ class LogShipper(threading.Thread):
         return moved
 
     def _send_ranges(self) -> None:
-        """What is refused is not wanted any more. Raises LinkDown."""
+        """Send requested ranges; refused ones are dropped. Raises LinkDown."""
         if not self._ranges:
             return
         from remote_agent.logs import ranges  # once, after a takeover
@@ -169,7 +169,7 @@ class LogShipper(threading.Thread):
                 try:
                     taken = self._request(path, post.data).ok
                 except LinkDown:
-                    self._asked.remove(asked.range_id)  # who still waits for it says so again
+                    self._asked.remove(asked.range_id)  # if it is still needed, the manager requests it again
                     raise
                 if not taken:
                     break

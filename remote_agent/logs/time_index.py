@@ -14,11 +14,11 @@ from array import array
 from remote_agent.system import paths
 
 POINT = struct.Struct("<Qd")
-MAX_OFFSET = 1 << 62  # no log is as large: what says so is no point
-MAX_POINTS = 8192  # beyond, those that lie close together become one: 8 hours of waiting are known to 8 s
+MAX_OFFSET = 1 << 62  # no log is as large: such a point is invalid
+MAX_POINTS = 8192  # beyond this number, close points are merged: 8 hours are kept with a resolution of 8 s
 WRITE_WAITING_S = 1.0  # a point whose bytes wait for the manager is on disk within this time
 WRITE_SHIPPED_S = 10.0  # interval at which the watch is recorded
-UNWATCHED_PARTS = 32  # bytes that came while no agent watched are spread evenly over that time
+UNWATCHED_PARTS = 32  # unobserved bytes are spread evenly over the time without an agent
 
 
 class TimeIndex:
@@ -39,7 +39,7 @@ class TimeIndex:
 
     @property
     def last(self) -> int:
-        """Up to this offset the bytes' times are known."""
+        """The offset up to which times are known."""
         return self._ends[-1] if self._ends else 0
 
     def saw(self, size: int, at: float) -> None:
@@ -58,7 +58,8 @@ class TimeIndex:
                 self._thin()
 
     def saw_first(self, size: int, changed_at: float) -> None:
-        """A new agent's first look: what came since the last one's was written by `changed_at`, the file's mtime."""
+        """The first observation by a new agent: bytes since the previous agent's last observation were written by
+        `changed_at`, the file's mtime."""
         before, since = self.last, self._times[-1] if self._times else changed_at
         if since < changed_at - 1.0 and size > before:
             for part in range(1, UNWATCHED_PARTS):
@@ -67,7 +68,7 @@ class TimeIndex:
         self.saw(size, changed_at)
 
     def runs(self, start: int, end: int, limit: int) -> tuple[list[tuple[int, float]], int]:
-        """([(offset, wall time)…], end): the runs of bytes from `start` on, at most `limit`, and where they end."""
+        """Returns ([(offset, wall time)…], end): at most `limit` runs of bytes from `start` on, and their end."""
         index = self._find(start)
         found: list[tuple[int, float]] = []
         while start < end and index < len(self._ends):
@@ -81,7 +82,8 @@ class TimeIndex:
         return found, end
 
     def forget_before(self, offset: int) -> None:
-        """These bytes are shipped. The last point stays: it says until when somebody watched."""
+        """Drop the points of shipped bytes. The last point is kept, because it records the time of the last
+        observation."""
         gone = min(self._find(offset), len(self._ends) - 1)
         if gone > 0:
             del self._ends[:gone]
@@ -91,7 +93,7 @@ class TimeIndex:
                 self._apart_s = 0.0
 
     def _find(self, offset: int) -> int:
-        """The first point behind `offset`."""
+        """The index of the first point after `offset`."""
         low, high = 0, len(self._ends)
         while low < high:
             middle = (low + high) // 2
@@ -102,7 +104,8 @@ class TimeIndex:
         return low
 
     def _thin(self) -> None:
-        """Bytes keep the time of the point behind them, so a point may go if the next one is near."""
+        """Merge points: bytes have the time of the point after them, so a point can be removed if the next one is
+        close."""
         while len(self._ends) > MAX_POINTS * 3 // 4 and self._apart_s < 1e9:
             self._apart_s = max(0.2, self._apart_s * 2)
             ends, times = array("Q"), array("d")
@@ -117,7 +120,7 @@ class TimeIndex:
     # ------------------------------------------------------------------------------------------ on disk
 
     def write(self, now_wall: float, waiting: bool) -> None:
-        """Put new points on disk where it is time. Raises OSError."""
+        """Write new points to the disk if due. Raises OSError."""
         every_s = WRITE_WAITING_S if waiting else WRITE_SHIPPED_S
         if not self._unwritten or 0 <= now_wall - self._written_at < every_s:
             return

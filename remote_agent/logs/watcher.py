@@ -25,29 +25,30 @@ KEEP_ATTEMPTS = 10
 MIN_KEEP_BYTES = 1024 * 1024
 POLL_INTERVAL_S = 0.1
 QUIET_S = 2.0  # a finished attempt's file unchanged for this long is complete
-AWAY_S = 3.0  # nothing acknowledged for this long: the manager is away, what waits may be dropped
+# without an acknowledgement for this time the manager counts as unreachable, and waiting bytes may be dropped
+AWAY_S = 3.0
 AGAIN_S = 5.0  # after a disk refused something
-QUIET_POLL_INTERVAL_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
+QUIET_POLL_INTERVAL_S = 0.2  # poll interval of silent logs: new output is seen within 0.3 s; settled workers: 1 s
 BOUNDS_EVERY_S = 2.0
 # A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
 ENDED_POLL_INTERVAL_S = 5.0
-FILES_A_SECOND = 2000  # for the bounds of a worker that prints
-MAX_REMOVED = 200  # attempts, in one look
+FILES_A_SECOND = 2000  # lets the limits of a printing worker be checked more often the fewer files it has
+MAX_REMOVED = 200  # attempts removed per scan
 ROOM_POLL_INTERVAL_S = 1.0
-# Set aside in the log of what runs: what it prints in AHEAD_S, within these bounds.
+# Space reserved in the log of a running worker: its output of AHEAD_S, within these limits.
 AHEAD_S = 2.0
 MIN_AHEAD_BYTES = 1024 * 1024
 MAX_AHEAD_BYTES = 32 * 1024 * 1024
 LEAST_AHEAD_BYTES = 64 * 1024
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 4096
-KEEP_TAIL_BYTES = 256 * 1024  # of a running log, whatever the disk lacks
+KEEP_TAIL_BYTES = 256 * 1024  # always kept of a running log, even if the disk is full
 
 
 @record(frozen=True)
 class ShippedWorker:
-    """What the main loop tells about a worker: `newest` is the highest attempt; `settled`: it doesn't run and nothing
-    of it does; `report_drained` asks for a message once all its bytes are acknowledged."""
+    """The main loop's information about a worker. `newest`: the highest attempt; `settled`: no process of it is
+    running; `report_drained`: send a message once all its bytes are acknowledged."""
 
     worker_id: str
     directory: str
@@ -58,21 +59,21 @@ class ShippedWorker:
 
 @record
 class LogFile:
-    """One log file. `acked` None: the manager was not asked yet. Bytes below `gone` are no longer on this disk."""
+    """One log file. `acked` None: the manager has not been queried yet. Bytes below `gone` have been deleted."""
 
     attempt: int
     stream: str
     path: str
     index: TimeIndex
     acked: Optional[int] = None
-    kept: int = 0  # up to where the manager has all of `acked`; a new leader has what came since its takeover
+    kept: int = 0  # offset up to which the manager has all bytes; a new leader has only those since its takeover
     size: int = 0
     gone: int = 0
-    changed_at: float = -1.0  # monotonic: when the size was last seen to change, or the manager's answer
+    changed_at: float = -1.0  # monotonic time of the last change of size or acknowledgement
     complete: bool = False  # no more bytes come, and the manager has them all
     reserved: int = 0  # up to this offset the file's blocks are its own, also beyond its end
     grew_bytes_per_s: float = 0.0
-    next_check_at: float = 0.0  # monotonic: of an ended attempt whose bytes still wait for the manager
+    next_check_at: float = 0.0  # monotonic time of the next check of an ended attempt with unacknowledged bytes
 
     @property
     def key(self) -> str:
@@ -85,7 +86,7 @@ class LogFile:
 
 @record
 class WorkerLogs:
-    """One worker's files. `lock` is held by who changes them or reads bytes that could be punched meanwhile."""
+    """One worker's files. `lock` protects changes, and reads of bytes that could be punched out."""
 
     shipped: ShippedWorker
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,8 +99,8 @@ class WorkerLogs:
     blocked_until: float = 0.0  # monotonic: the manager refused this worker's bytes
     marks_changed: bool = False
     drained_sent: bool = False
-    trouble: str = ""  # the last that was said
-    quiet: bool = False  # nothing came for QUIET_S, and nothing waits
+    trouble: str = ""  # the last reported problem
+    quiet: bool = False  # no output for QUIET_S and nothing unacknowledged
 
     def in_order(self) -> list[LogFile]:
         return sorted(self.files.values(), key=lambda one: (one.attempt, one.stream))
@@ -125,9 +126,9 @@ class LogFiles:
         self._workers: dict[str, WorkerLogs] = {}
         self._can_punch = True
         self._can_reserve = True
-        self._low = False  # the disk has next to nothing left
-        self._room_at = 0.0  # monotonic: of the next look at the disk
-        self.pause_s = POLL_INTERVAL_S  # until the next `scan`: longer while nobody says anything
+        self._low = False  # the disk is nearly full
+        self._room_at = 0.0  # monotonic time of the next check of the disk
+        self.pause_s = POLL_INTERVAL_S  # interval until the next `scan`; longer while all logs are silent
 
     # ------------------------------------------------------------------------------- called by the main loop
 
@@ -139,7 +140,7 @@ class LogFiles:
         return changed
 
     def keep(self, keep_bytes: Optional[int], keep_attempts: Optional[int]) -> None:
-        """logs.keep_local and logs.keep_attempts, as the manager says them; None: as before."""
+        """Set logs.keep_local and logs.keep_attempts as configured by the manager; None: unchanged."""
         if keep_bytes is not None:
             self._keep_bytes = max(MIN_KEEP_BYTES, keep_bytes)
         if keep_attempts is not None:
@@ -162,7 +163,7 @@ class LogFiles:
         return False
 
     def scan(self, now: float) -> bool:
-        """Look at every file that may have changed. True if bytes wait for the manager."""
+        """Check every file that may have changed. Returns whether bytes wait for the manager."""
         shipped = {one.worker_id: one for one in self._shipped}
         for worker_id in [one for one in self._workers if one not in shipped]:
             del self._workers[worker_id]
@@ -191,7 +192,7 @@ class LogFiles:
 
     @staticmethod
     def _as_before(worker: WorkerLogs, now: float) -> bool:
-        """The usual case, kept cheap: somebody quiet, looked at for weeks. Its lengths and its directory decide."""
+        """The cheap check of a silent worker, which is the usual case: only sizes and the directory's mtime."""
         if not worker.quiet or now >= worker.bounds_at:
             return False
         try:
@@ -208,7 +209,7 @@ class LogFiles:
     def _scan_worker(self, worker: WorkerLogs, now: float) -> None:
         self._list(worker)
         if worker.taken_at < 0:
-            worker.taken_at = now  # a new agent: the manager is given a moment
+            worker.taken_at = now  # a new agent: give the manager time to answer
         grown = False
         for file in list(worker.files.values()):
             if file.complete:
@@ -233,7 +234,7 @@ class LogFiles:
             worker.next_check_at = now + (1.0 if worker.shipped.settled else QUIET_POLL_INTERVAL_S - 0.01)
 
     def _list(self, worker: WorkerLogs) -> None:
-        """Look for new files, only when the directory has changed."""
+        """List new files, only if the directory has changed."""
         directory = paths.attempts_dir(worker.shipped.directory)
         worker.listed = True
         try:
@@ -262,7 +263,7 @@ class LogFiles:
         file.size = found.st_size
         file.gone = marks.gone.get(file.key, 0)
         file.complete = marks.complete.get(file.key) == file.size
-        file.reserved = file.size + _set_aside(file.path, found)  # by a former agent
+        file.reserved = file.size + _set_aside(file.path, found)  # reserved by a previous agent
         if not file.complete:
             file.index.saw_first(file.size, min(found.st_mtime, self._wall()))
         elif file.reserved > file.size:
@@ -279,7 +280,7 @@ class LogFiles:
         grown = size != file.size
         if grown:
             if not file.waiting:
-                worker.taken_at = now  # what waits begins to wait now
+                worker.taken_at = now  # the waiting time begins now
             if file.changed_at >= 0:
                 file.grew_bytes_per_s = (size - file.size) / max(now - file.changed_at, POLL_INTERVAL_S / 2)
             file.size = size
@@ -287,7 +288,7 @@ class LogFiles:
             file.index.saw(size, self._wall())
         if file.acked is not None:
             file.index.forget_before(file.acked)
-        if file.waiting or not worker.shipped.report_drained:  # else its directory may be on its way out
+        if file.waiting or not worker.shipped.report_drained:  # otherwise its directory may be being removed
             try:
                 file.index.write(self._wall(), waiting=file.waiting)
             except OSError:
@@ -301,7 +302,8 @@ class LogFiles:
         return over and (file.complete or (0 <= file.changed_at <= now - QUIET_S))
 
     def _finish(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
-        """An attempt that is not the newest gets no more bytes: once the manager has them, it is left alone."""
+        """Finish files of older attempts, which get no more bytes: once the manager has them, they are no longer
+        checked."""
         if file.changed_at < 0:
             file.changed_at = now
         if file.waiting or file.complete or file.attempt >= worker.shipped.newest:
@@ -313,7 +315,7 @@ class LogFiles:
 
     @staticmethod
     def _write_marks(worker: WorkerLogs) -> None:
-        """Once for each look: it names all files."""
+        """Write the marks of all files, once per scan."""
         worker.marks_changed = False
         files = worker.files.values()
         retention.write_marks(
@@ -328,7 +330,7 @@ class LogFiles:
     def _keep_bounds(self, worker: WorkerLogs, now: float) -> None:
         newest, away = worker.shipped.newest, now - worker.taken_at > AWAY_S
         keep_bytes, keep_attempts = self._keep_bytes, self._keep_attempts
-        if self._low:  # what the manager has is not kept here twice; what it lacks is kept as before
+        if self._low:  # on a nearly full disk, drop bytes that the manager has and keep those that it lacks
             keep_bytes, keep_attempts, away = 0, 1, False
         states = [
             FileState(
@@ -363,9 +365,9 @@ class LogFiles:
         worker.marks_changed = True
 
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
-        """Give the disk back what lies before `end`, shipped or not."""
+        """Free the bytes before `end`, shipped or not."""
         if self._can_punch:
-            problem, file.gone = retention.punch_some(file.path, file.gone, end)  # the rest at the next look
+            problem, file.gone = retention.punch_some(file.path, file.gone, end)  # the rest at the next scan
             if not problem:
                 return
             self._can_punch = False
@@ -377,12 +379,12 @@ class LogFiles:
         if self._ended(worker, file, now):
             retention.trim(file.path, end)
             file.gone = end
-            worker.marks_changed = True  # that file system may not tell what is a hole
+            worker.marks_changed = True  # the file system may not report holes
 
     # ------------------------------------------------------------------------------- room for what is printed next
 
     def _keep_room(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
-        """Set room aside in the log of what runs, before its bytes come; in one that has ended, give it back."""
+        """Reserve space in the log of a running attempt ahead of its output; release it in an ended one."""
         if file.complete:
             return  # somebody cleaned up
         if self._ended(worker, file, now):
@@ -411,9 +413,9 @@ class LogFiles:
             )
 
     def _make_room(self, worker: WorkerLogs, file: LogFile, descriptor: int, upto: int) -> None:
-        """The disk is full and a running log needs blocks: they come from this worker's own older bytes. First those
-        that the manager has; where what is set aside is nearly used up, what it lacks, too: the job comes first, and
-        what is lost is marked."""
+        """Free older bytes of this worker, because the disk is full and its running log needs blocks: first those that
+        the manager has and, if the reserve is nearly used up, also those that it lacks. The job has priority; lost
+        bytes are marked."""
         files, needed = worker.in_order(), upto - max(file.size, file.reserved)
         giving = [(min(one.acked or 0, one.kept, one.size), one) for one in files]
         giving += [(min(one.acked or 0, one.size), one) for one in files if one.kept < (one.acked or 0)]
@@ -431,7 +433,7 @@ class LogFiles:
             one.gone = end
             if _reserve(descriptor, file, upto) == 0:
                 return
-        while upto - file.reserved > LEAST_AHEAD_BYTES:  # as much of it as there is
+        while upto - file.reserved > LEAST_AHEAD_BYTES:  # as much as the disk has
             upto = file.reserved + (upto - file.reserved) // 2
             if _reserve(descriptor, file, upto) == 0:
                 return
@@ -446,7 +448,7 @@ class LogFiles:
 
 
 def _set_aside(path: str, found: os.stat_result) -> int:
-    """Bytes beyond the end that are allocated: the blocks hold more than the data, whose holes are at its front."""
+    """The allocated bytes beyond the end of the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

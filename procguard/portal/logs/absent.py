@@ -1,8 +1,8 @@
-"""Which bytes of a stored stream are not on this manager's disk, while the archive has them or the worker's host may:
-after a takeover a log begins where the manager before stopped taking it.
+"""Records which bytes of a stored stream are not on this manager's disk although the archive has them or the worker's
+host may have them: after a takeover, a log begins where the previous manager stopped receiving it.
 
-`<attempt>.<stream>.absent` has a line "start end" for each range, rising; the log has a hole there. Written whole and
-durably: a range leaves it once its bytes are on the disk, or known to be gone. Knows no hosts.
+`<attempt>.<stream>.absent` has a line "start end" for each range, ascending; the log file has a hole there. Rewritten
+atomically and durably: a range is removed once its bytes are on the disk or known to be lost. Knows no hosts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from procguard.portal.logs.archive.coverage import Range, merged
 from remote_agent.system import paths
 
 ENDING = ".absent"
-MAX_RANGES = 1_000  # of one stream: one for each takeover, and for each part that was fetched from its middle
+MAX_RANGES = 1_000  # per stream: one for each takeover, and for each part fetched from the middle
 
 
 def read(base: str, size: int) -> list[Range]:
@@ -46,7 +46,7 @@ def add(base: str, start: int, end: int) -> None:
 
 
 def put(base: str, size: int, ranges: list[Range]) -> None:
-    """These bytes leave the disk; the archive has them. Raises OSError."""
+    """Mark bytes as absent: they are removed from the disk, and the archive has them. Raises OSError."""
     found = merged([*read(base, size), *ranges])
     if len(found) > MAX_RANGES:
         raise OSError(errno.EFBIG, "too many parts of this log are not on the manager's disk")
@@ -54,12 +54,12 @@ def put(base: str, size: int, ranges: list[Range]) -> None:
 
 
 def within(ranges: list[Range], start: int, end: int) -> list[Range]:
-    """What of [start, end) is absent."""
+    """The absent parts of [start, end)."""
     return [(max(one, start), min(other, end)) for one, other in ranges if one < end and start < other]
 
 
 def remove(base: str, size: int, start: int, end: int) -> None:
-    """These bytes are here now, or known to be gone. Raises OSError."""
+    """Unmark bytes that are on the disk now or known to be lost. Raises OSError."""
     left: list[Range] = []
     for one, other in read(base, size):
         left += [part for part in ((one, min(other, start)), (max(one, end), other)) if part[0] < part[1]]

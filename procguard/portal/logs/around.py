@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from procguard.portal.logs.reader import INDEX_RECORD, LogLine, ScanBudget
 from procguard.portal.logs.store import LogStore
 
-DEFAULT_LINES = 200  # to each side
+DEFAULT_LINES = 200  # lines on each side
 MAX_LINES = 5_000
-MAX_FORWARD_BYTES = 16 * 1024 * 1024  # read to find where the lines behind a place end
+MAX_FORWARD_BYTES = 16 * 1024 * 1024  # limit of bytes read forward from a place
 _ADDRESS = re.compile(r"([0-9]{1,9})\.(out|err)\.([0-9]{1,15})")
 _BLOCK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class LogAddress:
-    """Where a line of one worker's log begins, or any byte of it."""
+    """The address of a byte in a worker's log, usually the first of a line."""
 
     attempt: int
     stream: str  # "out" or "err"
@@ -33,7 +33,7 @@ class LogAddress:
 
     @classmethod
     def parse(cls, text: str) -> LogAddress | None:
-        """`3.out.73014`; None where it is no address."""
+        """Parse `3.out.73014`; None if it is not an address."""
         found = _ADDRESS.fullmatch(text)
         return cls(int(found[1]), found[2], int(found[3])) if found else None
 
@@ -41,14 +41,14 @@ class LogAddress:
 @dataclass(frozen=True)
 class Excerpt:
     lines: list[LogLine]  # oldest first
-    target: LogLine | None  # the one that was asked for; None where the manager does not hold it
+    target: LogLine | None  # the requested line; None if the manager does not have it
 
 
 NOTHING = Excerpt([], None)
 
 
 def address_at(store: LogStore, worker_id: str, moment: float) -> LogAddress | None:
-    """What was written last at or before `moment` (Unix seconds); None where everything kept is newer."""
+    """The address of the last line written at or before `moment` (Unix seconds); None if everything kept is newer."""
     best: tuple[float, LogAddress] | None = None
     for attempt, stream in reversed(store.streams(worker_id)):
         if best is not None and attempt < best[1].attempt:
@@ -60,7 +60,7 @@ def address_at(store: LogStore, worker_id: str, moment: float) -> LogAddress | N
 
 
 def beside(store: LogStore, worker_id: str, place: LogAddress) -> dict[tuple[int, str], int]:
-    """Of each stream of its attempt the offset that was written when `place` was."""
+    """Stream -> the offset written at the same time as `place`, for each stream of its attempt."""
     found = {(place.attempt, place.stream): place.offset}
     other = "err" if place.stream == "out" else "out"
     own = _record_at_offset(store.index_path(worker_id, place.attempt, place.stream), place.offset)
@@ -100,7 +100,7 @@ def excerpt(store: LogStore, worker_id: str, place: LogAddress, before: int, aft
 
 
 def _nth_line_behind(store: LogStore, worker_id: str, place: LogAddress, count: int) -> int:
-    """Where the `count`-th line behind the one at `place` begins, or the last one that is there."""
+    """The start of the `count`-th line after the one at `place`, or of the last line."""
     position, begin = place.offset, place.offset
     limit = position + MAX_FORWARD_BYTES
     while count > 0 and position < limit:
@@ -118,7 +118,7 @@ def _nth_line_behind(store: LogStore, worker_id: str, place: LogAddress, count: 
 
 @dataclass(frozen=True)
 class _Record:
-    """What was written at once: bytes from `offset` to `end` (None: to the end of the file), at `at` (Unix seconds)."""
+    """Bytes from `offset` to `end` (None: end of the file) that were written at the time `at` (Unix seconds)."""
 
     offset: int
     at: float

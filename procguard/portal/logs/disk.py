@@ -1,4 +1,5 @@
-"""Files of a log on the manager's disk: appended to, written into, read in blocks, made durable. Knows no log store."""
+"""Operations on log files on the manager's disk: append, write at an offset, read in blocks, sync. Knows no log
+store."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ T = TypeVar("T")
 
 
 class DiskThreads:
-    """Does what waits for a disk without holding the event loop. Threads of its own: a slow disk under the logs must
-    not keep the registry's journal waiting."""
+    """Runs blocking disk operations in its own threads, so that a slow disk of the logs does not delay commits of the
+    state."""
 
     def __init__(self, threads: int = DISK_THREADS) -> None:
         self._pool = gevent.threadpool.ThreadPool(threads)
@@ -43,7 +44,7 @@ def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
 
 
 def write_at(path: str, offset: int, data: bytes) -> None:
-    """Durably, without making it look newer: its age counts from when the worker wrote it. Raises OSError."""
+    """Write durably and keep the file's mtime, because its age counts from when the worker wrote it. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)

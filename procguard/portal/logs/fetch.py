@@ -1,8 +1,8 @@
-"""Brings what a reader asks for and is not on this manager's disk: from the archive, and from hosts what this manager
-never had, since it leads since a takeover.
+"""Fetches log bytes that a reader requests and that are not on this manager's disk: from the archive, and from hosts
+those that were sent to the previous leader.
 
-Owns how much of a log is fetched for one question, and how long that may take. What does not come in time is a marker
-with its size in the log; the next request continues the fetch. Event loop only.
+Owns the limits of size and time per request. Bytes that do not arrive in time are shown as a marker with their size;
+the next request continues the fetch. Event loop only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
 from remote_agent.protocol.messages import directory_name
 
-AT_ONCE = 8  # readers; others see markers
+AT_ONCE = 8  # concurrent readers; others see markers
 RANGE_BYTES = 1024 * 1024
 TAIL_BYTES, MOST_BYTES = 1024 * 1024, 16 * 1024 * 1024  # for the last lines; for a search, an excerpt or a download
 ANSWER_S = 4.0
@@ -48,7 +48,7 @@ class LogFetcher:
         self._ranges = ranges
         self._store = store
         self._turns = gevent.lock.BoundedSemaphore(AT_ONCE)
-        self._listed: OrderedDict[str, None] = OrderedDict()  # workers whose host has said what files it has
+        self._listed: OrderedDict[str, None] = OrderedDict()  # workers whose host has listed its files
 
     @property
     def has_hosts(self) -> bool:
@@ -67,10 +67,10 @@ class LogFetcher:
         near: Wanted | None = None,
         caller: str = "",
     ) -> None:
-        """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `await_host`: wait for
-        the first heartbeat of its agent, for at most 12 s: somebody was following this log at the leader before. From
-        the archive only what was written between `since` and `until`, or lies `near` these places; `caller`: whose
-        share of its readers it takes."""
+        """Fetch absent bytes, newest first, at most `max_bytes`. Never raises. `await_host`: wait up to 12 s for the
+        agent's first heartbeat, because the log was being followed at the previous leader. From the archive, only
+        output written between `since` and `until`, or `near` these places; `caller`: whose share of reader slots is
+        used."""
         deadline = time.monotonic() + WHOLE_S
         if isinstance(self._store, SpooledLogStore) and self._store.archive is not None:
             try:
@@ -78,7 +78,7 @@ class LogFetcher:
                     self._store, worker_id, attempt, stream, max_bytes, deadline, since, until, near, caller
                 )
             except LimitExceeded:
-                pass  # a marker stands there
+                pass  # a marker is shown instead
             except (OSError, ProcGuardError) as exc:
                 log.error("%s: archived parts of its log cannot be fetched: %s", worker_id, exc)
         if self.has_hosts:
@@ -95,8 +95,8 @@ class LogFetcher:
         since: float | None = None,
         until: float | None = None,
     ) -> int:
-        """Fetch archived parts of these streams, each up to an offset (None: all), the newest first; returns the bytes
-        of them that are still not on the disk. Never raises."""
+        """Fetch archived parts of these streams, each up to an offset (None: all), newest first. Returns the number of
+        bytes still missing on the disk. Never raises."""
         store = self._store
         if not isinstance(store, SpooledLogStore) or store.reader is None:
             return 0
@@ -144,7 +144,8 @@ class LogFetcher:
         near: Wanted | None,
         below: Mapping[tuple[int, str], int | None] | None,
     ) -> list[tuple[Key, int, int]]:
-        """What of a log is in the archive and not on the disk, the newest first. Raises OSError, ProcGuardError."""
+        """The parts of a log that are in the archive but not on the disk, newest first. Raises OSError,
+        ProcGuardError."""
         archive = store.archive
         assert archive is not None
         store.restore(worker_id)
@@ -217,7 +218,7 @@ class LogFetcher:
             self._turns.release()
 
     def _only_hosts_have(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> list[Range]:
-        """While the archive does not answer, a host may have what it has."""
+        """The parts to request from the host; all of them while the archive does not answer."""
         archive = self._store.archive if isinstance(self._store, SpooledLogStore) else None
         if archive is None or archive.status.problem:
             return [(start, end)]
@@ -237,7 +238,7 @@ class LogFetcher:
 
 
 def written_between(index_path: str, since: float | None, until: float | None, part: Range) -> Range:
-    """What of a part of a stream was written in that time. In a thread."""
+    """The subrange of a part that was written in that time. Runs in a thread."""
     if not os.path.exists(index_path):
         return part
     with closing(TimesOf(index_path)) as times:
@@ -250,7 +251,7 @@ def written_between(index_path: str, since: float | None, until: float | None, p
 def _maybe_archived(
     store: SpooledLogStore, worker_id: str, wanted: Mapping[tuple[int, str], int | None], since: float | None
 ) -> dict[tuple[int, str], int | None]:
-    """Without a look at the disk: streams of which anything is archived that may be as new as that."""
+    """Streams with archived output that may be as new as that. Does not read the disk."""
     archive, folder = store.archive, directory_name(worker_id)
     assert archive is not None
     newest = float("-inf") if since is None else since - UNSURE_S

@@ -1,8 +1,8 @@
-"""One open `follow` of a log: byte runs in, whole lines out, and the line that is still being written as it grows.
+"""One open `follow` of a log: receives byte runs, returns complete lines, and the unfinished last line as it grows.
 
-As text it behaves like a terminal's end of a pipe: a line without its end is shown at once and rewritten when it
-changes, as progress bars do. As JSON such a line comes as an object with `"partial": true`; a later one of the same
-(attempt, stream, offset) replaces it. Bounded: a reader that is too slow loses bytes, which is reported.
+As text it behaves like a terminal: an unfinished line is shown at once and rewritten when it changes, as progress bars
+are. As JSON, such a line is an object with `"partial": true`; a later one with the same (attempt, stream, offset)
+replaces it. Bounded: a reader that is too slow loses bytes, which is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Follower:
         matching: Matching | None = None,
         held: contextlib.ExitStack | None = None,
     ) -> None:
-        """`shared`: what may wait for all followers together. `held` is given back when nobody reads any more."""
+        """`shared`: the budget of pending bytes of all followers. `held`: released when the reader has gone."""
         self._matching = matching or Matching()
         self._held = held or contextlib.ExitStack()
         self.worker_id = worker_id
@@ -49,7 +49,7 @@ class Follower:
         self._dropped_bytes = 0
         self._shown_to: dict[Key, int] = {}  # bytes before this offset were shown, or are waiting
         self._store: LogStore | None = None
-        self._partial: dict[Key, _Begun] = {}  # a line whose end isn't there yet
+        self._partial: dict[Key, _Begun] = {}  # unfinished lines
         self._screen = _Screen()
 
     def take(self, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
@@ -68,14 +68,14 @@ class Follower:
         self._shared.give_back(size)
 
     def end(self) -> None:
-        """Nobody reads any more."""
+        """The reader has gone."""
         self._runs.clear()
         self._release(self._held_bytes)
         self.poll.release()
         self._held.close()
 
     def begin(self, lines: list[LogLine], store: LogStore) -> bytes:
-        """What to show first. The newest attempt's last line may not have its end yet."""
+        """The first output. The newest attempt's last line may be unfinished."""
         self._store = store
         if self._query.resume is not None:
             self._shown_to.update(self._query.resume.offsets)
@@ -92,7 +92,7 @@ class Follower:
                 begun = key
             else:
                 whole.append(line)
-        # What has its end matches: it was searched for. An earlier attempt's last line may have none.
+        # Finished lines match, because they were searched for. An earlier attempt's last line may be unfinished.
         unsure = self._kept([line for line in whole if line.partial])
         shown = [self._whole(_key(line), line) for line in whole if not line.partial or line in unsure]
         if begun is not None:
@@ -123,10 +123,10 @@ class Follower:
         return b"".join(parts)
 
     def _missing(self, store: LogStore, key: Key, start: int, end: int) -> Iterator[LogLine]:
-        """What lies before the bytes that came: a new leader takes what is sent, and the rest is on the worker's host.
-        A marker where it is not. A line that goes on in what came is begun with it."""
+        """The bytes before those received: a new leader stores what is sent, and the rest is on the worker's host. A
+        marker if they are missing. A line that continues in the received bytes is started with them."""
         store.fetch(self.worker_id, *key, MOST_BYTES, await_host=True)
-        self._partial.pop(key, None)  # whole in what follows
+        self._partial.pop(key, None)  # complete in the following bytes
         for line in store.beside(store.between, self.worker_id, *key, start, end):
             if line.end <= end:
                 yield line
@@ -135,7 +135,7 @@ class Follower:
                 self._partial[key] = _Begun(line.offset, begun, line.at)
 
     def _kept(self, lines: list[LogLine]) -> list[LogLine]:
-        """Those that are looked for. No expression meets a line on the event loop."""
+        """The lines that match. Expressions never run on the event loop."""
         wanted = self._query.expression
         if wanted is None or not lines:
             return lines
@@ -160,7 +160,7 @@ class Follower:
         return self._screen.line(key, line.text).encode("utf-8", "replace")
 
     def _growing(self, key: Key) -> bytes:
-        """A line without its end, as far as it is known. One that is searched for is shown once it is whole."""
+        """The unfinished line so far. With an expression, lines are shown only when complete."""
         begun = self._partial[key]
         text = last_state(begun.data).decode("utf-8", "replace")
         if self._query.expression is not None:
@@ -182,7 +182,7 @@ def _ended(key: Key, offset: int, line: bytes, at: float, end: int) -> LogLine:
 
 
 class _Begun:
-    """A line without its end. What a carriage return has made invisible is forgotten."""
+    """An unfinished line. Text overwritten after a carriage return is discarded."""
 
     def __init__(self, offset: int, data: bytes, at: float) -> None:
         self.offset = offset
@@ -192,7 +192,7 @@ class _Begun:
 
 
 class _Screen:
-    """What stands on the reader's last line, so that a line can go on there, or be written over it."""
+    """The content of the reader's last line, so that output can continue or overwrite it."""
 
     def __init__(self) -> None:
         self._key: Key | None = None

@@ -22,7 +22,7 @@ INDEX_EVERY_S = 0.1  # resolution of `since` and of merging by time
 # to the time between two of its own notes (log_times.WRITE_SHIPPED_S). What goes back further is a clock that was set.
 ROUGHLY_S = 15.0
 COARSER_BYTES = 16 * 1024 * 1024  # twice as coarse after each: 29 hours of a line every 0.1 s, then 58, 116, …
-MAX_INDEX_BYTES = 256 * 1024 * 1024  # of one stream; later bytes have the time of the last record
+MAX_INDEX_BYTES = 256 * 1024 * 1024  # per stream; later bytes have the time of the last record
 MAX_REMEMBERED_STREAMS = 20_000
 
 
@@ -32,8 +32,8 @@ class LogIndex:
         self._last: OrderedDict[str, tuple[float | None, int]] = OrderedDict()
 
     def write(self, path: str, stored: int, runs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Note `runs` (offset, wall time) of bytes that will be stored from `stored` on; the runs with the times that
-        hold: lines of one stream go back in time only where the clock was set. Raises OSError."""
+        """Record `runs` (offset, wall time) of bytes that will be stored from `stored` on. Returns the runs with
+        corrected times: times within a stream decrease only if the clock was set. Raises OSError."""
         last, size = self._last.pop(path) if path in self._last else _cut_and_read_last(path, stored)
         every_s = INDEX_EVERY_S * 2 ** (size // COARSER_BYTES)
         noted: list[tuple[int, float]] = []
@@ -57,13 +57,13 @@ class LogIndex:
         return noted
 
     def doubt(self, path: str) -> None:
-        """Its bytes did not all reach the disk, or it is gone: look at the file before the next record."""
+        """The bytes were not all written, or the stream was deleted: check the file before the next record."""
         self._last.pop(path, None)
 
 
 def runs_of(offset: int, skipped: int, at: float, times: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """[(file offset, wall time)…] of what is new, without the `skipped` bytes; times closer than the index's
-    resolution become one."""
+    """[(file offset, wall time)…] of the new bytes, without the `skipped` ones; times closer than the index's
+    resolution are merged."""
     found = [(offset + skipped, at)]
     for begin, when in times:
         if begin <= skipped:
@@ -98,7 +98,7 @@ def _cut_and_read_last(path: str, stored: int) -> tuple[float | None, int]:
 
 
 def _append(path: str, data: bytes) -> None:
-    """All of it; a disk that takes only a part raises OSError."""
+    """Append all records. Raises OSError also for a partial write."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         while data:

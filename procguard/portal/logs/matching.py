@@ -21,7 +21,7 @@ from procguard.portal.logs.reader import LogLine, line_filter
 
 MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2
 MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE = 64, 16
-SLICE_S = 0.1  # of the thread, before the next follower has its turn
+SLICE_S = 0.1  # time slice of a follower in the thread
 T = TypeVar("T")
 
 
@@ -41,7 +41,7 @@ class Matching:
         return found
 
     def scan(self, caller: str, steps: Generator[None, None, T]) -> T:
-        """Run what looks through stored logs, by turns with others. Raises LimitExceeded for one too many."""
+        """Run a scan of stored logs, sharing the thread with others. Raises LimitExceeded above the limit."""
         with _share(self._scans, caller, MAX_SCANS, MAX_SCANS_OF_ONE, "searches with regex= are under way"):
             while True:
                 done, result = self._scanning.apply(_step, (steps,))
@@ -50,11 +50,11 @@ class Matching:
                     return found
 
     def follow(self, caller: str) -> contextlib.AbstractContextManager[None]:
-        """As long as a log is followed with an expression. Raises LimitExceeded."""
+        """Hold a slot while a log is followed with an expression. Raises LimitExceeded."""
         return _share(self._follows, caller, MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE, "logs are followed with regex=")
 
     def matching(self, wanted: Expression, lines: Sequence[LogLine], go_on: Callable[[], bool]) -> list[LogLine]:
-        """Those of `lines` that match, in slices of time, as long as `go_on()`."""
+        """The matching `lines`, computed in time slices while `go_on()` is true."""
         found: list[LogLine] = []
         begin = 0
         while begin < len(lines) and go_on():
@@ -72,7 +72,7 @@ def _step(steps: Generator[None, None, Any]) -> tuple[bool, Any]:
 
 
 def _read(text: str, ignore_case: bool) -> Expression | UsageError:
-    """gevent prints the traceback of what a thread raises: a refusal is returned."""
+    """Return refusals instead of raising them, because gevent prints tracebacks of its threads."""
     try:
         return expression.read(text, ignore_case)
     except UsageError as exc:
@@ -80,7 +80,7 @@ def _read(text: str, ignore_case: bool) -> Expression | UsageError:
 
 
 def _slice(wanted: Expression, lines: Sequence[LogLine], begin: int) -> tuple[int, list[LogLine]]:
-    """(where it stopped, what matched before there)."""
+    """Returns (position reached, matches before it)."""
     until, matches, found = time.monotonic() + SLICE_S, line_filter(wanted), []
     while begin < len(lines):
         if matches(lines[begin]):

@@ -30,15 +30,15 @@ from remote_agent.protocol.messages import LogMatch
 Find = Callable[[str], "tuple[int, int] | None"]
 Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which offset lines begin; None: all
 
-TURN_LINES = 512  # of one worker, before the next has its turn
+TURN_LINES = 512  # lines of one worker per turn
 MAX_OPEN = 16  # workers that are read at once: each has some files open
 ARCHIVE_BYTES = 64 * 1024 * 1024  # fetched for one search; of each of its workers an equal part, the newest first
 LATE = because("search.host_late")
 
 
 class OwnSearch:
-    """`begin`, then `merge` with each host's answer, `end` at last. The part joins the search once there is something
-    to look through. `find`: where a line matches."""
+    """Call `begin`, then `merge` with each host's answer, finally `end`. The manager's part joins the search once
+    there are logs to search. `find`: the position of a match in a line."""
 
     def __init__(self, store: LogStore, matching: Matching, search: Search, find: Find, caller: str) -> None:
         self._store, self._matching, self._search, self._find, self._caller = store, matching, search, find, caller
@@ -53,18 +53,18 @@ class OwnSearch:
         self._found = 0
         self._problem: tuple[str, Reason] = ("", NONE)
         self._archive_left = ARCHIVE_BYTES
-        self._unread = 0  # archived bytes that were not looked at
+        self._unread = 0  # archived bytes that were not searched
         self._late = False  # not all workers' archived logs were
 
     def begin(self) -> None:
-        """What is known before any host has answered."""
+        """Select the logs that are known before any host has answered."""
         self._add(self._store.beside(self._of_earlier_hosts))
         for part in list(self._search.parts.values()):
             if part.agent_id and part.status not in OPEN:
                 self.merge(part, [])
 
     def merge(self, part: Part, matches: list[LogMatch]) -> list[LogMatch]:
-        """A part has its answer; those of its lines that are not the manager's to tell."""
+        """Process a host's answer; returns its lines that the manager's part does not report itself."""
         if not part.agent_id:
             return matches
         if part.agent_id in self._pending:
@@ -73,7 +73,7 @@ class OwnSearch:
             self._pending.discard(part.agent_id)
             self._more.set()
         doubtful = [match for match in matches if self._may_reveal(part, match)]
-        part.held = None  # as large as its agent likes
+        part.held = None  # may be arbitrarily large: drop it
         if not doubtful:
             return matches
         duplicates = {id(match) for match in self._store.beside(self._stored, doubtful)}
@@ -98,11 +98,11 @@ class OwnSearch:
         ]
 
     def _not_on(self, part: Part, matches: Sequence[LogMatch]) -> list[tuple[str, Wanted]]:
-        """What is stored here and not on that host, which has answered or can't be asked."""
+        """Logs that are stored here but not on that host, which has answered or is unreachable."""
         lost = part.status == "away"
         if not lost and part.held is None:
-            return []  # its agent does not say what it holds
-        # As many lines as were asked for, each newer than anything that is stored here alone.
+            return []  # the agent does not report its files
+        # Enough lines, all newer than anything stored only here.
         lines = Counter(match.worker_id for match in matches)
         full = {worker_id for worker_id, number in lines.items() if number >= self._search.question.max_lines}
         found = []
@@ -119,14 +119,14 @@ class OwnSearch:
         return found
 
     def _may_reveal(self, part: Part, match: LogMatch) -> bool:
-        """Where the manager's word counts more than the host's: attempts that ran elsewhere before, and the line that
-        begins where the host's log was cut, perhaps in its middle."""
+        """Where the manager's copy takes precedence: attempts that ran on another host before, and the line at which
+        the host's log was cut, possibly in the middle."""
         first = ((part.held or {}).get(match.worker_id) or {}).get(f"{match.attempt}.{match.stream}", 0)
         earlier = match.attempt <= self._search.attempts_before.get(match.worker_id, 0)
         return earlier or 0 < match.offset <= first
 
     def _stored(self, matches: Sequence[LogMatch]) -> list[LogMatch]:
-        """Those that are here to their end."""
+        """The logs that are stored completely."""
         return [
             match
             for match in matches
@@ -159,7 +159,7 @@ class OwnSearch:
             self._more.clear()
             if not self._todo:
                 if not self._more.wait(max(0.0, self._deadline - clock.read().monotonic)):
-                    break  # what has been found is not to be lost for a host that does not answer
+                    break  # keep the results even if a host does not answer
                 continue
             try:
                 self._fetch_archived()
@@ -180,7 +180,7 @@ class OwnSearch:
         self._search.finish(part, [match for _, _, match in newest_first])
 
     def _fetch_archived(self) -> None:
-        """What is in the archive comes to the disk first, for at most half of the time that is left."""
+        """Fetch archived logs to the disk first, for at most half of the remaining time."""
         now, question = clock.read().monotonic, self._search.question
         ends = time.monotonic() + max(0.0, self._deadline - now) / 2
         pairs, self._todo = list(self._todo), deque()
@@ -200,7 +200,7 @@ class OwnSearch:
             self._todo.append((worker_id, wanted))
 
     def _search_all(self) -> Generator[None, None, None]:
-        """In Matching's thread, in steps: some lines of each worker in turn."""
+        """Search in Matching's thread, some lines of each worker in turn."""
         round_robin: deque[Iterator[None]] = deque()
         step_ends = time.monotonic() + STEP_S
         try:

@@ -17,7 +17,7 @@ _AGE_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Resumed:
-    """Where a reader was when its connection ended: (attempt, stream) -> the offset behind the last line it has."""
+    """A reader's position when its connection ended: (attempt, stream) -> the offset after its last line."""
 
     def __init__(self, offsets: dict[tuple[int, str], int]) -> None:
         self.offsets = offsets
@@ -25,7 +25,7 @@ class Resumed:
         self.oldest = min(attempt for attempt, _ in offsets)
 
     def lacks(self, attempt: int, stream: str, end: int) -> bool:
-        """Whether the reader lacks what ends there."""
+        """Whether the reader lacks a line that ends there."""
         known = self.offsets.get((attempt, stream))
         return attempt >= self._newest if known is None else end > known
 
@@ -67,7 +67,7 @@ class LogQuery:
 
 
 def parse_since(text: str, now_wall: float, name: str = "since") -> float:
-    """`10m` ago, Unix seconds, or ISO 8601 (UTC unless it says otherwise), as Unix seconds."""
+    """Parse `10m` (ago), Unix seconds, or ISO 8601 (UTC by default). Returns Unix seconds."""
     age = _AGE.match(text)
     if age:
         return now_wall - float(age[1]) * _AGE_UNIT_S[age[2]]

@@ -25,23 +25,23 @@ from remote_agent.logs.grep import COLOURS, last_state
 INDEX_RECORD = struct.Struct("<Qd")
 BLOCK_RECORDS = 64  # of an index of times, read at once
 BLOCK_BYTES = 64 * 1024
-MAX_LINE_BYTES = 64 * 1024  # a longer line is cut, and says so
-MAX_SCAN_BYTES = 128 * 1024 * 1024  # of one question, e.g. a regular expression that matches nothing
+MAX_LINE_BYTES = 64 * 1024  # longer lines are truncated and marked
+MAX_SCAN_BYTES = 128 * 1024 * 1024  # per request, e.g. for a regular expression without matches
 MAX_SCAN_S = 10.0  # the same
 NARROWER = "narrow it down with since=, attempt= or stream="
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line. `marker`: said by ProcGuard about the log, not by the worker. `partial`: its end isn't there yet;
-    `rewinds`: and what comes next overwrites it (its last byte so far is a carriage return)."""
+    """One line. `marker`: a note by ProcGuard, not output of the worker. `partial`: unfinished; `rewinds`: unfinished
+    and overwritten by the next output (its last byte is a carriage return)."""
 
     attempt: int
     stream: str
     offset: int
     at: float
     text: str
-    end: int = 0  # offset behind its last byte, the newline included
+    end: int = 0  # offset after its last byte, including the newline
     marker: bool = False
     partial: bool = False
     rewinds: bool = False
@@ -63,7 +63,7 @@ class LogLine:
 
 
 class ScanBudget:
-    """Bytes one question may still read."""
+    """The number of bytes that a request may still read."""
 
     def __init__(self, max_bytes: int = MAX_SCAN_BYTES) -> None:
         self.left = max_bytes
@@ -79,7 +79,7 @@ class StreamFile:
         self.until = until  # only lines that begin at or before this offset
 
     def end_at(self, moment: float) -> bool:
-        """Leave out what was written after `moment`; false where nothing is left."""
+        """Exclude bytes written after `moment`. Returns False if nothing is left."""
         with contextlib.closing(TimesOf(self.base + ".idx")) as times:
             behind = times.offset_after(moment)
         if behind is not None:
@@ -87,7 +87,7 @@ class StreamFile:
         return behind != 0
 
     def lines_backward(self, budget: ScanBudget) -> Iterator[LogLine]:
-        """From the newest line to the oldest."""
+        """The lines, newest first."""
         try:
             descriptor = os.open(self.base + ".log", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -117,8 +117,8 @@ class StreamFile:
         yield from self._lines(descriptor, 0, end, index, budget)
 
     def _lines(self, descriptor: int, start: int, end: int, index: TimesOf, budget: ScanBudget) -> Iterator[LogLine]:
-        """Lines of [start, end), newest first. A line longer than MAX_LINE_BYTES keeps its beginning, or its last state
-        where it is a progress bar's."""
+        """Lines of [start, end), newest first. A line longer than MAX_LINE_BYTES is truncated to its beginning or, for
+        a progress bar, its last state."""
         position = end
         line = _LineFromItsEnd(terminated=False)
         while position > start:
@@ -148,22 +148,22 @@ class StreamFile:
         text = shown.decode("utf-8", "replace")
         if cut:
             text += f" [procguard: line cut, {cut:,} bytes more]"
-        # A line that was rewritten over some time shows what was written last: so does its time.
+        # A rewritten line (progress bar) has the text and the time of its last state.
         at = index.at(end - 1 if line.state is not None else offset)
         rewinds = line.rewinds and not line.terminated
         return LogLine(self.attempt, self.stream, offset, at, text, end, partial=not line.terminated, rewinds=rewinds)
 
 
 class _LineFromItsEnd:
-    """A line whose parts come last first; holds little however long it is."""
+    """A line that is read backwards, in bounded memory for any length."""
 
     def __init__(self, terminated: bool) -> None:
-        self.terminated = terminated  # a newline stands behind it
+        self.terminated = terminated  # followed by a newline
         self.length = 0
-        self.state: bytes | None = None  # what stands behind its last carriage return, once there is one
+        self.state: bytes | None = None  # the text after its last carriage return, if any
         self.rewinds = False
         self._head = b""  # its first bytes, as far as read
-        self._cut = 0  # bytes left out behind `_head`
+        self._cut = 0  # bytes omitted after `_head`
 
     def prepend(self, part: bytes) -> None:
         if not part:
@@ -172,7 +172,7 @@ class _LineFromItsEnd:
             self.rewinds = part.endswith(b"\r")
         self.length += len(part)
         if self.state is not None:
-            return  # only its beginning's place is still wanted
+            return  # only the offset of its beginning is still needed
         self._head = part + self._head
         if not self._cut:
             body = self._head.rstrip(b"\r")
@@ -185,14 +185,14 @@ class _LineFromItsEnd:
             self._head = self._head[:MAX_LINE_BYTES]
 
     def shown(self) -> tuple[bytes, int]:
-        """(what to show, how many bytes of it are left out)."""
+        """Returns (text to show, number of omitted bytes)."""
         whole = last_state(self._head) if self.state is None and not self._cut else self.state or self._head
         return whole[:MAX_LINE_BYTES], self._cut + max(0, len(whole) - MAX_LINE_BYTES)
 
 
 class TimesOf:
-    """Which wall time an offset was written at: the last record at or before it. Lines that lie side by side mostly
-    share one, so the last answer is tried first."""
+    """Looks up the wall time at which an offset was written: that of the last record at or before it. Adjacent lines
+    usually share a record, so the last result is tried first."""
 
     def __init__(self, path: str) -> None:
         self._block, self._block_number = b"", -1  # read last: a search ends in records that lie side by side
@@ -212,7 +212,7 @@ class TimesOf:
         return self._answer
 
     def offset_after(self, moment: float) -> int | None:
-        """Where what was written after `moment` begins; None: nothing was."""
+        """The offset of the first byte written after `moment`; None if there is none."""
         behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
         return self._record(behind)[0] if behind < self._records else None
 
@@ -222,7 +222,7 @@ class TimesOf:
         return self._record(behind - 1)[0] if behind else 0
 
     def packed(self, start: int, end: int, max_bytes: int) -> bytes:
-        """The records that begin in [start, end), as they are in the file; every n-th where they are more."""
+        """The records that begin in [start, end), in the file's format; every n-th if there are too many."""
         low = bisect_left(range(self._records), start, key=lambda number: self._record(number)[0])
         high = self._records
         if low < high and self._record(high - 1)[0] >= end:
@@ -273,7 +273,7 @@ class Hole(NamedTuple):
 
 
 def holes(base: str, size: int) -> list[Hole]:
-    """Rising, without overlaps: what is gone, and what only the host has."""
+    """Ascending, disjoint ranges that are lost or only on the host."""
     gone = [Hole(*gap) for gap in read_gaps(base + ".gaps", size)]
     found = list(gone)
     for start, end in absent.read(base, size):
@@ -289,8 +289,8 @@ def holes(base: str, size: int) -> list[Hole]:
 
 
 def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
-    """(start, end, wall time) of each gap, rising, none beyond the file's end. Lines that a power cut has torn, or
-    filled with zeros, are left out."""
+    """(start, end, wall time) of each gap, ascending, none beyond the file's end. Lines torn or zeroed by a power loss
+    are skipped."""
     try:
         with open(path, "rb") as file:
             gaps = sorted(gap for line in file if (gap := _gap(line)) is not None)
@@ -300,7 +300,7 @@ def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
     for start, end, at in gaps:
         if end > file_size or start >= end:
             continue  # written down, but the manager died before the file grew
-        if merged and start <= merged[-1][1]:  # also a head that was cut once more
+        if merged and start <= merged[-1][1]:  # also merges a beginning that was cut repeatedly
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]), at)
             continue
         merged.append((start, end, at))

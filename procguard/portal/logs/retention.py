@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.(log|idx|gaps|absent)$")
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
-ROOM = 8  # an eighth below the bound is made free at once, so that it is not done for every line
+ROOM = 8  # frees an eighth more than needed, so that it is not done for every line
 GONE = ".gone"  # how the folder of a worker that is no more ends
 
 
 @dataclass(frozen=True)
 class Held:
-    """One stream: its length, what of it takes room on the disk, what its index and its list of gaps take, which go
-    with their attempt only, and when it was written last."""
+    """One stream: its length, its size on the disk, the size of its index and list of gaps (deleted only with the
+    attempt), and the time of its last write."""
 
     attempt: int
     stream: str
@@ -36,14 +36,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Cut:
-    """Attempts below `floor` leave whole; of the streams named in `heads` what lies before that offset."""
+    """The deletions: attempts below `floor` completely, and the bytes before an offset of each stream in `heads`."""
 
     floor: int
     heads: dict[tuple[int, str], int]
 
 
 def measure(directory: str) -> dict[str, list[Held]]:
-    """{a worker's folder: its streams}. Folders of workers that are gone are named with their ending."""
+    """{worker's folder: its streams}. Folders of removed workers are named with their suffix."""
     found: dict[str, list[Held]] = {}
     for folder in os.scandir(directory):
         if folder.is_dir(follow_symlinks=False):
@@ -73,7 +73,7 @@ def total(streams: list[Held]) -> int:
 
 
 def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
-    """What of one worker's logs has to go; None where they are within their bound."""
+    """What to delete of one worker's logs; None if they are within the limit."""
     held = total(streams)
     if held <= keep_bytes or not streams:
         return None
@@ -95,8 +95,8 @@ def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
 
 
 def share(held: Mapping[str, int], keep_bytes: int) -> int | None:
-    """How much each worker may keep where all together have too much; None where they have not. Those that are below
-    an equal share leave the rest of it to the others."""
+    """The size that each worker may keep if the total exceeds its limit; None if it does not. Unused parts of an equal
+    share are available to the others."""
     if sum(held.values()) <= keep_bytes:
         return None
     left, sizes = keep_bytes - keep_bytes // ROOM, sorted(held.values())
@@ -109,5 +109,5 @@ def share(held: Mapping[str, int], keep_bytes: int) -> int | None:
 
 
 def bound_of_disk(directory: str, keep_bytes: int) -> int:
-    """At most half of the file system that the logs lie on."""
+    """At most half of the file system of the logs."""
     return min(keep_bytes, shutil.disk_usage(directory).total // 2)

@@ -25,8 +25,8 @@ GONE_FACTS = {"state": "", "host": "", "group": "", "agent": "", "desired": "rem
 
 @dataclass(frozen=True)
 class AttemptLog:
-    """The log of one attempt: bytes on the disk, when it was written last (Unix seconds). `held`: no rule deletes it;
-    `failed`: the newest of a failed worker."""
+    """The log of one attempt: bytes on the disk, time of the last write (Unix seconds). `held`: protected from all
+    rules; `failed`: the newest of a failed worker."""
 
     worker: str
     attempt: int
@@ -38,7 +38,7 @@ class AttemptLog:
 
 @dataclass
 class Rule:
-    """One entry of `logs.retention`, and what it found when it was applied last."""
+    """One entry of `logs.retention`, and the result of its last application."""
 
     select: str
     selector: selectors.Selector
@@ -55,7 +55,7 @@ class Rule:
 
 
 def read(entries: Sequence[RetentionRule]) -> list[Rule]:
-    """Raises ConfigError for a selector that cannot be read."""
+    """Parse the entries. Raises ConfigError for an invalid selector."""
     rules = []
     for number, entry in enumerate(entries, 1):
         try:
@@ -67,7 +67,7 @@ def read(entries: Sequence[RetentionRule]) -> list[Rule]:
 
 
 def decide(rule: Rule, logs: Iterable[AttemptLog], now: float) -> list[AttemptLog]:
-    """What of these logs, all of workers that the rule selects, has to go; the oldest first."""
+    """Which of these logs, all of selected workers, to delete; oldest first."""
     gone: list[AttemptLog] = []
     kept: list[AttemptLog] = []
     for one in sorted((one for one in logs), key=lambda one: (one.written_at, one.attempt)):
@@ -83,7 +83,7 @@ def decide(rule: Rule, logs: Iterable[AttemptLog], now: float) -> list[AttemptLo
 
 
 class RetentionKeeper:
-    """Applies the rules. `facts`: what selectors ask about every worker, now; it lets others have turns."""
+    """Applies the rules. `facts`: returns the facts of every worker for selectors; yields in between."""
 
     def __init__(
         self, entries: Sequence[RetentionRule], store: LogStore, facts: Callable[[], Iterable[dict[str, Any]]]
@@ -95,8 +95,8 @@ class RetentionKeeper:
         self._clock: tuple[float, float] | None = None  # wall and monotonic, when the rules were applied first
 
     def apply(self, wall: float, monotonic: float) -> int:
-        """Delete what has to go; returns the bytes. Raises OSError; UsageError where the wall clock was set: ages mean
-        nothing then, and nothing is deleted."""
+        """Delete expired logs. Returns the number of bytes. Raises OSError, or UsageError if the wall clock was set:
+        ages are then unreliable, and nothing is deleted."""
         if self._clock is None:
             self._clock = (wall, monotonic)
         leapt_s = (wall - self._clock[0]) - (monotonic - self._clock[1])
@@ -117,7 +117,8 @@ class RetentionKeeper:
     def _plan(
         self, known: dict[str, dict[str, Any]], measured: dict[str, list[retention.Held]], now: float
     ) -> list[tuple[int, str, int]]:
-        """(rule, folder, attempt below which everything goes). In a thread: thousands of workers by dozens of rules."""
+        """(rule, folder, attempt below which everything is deleted). Runs in a thread: thousands of workers times
+        dozens of rules."""
         left = {
             folder: logs_of(folder, streams, str(known.get(folder, GONE_FACTS)["state"]))
             for folder, streams in measured.items()
@@ -146,7 +147,7 @@ class RetentionKeeper:
 
 
 def logs_of(folder: str, streams: Sequence[retention.Held], state: str) -> list[AttemptLog]:
-    """By attempt. `state`: the worker's; "" where it is gone."""
+    """The logs by attempt. `state`: the worker's; "" for a removed worker."""
     newest = max(one.attempt for one in streams)
     found = []
     for attempt in sorted({one.attempt for one in streams}):

@@ -1,8 +1,8 @@
 """SpooledLogStore: a log store whose disk is a spool before the archive, and a cache of it.
 
-What is archived may leave the disk and comes back when somebody reads it. A file keeps its length; what left it is
-absent (absent.py), as what only a host has. Within which bounds bytes leave is the store's, when they are fetched
-fetch.py's.
+Archived bytes may be removed from the disk and are fetched again when they are read. A file keeps its length; removed
+bytes are marked as absent (absent.py), like those that only a host has. The store decides what is removed, fetch.py
+when bytes are fetched.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from remote_agent.logs import retention as log_disk
 from remote_agent.protocol.messages import directory_name
 from remote_agent.system import paths
 
-PIN_S = 60.0  # what was fetched for somebody stays that long, where there is something else that can go
-KEPT_INDEX_BYTES = 64 * 1024  # of an attempt that has left the disk
+PIN_S = 60.0  # fetched bytes are kept for this time if other bytes can be removed
+KEPT_INDEX_BYTES = 64 * 1024  # of an attempt that was removed from the disk
 MAX_RESTORED_INDEX = 32 * 1024 * 1024
-STEP_S = 30.0  # for a megabyte of a download
+STEP_S = 30.0  # per megabyte of a download
 
 
 class SpooledLogStore(LogStore):
-    """Without `attach` it is a log store as any other."""
+    """Without `attach` it is an ordinary log store."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.archive: LogArchive | None = None
         self.reader: ArchiveReader | None = None
         self._pins = Pins()
-        self.bytes_evicted = 0  # from the disk for keep_per_worker and keep_in_all; they are in the archive
+        self.bytes_evicted = 0  # removed for keep_per_worker and keep_in_all; still in the archive
 
     def attach(self, archive: LogArchive, reader: ArchiveReader) -> None:
         """Before anything is stored or read."""

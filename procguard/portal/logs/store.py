@@ -100,7 +100,7 @@ class LogStore:
         self._index = LogIndex()
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have what is missing here
-        # (worker, attempt, stream, most bytes): bring what only hosts have, before somebody reads it (fetch.py)
+        # (worker, attempt, stream, max bytes): fetches bytes that only hosts have before they are read (fetch.py)
         self.fetch: Callable[..., None] = lambda *_, **__: None
         # The same of archived parts, before a search; how many bytes are still not here (fetch.py)
         self.fetch_for_search: Callable[..., int] = lambda *_, **__: 0
