@@ -12,17 +12,17 @@ from remote_agent.protocol.hints import Any, Callable
 
 
 class HangsError(Exception):
-    """The call did not come back in time, or an earlier one with its key still has not."""
+    """The call did not return in time, or an earlier call with the same key still hangs."""
 
 
 class Bounded:
-    """May be used from several threads, but one at a time for a key."""
+    """Can be used from several threads, but by one at a time per key."""
 
     def __init__(self) -> None:
         self._hanging: dict[str, threading.Thread] = {}
 
     def call(self, key: str, function: Callable[[], Any], timeout_s: float) -> Any:
-        """What `function` returns or raises. Raises HangsError after `timeout_s`."""
+        """Run `function` and return its result or raise its error. Raises HangsError after `timeout_s`."""
         former = self._hanging.pop(key, None)
         if former is not None and former.is_alive():
             self._hanging[key] = former

@@ -17,7 +17,7 @@ PREFIX = "procguard-"
 
 
 def own_group() -> str:
-    """The directory of the v2 group this process is in; "" where there is none we could see."""
+    """The directory of this process's v2 group; "" if there is none or it is not visible."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             paths_found = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
@@ -32,7 +32,7 @@ def own_group() -> str:
 
 
 def directories_of(pid: int) -> list[str]:
-    """Those of all control groups, of either version, that the process is in and that can be seen here."""
+    """The directories of all visible control groups, of either version, that contain the process."""
     found = []
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
@@ -47,10 +47,11 @@ def directories_of(pid: int) -> list[str]:
 
 
 class WorkerGroup:
-    """One worker's group. `path` is "" where there is none; the cookie in its name makes it nobody else's."""
+    """One worker's group. `path`: "" if there is none; the cookie in its name makes it unique."""
 
     def __init__(self, cookie: str = "", former_path: str = "") -> None:
-        """Make it below our own group. `former_path`: where a former runner had it. Without a cookie there is none."""
+        """Create it below this process's group. `former_path`: that of a previous runner. Without a cookie there is
+        none."""
         self._name = PREFIX + cookie[:16]
         self._home = own_group()
         self._inside = False
@@ -80,14 +81,14 @@ class WorkerGroup:
         return path
 
     def members(self) -> list[int]:
-        """The pids inside, this process left out. Zombies count until they are collected."""
+        """The pids inside, without this process. Zombies are included until they are reaped."""
         found: set[int] = set()
         for path in (self.path, self._former):
             found.update(_read_pids(path) if path else ())
         return sorted(found - {0, os.getpid()})  # 0: of another pid namespace
 
     def join(self) -> None:
-        """Children from now on are born inside. Where that fails they are not, and `members` does not know them."""
+        """Join the group, so that new children are created inside. If this fails, `members` does not include them."""
         if self.path and not self._inside:
             self._inside = _write(_procs(self.path), b"0")
 
@@ -100,7 +101,7 @@ class WorkerGroup:
                 _write(os.path.join(path, "cgroup.kill"), b"1")
 
     def remove(self) -> None:
-        """Step out and take the directory away; where something still lives inside, it stays for the next runner."""
+        """Leave the group and remove its directory; if processes remain inside, it is kept for the next runner."""
         if self._inside and not self._step_out():
             return
         for path in (self.path, self._former):

@@ -13,7 +13,7 @@ import os
 from remote_agent.protocol.hints import Optional
 
 KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE
-# Below this much nothing is left to work with: what is written next may fail.
+# Below this free space, the next write may fail.
 LOW_BYTES = 1024 * 1024
 LOW_INODES = 8
 PROBE_BYTES = 4096
@@ -21,8 +21,8 @@ _libc: Optional[ctypes.CDLL] = None
 
 
 def allocate(descriptor: int, offset: int, length: int) -> int:
-    """Room for `length` bytes from `offset` on; the size stays. Returns 0, or the error's number: ENOSPC where there is
-    none, EOPNOTSUPP (or ENOSYS) where the file system can't."""
+    """Allocate `length` bytes from `offset` on without changing the size. Returns 0 or the errno: ENOSPC if the disk
+    is full, EOPNOTSUPP (or ENOSYS) if the file system does not support it."""
     global _libc
     try:
         if _libc is None:
@@ -38,7 +38,7 @@ def allocate(descriptor: int, offset: int, length: int) -> int:
 
 
 def give_back_beyond_end(path: str) -> None:
-    """What was set aside in a file that nobody appends to any more. Raises OSError."""
+    """Release the reserved space beyond the end of a file that is no longer written. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
@@ -48,14 +48,14 @@ def give_back_beyond_end(path: str) -> None:
 
 
 def is_low(directory: str) -> bool:
-    """Whether little is left, of bytes or of inodes, as this user may use them. Raises OSError."""
+    """Whether little space or few inodes are available to this user. Raises OSError."""
     found = os.statvfs(directory)
     free_inodes = found.f_favail if found.f_files else LOW_INODES  # btrfs counts none
     return found.f_bavail * found.f_frsize < LOW_BYTES or free_inodes < LOW_INODES
 
 
 def refusal(directory: str) -> int:
-    """What the file system says to a new small file: 0, or the error's number (ENOSPC, EDQUOT, EROFS, EIO)."""
+    """Try to create a small file. Returns 0 or the errno (ENOSPC, EDQUOT, EROFS, EIO)."""
     path = os.path.join(directory, f".probe.{os.getpid()}")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

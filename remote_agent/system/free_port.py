@@ -9,7 +9,7 @@ import os
 import socket
 
 FIRST_PORT, PORTS = 20_000, 10_000
-MOST_TRIES = 4  # in one heartbeat
+MOST_TRIES = 4  # per heartbeat
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
@@ -22,7 +22,7 @@ class FreePort:
         self._port = first + int.from_bytes(os.urandom(4), "big") % count
 
     def offer(self) -> int:
-        """The port of the last heartbeat while it is free, else another one; 0 where none was found."""
+        """The port of the last heartbeat if it is still free, otherwise another one; 0 if none was found."""
         low, high = _ephemeral()
         for _ in range(MOST_TRIES):
             if not low <= self._port <= high and _is_free(self._port):
@@ -31,7 +31,8 @@ class FreePort:
         return 0
 
     def handed_out(self, values: "dict[str, str]") -> None:
-        """`values`: variables that the manager gave a worker. The port is in use soon, though nobody listens yet."""
+        """Mark a port as allocated, although nothing listens on it yet. `values`: a worker's variables from the
+        manager."""
         if str(self._port) in values.values():
             self._go_on(self._port)
 
@@ -49,7 +50,7 @@ def _ephemeral() -> "tuple[int, int]":
 
 
 def _is_free(port: int) -> bool:
-    """Bound for a moment on every address of both families, where the host has both."""
+    """Test by binding to every address, of both families if the host has both."""
     families = (socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")
     for family, address in families:
         try:
@@ -57,7 +58,7 @@ def _is_free(port: int) -> bool:
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 probe.bind((address, port))
-                return True  # of both families, for :: covers them
+                return True  # :: covers both families
         except OSError as exc:
             if family == socket.AF_INET6 and exc.errno not in (errno.EADDRINUSE, errno.EACCES):
                 continue  # a host without IPv6

@@ -15,7 +15,8 @@ CPU_PERIOD_US = 100_000
 
 
 def enforce(path: str, limits: dict[str, float | None]) -> Reason:
-    """Limit the group at `path` ("" = there is none); None lifts a limit. Returns what is not enforced and why."""
+    """Set the limits of the group at `path` ("": none); None removes a limit. Returns the limits that are not enforced,
+    with reasons."""
     problems = []
     for name, controller, file, value in wanted(limits):
         if not path:
@@ -28,7 +29,7 @@ def enforce(path: str, limits: dict[str, float | None]) -> Reason:
 
 
 def wanted(limits: dict[str, float | None]) -> list[tuple[str, str, str, str]]:
-    """(key, controller, file, what to write)."""
+    """Returns (key, controller, file, value) for each limit."""
     found = []
     if "memory_max" in limits:
         memory = limits["memory_max"]
@@ -60,7 +61,7 @@ def _words(path: str) -> list[str]:
 
 
 def _write(path: str, text: str) -> str:
-    """Returns why it could not be written, "" = it was."""
+    """Write a value. Returns the error, or ""."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ANSWER_S = 5.0  # a question whose answer hangs (a file system of the user's own making) is given up
+ANSWER_S = 5.0  # timeout of a call that hangs (for example on a FUSE file system of the user)
 DIES_WITHIN_S = 1.0
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 PR_SET_DUMPABLE = 4
@@ -34,25 +34,25 @@ OF_THE_HOST = ("LANG", "LANGUAGE", "TZ")  # and LC_*
 
 
 def become(run_as: dict[str, object]) -> None:
-    """Be that user from now on, with its groups and none of root's kernel key rings. Raises OSError."""
+    """Switch permanently to that user, with its groups and without root's kernel key rings. Raises OSError."""
     leave_key_ring()
     groups = run_as["groups"]
     assert isinstance(groups, list)
     os.setgroups(groups)
     os.setgid(int(str(run_as["gid"])))
     os.setuid(int(str(run_as["uid"])))
-    processes.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
+    processes.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # the user must not read this process's memory
 
 
 def leave_key_ring() -> None:
-    """A session's key ring is inherited, and who holds it may use the keys in it, whoever owns them."""
+    """Leave the inherited session key ring, whose holder may use its keys regardless of their owner."""
     number = SYS_KEYCTL.get(os.uname().machine)
     if number is not None:
         processes.libc().syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def base_environment(run_as: dict[str, object], of_host: dict[str, str]) -> dict[str, str]:
-    """What the environment of that user's worker starts from. `of_host`: the agent's recorded environment."""
+    """The base environment of that user's workers. `of_host`: the agent's recorded environment."""
     name = str(run_as.get("name"))
     env = {key: value for key, value in of_host.items() if key in OF_THE_HOST or key.startswith("LC_")}
     shell = str(run_as.get("shell") or "/bin/sh")
@@ -61,10 +61,11 @@ def base_environment(run_as: dict[str, object], of_host: dict[str, str]) -> dict
 
 
 def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: float = ANSWER_S) -> object:
-    """What `question()` returns (a JSON value), found out by a child process with that user's rights.
+    """Run `question()` in a child process with that user's rights and return its result (a JSON value).
 
-    For a process of one thread. Raises ValueError with the text of a ValueError of `question`, OSError
-    for everything else, a user who stops or kills the process included.
+    For single-threaded processes. Raises ValueError with the text of a ValueError of `question`, otherwise OSError,
+    also
+    if the user stops or kills the process.
     """
     readable, writable = os.pipe()
     pid = os.fork()
@@ -75,7 +76,7 @@ def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: fl
         said = _read_all(readable, timeout_s)
     finally:
         os.close(readable)
-        os.kill(pid, signal.SIGKILL)  # not waited for yet: the pid is still this process's
+        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still this process's
         _collect(pid)
     who = f"user {run_as.get('name')}"
     if said is None:
@@ -92,7 +93,7 @@ def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: fl
 
 
 def _collect(pid: int) -> None:
-    """Where it hangs in the kernel, it is collected with the other children when it ever ends."""
+    """Reap the child; if it hangs in the kernel, it is reaped later with the other children."""
     deadline = time.monotonic() + DIES_WITHIN_S
     while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -1,5 +1,5 @@
-"""File locks: checking whether one is held, by which agents and runners are known to be alive (a pid file alone proves
-nothing), and waiting for one.
+"""File locks: waiting for a lock, and checking whether it is held, which shows that an agent or runner is alive (a pid
+file alone proves nothing).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 
 def lock_held(path: str) -> bool:
-    """Whether somebody holds the flock on `path`. A missing file is held by nobody."""
+    """Whether the flock on `path` is held. False for a missing file."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -25,7 +25,7 @@ def lock_held(path: str) -> bool:
 
 
 def lock_within(descriptor: int, timeout_s: float) -> bool:
-    """Take the exclusive flock of an open file. False: somebody else kept it for `timeout_s`."""
+    """Take the exclusive flock of an open file. Returns False if another process holds it for `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

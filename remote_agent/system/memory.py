@@ -1,4 +1,4 @@
-"""Keeps the memory of long-lived processes low by settings of the C library. Independent of what the process does.
+"""Reduces the memory of long-lived processes by settings of the C library. Independent of the process's task.
 
 Environment variables such as MALLOC_ARENA_MAX are not used, because runners and jobs would inherit them.
 """
@@ -15,10 +15,9 @@ _SELDOM = 50_000  # objects more than there were
 
 
 def begin_small() -> None:
-    """Before the first thread, and before most is imported. One heap for all threads instead of one each; a large block
-    (a piece of log, a long answer) goes back to the kernel when it is freed. Without glibc: nothing of this. Garbage
-    is looked for seldom before `settle`, which may be long in coming: modules leave next to none, and looking takes a
-    tenth of the start."""
+    """Call before the first thread and most imports. Uses one heap for all threads, and returns large blocks (logs,
+    responses) to the kernel when they are freed; no effect without glibc. Garbage collection is rare until `settle`,
+    because imports create little garbage and collections would take a tenth of the start-up time."""
     if hasattr(gc, "set_threshold"):  # not in PyPy
         gc.set_threshold(_SELDOM, *_USUAL[1:])
     mallopt = getattr(_libc(), "mallopt", None)
@@ -29,7 +28,7 @@ def begin_small() -> None:
 
 
 def settle() -> None:
-    """After the start: what it took and no longer needs goes back; what stays is not looked at by each collection."""
+    """Call after start-up: returns unused memory to the kernel and exempts the remaining objects from collections."""
     if hasattr(gc, "freeze"):  # not in PyPy
         gc.freeze()
     if hasattr(gc, "set_threshold"):

@@ -9,10 +9,10 @@ MAX_BYTES = 65536  # /proc/vmstat has about 4 KiB, memory.events 100 bytes
 
 
 class OomCounter:
-    """Where memory is accounted by control groups, those that struck in our own or in that of `pid`; else on this host.
+    """Counts OOM kills in this process's control group, or that of `pid`; on the whole host without control groups.
 
-    The file is looked for once, at the first reading: do that after joining a group. Where it is gone the last count
-    stands.
+    The file is located at the first reading, which must follow joining the group. If it is gone, the last count is
+    kept.
     """
 
     def __init__(self, pid: int = 0) -> None:

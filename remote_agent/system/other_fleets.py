@@ -38,7 +38,8 @@ def found(home: str, fleet_id: str) -> "list[Other]":
 
 
 def doubled(agent_directory: str, worker_ids: "list[str]") -> "list[tuple[Other, list[str]]]":
-    """Those that run one of `worker_ids` here which this agent, in <home>/<fleet>/<host>, does not run yet."""
+    """Other fleets that run one of `worker_ids` on this host, if this agent, in <home>/<fleet>/<host>, does not run it
+    yet."""
     home, fleet_id = (
         os.path.dirname(os.path.dirname(agent_directory)),
         os.path.basename(os.path.dirname(agent_directory)),
@@ -52,7 +53,7 @@ def doubled(agent_directory: str, worker_ids: "list[str]") -> "list[tuple[Other,
 
 
 def forbids(worker_directory: str, worker_id: str) -> Reason:
-    """Why this worker of a deployed agent may not be started now; "" where it may."""
+    """Why this worker of a deployed agent must not be started now; "" if it may be."""
     directory = os.path.dirname(os.path.dirname(worker_directory))
     config = _config(directory)
     if config.get("kind") != "deployed" or config.get("another_fleet"):

@@ -31,8 +31,8 @@ class Actor:
 
 @record(frozen=True)
 class Walk:
-    """`actor`: with whose rights; None: ours. `shared`: somebody else can replace a part of it. `fd`: what it leads to
-    (O_PATH), to be closed; None where that does not exist."""
+    """`actor`: the user whose rights apply; None: this process's. `shared`: another user can replace a component.
+    `fd`: the target (O_PATH), to be closed by the caller; None if it does not exist."""
 
     actor: "Optional[Actor]"
     shared: bool
@@ -84,7 +84,7 @@ def walk(path: str) -> Walk:
 
 
 def _step(folder: int, part: str) -> int:
-    """As a folder where it is one: that has the system mount what it mounts on demand."""
+    """Open a component, as a directory if it is one, which triggers automounts."""
     try:
         return os.open(part, _PATH_ONLY | os.O_DIRECTORY, dir_fd=folder)
     except OSError as exc:
@@ -94,7 +94,7 @@ def _step(folder: int, part: str) -> int:
 
 
 def _of_outside(uid: int) -> bool:
-    """In a container of a user's making, files of the machine's own root seem to be nobody's; no user here is that."""
+    """Whether the owner is unmapped: in a user's container, files of the machine's root appear to belong to nobody."""
     try:
         with open("/proc/sys/kernel/overflowuid", "rb") as file:
             overflow = int(file.read())
@@ -108,7 +108,7 @@ def _of_outside(uid: int) -> bool:
 
 
 def _open_to_others(folder: os.stat_result) -> bool:
-    """Whether somebody but root and its owner may replace what lies in it."""
+    """Whether users other than root and the owner may replace entries of the directory."""
     if folder.st_mode & stat.S_ISVTX:
         return False  # each its own
     return bool(folder.st_mode & 0o002) or bool(folder.st_mode & 0o020 and _has_members(folder.st_gid))
@@ -137,7 +137,7 @@ def _actor(uid: int, gid: int) -> Actor:
 
 
 def open_file(path: str) -> int:
-    """A regular file, opened for reading with the rights of whose place it is in. Raises OSError."""
+    """Open a regular file for reading, with the rights of the owner of its path. Raises OSError."""
     found = walk(path)
     if found.fd is None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
@@ -155,7 +155,7 @@ def open_file(path: str) -> int:
 
 @contextlib.contextmanager
 def acting_as(actor: "Optional[Actor]") -> Iterator[None]:
-    """With that user's rights, and without ours, until the end. None: as we are."""
+    """Use that user's rights, and only those, within the context. None: no change."""
     if actor is None or os.geteuid() != 0:
         yield
         return

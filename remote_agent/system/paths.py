@@ -1,7 +1,7 @@
-"""Where everything lies on a host, and how a file is replaced without ever being torn. The one place that knows.
+"""The layout of files on a host, and atomic replacement of files.
 
-Agent and runner both use it; the runner must stay small, so nothing heavy is imported here: what needs hashing or
-user names imports it inside the function, and the runner is handed ready paths. Knows no file's meaning.
+Used by agent and runner. The runner must stay small, so nothing heavy is imported here: functions that need hashing or
+user names import it themselves, and the runner receives complete paths. Does not interpret any file.
 
     <home>/releases/<sha16>/                       shared, immutable
     <home>/<fleet_id>/<host>/                      an agent's directory; a launcher's: …/launchers/<worker>/
@@ -29,7 +29,7 @@ PRIVATE_FILE = 0o600
 
 
 class UnsafeDirectory(Exception):
-    """A directory that somebody else could have put there or can write to; the text says which and what to do."""
+    """A directory that another user may have created or can write to; the text names it and the next step."""
 
 
 # ------------------------------------------------------------------------------------------------- the home
@@ -59,7 +59,7 @@ def agent_file(agent_directory: str) -> str:
 
 
 def known_managers_file(agent_directory: str) -> str:
-    """Which managers the agent knows from others, and the term of the last leader."""
+    """The file with managers that the agent learned from other managers, and the term of the last leader."""
     return os.path.join(agent_directory, "known_managers.json")
 
 
@@ -84,7 +84,7 @@ def workers_dir(agent_directory: str) -> str:
 
 
 def worker_dirs(agent_directory: str) -> "list[str]":
-    """Of every worker that has records here."""
+    """The directories of all workers with records on this host."""
     root = workers_dir(agent_directory)
     return [os.path.join(root, name) for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
 
@@ -103,7 +103,7 @@ def worker_id_file(worker_directory: str) -> str:
 
 
 def recorded_worker_id(worker_directory: str) -> str:
-    """Its directory's name, where nothing is recorded."""
+    """The worker id recorded in the directory; the directory's name if there is none."""
     try:
         with open(worker_id_file(worker_directory), encoding="utf-8") as file:
             return file.read(256).strip()
@@ -140,7 +140,7 @@ def attempts_dir(worker_directory: str) -> str:
 
 
 def log_file(worker_directory: str, attempt: int, stream: str = "out") -> str:
-    """The bytes that attempt `attempt` wrote to `stream` ("out", or "err" where stderr is kept apart)."""
+    """The file with the output of attempt `attempt` to `stream` ("out", or "err" if stderr is separate)."""
     return os.path.join(attempts_dir(worker_directory), f"{attempt}.{'log' if stream == 'out' else 'err'}")
 
 
@@ -149,7 +149,7 @@ def exit_file(worker_directory: str, attempt: int) -> str:
 
 
 def attempts_on_disk(worker_directory: str) -> list[int]:
-    """The attempts that left a file, ascending; empty where there is no directory yet."""
+    """The attempts that have a file, ascending; empty without a directory."""
     try:
         names = os.listdir(attempts_dir(worker_directory))
     except FileNotFoundError:
@@ -163,9 +163,9 @@ def attempts_on_disk(worker_directory: str) -> list[int]:
 def choose_runtime_dir(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
     """Make and return the host-local directory for locks and sockets of one agent (record it in agent.json).
 
-    One that is there already wins: runners may live by it. Where others have taken every name that can be known before,
-    it gets one that can't. XDG_RUNTIME_DIR is used only where the user lingers: without it logind removes it, and every
-    lock in it, at the last log-out. Raises UnsafeDirectory where no candidate is safe.
+    An existing directory is preferred, because runners may be using it. If other users have taken every predictable
+    name, an unpredictable one is created. XDG_RUNTIME_DIR is used only with lingering: otherwise logind removes it,
+    and every lock in it, at the last log-out. Raises UnsafeDirectory if no candidate is safe.
     """
     name = runtime_name(home, fleet_id, host, launcher_worker)
     refused = []
@@ -188,7 +188,8 @@ def choose_runtime_dir(home: str, fleet_id: str, host: str, launcher_worker: str
 
 
 def keep_runtime_dir(known: str, home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
-    """The recorded one as long as it can be ours alone (made again after a reboot emptied /tmp), else another."""
+    """The recorded directory if it can be exclusively ours (created again after a reboot emptied /tmp), otherwise
+    another one."""
     try:
         if known:
             _ensure_runtime_dir(known)
@@ -206,7 +207,7 @@ def _ensure_runtime_dir(path: str) -> None:
 
 
 def recorded_runtime_dir(worker_directory: str) -> str:
-    """Where the agent of this worker keeps locks and sockets by now; "" where that is not known."""
+    """The current directory of locks and sockets of this worker's agent; "" if unknown."""
     agent_directory = os.path.dirname(os.path.dirname(os.path.abspath(worker_directory)))
     try:
         config = read_json(agent_file(agent_directory))
@@ -224,7 +225,7 @@ def runtime_name(home: str, fleet_id: str, host: str, launcher_worker: str = "")
 
 
 def _runtime_candidates(uid: int) -> list[str]:
-    """The best first. /run is root's own: nobody else can take a name there before."""
+    """Candidates, best first. /run belongs to root, so that no other user can take a name there."""
     candidates = [os.path.join(shared, f"procguard-{uid}") for shared in SHARED]
     run_user = f"/run/user/{uid}"
     if _lingers(uid) and os.access(run_user, os.W_OK):
@@ -245,7 +246,8 @@ def _lingers(uid: int) -> bool:
 
 
 def ensure_private_dir(path: str, make: bool = True) -> None:
-    """Make `path` (one level) with mode 0700, or check that it is ours alone. Raises UnsafeDirectory otherwise."""
+    """Create `path` (one level) with mode 0700, or check that only this user can access it. Raises UnsafeDirectory
+    otherwise."""
     try:
         if make:
             os.mkdir(path, PRIVATE_DIR)
@@ -279,7 +281,7 @@ def runtime_state(runtime_dir: str, worker_directory: str) -> str:
 
 
 def runner_socket(runtime_dir: str, worker_directory: str) -> str:
-    """Where the runner of this worker listens. Raises ValueError where the path is too long for a unix socket."""
+    """The socket of this worker's runner. Raises ValueError if the path is too long for a unix socket."""
     path = os.path.join(runtime_dir, _worker_digest(worker_directory) + ".sock")
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(f"socket path longer than {MAX_SOCKET_PATH_BYTES} bytes: {path}")
@@ -292,7 +294,7 @@ def _worker_digest(worker_directory: str) -> str:
 
 
 def absolute(text: str, directory: str, home: str = "") -> str:
-    """`text` below `directory`; ~ is `home`, where another user's is meant."""
+    """`text` relative to `directory`; ~ is `home`, which may be another user's."""
     if home and (text == "~" or text.startswith("~/")):
         text = home + text[1:]
     return os.path.normpath(os.path.join(directory, os.path.expanduser(text)))
@@ -304,7 +306,7 @@ def absolute(text: str, directory: str, home: str = "") -> str:
 def write_atomic(path: str, data: bytes, mode: int = PRIVATE_FILE, durable: bool = False) -> None:
     """Replace `path` by `data`: a reader sees the old or the new content, never a part.
 
-    `durable` also survives a power cut (fsync of the file and of its directory), at the price of the disk's time.
+    `durable`: also survives a power loss (fsync of the file and its directory), which takes longer.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -333,7 +335,7 @@ def write_json(path: str, value: object, mode: int = PRIVATE_FILE, durable: bool
 
 
 def read_json(path: str) -> object:
-    """The parsed file, or None where there is none. Raises ValueError naming the file where it is not JSON."""
+    """The parsed file, or None if it does not exist. Raises ValueError naming the file if it is not JSON."""
     try:
         with open(path, "rb") as file:
             content = file.read()
@@ -358,7 +360,7 @@ def sync_file(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make renames inside `path` durable; file systems that can't sync a directory are left alone."""
+    """Make renames inside `path` durable; no effect on file systems that cannot sync a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

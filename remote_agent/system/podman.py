@@ -1,6 +1,6 @@
-"""What this host offers to podman: its version, what a user who is not root needs, and GPUs by CDI.
+"""Prerequisites of podman on this host: its version, those of unprivileged users, and GPUs by CDI.
 
-Reads files of the host and asks podman for its version; starts no container.
+Reads files of the host and runs `podman --version`; starts no container.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ GPU_KIND = "nvidia.com/gpu"
 CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")  # podman's own choice
 MAX_CDI_BYTES = 1024 * 1024
 ASK_S = 10.0
-# What a user who is not root may lack; the manager's side has the words (procguard/deploy/inventory/containers.py).
+# What an unprivileged user may lack; the messages are in procguard/deploy/inventory/containers.py.
 NO_IDS, NO_ID_TOOLS, NO_RUNTIME_DIR, NO_NAMESPACE = "subuid", "uidmap", "runtime_dir", "user_namespace"
 _NAME = r"""(?m)^[\s-]*["']?name["']?\s*:\s*["']?([A-Za-z0-9_.:-]+)"""
 _NAME_IN_JSON = r'"name"\s*:\s*"([A-Za-z0-9_.:-]+)"'
@@ -19,8 +19,8 @@ _KIND = rf"""(?m)["']?kind["']?\s*:\s*["']?{GPU_KIND}["']?\s*(,|$)"""
 
 
 def version() -> str:
-    """As it says itself, like 4.3.1; "" where there is none, or none that answers."""
-    import subprocess  # here, as others below: a runner needs runtime_directory alone
+    """Podman's version, such as 4.3.1; "" if it is missing or does not answer."""
+    import subprocess  # imported here, as below, because a runner needs only runtime_directory
 
     try:
         done = subprocess.run(["podman", "--version"], capture_output=True, timeout=ASK_S, check=False)
@@ -30,7 +30,7 @@ def version() -> str:
 
 
 def lacks(env: dict[str, str]) -> list[str]:
-    """What keeps this process's user from running containers; empty for root. `env`: what podman would be given."""
+    """The prerequisites that this process's user lacks; empty for root. `env`: podman's environment."""
     if os.geteuid() == 0:
         return []
     import shutil
@@ -62,8 +62,8 @@ def _makes_namespaces(env: dict[str, str]) -> bool:
 
 
 def runtime_directory(env: dict[str, str]) -> str:
-    """Value of XDG_RUNTIME_DIR for a user who is not root; "": there is no such directory. A session that came by ssh
-    often has no such variable, and the directory of one that is over is gone."""
+    """The value of XDG_RUNTIME_DIR for an unprivileged user; "" if there is no such directory. SSH sessions often lack
+    the variable, and the directory is removed at the end of the last session."""
     for path in (env.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.geteuid()}"):
         if path and os.path.isdir(path) and os.access(path, os.W_OK):
             return path
@@ -71,7 +71,7 @@ def runtime_directory(env: dict[str, str]) -> str:
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that containers can be given: "0", "all", …; empty: there is no CDI specification of them."""
+    """Names of the GPUs available to containers: "0", "all", …; empty without a CDI specification."""
     found: dict[str, None] = {}
     for directory in CDI_DIRECTORIES:
         try:

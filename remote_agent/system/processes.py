@@ -1,10 +1,10 @@
-"""Which processes belong to an attempt, and how to signal them without ever hitting a stranger.
+"""Finds the processes of an attempt, and signals them without the risk of signalling an unrelated process.
 
-A process is (pid, start time from /proc, boot id): a pid alone may have been given to somebody else. Several ways find
-the members of a tree, because each has a hole the others close: descent from the runner, which is subreaper, so that
-even double-forked daemons become its children; descent from the recorded child; the environment cookie and the mark,
-which still find daemons after their runner has died; and what the agent saw in the tree while the runner lived. Knows
-nothing of states, policies or files of ours.
+A process is identified by (pid, start time from /proc, boot id), because pids are reused. The members of a tree are
+found by several methods that complement each other: descent from the runner, which is a subreaper, so that even
+double-forked daemons become its children; descent from the recorded child; the environment cookie and the mark, which
+also find daemons after their runner has died; and the processes that the agent observed while the runner was alive.
+Knows neither states nor policies nor ProcGuard's files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SYS_PIDFD_SEND_SIGNAL = 424
 SYS_PIDFD_OPEN = 434
 MAX_ENVIRON_BYTES = 1024 * 1024
 COOKIE_VARIABLE = "PROCGUARD_COOKIE"
-# The mark: a soft limit that nobody reaches (microseconds of real-time CPU without a pause; 146,000 years), inherited
+# The mark: a soft limit that is never reached (microseconds of real-time CPU without a pause; 146,000 years), inherited
 # over fork and exec, whatever a process does to its environment, its session and its parents.
 RLIMIT_RTTIME = 15
 _MARK_BASE = 1 << 62
@@ -65,13 +65,13 @@ def libc() -> c.Library:
 
 
 def become_subreaper() -> bool:
-    """Orphans among our descendants become our children from now on. False where the kernel can't."""
+    """Make orphaned descendants children of this process. Returns False if the kernel does not support it."""
     return bool(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 def die_with_parent(parent: int) -> None:
-    """In a new child: the kernel kills this process when its parent ends, also after the exec of anything but a set-uid
-    program. A parent that died before this was asked for is noticed by its pid. Raises OSError."""
+    """Called in a new child: the kernel kills it when its parent ends, also after exec (except of set-uid programs). A
+    parent that has already died is detected by its pid. Raises OSError."""
     if _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(c.get_errno(), os.strerror(c.get_errno()), "prctl")
     if os.getppid() != parent:
@@ -99,7 +99,7 @@ def unmark(before: int | None) -> None:
 
 
 def mark_of(cookie: str) -> int:
-    """0: it is no cookie of a runner."""
+    """The mark of a cookie; 0 if it is not a runner's cookie."""
     try:
         return _MARK_BASE | int(cookie[:14], 16)
     except ValueError:
@@ -107,7 +107,7 @@ def mark_of(cookie: str) -> int:
 
 
 def give_memory_back() -> None:
-    """What the imports needed and the process does not: to the kernel, where the C library can."""
+    """Return unused memory to the kernel, if the C library supports it."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
@@ -116,7 +116,7 @@ def give_memory_back() -> None:
 
 
 def boot_id() -> str:
-    """Changes with every boot, and differs between containers, whose pids mean different processes."""
+    """An id that changes with every boot and differs between containers, which have separate pids."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read().strip()
@@ -160,11 +160,10 @@ def _match(identity: Identity) -> StatLine | None:
 
 
 def send_signal(identity: Identity, number: int) -> bool:
-    """Signal exactly the process of `identity`; False where it is gone or may not be signalled.
+    """Signal exactly the process of `identity`. Returns False if it is gone or must not be signalled.
 
-    The pidfd is opened first and the identity checked after it: if the process is still there then, it was there when
-    the pidfd was opened, and a pid reused later can't be hit. Kernels before 5.3 have no pidfd: there the check comes
-    immediately before kill().
+    The pidfd is opened first and the identity checked afterwards: if the process still exists then, the pidfd refers to
+    it, and a reused pid cannot be signalled. Kernels before 5.3 have no pidfd: the check immediately precedes kill().
     """
     descriptor = _open_pidfd(identity.pid)
     try:
@@ -183,7 +182,7 @@ def send_signal(identity: Identity, number: int) -> bool:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """None where there is no such process or no such system call."""
+    """A pidfd; None if the process or the system call does not exist."""
     if hasattr(os, "pidfd_open"):
         try:
             return os.pidfd_open(pid)
@@ -226,7 +225,7 @@ def descendants(roots: set[int], processes: dict[int, StatLine]) -> list[StatLin
 
 
 def members_below(runner_pid: int) -> list[Identity]:
-    """The living tree under a living runner: as subreaper it is an ancestor of all of it."""
+    """The live processes below a live runner, which as subreaper is an ancestor of all of them."""
     boot = boot_id()
     return [Identity(p.pid, p.start, boot) for p in descendants({runner_pid}, all_processes())]
 
@@ -234,12 +233,12 @@ def members_below(runner_pid: int) -> list[Identity]:
 def members_left_behind(
     child: Identity | None, cookie: str, known: Iterable[int] = (), seen: Iterable[Identity] = ()
 ) -> list[Identity]:
-    """What a dead runner left: the recorded child, `seen` (what the agent saw below it), whoever carries the cookie or
-    its mark, and all their descendants.
+    """The processes left by a dead runner: the recorded child, `seen` (observed by the agent), those with the cookie
+    or its mark, and all their descendants.
 
-    `known`: pids that are members whatever else they look like (the worker's control group). `cookie` is what the
-    values of PROCGUARD_COOKIE of all the runner's attempts begin with. Session and group numbers are no proof (they
-    may be reused), so they are not used here. Never the caller or its ancestors.
+    `known`: pids that are members in any case (the worker's control group). `cookie`: the common prefix of
+    PROCGUARD_COOKIE of all of the runner's attempts. Session and group ids are not used, because they may be reused.
+    Never includes the caller or its ancestors.
     """
     processes = all_processes()
     boot = boot_id()
@@ -267,7 +266,8 @@ def carries_cookie(pid: int, cookie: str) -> bool:
 
 
 def carries_mark(pid: int, cookie: str) -> bool:
-    """It was started below a runner of this cookie. Readable for everybody, unlike the environment."""
+    """Whether the process was started below a runner with this cookie. Unlike the environment, the mark is readable by
+    all users."""
     mark = mark_of(cookie)
     if not mark:
         return False

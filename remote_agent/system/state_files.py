@@ -18,19 +18,19 @@ SLOT_BYTES = 4096
 _HEADER = b"%010d %010d "  # length, checksum
 _HEADER_BYTES = 22
 _MODULUS = 4294967291  # the largest prime below 2**32
-_SHORT = 300  # characters of a reason, where all of it does not fit
+_SHORT = 300  # length of a reason that does not fit completely
 
 State = dict[str, object]
 
 
 def newest_first(state: State) -> tuple[int, int]:
-    """What orders the copies: event_seq rises with every change of state, `writes` with every write of this release."""
+    """The sort key of copies: event_seq rises with every change of state, `writes` with every write."""
     seq, writes = state.get("event_seq"), state.get("writes")
     return (seq if isinstance(seq, int) else 0, writes if isinstance(writes, int) else 0)
 
 
 def read(worker_dir: str, runtime_dir: str = "") -> State | None:
-    """The newest copy; None where there is none. Raises ValueError or OSError where state.json alone is there and
+    """The newest copy; None if there is none. Raises ValueError or OSError if state.json is the only copy and
     unreadable."""
     found = _read_reserve(paths.state_reserve(worker_dir))
     if runtime_dir:
@@ -62,7 +62,7 @@ def make_reserve(worker_dir: str) -> bool:
 
 
 def keep_in_reserve(worker_dir: str, state: State) -> bool:
-    """Overwrite the older slot. False where there is no reserve, or the disk refuses even that."""
+    """Overwrite the older slot. Returns False without a reserve, or if the disk refuses even that."""
     data = _fitting(state)
     try:
         descriptor = os.open(paths.state_reserve(worker_dir), os.O_RDWR | os.O_CLOEXEC)
@@ -87,7 +87,7 @@ def keep_in_reserve(worker_dir: str, state: State) -> bool:
 
 
 def keep_in_runtime(runtime_dir: str, worker_dir: str, state: State) -> bool:
-    """The last resort; it is gone with the next boot."""
+    """Write to the runtime directory, the last resort; lost at the next boot."""
     if not runtime_dir:
         return False
     try:

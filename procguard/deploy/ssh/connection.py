@@ -31,7 +31,8 @@ CONNECT_ATTEMPTS = 3  # sshd drops connections at random beyond MaxStartups
 MAX_ERROR_BYTES = 8 * 1024
 TRUST = "invoke trust --hosts INVENTORY"  # the same words for every host: it shows and adds the keys of all
 
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs as tracebacks what `explain` says in a line
+# paramiko logs tracebacks of errors that `explain` reports in one line
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class UnknownHostKey(paramiko.SSHException):
@@ -42,7 +43,7 @@ class UnknownHostKey(paramiko.SSHException):
 
 
 class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
-    """Fabric would add any unknown key (AutoAddPolicy): that accepts whoever answers first."""
+    """Refuses unknown host keys. Fabric's default (AutoAddPolicy) would accept any key at the first connection."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         raise UnknownHostKey(hostname, key)
@@ -51,7 +52,7 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
 class StrictConnection(fabric.Connection):  # type: ignore[misc]
     """A Fabric connection that trusts only known_hosts, also on its way through jump hosts."""
 
-    # Fabric sets it and declares it nowhere: the write would go to the configuration, which would be rebuilt while
+    # Fabric sets it without declaring it: the write would go to the configuration, which would be rebuilt while
     # the connections of other threads read from it.
     inline_ssh_env: bool | None = None
 
@@ -64,7 +65,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
         *,
         is_hop: bool = False,
     ) -> None:
-        target.check_names()  # before ~/.ssh/config is asked: `Match exec` runs a shell with them
+        target.check_names()  # before ~/.ssh/config is evaluated: `Match exec` runs a shell with them
         kwargs: dict[str, Any] = {"banner_timeout": timeout_s, "auth_timeout": timeout_s, "channel_timeout": timeout_s}
         if target.key_filename:
             kwargs["key_filename"] = [os.path.expanduser(target.key_filename)]
@@ -79,7 +80,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             config=config,
             connect_timeout=max(1, int(timeout_s)),
             connect_kwargs=kwargs,
-            forward_agent=False,  # whatever ~/.ssh/config says: a host never gets at the keys of whoever deploys
+            forward_agent=False,  # regardless of ~/.ssh/config: a host must not use the operator's keys
         )
         files = keys.identity_files(target.key_filename, self.ssh_config)
         if target.identities_only or str(self.ssh_config.get("identitiesonly", "")).lower() == "yes":
@@ -97,11 +98,11 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
         trusted.give(self.client, self.host, int(self.port), known_hosts_files(target, self.ssh_config))
 
     def get_gateway(self) -> None:
-        """Jump hosts are made by `_gateway`, strict like the rest; Fabric's own would trust any key."""
+        """Jump hosts are opened by `_gateway`, with strict host keys; Fabric's own method would trust any key."""
         return
 
     def open(self) -> None:
-        """Connect and log in. A key with a passphrase is unlocked only where everything else was refused."""
+        """Connect and log in. A key with a passphrase is unlocked only if all other methods were refused."""
         while True:
             try:
                 super().open()
@@ -109,7 +110,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             except paramiko.SSHException as exc:
                 if not _is_refusal(exc):
                     raise
-                key = next(self.locked_keys, None)  # raises LockedKey where only a passphrase is missing
+                key = next(self.locked_keys, None)  # raises LockedKey if only a passphrase is missing
                 if key is None:
                     raise
             self.client.close()
@@ -123,13 +124,13 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             self.gateway.open()
             return super().open_gateway()
         except (UnknownHostKey, paramiko.BadHostKeyException, HostUnreachable):
-            raise  # these name the machine they mean
+            raise  # these errors name their machine
         except paramiko.ChannelException as exc:
             raise _not_forwarded(exc, self.target, self.gateway.target) from exc
         except Exception as exc:
             error = explain(exc, self.gateway.target)
             what = f"{self.target.host}: no way through its jump host: {error.message}"
-            code = "jump_auth" if error.code == "auth" else error.code  # whose log-in failed matters
+            code = "jump_auth" if error.code == "auth" else error.code  # distinguishes a failed log-in at the jump host
             raise HostUnreachable(what, error.next_step, code=code) from exc
 
 
@@ -154,15 +155,15 @@ def _gateway(
         earlier, _, nearest = jumps.rpartition(",")
         hop = _parse_hop(nearest, earlier, target.known_hosts)
         if not target.proxy_jump and hop.address == connection.host:
-            return None  # a wildcard of ~/.ssh/config that means the jump host too
+            return None  # a wildcard in ~/.ssh/config that also matches the jump host
         return StrictConnection(hop, config, timeout_s, credentials, is_hop=True)
     command = connection.ssh_config.get("proxycommand")
     return command if command and command.lower() != "none" else None
 
 
 def _filled(command: str, target: Target, connection: StrictConnection) -> str:
-    """A ProxyCommand of the inventory with its %h, %p, %r and %n. Each is a name (`check_names`), for it may stand
-    inside quotes. Raises HostUnreachable where %n is wanted and the host's name is none."""
+    """Expand %h, %p, %r and %n in the inventory's ProxyCommand. Each value must be a plain name (`check_names`),
+    because it may be inside quotes. Raises HostUnreachable if %n is used and the host's name is not one."""
     if "%n" in command and not HOST_NAME.fullmatch(target.host):
         raise bad_name(target.host, "host's name", target.host, "its name in the inventory, or leave %n out")
     values = {"%h": connection.host, "%p": str(connection.port), "%r": connection.user, "%n": target.host}
@@ -171,7 +172,7 @@ def _filled(command: str, target: Target, connection: StrictConnection) -> str:
 
 
 def _parse_hop(text: str, earlier: str, known_hosts: str) -> Target:
-    """user@host:port, as ssh -J takes it."""
+    """Parse user@host:port, in the syntax of ssh -J."""
     text = text.strip().removeprefix("ssh://")
     user, _, address = text.rpartition("@")
     if address.startswith("["):
@@ -217,7 +218,7 @@ def connect(
         except Exception as exc:
             error = explain(exc, target)
             stalled = error.code == "timeout" or time.monotonic() - began > 0.8 * left_s
-            if error.code in ("timeout", "dropped", "ssh") and stalled:  # else it was closed
+            if error.code in ("timeout", "dropped", "ssh") and stalled:  # otherwise it was closed
                 error = _stalled(target, connection)
             if connection is not None:
                 close(connection)
@@ -292,7 +293,7 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
 
 
 def _stalled(target: Target, connection: StrictConnection | None) -> HostUnreachable:
-    """Nothing came any more, and how far it had got says where to look. At a jump host: only that it took too long."""
+    """The error for a connection that stalled, by the stage that it had reached. For a jump host: a timeout."""
     transport = connection.client.get_transport() if connection is not None else None
     where = target.describe()
     if transport is None or transport.authenticated:
@@ -309,7 +310,7 @@ def _stalled(target: Target, connection: StrictConnection | None) -> HostUnreach
 
 
 def ssh_command(target: Target) -> str:
-    """What a person types to see the same."""
+    """The ssh command that reproduces the connection."""
     words = ["ssh"]
     if target.port:
         words += ["-p", str(target.port)]
@@ -322,7 +323,7 @@ def ssh_command(target: Target) -> str:
 
 
 def _refused(exc: BaseException, target: Target) -> HostUnreachable:
-    """A log-in that failed. Where the host takes passwords, how to give one."""
+    """The error for a failed log-in. If the host accepts passwords, it explains how to provide one."""
     user = target.user or "the default user"
     offered = exc.allowed_types if isinstance(exc, paramiko.BadAuthenticationType) else []
     next_step = f"try: {ssh_command(target)} true"
@@ -332,7 +333,7 @@ def _refused(exc: BaseException, target: Target) -> HostUnreachable:
 
 
 def _not_forwarded(exc: paramiko.ChannelException, target: Target, hop: Target) -> HostUnreachable:
-    """The jump host let us in, but not on to the target."""
+    """The error for a jump host that accepted the log-in but did not forward to the target."""
     if exc.code == 1:
         what, next_step = (
             f"its jump host {hop.host} forbids forwarding",
@@ -435,7 +436,7 @@ class SshWire(Wire):
 
     def read(self) -> bytes:
         while self._channel.recv_stderr_ready():
-            self._channel.recv_stderr(4096)  # nobody waits for it, and it would always look readable
+            self._channel.recv_stderr(4096)  # discarded; otherwise the channel would always appear readable
         try:
             data = bytes(self._channel.recv(64 * 1024))
         except TimeoutError:

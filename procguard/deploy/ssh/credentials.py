@@ -31,7 +31,7 @@ Ask = Callable[[str], str]
 
 @dataclass(frozen=True)
 class HostSecrets:
-    """What an inventory says for one host. Empty: it says nothing."""
+    """The secrets of one host in the inventory; empty if not given."""
 
     password: str = field(default="", repr=False)
     become_password: str = field(default="", repr=False)
@@ -39,9 +39,10 @@ class HostSecrets:
 
 
 class LoginCredentials:
-    """Safe to use from several threads; whoever is asked is asked once, while the others wait for the answer.
+    """Passwords and passphrases of a run. Safe to use from several threads: a person is prompted once, and the other
+    threads wait.
 
-    `ask`: how a person is asked for a passphrase (None: nobody is there). Raises UsageError for an unreadable file.
+    `ask`: prompts for a passphrase (None: no terminal). Raises UsageError for an unreadable file.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class LoginCredentials:
         self._passphrase = _from(values, PASSPHRASE)
         self._ask = ask
         self._lock = threading.Lock()
-        self._opened: dict[str, Any] = {}  # key file -> the key; None: nobody knew its passphrase
+        self._opened: dict[str, Any] = {}  # key file -> the key; None: its passphrase is unknown
 
     def password(self, host: str) -> str:
-        """For the log-in at a host of the inventory; "" = none."""
+        """The password for the log-in at a host of the inventory; "" if none."""
         return self._of(host).password or self._password
 
     def jump_password(self) -> str:
-        """For the log-in at jump hosts, which never see the hosts' own; "" = none."""
+        """The password for the log-in at jump hosts, which never receive the hosts' passwords; "" if none."""
         return self._jump_password
 
     def become_password(self, host: str) -> str:
@@ -76,8 +77,8 @@ class LoginCredentials:
         return self._of(host).become_password or self._become_password
 
     def key(self, path: str, host: str, unlock: Callable[[str], Any]) -> Any:
-        """What `unlock(passphrase)` makes of the key at `path`, or None where nobody knows its passphrase. It takes
-        0.1 s and a person's attention, so it is done once for all hosts."""
+        """The key at `path`, unlocked by `unlock(passphrase)`, or None if its passphrase is unknown. Cached for all
+        hosts, because it takes 0.1 s and possibly a prompt."""
         with self._lock:
             if path not in self._opened:
                 known = filter(None, (self._of(host).passphrase, self._passphrase))
@@ -103,7 +104,7 @@ class LoginCredentials:
 
 
 def ask_on_terminal(question: str) -> str:
-    """One line that is not shown. Raises UsageError where there is no terminal to ask on."""
+    """Prompt for one line without echo. Raises UsageError without a terminal."""
     import getpass  # noqa: PLC0415 - termios; only where somebody is asked
 
     if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""What SSH failed with, as a reason. Its English is the error's own message, which names ports and files."""
+"""Reasons for SSH failures. The English text is the error's own message, which names ports and files."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ class LockedKey(paramiko.PasswordRequiredException):
 
 
 def identity_files(key_filename: str, ssh_config: dict[str, Any]) -> list[str]:
-    """The key files that a log-in considers and that exist: the inventory's, else those of ~/.ssh/config, else the
-    usual ones."""
+    """The existing key files for a log-in: those of the inventory, otherwise of ~/.ssh/config, otherwise the
+    defaults."""
     named = [key_filename] if key_filename else list(ssh_config.get("identityfile", []))
     return [path for path in map(os.path.expanduser, named or USUAL_KEYS) if os.path.isfile(path)]
 
 
 def is_locked(path: str) -> bool:
-    """Whether the key at `path` needs a passphrase. False for what is no key at all."""
+    """Whether the key at `path` needs a passphrase. False if it is not a key."""
     try:
         paramiko.PKey.from_path(path)
     except (paramiko.PasswordRequiredException, TypeError):  # TypeError: cryptography's own word for it
@@ -45,7 +45,7 @@ def is_locked(path: str) -> bool:
 
 
 def unlock(path: str, passphrase: str) -> paramiko.PKey | None:
-    """The key, None where this is not its passphrase."""
+    """The unlocked key; None for a wrong passphrase."""
     try:
         return paramiko.PKey.from_path(path, passphrase.encode())  # type: ignore[arg-type]  # it hands it on as it is
     except Exception:
@@ -53,8 +53,8 @@ def unlock(path: str, passphrase: str) -> paramiko.PKey | None:
 
 
 def unlocked(paths: list[str], host: str, credentials: LoginCredentials) -> Iterator[paramiko.PKey]:
-    """The keys among `paths` that need a passphrase which somebody knows, one after the other: a person is asked for
-    the second only where the first did not help. Raises LockedKey at the end if one stayed locked."""
+    """Yields the keys among `paths` that need a passphrase, unlocked one after the other, so that the next prompt
+    appears only if the previous key was refused. Raises LockedKey at the end if one remained locked."""
     refused = ""
     for path in filter(is_locked, paths):
         key = credentials.key(path, host, functools.partial(unlock, path))
@@ -67,7 +67,7 @@ def unlocked(paths: list[str], host: str, credentials: LoginCredentials) -> Iter
 
 
 def agent_key(paths: list[str]) -> paramiko.PKey | None:
-    """The first key of ssh-agent whose public half lies beside one of `paths`, for IdentitiesOnly."""
+    """The first key of ssh-agent whose public key file is beside one of `paths`, for IdentitiesOnly."""
     wanted = {blob for path in paths if (blob := _public_blob(path))}
     if not wanted:
         return None

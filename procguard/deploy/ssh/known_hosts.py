@@ -26,21 +26,21 @@ SCAN_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True)
 class ShownKey:
-    """What one host answered. `name` is as known_hosts has it: 10.0.0.7 or [10.0.0.7]:2222."""
+    """A key presented by a host. `name`: in the form of known_hosts, 10.0.0.7 or [10.0.0.7]:2222."""
 
     host: str
     status: Literal["new", "known", "changed", "unreachable"]
     name: str = ""
     kind: str = ""
     fingerprint: str = ""
-    line: str = ""  # of known_hosts, for a new key
+    line: str = ""  # the known_hosts line of a new key
     error: HostUnreachable | None = None
 
 
 def scan(targets: Sequence[Target], credentials: LoginCredentials | None = None, forks: int = 32) -> list[ShownKey]:
-    """The keys that `targets` show, in their order. A jump host that is not trusted yet comes first, alone: what lies
-    behind it can only be reached afterwards. `credentials` are for jump hosts: the hosts themselves show their keys
-    before any log-in."""
+    """The keys that `targets` present, in their order. An untrusted jump host is returned alone and first, because
+    hosts behind it can be reached only afterwards. `credentials`: for jump hosts; the hosts themselves present their
+    keys before any log-in."""
     configs = {
         path: fabric.Config(runtime_ssh_path=path) if path else fabric.Config()
         for path in {target.ssh_config for target in targets}
@@ -81,7 +81,7 @@ def _scan(target: Target, config: fabric.Config, credentials: LoginCredentials |
 
 
 def add(keys: Sequence[ShownKey], target: Target | None = None) -> str:
-    """Append the new ones to known_hosts (0600, made where missing) and return its path. Raises ProcGuardError."""
+    """Append the new keys to known_hosts (0600, created if missing) and return its path. Raises ProcGuardError."""
     own = shlex.split(target.known_hosts)[:1] if target and target.known_hosts else []
     path = os.path.expanduser(own[0] if own else "~/.ssh/known_hosts")
     lines = dict.fromkeys(key.line for key in keys if key.status == "new")

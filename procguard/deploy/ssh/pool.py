@@ -18,7 +18,7 @@ MAX_STUCK = 64  # threads beyond their deadline: then the process is restarted
 
 
 class PoolExhausted(Exception):
-    """The deadline came first. `ahead`: how many connections were being tried."""
+    """No slot became free before the deadline. `ahead`: the number of connections in progress."""
 
     def __init__(self, ahead: int) -> None:
         super().__init__(f"{ahead} connections were being tried")
@@ -36,7 +36,7 @@ class ConnectionPool:
 
     @property
     def stuck(self) -> int:
-        """Work that goes on though its deadline has passed."""
+        """The number of tasks that continue after their deadline."""
         with self._free:
             self._expire()
             return len(self._stuck)
@@ -81,5 +81,5 @@ class ConnectionPool:
 
 
 def jump_host(proxy_jump: str, proxy_command: str) -> str:
-    """The first machine on the way, "" where there is none that the inventory names."""
+    """The first jump host; "" if the inventory names none."""
     return proxy_jump.partition(",")[0].strip() or proxy_command

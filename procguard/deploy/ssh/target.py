@@ -14,7 +14,7 @@ from typing import Any
 
 from procguard.errors import HostUnreachable
 
-USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # what may become a word of a command line
+USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # names that are safe as a word of a command line
 # What may stand for %h, %n and %r in a ProxyCommand or a Match exec, which are lines of a shell that take them as they
 # are: no quote, blank, control character or operator of a shell, and no option. An address may have a zone.
 HOST_NAME = re.compile(r"[\w:][\w.:-]{0,254}(%[\w.-]{1,32})?")
@@ -34,20 +34,20 @@ class Target:
     user: str = ""
     key_filename: str = ""
     local: bool = False
-    python: str = ""  # "" = look for one
+    python: str = ""  # "": search for one
     proxy_jump: str = ""  # user@bastion:port[,…], as ssh -J
     proxy_command: str = ""
     known_hosts: str = ""  # a file instead of ~/.ssh/known_hosts
     ssh_config: str = ""  # a file instead of ~/.ssh/config, as ssh -F
     identities_only: bool = False  # only the key named above (or in ~/.ssh/config), not all that ssh-agent holds
-    become_user: str = ""  # sudo to this user on the host; "" = stay who logs in
+    become_user: str = ""  # sudo to this user on the host; "": keep the login user
 
     @property
     def address(self) -> str:
         return self.hostname or self.host
 
     def check_names(self) -> None:
-        """Raises HostUnreachable for an address or user that would be more than a name on a command line."""
+        """Raise HostUnreachable for an address or user that is not a plain name on a command line."""
         for what, text, pattern, key in (
             ("address", self.address, HOST_NAME, "ansible_host"),
             ("user", self.user, LOGIN_NAME, "ansible_user"),
@@ -62,7 +62,7 @@ class Target:
 
 
 def bad_name(host: str, what: str, text: str, key: str) -> HostUnreachable:
-    shown = ascii(host[:64])[1:-1]  # it may be the same text
+    shown = ascii(host[:64])[1:-1]  # the address may be the same text
     return HostUnreachable(f"{shown}: {text[:64]!a} is no {what}", f"correct {key}", code="bad_name")
 
 
@@ -90,7 +90,7 @@ _OPTIONS = {
     "configfile": "ssh_config",
 }
 _FLAGS = {"-J": "proxyjump", "-i": "identityfile", "-l": "user", "-p": "port", "-F": "configfile"}
-# Options that change nothing about who is reached and how one logs in, or that hold here anyway.
+# Options that affect neither the target nor the log-in, or that always apply here.
 HARMLESS = frozenset({
     "controlmaster", "controlpath", "controlpersist", "serveraliveinterval", "serveralivecountmax", "tcpkeepalive",
     "connecttimeout", "connectionattempts", "loglevel", "compression", "batchmode", "passwordauthentication",
@@ -115,14 +115,14 @@ def parse_ssh_args(text: str) -> tuple[dict[str, Any], list[str]]:
         if name in _OPTIONS and value:
             fields[_OPTIONS[name]] = value.lower() == "yes" if name == "identitiesonly" else value
         elif name == "stricthostkeychecking" and value.lower() == "yes":
-            continue  # as it is here anyway
+            continue  # the default here
         elif name and name not in HARMLESS:
             ignored.append(f"{name}={value}" if value else name)
     return fields, ignored
 
 
 def _option(word: str, rest: list[str]) -> tuple[str, str]:
-    """(lower-case option name, value) of one ssh argument; its value is taken from `rest` where it stands apart."""
+    """Returns (lower-case option name, value) of one ssh argument; a separate value is taken from `rest`."""
     for flag, name in _FLAGS.items():
         if word.startswith(flag):
             return name, word[len(flag) :] or (rest.pop(0) if rest else "")

@@ -15,12 +15,11 @@ import paramiko
 SSH_PORT = 22
 
 _lock = threading.Lock()
-_files: dict[str, tuple[tuple[int, ...], paramiko.HostKeys]] = {}  # path -> which version of it, what it says
+_files: dict[str, tuple[tuple[int, ...], paramiko.HostKeys]] = {}  # path -> (version of the file, its keys)
 
 
 def give(client: paramiko.SSHClient, host: str, port: int, paths: Iterable[str]) -> None:
-    """Let `client` trust the keys that the files have for `host`; of two of one kind the first. Files that are not
-    there are left out."""
+    """Let `client` trust the files' keys for `host`; the first of each type. Missing files are skipped."""
     name = host if port == SSH_PORT else f"[{host}]:{port}"
     known = client.get_host_keys()
     for path in paths:
