@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 1024 * 1024
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
-LINE_MARK = "PROCGUARD1 "  # what precedes it on stdout is a login banner, not ours
+LINE_MARK = "PROCGUARD1 "  # earlier output on stdout is a login banner
 
 Json = Dict[str, Any]
 
@@ -79,7 +79,7 @@ class InstallerSession:
             if not line:
                 return 0
             said = answer(lambda line=line: self._do(json.loads(line)))  # type: ignore[misc]
-            if said:  # {}: it has been said already
+            if said:  # {}: already sent
                 self._say(said)
         self._relay.serve()
         return 0
@@ -157,14 +157,14 @@ class InstallerSession:
         return str(self._awaited()["secret"])
 
     def _awaited(self) -> Json:
-        """The answer to what we need."""
+        """Wait for the answer to a `need`."""
         line = self._input.readline(MAX_REQUEST_BYTES)
         if not line:
             raise InstallError("cut_off", "the connection closed during the deployment", "deploy again")
         return dict(json.loads(line))
 
     def _receive_code(self) -> bytes:
-        """What follows the bundle; b"" where nothing does."""
+        """Receive the byte code that follows the bundle; b"" if there is none."""
         return self._receive(self._code_size)
 
     def _receive(self, size: int) -> bytes:
@@ -179,7 +179,7 @@ class InstallerSession:
 
 
 def answer(action: "Callable[[], Json]") -> Json:
-    """What `action` returns, or its error as {"error": …}: a person never sees a traceback of the installer."""
+    """The result of `action`, or its error as {"error": …} instead of a traceback."""
     try:
         return action()
     except InstallError as exc:
@@ -269,7 +269,7 @@ def _run(arguments: argparse.Namespace) -> Json:
 
 
 def main(argv: "Optional[List[str]]" = None) -> int:
-    os.umask(0o022)  # releases may be shared; what is private is made 0600 and 0700 explicitly
+    os.umask(0o022)  # releases may be shared; private files are created with 0600 and 0700 explicitly
     if argv == ["session"]:  # reads no options
         return InstallerSession().run()
     arguments = _parser().parse_args(argv)

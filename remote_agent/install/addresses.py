@@ -25,10 +25,10 @@ Json = Dict[str, Any]
 def wanted(
     request: Json, before: Json, fleet_id: str, host: str, agent_runs: "Callable[[], bool]"
 ) -> "tuple[List[str], List[str]]":
-    """([the proven one, others that are proven or configured], what else was tried). What a running agent uses
-    already is not asked again.
+    """Returns ([the proven address, other proven or configured ones], failures of the others). The addresses that a
+    running agent uses are not tried again.
 
-    An address that is neither is kept from the agent: whoever listens there one day might pass on the proof.
+    Other addresses are not given to the agent, because a later listener there could relay the proof.
     """
     offered = candidates(request)
     known = before.get("manager_urls") or [""]
@@ -57,9 +57,9 @@ def wanted(
 
 
 def chosen(found: str, offered: "List[str]", proven: "List[str]", request: Json) -> "tuple[List[str], List[str]]":
-    """(the addresses for the agent, those that it does not get), where `found` is the first that proved itself."""
+    """Returns (addresses for the agent, rejected ones). `found`: the first address that proved itself."""
     if found == request.get("tunnel_url"):
-        return [found], []  # the others would only be waited for each time the tunnel is away
+        return [found], []  # the others would only cost timeouts whenever the tunnel is down
     good = {*proven, *request.get("manager_configured", ())}
     return (
         [found] + [url for url in offered if url != found and url in good],
@@ -68,7 +68,7 @@ def chosen(found: str, offered: "List[str]", proven: "List[str]", request: Json)
 
 
 def candidates(request: Json) -> "List[str]":
-    """The tunnel comes last: it is a detour, and there for those who have no other way."""
+    """The addresses to try; the tunnel is last, because it is a fallback."""
     given = [url.rstrip("/") for url in request.get("manager_urls", [])]
     scheme = "https" if given and given[0].startswith("https:") else "http"
     seen = _seen_client(os.environ.get("SSH_CONNECTION", ""), int(request.get("manager_port") or 0), scheme)
@@ -77,9 +77,9 @@ def candidates(request: Json) -> "List[str]":
 
 
 def reach(request: Json, fleet_id: str, known: "List[str]") -> Json:
-    """Which of the manager's addresses works from here, and what the others say. Changes nothing.
+    """Find the manager's address that works from this host, and the errors of the others. Changes nothing.
 
-    `known`: the addresses of the agent here; in the answer `known_works`: whether one of them leads to the manager."""
+    `known`: the agent's addresses; `known_works` in the result: whether one of them reaches the manager."""
     from remote_agent.install import reachability
 
     offered = candidates(request)
@@ -93,7 +93,7 @@ def reach(request: Json, fleet_id: str, known: "List[str]") -> Json:
 
 
 def _seen_client(ssh_connection: str, port: int, scheme: str) -> "List[str]":
-    """The deployer's address as this host's sshd sees it: very often also the manager's. [] without SSH."""
+    """The deployer's address from SSH_CONNECTION, which is often also the manager's; [] without SSH."""
     words = ssh_connection.split()
     if not words or not port:
         return []

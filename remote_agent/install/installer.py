@@ -24,7 +24,7 @@ from remote_agent.system.locks import lock_held
 
 LOCK_TIMEOUT_S = 90.0
 
-# Of the deploying session only, not of the user's environment on this host.
+# Variables of the deploying session, which are no part of the user's environment on this host.
 SESSION_VARIABLES = (
     "PWD",
     "OLDPWD",
@@ -49,7 +49,7 @@ def recorded_environment(environ: "Dict[str, str]") -> "Dict[str, str]":
         for name, value in sorted(environ.items())
         if name not in SESSION_VARIABLES and not name.startswith(SESSION_PREFIXES)
     }
-    active = environ.get("VIRTUAL_ENV")  # ours, where somebody deploys to this very machine
+    active = environ.get("VIRTUAL_ENV")  # ProcGuard's own venv, when deploying to the local machine
     if active and "PATH" in kept:
         kept["PATH"] = ":".join(one for one in kept["PATH"].split(":") if one != os.path.join(active, "bin"))
     return kept
@@ -122,7 +122,7 @@ class Installer:
             "python": sys.executable,
             "python_skipped": _skipped_pythons(),
             "python_version": ".".join(str(part) for part in sys.version_info[:3]),
-            "magic": importlib.util.MAGIC_NUMBER.hex(),  # whose byte code this Python reads
+            "magic": importlib.util.MAGIC_NUMBER.hex(),  # identifies the byte code that this Python can load
             "user": os.environ.get("USER", ""),
             "free_bytes": release.free_bytes(self.dir),
             "time": time.time(),
@@ -188,7 +188,7 @@ class Installer:
             return self._report(changes)
 
     def refuse_what_another_runs(self, request: Json) -> None:
-        """Another fleet's worker of the same id would be doubled by ours."""
+        """Raise InstallError if another fleet on this host runs a worker with the same id."""
         worker_ids = [str(one) for one in request.get("worker_ids") or []]
         if not worker_ids:
             return
@@ -205,14 +205,14 @@ class Installer:
             )
 
     def others(self) -> Json:
-        """The other fleets whose agents or workers live here."""
+        """Other fleets with agents or workers on this host."""
         from remote_agent.system import other_fleets
 
         return {"ok": True, "others": [other._asdict() for other in other_fleets.found(self.home, self.fleet_id)]}
 
     def _only_other_ways(self, config: Json, before: Json) -> bool:
-        """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
-        are read when those it uses fail, and no reason for a restart."""
+        """Whether only additional addresses of the manager have appeared (a VPN or container network) while the
+        agent's own one works. They are used when the current ones fail and do not require a restart."""
         ways, known = config["manager_urls"], before.get("manager_urls") or [""]
         others: Json = {"manager_urls": [], "manager_tried": []}
         same = {**config, **others} == {**before, **others}
@@ -238,7 +238,7 @@ class Installer:
             raise InstallError(exc.code, f"{exc.message}; rolled back to release {earlier}", exc.next_step) from exc
 
     def _wanted_keeping(self, request: Json, keeper: KeepAlive) -> Json:
-        """Chosen once; asked again only when the inventory changes."""
+        """Chosen once, and again only when the inventory changes."""
         service, known = request.get("service") or "auto", self.keeping()
         if known.get("service") == service and known.get("keep_alive"):
             return known
@@ -259,7 +259,8 @@ class Installer:
             "base_env": request.get("base_env") or recorded_environment(dict(os.environ)),
         }
         if request.get("another_fleet") or before.get("another_fleet"):
-            config["another_fleet"] = True  # somebody insisted: this agent starts what another fleet runs here, too
+            # --another-fleet: this agent also starts workers that another fleet runs here
+            config["another_fleet"] = True
         if request.get("manager_ca"):
             config.update(manager_ca=request["manager_ca"], manager_any_name=bool(request.get("manager_any_name")))
         if request.get("manager_fixed"):
@@ -276,7 +277,7 @@ class Installer:
         return config
 
     def _runtime_dir(self, before: Json) -> str:
-        """Once chosen it stays: the locks of live runners are in it. It is recreated after a reboot emptied /tmp."""
+        """Chosen once, because the locks of live runners are in it. Recreated after a reboot emptied /tmp."""
         known = str(before.get("runtime_dir") or "")
         try:
             return paths.keep_runtime_dir(known, self.home, self.fleet_id, self.host)
@@ -284,7 +285,7 @@ class Installer:
             raise InstallError("no_runtime_dir", str(exc), "make /tmp usable for this user") from exc
 
     def lock_dir(self) -> str:
-        """Where locks of this agent lie, also before it is installed."""
+        """The directory of this agent's locks, also before it is installed."""
         return self._runtime_dir(self.config())
 
     def _report(self, changes: "List[str]") -> Json:
@@ -302,7 +303,7 @@ class Installer:
     def ensure(self, replace_frozen: bool = False) -> Json:
         """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also one that is stopped."""
         if self.running() and not replace_frozen:
-            return self._report([])  # cron asks every minute: no lock, no write
+            return self._report([])  # called by cron every minute: no lock, no write
         with self.locked():
             return self._ensure(replace_frozen)
 
@@ -334,7 +335,7 @@ class Installer:
             return self._report(["stopped"] if self.stop_agent(self.config()) else [])
 
     def restart(self) -> Json:
-        """End the agent, however it is, and start it again. Children run on."""
+        """Terminate the agent in any state and start it again. Children keep running."""
         with self.locked():
             self._clear_stop_mark()
             was = self.stop_agent(self.config())
@@ -350,11 +351,13 @@ class Installer:
                 )
             self.stop_agent(self.config())
             self._go_back(self.config(), earlier, self.keeper())
-            release.forget_previous(self.dir)  # the one left behind: a second rollback would go forward to it
+            # the release that was rolled back: a second rollback must not return to it
+            release.forget_previous(self.dir)
             return self._report(["rolled back"])
 
     def _forget_managers(self) -> None:
-        """Who deploys or restarts it by hand leads, whatever term it saw before: a database may have been restored."""
+        """Forget the terms of earlier managers: the manager that deploys or restarts the agent leads, because its
+        database may have been restored."""
         with contextlib.suppress(OSError):
             os.unlink(paths.known_managers_file(self.dir))
 
@@ -373,7 +376,7 @@ class Installer:
 
     def stop_agent(self, config: Json) -> bool:
         if self.keeping().get("keep_alive") == "systemd":
-            self.keeper().systemctl("stop")  # otherwise Restart=always brings it back
+            self.keeper().systemctl("stop")  # otherwise Restart=always would restart it
         return bool(config.get("runtime_dir")) and process.stop(config["runtime_dir"], self.dir)
 
     # --------------------------------------------------------------------------------------------- inside
@@ -393,8 +396,8 @@ class Installer:
             raise release.os_error(exc, f"cannot make {self.dir}") from exc
 
     def _refuse_others_place(self) -> None:
-        """Root runs what lies in its home: nobody else may be able to put something else there. Who became root by
-        sudo is root's equal."""
+        """Raise InstallError if root's home can be modified by other users, because root executes files from it. A
+        user who became root by sudo counts as root."""
         from remote_agent.system import owners
 
         found = owners.walk(self.dir)
@@ -423,9 +426,10 @@ class Installer:
 
     @contextlib.contextmanager
     def locked(self, make: bool = False) -> Iterator[None]:
-        """One installer at a time per agent directory; its own directory, so hosts that share a home don't wait.
+        """Lock the agent directory against other installers. Hosts that share a home have separate directories and do
+        not wait.
 
-        Only an install makes the directory: an `ensure` that waited for an uninstall must not bring it back.
+        Only an install creates the directory: an `ensure` that waited for an uninstall must not recreate it.
         """
         path = os.path.join(self.dir, "install.lock")
         deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -441,7 +445,7 @@ class Installer:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.exists(path) and os.stat(path).st_ino == os.fstat(fd).st_ino:
-                    break  # else an uninstall removed the file while we waited for it
+                    break  # otherwise an uninstall removed the file while this process waited
             except BlockingIOError:
                 pass
             os.close(fd)

@@ -13,12 +13,12 @@ from remote_agent.protocol.digests import sha256_hex
 from remote_agent.protocol.hints import Optional
 
 CALL_TIMEOUT_S = 8.0
-SYSTEMD_RUNS = "/run/systemd/system"  # is there where systemd is this machine's init: sd_booted(3)
+SYSTEMD_RUNS = "/run/systemd/system"  # exists if systemd is this machine's init: sd_booted(3)
 
 
 class KeepAlive:
-    """Of one agent: systemd runs the agent itself, cron runs `<agent_dir>/current/remote_agent/install/__main__.py
-    ensure`."""
+    """Keeps one agent running: systemd runs the agent itself, cron runs
+    `<agent_dir>/current/remote_agent/install/__main__.py ensure`."""
 
     def __init__(self, agent_dir: str, python: str, label: str) -> None:
         self.agent_dir = agent_dir
@@ -28,7 +28,7 @@ class KeepAlive:
         self.unit = f"procguard-{self.tag}.service"
 
     def choose(self, wanted: str) -> "tuple[str, str]":
-        """(kind, why): "systemd", "cron" or "none"; `wanted` is procguard_service: auto or one of them."""
+        """Returns (kind, reason): "systemd", "cron" or "none". `wanted`: procguard_service, "auto" or one of these."""
         if wanted == "none":
             return "none", "procguard_service: none"
         reason = "not asked for" if wanted == "cron" else _systemd_obstacle()
@@ -154,7 +154,7 @@ def _read_crontab() -> "Optional[list[str]]":
 
 
 def _program(name: str) -> bool:
-    """Whether it is on PATH. `shutil.which` brings bz2 and lzma into a session that needs neither."""
+    """Whether a program is on PATH. `shutil.which` would import bz2 and lzma, which a session does not need."""
     return any(os.access(os.path.join(folder, name), os.X_OK) for folder in os.get_exec_path())
 
 
@@ -184,7 +184,7 @@ def systemd_quote(word: str) -> str:
 
 
 def _call(argv: "list[str]", text: str = "") -> Optional[str]:
-    """What the program printed, None when it failed or took longer than CALL_TIMEOUT_S."""
+    """The program's output; None if it failed or took longer than CALL_TIMEOUT_S."""
     import subprocess
 
     try:

@@ -46,7 +46,8 @@ def uninstall(installer: Installer) -> Json:
 
 
 def _end_runners(agent_dir: str, runtime_dir: str) -> "List[str]":
-    """Ask each live runner to stop its child and end; the ids of those that did not within their grace."""
+    """Ask each live runner to stop its child and exit. Returns the ids of workers that did not within their grace
+    period."""
     from remote_agent.runner import control
 
     waiting: Dict[str, float] = {}

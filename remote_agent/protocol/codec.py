@@ -1,4 +1,4 @@
-"""Messages to JSON-ready values and back, for whatever records it is given; messages.py says which.
+"""Converts messages to JSON-ready values and back, for the records that messages.py passes to it.
 
 Knows no message: `nested` and `reasons` name the fields that hold other messages and the texts that are reasons.
 """
@@ -19,7 +19,7 @@ _AS_IT_IS = frozenset((str, int, float, bool, type(None)))
 
 
 class WireError(ValueError):
-    """A message that is not what this side expects; the text names the field."""
+    """A message that this side cannot decode; the text names the field."""
 
 
 class Codec:
@@ -32,9 +32,9 @@ class Codec:
         self._absent_where_empty = frozenset(beside | {"metrics"})
 
     def encode(self, message: Any) -> dict[str, Any]:
-        """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time).
+        """A message as JSON-ready values, as dataclasses.asdict returns, but without deep copies (a tenth of the time).
 
-        The code and the parameters of a reason stand beside its text; metrics are left out where there are none.
+        The code and the parameters of a reason are stored beside its text; empty metrics are omitted.
         """
         values = self._plain_items(vars(message).items())
         for name in self._absent_where_empty & values.keys():
@@ -62,11 +62,11 @@ class Codec:
         return values
 
     def encode_dict(self, values: dict[str, Any]) -> dict[str, Any]:
-        """An object made by hand, likewise."""
+        """As `encode`, for a dictionary."""
         return self._plain_items(values.items())
 
     def with_reasons(self, message: T) -> T:
-        """The same message, whose texts with a code have become reasons. What an agent sends is bounded by that."""
+        """The message with its texts converted to reasons; this also bounds what an agent sends."""
         for name in self._reasons.get(type(message), ()):
             code = getattr(message, f"{name}_code")
             if code:

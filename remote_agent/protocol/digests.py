@@ -38,7 +38,7 @@ def hmac_sha256_hex(key: bytes, message: bytes) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Compared in a time that does not tell how much of it is right: two digests under a key made for this once."""
+    """Compare in constant time, by comparing two digests under a random one-time key."""
     import os
 
     key = os.urandom(_BLOCK_BYTES)

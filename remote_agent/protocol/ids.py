@@ -15,7 +15,7 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 # A deployed agent is named after its host; a hand-started launcher after its worker, where no host can collide.
 AGENT_ID_PATTERN = r"^(launcher:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
-_is_id = re.compile(ID_PATTERN[1:-1]).fullmatch  # asked with each heartbeat
+_is_id = re.compile(ID_PATTERN[1:-1]).fullmatch  # called for each heartbeat
 
 
 def valid_id(text: object) -> bool:
@@ -28,9 +28,10 @@ def valid_agent_id(text: object) -> bool:
 
 @functools.lru_cache(8_192)  # asked several times for each piece of a log
 def directory_name(worker_id: str) -> str:
-    """The directory of a worker: readable, and distinct even where the file system folds case.
+    """The name of a worker's directory: readable, and unique even on case-insensitive file systems.
 
-    An id never becomes a path by itself: what is not in [A-Za-z0-9_-] is replaced, and a digest of the whole id added.
+    An id is never used as a path directly: characters outside of [A-Za-z0-9_-] are replaced, and a digest of the id is
+    appended.
     """
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", worker_id)[:40]
     return f"{readable}-{sha256_hex(worker_id.encode())[:10]}"
@@ -47,6 +48,7 @@ def secret_sha256(secret: str) -> str:
 
 
 def manager_proof(proof_key: str, fleet_id: str, agent_id: str, nonce: str) -> str:
-    """What GET /api/hello?agent=<id>&nonce=<hex> answers as `proof`: only the fleet's manager can compute it."""
+    """The `proof` in the answer to GET /api/hello?agent=<id>&nonce=<hex>, which only the fleet's manager can
+    compute."""
     message = "\0".join(("procguard-hello", fleet_id, agent_id, nonce)).encode()
     return hmac_sha256_hex(proof_key.encode(), message)

@@ -36,7 +36,7 @@ from remote_agent.protocol.worker_spec import (
     WorkerSpec,
 )
 
-# What a worker is and what ids are belongs to the wire as well, and is found here beside the rest.
+# Worker specifications and ids are part of the wire format and are re-exported here.
 __all__ = [
     "AGENT_ID_PATTERN", "ID_PATTERN", "ContainerSpec", "HealthCheck", "Hook", "Limits", "RestartPolicy", "TerminalSpec",
     "WireError", "WorkerSpec", "directory_name", "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id",
@@ -49,8 +49,8 @@ LAUNCHER_PREFIX = "launcher:"
 MAX_WAIT_S = 25.0
 ZMQ_INLINE_BYTES = 64 * 1024  # a larger body is announced before it is sent over zmq
 MAX_LOG_POST_BYTES = 4 * 1024 * 1024
-MAX_LOG_METRICS = 16  # of one worker
-METRIC_PREFIX = "metrics."  # of a name, where something else could stand there
+MAX_LOG_METRICS = 16  # per worker
+METRIC_PREFIX = "metrics."  # prefix of a metric's name where other names are possible
 LOG_METRIC_NAME = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 
 State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
@@ -191,14 +191,15 @@ class AgentReply:
     events_acked: dict[str, int] = field(default_factory=dict)  # worker_id -> highest event seq stored
     keep_local_bytes: Union[int, None] = None  # logs.keep_local; None: as before
     keep_attempts: Union[int, None] = None  # logs.keep_attempts; None: as before
-    log_gather_s: Union[float, None] = None  # what is printed within this time leaves in one post; None: as before
+    log_gather_s: Union[float, None] = None  # output within this time is sent in one request; None: unchanged
     leases: list[Lease] = field(default_factory=list)  # in answers to heartbeats only
-    beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
+    # of the acknowledged heartbeat; leases count from then, even if the reply is late, duplicated or reordered
+    beat: int = 0
     searches: list[LogSearch] = field(default_factory=list)
-    rotate: str = ""  # in answers to heartbeats only: make a new secret, and tell its digest under this name
+    rotate: str = ""  # in replies to heartbeats only: create a new secret and report its digest under this name
     ranges: list[LogRange] = field(default_factory=list)
     managers: list[str] = field(default_factory=list)  # their URLs, the leader's first; []: one manager alone
-    term: int = 0  # the leader's; a reply with a lower one than was seen is refused. 0: one manager alone
+    term: int = 0  # the leader's term; a reply with a lower one than seen before is refused. 0: a single manager
 
 
 # ------------------------------------------------------------------------------------------- agent -> manager
@@ -218,11 +219,11 @@ class ExitRecord:
     # Where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"; of an attempt that failed by
     # itself what its last lines prove: "gpu_oom", "import_error", a user's own (docs/failure-causes.md).
     cause: str = ""
-    detail: str = ""  # the words of that cause: what the check said
-    line: str = ""  # the line that proves it: `line_offset` is where it begins in the attempt's log `line_stream`
+    detail: str = ""  # details of the cause, such as the check's message
+    line: str = ""  # the log line that proves it, at `line_offset` of the attempt's log `line_stream`
     line_stream: str = ""
     line_offset: int = 0
-    # Processes that were still there when the command had ended, and were ended: it had put them into the background.
+    # Background processes that the command left when it ended, and that were terminated.
     left: int = 0
     left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
     reason_code: str = ""
@@ -242,9 +243,10 @@ class WorkerUsage:
     rss_bytes: int = 0
     processes: int = 0
     threads: int = 0
-    pss_bytes: Union[int, None] = None  # memory with shared pages divided among those who share them; once a minute
+    # memory with shared pages divided among the processes that share them; once a minute
+    pss_bytes: Union[int, None] = None
     fds: Union[int, None] = None
-    read_bytes: Union[int, None] = None  # from and to storage, by the processes that live
+    read_bytes: Union[int, None] = None  # from and to storage, by the live processes
     written_bytes: Union[int, None] = None
     read_bytes_per_s: Union[float, None] = None
     written_bytes_per_s: Union[float, None] = None
@@ -272,13 +274,14 @@ class LogMetric:
     value: Union[float, None] = None  # None: none yet
     at: float = 0.0
     total: Union[float, None] = None  # of an expression with two groups
-    eta_s: Union[float, None] = None  # until `total` at the present rate, as of `at`; None: not known
-    trouble: Literal["", "too_long"] = ""  # its expression was given up: it takes too long with what is printed
+    eta_s: Union[float, None] = None  # seconds until `total` at the current rate, as of `at`; None: unknown
+    # "too_long": the expression was disabled, because it takes too long on this output
+    trouble: Literal["", "too_long"] = ""
 
 
 @record
 class WorkerReport:
-    """What the agent knows of one worker now."""
+    """The agent's current knowledge of one worker."""
 
     worker_id: str
     state: State = "stopped"
@@ -287,7 +290,7 @@ class WorkerReport:
     attempt: int = 0
     pid: Union[int, None] = None
     since: float = 0.0  # wall time of the last state change
-    restarts: int = 0  # automatic restarts of this generation, since the budget was last given back
+    restarts: int = 0  # automatic restarts of this generation since the budget was last reset
     restarts_total: int = 0
     reason: str = ""
     launch_digest: str = ""  # of the running attempt; "" when none runs
@@ -295,11 +298,11 @@ class WorkerReport:
     last_exit: Union[ExitRecord, None] = None
     usage: Union[WorkerUsage, None] = None  # None: unavailable
     health: Union[Health, None] = None  # None: no checks configured
-    suspect: str = ""  # evidence that it hangs, as its host sees it; nothing is ended for it
-    lease_left_s: Union[float, None] = None  # of a fenced worker: so long may it run without word from the manager
+    suspect: str = ""  # the host's evidence that it hangs; nothing is terminated because of it
+    lease_left_s: Union[float, None] = None  # of a fenced worker: seconds until its lease ends without renewal
     # Why an idle CPU is no sign of a hang: "output" (it printed lately), "listening" (a server without a connection).
     idle_because: str = ""
-    grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state asks for it
+    grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state relies on it
     reason_code: str = ""
     reason_params: dict[str, Any] = field(default_factory=dict)
     suspect_code: str = ""
@@ -356,7 +359,7 @@ class GpuProcess:
 
 @record
 class GpuUsage:
-    """One NVIDIA GPU; `index` in PCI order, as nvidia-smi numbers them. None: the driver does not say."""
+    """One NVIDIA GPU. `index`: in PCI order, as in nvidia-smi. None: not reported by the driver."""
 
     index: int
     uuid: str = ""
@@ -368,7 +371,7 @@ class GpuUsage:
     power_limit_w: Union[float, None] = None
     temperature_c: Union[float, None] = None
     processes: list[GpuProcess] = field(default_factory=list)
-    worker_id: str = ""  # the worker it is handed to
+    worker_id: str = ""  # the worker that it is allocated to
     trouble: str = ""  # why it cannot be read
 
 
@@ -388,8 +391,8 @@ class HostUsage:
 
 @record
 class AgentHeartbeat:
-    """POST /api/agents/<id>/heartbeat: everything one host has to say, in one request. Sent every `interval_s`, and
-    at once when a state changed."""
+    """POST /api/agents/<id>/heartbeat: the complete report of one host. Sent every `interval_s`, and immediately after
+    a change of state."""
 
     agent_id: str
     fleet_id: str = ""
@@ -406,18 +409,18 @@ class AgentHeartbeat:
     results: list[CommandResult] = field(default_factory=list)
     assignments_rev: str = ""  # the rev this agent has stored
     commands_seq: int = 0  # the highest Command.seq this agent process has received; 0 after its start
-    beat: int = 0  # when it was made, in ns of the host's CLOCK_BOOTTIME; the answer says it again
-    free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
+    beat: int = 0  # creation time in ns of the host's CLOCK_BOOTTIME; repeated in the reply
+    free_port: int = 0  # a free TCP port for a rendezvous on this host; 0: not determined
     channel_trouble: str = ""  # why HTTP is used although the manager offers zmq
-    ends: bool = False  # of a launcher: it was told to end, its worker has ended, and this may be its last heartbeat
-    # Its disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it takes them. And which disk.
+    ends: bool = False  # of a launcher that is ending: its worker has ended, and this may be its last heartbeat
+    # Why the disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it does not. And which disk.
     disk_trouble: str = ""
     disk_path: str = ""
 
 
 @record
 class LogMatch:
-    """One line that matched; `text` is what is shown of it, and [begin, end) what matched in there."""
+    """One matching line. `text`: its displayed part; [begin, end): the match in `text`."""
 
     worker_id: str
     attempt: int
@@ -438,7 +441,7 @@ class LogSearchResult:
     reason: str = ""
     lines: list[LogMatch] = field(default_factory=list)  # the newest; may be fewer than `found`
     found: int = 0
-    bytes: int = 0  # looked through
+    bytes: int = 0  # bytes searched
     elapsed_s: float = 0.0
     # {worker: {"3.out": offset of the first byte that is still on this host}}: what else the manager has, it searches
     # itself. None: not said.
@@ -477,7 +480,7 @@ class RegisterReply:
     fingerprint: str = ""
     epoch: int = 0
     interval_s: float = 2.0
-    proof_key: str = ""  # lets this agent check from now on that it talks to its manager
+    proof_key: str = ""  # the key with which this agent verifies its manager from now on
     log_offsets: dict[str, int] = field(default_factory=dict)  # "3.out" -> bytes the manager has
     message: str = ""
     managers: list[str] = field(default_factory=list)  # as in AgentReply
@@ -527,18 +530,18 @@ class ZmqOffer:
     port: int
     logs_port: int
     curve_key: str  # the manager's, 64 hexadecimal digits
-    timeout_ms: int = 1000  # how long an agent waits for a connection before it goes on over HTTP
+    timeout_ms: int = 1000  # timeout of the connection, after which the agent uses HTTP
     proof: str = ""
 
 
 def curve_key_proof(proof_key: str, agent_id: str, nonce: str, curve_key: str) -> str:
-    """What an agent sends as `mac` beside its own CURVE key (`curve`): only who was given the proof key can."""
+    """The `mac` that an agent sends with its CURVE key (`curve`); requires the proof key."""
     message = "\0".join(("procguard-agents-curve-key", agent_id, nonce, curve_key)).encode()
     return hmac_sha256_hex(proof_key.encode(), message)
 
 
 def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) -> str:
-    """That an offer is the fleet's manager's own: nobody between can put another key or port in its place."""
+    """Proves that an offer is from the fleet's manager, so that a relay cannot replace the key or the port."""
     parts = (str(offer.port), str(offer.logs_port), offer.curve_key, str(offer.timeout_ms))
     message = "\0".join(("procguard-zmq-offer", agent_id, nonce, *parts)).encode()
     return hmac_sha256_hex(proof_key.encode(), message)

@@ -13,7 +13,7 @@ from remote_agent.protocol import hints
 
 __all__ = ["field", "names", "record"]
 
-TYPE_CHECKING = False  # as typing.TYPE_CHECKING, which type checkers take it for
+TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
@@ -24,7 +24,7 @@ _MISSING: Any = object()  # no default; as an argument: make it
 
 
 class Field:
-    """What `field` says of one: a default, or what makes it for each record; whether repr shows it."""
+    """The options of `field`: a default or a factory of defaults; whether repr shows the field."""
 
     __slots__ = ("default", "default_factory", "metadata", "repr")
 
@@ -43,7 +43,7 @@ class Field:
 
 
 def _record(cls: T | None = None, *, frozen: bool = False) -> Any:
-    """`frozen`: the type checker alone sees to it."""
+    """`frozen`: enforced by the type checker only."""
     if cls is None:
         return _record
     fields: dict[str, Field] = {}
@@ -98,7 +98,7 @@ def _compiled_init(cls: type[Any]) -> Callable[..., None]:
         lines.append(f"\n    self.{name} = {value}")
     exec(f"def __init__({', '.join(parameters)}):{''.join(lines)}", known)  # noqa: S102 - names of a class of our own
     made: Callable[..., None] = known["__init__"]
-    made.__qualname__ = f"{cls.__qualname__}.__init__"  # in the TypeError of wrong arguments
+    made.__qualname__ = f"{cls.__qualname__}.__init__"  # shown in the TypeError for wrong arguments
     return made
 
 
@@ -113,7 +113,8 @@ def _shown(self: Any) -> str:
 
 
 class _AsDataclass:
-    """What `dataclasses` looks for in a class: that of a true dataclass of the same fields, made when somebody asks."""
+    """The attribute that `dataclasses` expects of a class: that of a real dataclass with the same fields, created on
+    demand."""
 
     def __init__(self, asked: str) -> None:
         self._asked = asked
@@ -121,7 +122,7 @@ class _AsDataclass:
     def __get__(self, one: object, cls: type[Any]) -> Any:
         import dataclasses
 
-        hints.evaluate()  # whoever asks may read the annotations next
+        hints.evaluate()  # the caller may read the annotations next
         content: dict[str, Any] = {"__annotations__": cls.__annotations__, "__module__": cls.__module__}
         for name, field in cls.__record_fields__.items():
             said = {key: value for key in Field.__slots__ if (value := getattr(field, key)) is not _MISSING}

@@ -5,7 +5,7 @@
       ▲                  │ exits early        │ exit / unhealthy
       │                  ▼                    ▼
       ├──── stopping ◄─ stop ─── backoff ◄────┘   budget spent: failed
-      └──────────────────────────  unknown = the agent is out of reach (only the manager says this)
+      └──────────────────────────  unknown = the agent is unreachable (reported by the manager only)
 
 Depends on nothing, so that the runner stays small: plain strings, no enum machinery.
 """
@@ -25,7 +25,8 @@ ALL = (STOPPED, STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED, UNKNOWN)
 ALIVE = (STARTING, RUNNING, STOPPING)  # a child may exist
 SETTLED = (STOPPED, EXITED, FAILED)  # no child, and none will come without a new start
 
-# from -> to. What is not here is a bug: `check` raises. What cannot even be started passes through starting to failed.
+# from -> to. Any other transition is a bug: `check` raises. A worker that cannot be started goes via starting to
+# failed.
 # Each has a test named after it (tests/unit/fleet/workers/test_transitions.py), from which the table in docs/states.md
 # is drawn.
 TRANSITIONS: dict[str, tuple[str, ...]] = {

@@ -34,7 +34,7 @@ LOCK_TIMEOUT_S = 90.0
 MAX_ENTRIES = 200_000
 MAX_RECORD_BYTES = 256 * 1024 * 1024
 BLOCK_BYTES = 256 * 1024
-# Nobody's project; a mistyped `dest` must not spread files over a system.
+# Never a project: a mistyped `dest` must not scatter files over the system.
 REFUSED = frozenset((
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
     "/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/tmp",  # noqa: S108 - refused, not used
@@ -48,7 +48,7 @@ def digest_of(manifest: Json) -> str:
 
 
 def checked(manifest: Any) -> Json:
-    """The manifest, known to name only places below the folder. Raises InstallError."""
+    """The manifest, checked to name only paths below the folder. Raises InstallError."""
     try:
         files, links, folders = dict(manifest["files"]), dict(manifest["links"]), list(manifest["folders"])
         if len(files) + len(links) + len(folders) > MAX_ENTRIES:
@@ -98,7 +98,7 @@ class CodeFolder:
 
     @staticmethod
     def _whose(wanted: str) -> "Optional[owners.Actor]":
-        """With whose rights everything is done; None: ours."""
+        """The user whose rights are used; None: this process's."""
         try:
             found = owners.walk(os.path.join(wanted, KEPT))
         except OSError as exc:
@@ -119,21 +119,22 @@ class CodeFolder:
     # -------------------------------------------------------------------------------------------- looking
 
     def record(self) -> Json:
-        """What was brought: {"digest", "files": {name: [mode, size, sha256, mtime_ns]}, "links", "folders"}."""
+        """The record of the last sync: {"digest", "files": {name: [mode, size, sha256, mtime_ns]}, "links",
+        "folders"}."""
         try:
             return _sane(json.loads(self._record_text()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {"files": {}, "links": {}, "folders": [], "digest": ""}
 
     def _record_text(self) -> bytes:
-        """Whatever lies there, it is read as a file and no further than a list of code can be."""
+        """Read the record as a regular file, up to the maximum size of a record."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with owners.acting_as(self.actor), os.fdopen(os.open(self._kept("record.json"), flags), "rb") as file:
             return bytes(file.read(MAX_RECORD_BYTES)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
 
     @_with_its_rights
     def same(self, digest: str) -> bool:
-        """Whether the folder holds just this code, as far as sizes, times and modes tell."""
+        """Whether the folder contains exactly this code, judged by sizes, times and modes."""
         record = self.record()
         if record["digest"] != digest:
             return False
@@ -170,8 +171,8 @@ class CodeFolder:
         }
 
     def _of_another(self, here: os.stat_result) -> bool:
-        """No file, or one that is not whose folder it is (root's, brought before the folder was given
-        to its user): it is replaced."""
+        """Whether an entry must be replaced: no regular file, or not owned by the folder's owner (synced as root
+        before the folder was given to its user)."""
         return not stat.S_ISREG(here.st_mode) or (self.actor is not None and here.st_uid != self.actor.uid)
 
     def _sha(self, name: str, here: os.stat_result, size: int, record: Json) -> str:
@@ -187,7 +188,7 @@ class CodeFolder:
             return ""
 
     def _gone(self, manifest: Json, record: Json) -> "List[str]":
-        """What we brought and nobody has changed here since, and the code no longer has."""
+        """Synced files that are unchanged on this host and no longer part of the code."""
         files = [
             name
             for name, entry in record["files"].items()
@@ -204,7 +205,7 @@ class CodeFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One at a time, also over a folder that hosts share. What an earlier one left half done is removed."""
+        """Lock the folder, also if hosts share it. Remains of an interrupted sync are removed."""
         self._chown()
         with owners.acting_as(self.actor):
             fd = self._lock_file()
@@ -243,8 +244,8 @@ class CodeFolder:
                 os.rename(self.incoming, f"{self.incoming}.{time.time_ns()}")
 
     def _chown(self) -> None:
-        """Of code that was brought as root, before the folder was given to its user, the folders become that user's, so
-        that files in them can be replaced. Those alone that everybody may look into, by descriptor, through no link."""
+        """Change the owner of folders that were synced as root before the folder was given to its user, so that files
+        in them can be replaced. Only world-readable folders, by descriptor, without following links."""
         if self.actor is None:
             return
         names = _folders(self.record()) | {KEPT}
@@ -260,7 +261,7 @@ class CodeFolder:
 
     @_with_its_rights
     def make_room(self, needed_bytes: int) -> None:
-        """Raise InstallError unless that much fits. Makes `incoming`."""
+        """Create `incoming`. Raises InstallError if the disk lacks the space."""
         check_space(self.path, needed_bytes)
         os.mkdir(self.incoming, 0o700)
 
@@ -294,7 +295,8 @@ class CodeFolder:
 
     @_with_its_rights
     def apply(self, manifest: Json, plan: Json) -> None:
-        """Put everything in place. Until it is done the record claims nothing: a cut in the middle shows next time."""
+        """Move everything into place. The record is empty until this has finished, so that an interruption is detected
+        by the next sync."""
         digests = self._verified(manifest, plan["needed"])
         record = self.record()
         try:
@@ -366,7 +368,7 @@ class CodeFolder:
                 os.unlink(last, dir_fd=folder)
 
     def _remove_empty_folders(self, record: Json, manifest: Json) -> None:
-        """Folders in which only code lay that is gone."""
+        """Remove folders that contained only removed code."""
         wanted = _folders(manifest)
         for name in sorted(_folders(record) - wanted, key=len, reverse=True):
             with contextlib.suppress(OSError):
@@ -396,7 +398,7 @@ class CodeFolder:
 
     @contextlib.contextmanager
     def _place(self, root: str, name: str, make: bool = False) -> "Iterator[Tuple[int, str]]":
-        """(descriptor of the folder, last part) of `name` below `root`, no link followed on the way."""
+        """Returns (descriptor of the folder, last component) of `name` below `root`, without following links."""
         *above, last = name.split("/")
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(root, flags)
@@ -419,7 +421,7 @@ class _Unpacked:
         self._unpack = zlib.decompressobj()
 
     def take(self, most: int) -> bytes:
-        """Up to `most` bytes, b"" at the end. Bounded: what is packed tightly is unpacked piece by piece."""
+        """Read up to `most` bytes; b"" at the end. Highly compressed data is unpacked in bounded pieces."""
         while True:
             data = self._unpack.decompress(self._unpack.unconsumed_tail, most)
             if data or self._unpack.eof:
@@ -433,7 +435,7 @@ class _Unpacked:
 
 
 def _sane(record: Json) -> Json:
-    """What a record may say, for it lies where a job may write. Raises what a wrong one leads to."""
+    """Validate a record, because jobs can write to it. Raises the errors of an invalid one."""
     names = [*record["files"], *record["links"], *record["folders"]]
     for name in names:
         _parts(name)
@@ -454,7 +456,7 @@ def _folders(manifest: Json) -> "set[str]":
 
 
 def _set_mode(folder: int, name: str, mode: int) -> None:
-    """Of the file itself: where a link stands by now, nothing behind it is changed."""
+    """Set the mode of the file itself; a link that replaced it is not followed."""
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         os.fchmod(fd, mode)

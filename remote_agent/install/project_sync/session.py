@@ -1,4 +1,4 @@
-"""The part of the installer's session that brings a project's code: one folder after the other, each by its digest.
+"""The part of the installer's session that syncs a project's code: one folder after the other, each by its digest.
 
     -> {"op": "code", "dest": "~/project", "digest": "…"}       <- {"code": {"path", "same", "users", "rsync"}}
     -> {"op": "code_plan", "check": false, "bytes": n}, then n bytes: the manifest as JSON, zlib-packed
@@ -9,8 +9,8 @@
     -> {"op": "code_apply", "under_running": false}             <- {"applied": true}
     -> {"op": "code_end"}                                       <- {"ended": true}
 
-`needed` are numbers in the sorted names of the manifest's files. From `code_plan` (without "check") to `code_end`, or
-to the session's end, nobody else brings code to this folder. Knows the messages; what is done is folder.py's.
+`needed`: indices into the sorted names of the manifest's files. From `code_plan` (without "check") to `code_end`, or to
+the session's end, the folder is locked. Owns the messages; folder.py performs the operations.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CodeSession:
             "path": self._folder.path,
             "same": self._folder.same(digest),
             "users": self._users(),
-            # It would run as who we are: never into a folder of somebody else's.
+            # The code would run as this user: never write it into another user's folder.
             "rsync": self._folder.actor is None and bool(shutil.which("rsync")),
             "incoming": self._folder.incoming,
         }
@@ -109,7 +109,7 @@ class CodeSession:
         try:
             folder.receive(self._plan["needed"], self._manifest, read)
         finally:
-            while read():  # what nobody wanted must not be taken for the next message
+            while read():  # unused data must not be parsed as the next message
                 pass
         return {"received": True}
 
@@ -136,8 +136,9 @@ class CodeSession:
 
 
 def from_file(installer: Installer, dest: str, digest: str, archive: str, under_running: bool) -> Json:
-    """The same for who brings files, as Ansible does. Without `archive` only a look. `archive`: the packed manifest's
-    length in a line, the manifest, then every file of it, packed. {"wanted": whether it is to be brought, …}"""
+    """As the session, for callers that copy files, such as Ansible. Without `archive` only a check. `archive`: a line
+    with the packed manifest's length, the manifest, then all of its files, packed. Returns {"wanted": whether the code
+    is needed, …}."""
     folder = CodeFolder(dest, installer.home)
     at_work = users(folder.path, installer.home, installer.dir, str(installer.config().get("runtime_dir") or ""))
     report: Json = {"ok": True, "changed": False, "dest": dest, "users": at_work, "same": folder.same(digest)}

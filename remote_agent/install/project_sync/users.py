@@ -17,9 +17,9 @@ LIVE = ("starting", "running", "stopping", "backoff")
 
 
 def users(folder: str, home: str, agent_dir: str, runtime_dir: str) -> "List[str]":
-    """Ids of the workers that live in `folder` (its real path), by what they are to run and by where they are.
+    """Ids of the workers that use `folder` (its real path), according to their commands and working directories.
 
-    Of other agents in a home that hosts share only the disk is known: what their state says counts.
+    For other hosts' agents in a shared home, only the files are known: their recorded state counts.
     """
     own = os.path.realpath(agent_dir)
     known: "List[Any]" = []
@@ -54,7 +54,7 @@ def _state(directory: str) -> str:
 
 
 def _uses(spec: "dict[str, Any]", folder: str) -> bool:
-    """Its working directory lies in the folder, or a word of its command does."""
+    """Whether its working directory or a word of its command is inside the folder."""
     words = [str(spec.get("cwd") or "")]
     words += [str(word) for word in spec.get("argv") or () if str(word).startswith(("/", "~"))]
     return any(_within(os.path.realpath(os.path.expanduser(word)), folder) for word in words if word)
@@ -76,7 +76,7 @@ def _worker_directories(home: str) -> "List[str]":
 
 
 def _processes_in(folder: str) -> "List[str]":
-    """Pids of this user's processes whose working directory lies in the folder."""
+    """Pids of this user's processes with a working directory inside the folder."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")) if os.path.isdir("/proc") else ():
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def _processes_in(folder: str) -> "List[str]":
 
 
 def _claim(pid: str) -> "Tuple[str, int]":
-    """(whose it says it is, its uid); "" for a process that no runner started: a shell, an editor."""
+    """Returns (worker id claimed by the process, its uid); "" for a process that no runner started, such as a shell."""
     with contextlib.suppress(OSError):
         uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/environ", "rb") as file:
