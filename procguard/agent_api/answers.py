@@ -19,8 +19,8 @@ class SessionOffer(TypedDict):
 
 
 class Hello(TypedDict):
-    """`session` or, for a nonce of an earlier agent's, `proof`. `zmq`: where else the manager listens, told to agents
-    that it knows."""
+    """`session` or, for earlier agents that send a nonce, `proof`. `zmq`: the zmq channel's address, for known
+    agents."""
 
     fleet_id: str
     version: str
@@ -31,8 +31,8 @@ class Hello(TypedDict):
 
 
 class Acked(TypedDict):
-    """So many bytes of this stream are stored durably; of several managers the leader also says up to where it has all
-    of them (`kept`), and its term."""
+    """The number of durably stored bytes of this stream; with several managers also the offset up to which the leader
+    has all bytes (`kept`), and its term."""
 
     acked: int
     kept: NotRequired[int]

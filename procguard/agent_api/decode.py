@@ -21,7 +21,7 @@ from remote_agent.protocol import messages as protocol
 
 T = TypeVar("T")
 
-EXPLAINED_BYTES = 64 * 1024  # mistakes in a larger message are shown as they were found first
+EXPLAINED_BYTES = 64 * 1024  # in larger messages only the first error is reported
 _COLLECTIONS = ("list", "dict", "set", "frozenset", "tuple")
 MAX_WORKERS_PER_AGENT = 2_000
 MAX_EVENTS_PER_HEARTBEAT = 10_000
@@ -29,7 +29,7 @@ MAX_RESULTS_PER_HEARTBEAT = 10_000
 MAX_REASON_CHARS = 4_096
 MAX_COMMAND_CHARS = 65_536
 MAX_NAME_CHARS = 256
-MAX_REPORTED_ATTEMPT = 10**8  # a tenth of what logs take: whoever has the worker next goes on above it
+MAX_REPORTED_ATTEMPT = 10**8  # a tenth of the limit of logs, because the next host of the worker continues above it
 MAX_GPUS = 256
 MAX_PROCESSES_OF_GPU = 256
 MAX_FOUND_LINES = 10_000
@@ -45,7 +45,7 @@ _SHOWN_MISTAKES = 8
 _IS_ID = re.compile(protocol.ID_PATTERN[1:-1]).fullmatch
 _IS_METRIC_NAME = re.compile(protocol.LOG_METRIC_NAME).fullmatch
 
-Hints = Mapping[str, tuple[str, str]]  # field -> the error's code and what to do next, where it is wrong
+Hints = Mapping[str, tuple[str, str]]  # field -> (error code, next step) if its value is invalid
 
 
 # pydantic then refuses NaN, infinities and what overflows to them, wherever a message has a number. It asks each class
@@ -56,8 +56,8 @@ for _message in vars(protocol).values():
 
 
 def _failing_fast(schema: Any) -> Any:
-    """The same schema, whose lists and objects of any keys are given up at their first mistake. pydantic collects all
-    of them otherwise: 256 KiB of empty objects, where there should be events, took it four seconds."""
+    """The same schema, but lists and mappings fail at their first error. pydantic otherwise collects all errors: 256
+    KiB of empty objects instead of events took four seconds."""
     if isinstance(schema, dict):
         made = {key: _failing_fast(value) for key, value in schema.items()}
         return {**made, "fail_fast": True} if schema.get("type") in _COLLECTIONS else made
@@ -65,7 +65,7 @@ def _failing_fast(schema: Any) -> Any:
 
 
 class _Kind:
-    """What pydantic has made of one message's class, without its layer for people: a fifth of the time."""
+    """pydantic's core validator of a message's class, without its public layer: a fifth of the time."""
 
     def __init__(self, cls: Any) -> None:
         adapter = TypeAdapter[Any](cls)
@@ -98,8 +98,8 @@ def dumps(message: Any) -> bytes:
 
 
 def read(cls: type[T], body: bytes, max_objects: int = http_io.MAX_OBJECTS) -> T:
-    """A body as a `cls`: parsed and checked in one pass where all is well, which is nearly always. Raises UsageError
-    as `validated` does. Numbers without bounds are refused, but for those under keys that are ignored."""
+    """Decode a body to `cls`, parsed and validated in one pass if it is valid, which is nearly always. Raises
+    UsageError as `validated` does. Infinite numbers are refused, except under ignored keys."""
     http_io.check_objects(body, max_objects)
     if not http_io.has_long_number(body):
         try:
@@ -107,7 +107,7 @@ def read(cls: type[T], body: bytes, max_objects: int = http_io.MAX_OBJECTS) -> T
         except ValidationError as exc:
             if len(body) > EXPLAINED_BYTES:
                 raise _usage_error(cls, exc, {}) from exc
-            # The long way says better what is wrong, and where.
+            # The slower path gives a better error message.
         else:
             return message if _KINDS[cls].check is None else _bounded(cls, message)
     return validated(cls, http_io.as_object(http_io.parse_json(body, max_objects)))
@@ -169,7 +169,7 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
             facts.user,
         )
         > MAX_NAME_CHARS
-    ):  # one test, as with each worker's report: nearly always all is well
+    ):  # one combined test, because reports are nearly always valid
         for name in ("fleet_id", "release", "boot_id", "assignments_rev"):
             _longest(mistakes, name, getattr(beat, name), MAX_NAME_CHARS)
         for name in ("hostname", "os", "python", "user"):
@@ -275,7 +275,7 @@ def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -
 def _check_registration(registration: protocol.Registration, mistakes: list[str]) -> None:
     _id(mistakes, "worker_id", registration.worker_id)
     _longest(mistakes, "host", registration.host, MAX_NAME_CHARS)
-    if not registration.host.isprintable():  # it stands in logs, tables and messages
+    if not registration.host.isprintable():  # shown in logs, tables and messages
         mistakes.append("host: holds characters that cannot be printed")
     _command(mistakes, "command", registration.command)
     digest = registration.secret_sha256
@@ -293,7 +293,7 @@ def _check_renewal(renewal: protocol.SecretRenewal, mistakes: list[str]) -> None
 
 
 def check_spec(spec: protocol.WorkerSpec, mistakes: list[str], where: str = "") -> None:
-    """Bounds on one specification; `where` is the path of its fields in messages to people."""
+    """Check the limits of one specification. `where`: the path of its fields for messages."""
     _command(mistakes, where + "command", spec.command)
     _longest(mistakes, where + "working_dir", spec.working_dir, 4096)
     _most(mistakes, where + "env", spec.env, MAX_ENV_ENTRIES)

@@ -38,12 +38,12 @@ MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9
 MAX_OFFSET = 2**62
 MAX_WRITTEN = 50_000  # answers kept as they are written
-MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # of log posts in memory
+MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # limit of log posts in memory
 SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
 LONGEST_TURN_S = 1.0  # longest delay of a heartbeat; sequential ones never need more
 MAX_TIMES_CHARS = 8000
-MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
+MAX_FOUND_BYTES = 4 * 1024 * 1024  # limit of the answer to a search
 MAX_URL_CHARS = 512
 NOT_HERE_NEXT = "deploy the host again, or name the address in web.advertise if it does lead here"
 _TIME = re.compile(r"([0-9]{1,8}):(-?[0-9]{1,13})")
@@ -68,13 +68,12 @@ class Answer(NamedTuple):
 
 
 class Call:
-    """One request, as its channel hands it in. `declared_bytes`: the body's size where it is known before it is read;
-    `sock`: the connection whose closing ends a held request, None where the channel itself tells (`held`); `direct`:
-    through no tunnel."""
+    """One request from a channel. `declared_bytes`: the body's size if it is known in advance; `sock`: the connection
+    whose closing ends a long poll, None if the channel reports it itself (`held`); `direct`: not through a tunnel."""
 
     __slots__ = ("declared_bytes", "direct", "peer", "query", "sock")
 
-    channel: ClassVar[str] = "http"  # by which it came
+    channel: ClassVar[str] = "http"  # the channel's name
 
     def __init__(
         self, query: Mapping[str, str], peer: str, declared_bytes: int | None = None, sock: Any | None = None
@@ -112,8 +111,8 @@ class Call:
 
 
 class AgentRoute(NamedTuple):
-    """`path` as bottle writes it: one <name> in it, or none; `handler(call, id)` or `handler(call)`. `often`: every
-    agent asks it all the time."""
+    """`path`: in bottle's syntax, with at most one <name>; `handler(call, id)` or `handler(call)`. `often`: called by
+    every agent periodically."""
 
     method: str
     path: str
@@ -174,8 +173,8 @@ class AgentApi:
         sessions: AgentSessions | None = None,
         why_not_here: WhyNotHere = lambda _call, _url: "",
     ) -> None:
-        """`sessions`: what HTTP agents are offered in hello; `why_not_here(call, url)`: why this manager gives no proof
-        on that connection to who knows it by `url`, "" where it does."""
+        """`sessions`: offered to HTTP agents in hello; `why_not_here(call, url)`: why this manager does not prove its
+        identity for `url` on that connection, or ""."""
         self._limits = limits = limits or WebLimits()
         self._fleet = fleet
         self._access = access
@@ -189,8 +188,8 @@ class AgentApi:
         self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # by worker
 
     def offer_by(self, offer: Offer) -> None:
-        """`offer(agent_id, key, peer)`: the zmq channel's word to an agent; `key` is what it has proven to be its own,
-        "" where it only asks."""
+        """`offer(agent_id, key, peer)`: returns the zmq channel's offer to an agent; `key`: the agent's proven CURVE
+        key, or "" for a query."""
         self._offer = offer
 
     def start(self) -> None:
@@ -214,8 +213,8 @@ class AgentApi:
         ]
 
     def _of_term(self, name: str) -> Callable[..., Answer]:
-        """The handler, whose refusals say the leader's term as its replies do: an agent refuses those of a lower one,
-        too."""
+        """Wrap a handler so that its refusals contain the leader's term, as replies do, because agents ignore refusals
+        with a lower term."""
         handler: Callable[..., Answer] = getattr(self, name)
 
         @functools.wraps(handler)
@@ -255,7 +254,7 @@ class AgentApi:
         if why_not:
             raise _NotHere(url, why_not)
         if self._sessions is not None and of_session:
-            # Never beside a proof of the earlier kind: who stands between would leave out the session.
+            # Never together with a proof of the earlier kind, because a relay could remove the session.
             reply["session"] = self._sessions.offer(agent_id, nonce, url)
         else:
             key = self._fleet.state.proof_key(agent_id)
@@ -267,7 +266,8 @@ class AgentApi:
         return Answer(200, reply)
 
     def _zmq_offer(self, call: Call, asked: HelloQuery) -> protocol.ZmqOffer | None:
-        """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
+        """The zmq offer, if `mac` proves that the agent's CURVE key in `curve` belongs to the holder of the proof
+        key."""
         agent_id, nonce, own = asked.agent, asked.nonce, asked.curve
         if self._offer is None or not call.direct or agent_id not in self._fleet.state.agents_by_id:
             return None
@@ -309,7 +309,7 @@ class AgentApi:
 
     def _trusted_to_register(self, caller: Principal, worker_id: str) -> bool:
         if caller.kind == "agent":
-            own_id = protocol.LAUNCHER_PREFIX + worker_id  # a token made for a launcher that is still to come
+            own_id = protocol.LAUNCHER_PREFIX + worker_id  # a token created for a launcher that has not registered yet
             return caller.agent_id == own_id or bool(self._fleet.agents.owns(caller.agent_id, worker_id))
         return caller.kind in ("operator", "enroll")
 
@@ -404,14 +404,14 @@ class AgentApi:
             return Answer(200, self._acked(worker_id, attempt, stream, acked))
 
     def _acked(self, worker_id: str, attempt: int, stream: str, acked: int) -> dict[str, int]:
-        """Also up to where it has all, or its archive where there is one; of one among several managers its term."""
+        """Add the offset up to which all bytes are stored or archived and, with several managers, the term."""
         term, kept = self._fleet.state.leadership.term, self._logs.kept(worker_id, attempt, stream, acked)
         if term:
             return {"acked": acked, "kept": kept, "term": term}
         return {"acked": acked} if kept == acked else {"acked": acked, "kept": kept}
 
     def _filled(self, agent_id: str, worker_id: str, asked: ShippedQuery, data: bytes, at: float) -> Answer:
-        """A part of what this manager never had and has asked for. Raises Conflict where it has not."""
+        """Store a part of a log that this manager requested. Raises Conflict if it did not."""
         ranges, attempt, stream = self._fleet.log_ranges, asked.attempt, asked.stream
         if not ranges.admits(agent_id, asked.fill, worker_id, attempt, stream):
             raise Conflict("no request is waiting for this part of the log", "nothing to do", code="no_range")

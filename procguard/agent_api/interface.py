@@ -15,9 +15,9 @@ from procguard.errors import Conflict
 
 
 class Channel(Protocol):
-    """A channel from agents to the handlers (handlers.py). `start` and `stop` are called once each, on the event loop.
+    """A channel from agents to the handlers (handlers.py). `start` and `stop` are called once, on the event loop.
 
-    `name`: what hosts' views show. `start` raises ProcGuardError in one line where it can't listen.
+    `name`: shown in hosts' views. `start` raises ProcGuardError if it cannot listen.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Access(Protocol):
         """The caller. `own_secret_sha256`: a bearer secret with this digest is the caller's own, not a wrong token.
         `of_agents`: the route is one of theirs.
 
-        Raises Refused for credentials that are given and wrong.
+        Raises Refused for wrong credentials.
         """
         ...
 
     def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
-        """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token
-        that has ended. `address`: from where it was shown."""
+        """The owner of a secret or token; None if it is unknown or revoked. Raises Refused for an expired token.
+        `address`: the caller's."""
         ...
 
     def admitted(self, environ: dict[str, Any]) -> Principal:
@@ -76,7 +76,8 @@ class Access(Protocol):
         ...
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
-        """Have `end()` called when the token or session that let this caller in ends. Returns what closes the use."""
+        """Register `end()` to be called when the caller's token or session ends. Returns a function that unregisters
+        it."""
         ...
 
     def check_agent(self, caller: Principal, agent_id: str) -> Principal:

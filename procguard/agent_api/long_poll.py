@@ -16,7 +16,7 @@ Ending = Literal["", "peer_closed", "superseded", "stopping", "revoked"]
 
 _READABLE = 1  # libev's EV_READ
 _PEEK = 2  # MSG_PEEK
-_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # of the kernel's enum
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # from the kernel's enum
 FIRST_POLL_S, POLL_INTERVAL_S = 0.1, 1.0
 
 
@@ -31,7 +31,7 @@ class LongPoll:
         self.key = key
         self.agent_id = agent_id
         self.ending: Ending = ""
-        self.close_use: Callable[[], None] = _no_use  # tells that it can't be revoked any more
+        self.close_use: Callable[[], None] = _no_use  # unregisters it from revocation
         self._signal = gevent.event.Event()
         self._socket = sock
         self._watcher: Any = None
@@ -59,8 +59,8 @@ class LongPoll:
             self._watcher = None
 
     def _on_readable(self) -> None:
-        """In the hub: never blocks. Nothing to read = the peer is gone; bytes = a pipelined request, left alone, or
-        the goodbye of TLS, behind which the end itself can't be seen."""
+        """Runs in the hub and must not block. End of file: the peer has closed. Data: a pipelined request, which is
+        not read, or the TLS close alert, which hides the end of file."""
         assert self._socket is not None
         try:
             closed = self._plain_socket().recv(1, _PEEK) == b""

@@ -28,7 +28,7 @@ class MethodNotAllowed(ProcGuardError):
 
 
 class FoundRoute(NamedTuple):
-    """`handler(call, *arguments)` answers; `arguments`: the id in the address, where it has one."""
+    """`handler(call, *arguments)` returns the response; `arguments`: the id in the path, if any."""
 
     path: str  # the route's
     handler: Callable[..., Answer]
@@ -60,15 +60,16 @@ class RouteTable:
         return FoundRoute(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
 
     def _shape(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-        if parts in self._routes:  # nothing in it is a name: /api/workers/register
+        if parts in self._routes:  # a path without an id: /api/workers/register
             return parts, ""
         return (*parts[:2], "", *parts[3:]), parts[2] if len(parts) > 2 else ""
 
 
 def caller_by_secret(access: Access, secret_sha256: str, own_secret_sha256: str, where: str) -> Principal:
-    """Who has shown this secret on a connection: looked up with each request, so that a revoked one ends at once.
+    """The caller that authenticated with this secret on a connection; looked up for each request, so that revocation is
+    immediate.
 
-    Raises Refused for one that is not known; `own_secret_sha256` is that of a launcher which registers.
+    Raises Refused for an unknown secret. `own_secret_sha256`: that of a launcher that registers.
     """
     if not secret_sha256:
         return Principal("anonymous", where, reason="this connection has shown no secret")

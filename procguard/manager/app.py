@@ -63,8 +63,8 @@ from remote_agent.protocol import messages
 
 FORGET_EVERY_S = 60.0
 LOGS_KEPT = 3
-ROUND_LATE_S = 30.0  # a monitoring round this late: the dead man's switch is let go
-TICK_GAP_S = 0.03  # thousands of hosts may be lost at once: what comes together is judged together
+ROUND_LATE_S = 30.0  # delay of a monitoring round after which the dead man's switch triggers
+TICK_GAP_S = 0.03  # losses within this time are judged together, because thousands of hosts may be lost at once
 SSH_DEADLINE_S = 30.0
 
 log = logging.getLogger("procguard.manager.app")
@@ -100,8 +100,8 @@ def measurements_path(state_file: str) -> str:
 
 
 class Manager:
-    """One running manager. `run` returns when it was told to end; `lock` is the right to this state; `peers`: what it
-    knows of the others where it is one of several; `ending`: set where it is to end, maybe before it runs."""
+    """One running manager. `run` returns after a stop was requested. `lock`: that of the state; `peers`: the other
+    managers, if any; `ending`: set to request a stop, possibly before `run`."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Manager:
         ending: gevent.event.Event | None = None,
         given: Mapping[str, str] | None = None,
     ) -> None:
-        """`given`: secrets of the log archive that were taken out of the environment already."""
+        """`given`: secrets of the log archive, already removed from the environment."""
         self._config = config
         self._peers = peers
         self._lock = lock
@@ -122,7 +122,7 @@ class Manager:
         settings = fleet_settings(config)
         self._silent_after_s = settings.heartbeat_timeout_s / 2  # an agent silent for longer may be cut off
         self._gc = GcScheduler()
-        self._gc.start()  # else a large state is looked through again and again while it is read
+        self._gc.start()  # otherwise the collector scans a large state repeatedly while it is read
         if given is None:
             given = log_archive.secrets_of(config)
         log_archive.check(config, given)  # before the state is opened: a refusal leaves it as it was
@@ -152,7 +152,7 @@ class Manager:
             notified_of_ends=routes.notified_of_ends,
         )
         bus.events.subscribe(self.notifier.take)
-        self._state: FleetState | None = None  # until it is read: its own events come before
+        self._state: FleetState | None = None  # None until the state is read, because reading it creates events
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
         self._state = self.fleet.state
         self.archive: LogArchive | None = None
@@ -214,7 +214,7 @@ class Manager:
         return facts_of(self._state, event)
 
     def _manager_urls(self) -> list[str]:
-        return self.web.manager_urls()  # made after those who ask
+        return self.web.manager_urls()  # created later than its callers
 
     def _portal_url(self) -> str:
         """The portal's URL for links in messages, reachable from other machines; "" if there is no portal."""
@@ -231,7 +231,7 @@ class Manager:
             return ""
         token, path = new_token(), os.path.join(self._config.state_directory, "operator.token")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # whoever may read an earlier one, or has it open, gets nothing of this one
+            os.unlink(path)  # processes that have an earlier file open must not see the new content
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(token + "\n")
         tokens.add("operator", "first", messages.secret_sha256(token), "manager", now)
@@ -241,7 +241,7 @@ class Manager:
         """Serve until a signal ends it. The address is printed once it answers."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             gevent.signal_handler(number, self._ending.set)
-        self._gc.start()  # looked for once the fleet has returned
+        self._gc.start()  # the next collection runs once the fleet has reconnected
         try:
             self.web.start()
             self.tunnels.start(self.web.agents_port)
@@ -335,7 +335,7 @@ class Manager:
             due_s = max(TICK_GAP_S, self.failures.due_in_s(clock.read()))
             self._tick_now.wait(min(self._config.monitoring.interval, due_s))
             self._tick_now.clear()
-            if not self.fleet.state.leadership.may_direct():  # without its database, or not the leader any more
+            if not self.fleet.state.leadership.may_direct():  # without the database, or no longer the leader
                 continue
             now = clock.read()
             self._round_at = now.monotonic
@@ -362,7 +362,7 @@ class Manager:
                     self.fleet.agents.enrolment.forget_the_ended(now)
                 self.fleet.state.durability.save()
                 refused = ""
-            except Fenced as exc:  # whatever this one did from here on, nobody would keep
+            except Fenced as exc:  # further changes of this process would not be stored
                 log.critical("%s", exc)
                 if self._peers is not None:
                     self._peers.seat.ended = True
@@ -371,7 +371,8 @@ class Manager:
                 if str(exc) != refused:
                     log.error("%s", exc)
                 refused = str(exc)
-                if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
+                # reported once; written when the disk accepts writes again
+                if isinstance(exc, NotDurable) and not disk_refuses:
                     disk_refuses = True
                     self._emit_event("not_durable", because("state.not_durable", error=of_message(exc.message)), now)
             except Exception:  # a mistake in one round must not end all supervision
@@ -379,8 +380,8 @@ class Manager:
             gevent.sleep(TICK_GAP_S)
 
     def _yield_if_cut_off(self, now: clock.Now) -> None:
-        """Hand over to a standby that the agents reach, where nearly none of them reaches this leader: before it takes
-        their hosts for lost."""
+        """Hand over to a standby that the agents can reach if nearly none of them reaches this leader, before their
+        hosts are considered lost."""
         if self._peers is None or self._peers.handed_over.is_set():
             return
         oldest = now.monotonic - self._silent_after_s
@@ -412,7 +413,7 @@ class Manager:
             tx.event(kind, reason=reason)
 
     def _keep_state_in_place(self, now: clock.Now) -> None:
-        """Raises ProcGuardError while the state's files are gone and could not be written again."""
+        """Restore missing state files. Raises ProcGuardError while they cannot be written."""
         if self.fleet.state.durability.displaced:
             self._lock.renew()
         try:

@@ -28,7 +28,7 @@ from procguard.console.language import shown
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent.system import processes
 
-if TYPE_CHECKING:  # the demo reads no configuration, and it takes longer to import than everything else here
+if TYPE_CHECKING:  # the demo needs no configuration, whose import takes longer than everything else here
     from procguard.config.schema import Config
 
 EXIT_NOT_RUNNING = 3
@@ -70,7 +70,7 @@ class StateLock:
         self._write()
 
     def renew(self) -> None:
-        """Take the lock again where its file was deleted. Raises Conflict where another manager has taken it since."""
+        """Take the lock again if its file was deleted. Raises Conflict if another manager has taken it meanwhile."""
         path = self._file.name
         try:
             if not self._file.closed and os.path.samestat(os.stat(path), os.fstat(self._file.fileno())):
@@ -167,7 +167,7 @@ def find(config: Config) -> Running | None:
         running = _parse(text) if text is not None else None
         if text is None or running is not None:
             return running
-        if time.monotonic() > deadline:  # held, but it does not say by whom
+        if time.monotonic() > deadline:  # held by an unknown process
             return Running(0, 0, "")
         time.sleep(POLL_S)
 
@@ -216,7 +216,7 @@ def _parse(text: str) -> Running | None:
 def start(argv: Sequence[str], config: Config, module: str = "procguard.main") -> int:
     """Run `python -m <module>` with `argv` (less --daemon) in the background; return once it answers.
 
-    0: ready, its address printed. 1: it ended at once, or is not ready yet; what it said is printed.
+    0: ready, with its address printed. 1: it exited, or is not ready yet; its output is printed.
     """
     if find(config) is not None:
         raise already_running(config)
@@ -254,7 +254,7 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
             )
             _say(f"  log {config.logging.file}   state {config.state.state_file}")
             _say(f"  stop: {stop_line(config)}")
-            child.returncode = 0  # it goes on without us: no warning about a child still running
+            child.returncode = 0  # the daemon continues: suppress the warning about a running child
             return 0
         time.sleep(POLL_S)
     _say(f"the manager (pid {child.pid}) is not ready after {READY_TIMEOUT_S:.0f} s and goes on; look at", sys.stderr)
@@ -337,8 +337,8 @@ def is_ready(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def readiness(url: str, timeout_s: float = 2.0) -> Literal["ready", "standby", ""]:
-    """What GET /readyz says: 200, or 503 of one of several managers that stands by. Asks the address itself: a proxy of
-    the environment is not in the way."""
+    """The status according to GET /readyz: 200, or 503 of a standby. Connects directly, ignoring proxies of the
+    environment."""
     parts = urlsplit(url)
     where = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
     if parts.scheme == "https":  # no secret is sent there, and the response is only displayed
@@ -367,7 +367,7 @@ def _lock_path(config: Config) -> str:
 
 
 def private(path: str, flags: int) -> int:
-    """For `open`: a new file is its owner's alone, whatever the umask is."""
+    """An opener for `open`: new files are accessible to their owner only, regardless of the umask."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 

@@ -103,16 +103,16 @@ class Demo:
         self._count = managers
         self._database = demo_database.DemoDatabase(folder)
         self._ports: list[int] = []
-        self._urls: list[str] = []  # of the managers, in the same order
+        self._urls: list[str] = []  # URLs of the managers, in the same order
         self._wanted_port = port
         self._ending = ending
-        self._managers: dict[int, subprocess.Popen[bytes]] = {}  # by their place in _urls
+        self._managers: dict[int, subprocess.Popen[bytes]] = {}  # by index in _urls
         self._deployment: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         if self._left_from_before():
             _say("ending what an earlier demo left")
-            if not self._end():  # it says what
+            if not self._end():  # the error has been printed
                 return 1
         well = False
         try:
@@ -175,7 +175,7 @@ class Demo:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_") or name == LANGUAGE
         }
-        if "PROCGUARD_CI_MARK" in os.environ:  # by it a test run finds what it left behind
+        if "PROCGUARD_CI_MARK" in os.environ:  # lets a test run find processes that it left behind
             kept["PROCGUARD_CI_MARK"] = os.environ["PROCGUARD_CI_MARK"]
         return kept | {
             "PROCGUARD_HOME": self._home,
@@ -224,7 +224,7 @@ class Demo:
     def _deploy(self) -> bool:
         deployment = self._deployment
         assert deployment is not None and deployment.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has failed already: its exit code says so
+        with contextlib.suppress(BrokenPipeError):  # it has failed already, as its exit code shows
             deployment.stdin.write(b"deploy\n")
             deployment.stdin.close()
         if self._wait(lambda: deployment.poll() is not None, DEPLOY_TIMEOUT_S) and deployment.returncode == 0:
@@ -250,7 +250,7 @@ class Demo:
         return True
 
     def _workers(self) -> list[dict[str, Any]]:
-        """The example workers as the manager sees them; those it does not know yet count as not running."""
+        """The manager's view of the example workers; unknown ones count as not running."""
         known = {one["worker_id"]: one for one in self._client.workers()}
         return [
             known.get(name, {"worker_id": name, "state": "unknown", "reason": "not heard yet"}) for name in WHAT_THEY_DO
@@ -281,7 +281,7 @@ class Demo:
                 if self._count == 1:
                     return self._failed(f"the manager ended (exit code {process.returncode})", self._manager_output(0))
                 _say(f"manager {_name(number)} ended (exit code {process.returncode}); starting it again as a standby")
-                self._ending.wait(STANDBY_LEADS_AFTER_S)  # the others would not notice its loss
+                self._ending.wait(STANDBY_LEADS_AFTER_S)  # otherwise the others would not notice its loss
                 self._start_manager(number)
         return True
 
@@ -339,7 +339,7 @@ class Demo:
     # ----------------------------------------------------------------------------------------------- helpers
 
     def _wait(self, reached: Callable[[], bool], timeout_s: float) -> bool:
-        """True once `reached()`; False after `timeout_s` or when told to end."""
+        """Wait for `reached()`. Returns False after `timeout_s` or if the end was requested."""
         deadline = time.monotonic() + timeout_s
         while not reached():
             if time.monotonic() > deadline or self._ending.wait(0.05):
@@ -347,7 +347,7 @@ class Demo:
         return not self._ending.requested
 
     def _failed(self, what: str, details: str) -> bool:
-        if not self._ending.requested:  # told to end in the middle of starting is no failure to explain
+        if not self._ending.requested:  # a requested end during the start is not a failure
             _say(f"procguard: {what}\n{details.rstrip()}", sys.stderr)
         return False
 
@@ -367,7 +367,7 @@ def _state(state: str) -> str:
 
 
 def _name(number: int) -> str:
-    """Of a manager among several."""
+    """The name of one of several managers."""
     return f"m{number + 1}"
 
 
@@ -425,7 +425,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _own_folder(folder: str) -> Any:
-    """The demo's folder, held by this process alone; removed at the end where it is empty."""
+    """Lock the demo's folder for this process; removed at the end if it is empty."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -20,7 +20,7 @@ log = logging.getLogger("procguard.manager.liveness")
 
 
 class DeadMan:
-    """`is_alive()`: whether the loop has come round lately. The address is a secret: it is never logged whole."""
+    """`is_alive()`: whether the monitoring loop ran recently. The URL is a secret and never logged completely."""
 
     def __init__(self, url: str, interval_s: float, is_alive: Callable[[], bool]) -> None:
         self._url = url

@@ -38,13 +38,13 @@ def place_of(config: Config, fleet_id: str, given: Mapping[str, str]) -> ObjectS
 
 
 def check(config: Config, given: Mapping[str, str]) -> None:
-    """Raises ConfigError where the configured archive cannot be used as it is: no boto3, no credentials."""
+    """Raise ConfigError if the configured archive cannot be used: no boto3, no credentials."""
     if config.logs.archive:
         place_of(config, "check", given)
 
 
 def index_path(config: Config) -> str:
-    """Beside the state: data/procguard_state.yaml -> data/procguard_state.archive.db."""
+    """The path of the index, beside the state: data/procguard_state.yaml -> data/procguard_state.archive.db."""
     return os.path.splitext(os.path.abspath(config.state.state_file))[0] + ".archive.db"
 
 

@@ -1,6 +1,6 @@
-"""What the manager that leads knows of the others: who they are, whether each could take over, and handing over.
+"""The leader's view of the other managers: their status, whether each could take over, and the handover.
 
-Owns the words of `procguard managers`. Which one leads is seat.py's.
+Owns the texts of `procguard managers`. seat.py decides which one leads.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from procguard.fleet.store.leader_row import OtherManager, Replication
 from procguard.fleet.store.postgresql import PostgresqlStore
 from procguard.manager.seat import BEAT_S, TAKEOVER_S, Seat
 
-AWAY_S = 3 * BEAT_S  # not seen for so long: it is not there
-SETTLED_S = 5.0  # after it began to lead: nobody makes managers hand over more often
-CUT_OFF_BELOW = 0.1  # a leader that at most this share of its agents reaches may be cut off from them
-CLOCK_OFF_S = 5.0  # by so much clocks of managers may differ before it is worth a warning
+AWAY_S = 3 * BEAT_S  # a manager not seen for this time is absent
+SETTLED_S = 5.0  # minimum time as leader before a handover
+CUT_OFF_BELOW = 0.1  # below this share of connected agents, a leader may be cut off from them
+CLOCK_OFF_S = 5.0  # clock difference between managers above which a warning is shown
 
 
 class ManagerPeers:
-    """What a manager that leads knows of the others. `listener`: the socket on which it stood by, None where it led at
-    once. Implements portal.api.resource.ManagersService."""
+    """The leader's view of the other managers. `listener`: the socket of its time as a standby, None if it led from
+    the start. Implements portal.api.resource.ManagersService."""
 
     def __init__(self, seat: Seat, store: PostgresqlStore, listener: Any = None) -> None:
         self.seat = seat
@@ -78,10 +78,10 @@ class ManagerPeers:
         ]
 
     def better_connected(self, connected: int, agents: int) -> str:
-        """The standby that most agents ask, where this leader is cut off from them; "" where nothing says so.
+        """The standby that most agents connect to, if this leader is cut off from them; otherwise "".
 
-        `connected`: how many agents sent this leader a heartbeat lately; `agents`: how many did since it leads. What a
-        standby is asked is not proven, so it counts only where nearly all agents are silent here.
+        `connected`: number of agents with a recent heartbeat to this leader; `agents`: number with any since it leads.
+        Requests to a standby are not authenticated, so they count only if nearly all agents are silent here.
         """
         if time.monotonic() < self._settled_at or not agents or connected > CUT_OFF_BELOW * agents:
             return ""
@@ -105,7 +105,7 @@ class ManagerPeers:
 
 
 def in_words(found: Replication) -> tuple[str, list[str]]:
-    """(what is so, what endangers commits at a failover of the database)"""
+    """Returns (replication status, risk for commits at a failover of the database)."""
     if found.commit in ("off", "local"):
         return "commits do not wait for a replica", [
             f"synchronous_commit is {found.commit}: a failover of the database may lose acknowledged changes"

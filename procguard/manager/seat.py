@@ -1,15 +1,16 @@
-"""The leader's seat: which of several managers leads, and how long it may trust that.
+"""Leader election: which of several managers leads, and for how long it may assume so.
 
-The leader adds one to `beat` in its row of the database every second, and trusts itself until 2.5 s after it *sent* the
-last one that succeeded, by CLOCK_BOOTTIME: a machine or process that slept finds its trust gone. A standby that saw
-(term, beat) unchanged for 3 s by its own monotonic clock takes the row by compare-and-swap. No two clocks are compared.
+The leader increments `beat` in its database row every second and considers itself the leader until 2.5 s after it
+*sent* the last successful update, by CLOCK_BOOTTIME, so that the time of a suspended machine counts. A standby that has
+seen (term, beat) unchanged for 3 s by its own monotonic clock takes the row by compare-and-swap. Clocks of different
+machines are never compared.
 
     standby --(beat unchanged for 3 s, or handed over)--> leader --(term has ended)--> fenced: the process ends
                                                             |
                                                             +--(handed over: stop, promote)--> standby, or the end
 
-Trust only limits what leaves this process. That an earlier leader changes nothing, the database sees to
-(fleet/store/postgresql.py). Owns the row and this manager's own entry; knows neither the fleet nor HTTP.
+This time limit applies only to what the process sends. The database prevents changes by an earlier leader
+(fleet/store/postgresql.py). Owns the row and this manager's entry; knows neither the fleet nor HTTP.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ BEAT_S = 1.0
 BEAT_AGAIN_S = 0.2  # after one that failed
 BEAT_TIMEOUT_S = 1.5
 LOOP_S = 0.1
-LOOP_HANGS_S = 10.0  # a leader whose event loop hangs for so long stops its beats
+LOOP_HANGS_S = 10.0  # a leader whose event loop hangs for this time stops its beats
 TRUST_S = 2.5
 TAKEOVER_S = 3.0
 LOOK_S = 0.1  # a standby reads the leader's row so often
-FOLLOW_S = 0.5  # and what has changed at most so often
+FOLLOW_S = 0.5  # minimum interval of reading changes
 REGISTER_S = 1.0
-POLL_LATE_S = 1.0  # a look that took longer says nothing about the time before it
+POLL_LATE_S = 1.0  # a poll that took longer gives no information about the time before
 MAX_URLS = 16  # in replies
 MAX_URLS_EACH = 4
 
 log = logging.getLogger(__name__)
-_sleep = monkey.get_original("time", "sleep")  # of the native thread, not of its greenlets
+_sleep = monkey.get_original("time", "sleep")  # blocks the native thread, not only a greenlet
 
 
 def boottime() -> float:
@@ -55,8 +56,8 @@ def boottime() -> float:
 
 
 class Seat:
-    """This manager's relation to the leader's row. `urls`: where this manager is found; `about`: what it says of itself
-    to the others. Implements fleet.leadership.Leadership."""
+    """This manager's state in the election. `urls`: its own; `about`: what it publishes to the others. Implements
+    fleet.leadership.Leadership."""
 
     def __init__(
         self,
@@ -73,11 +74,11 @@ class Seat:
         self.urls, self.about = urls, about
         self.own_grace_s = grace_s
         self.others: list[OtherManager] = []  # all that are registered, this one included
-        self.row: LeaderRow | None = None  # as it was read last
+        self.row: LeaderRow | None = None  # as last read
         self.unreachable = ""  # why the database did not answer the last call
         self.ended = False  # the term, by the database's word
-        self.fenced = gevent.event.Event()  # the same, for who waits in the event loop
-        self._loop_at = float("inf")  # monotonic, when the event loop was seen to go on
+        self.fenced = gevent.event.Event()  # the same, for greenlets that wait
+        self._loop_at = float("inf")  # monotonic time at which the event loop last ran
         self.on_beat: Callable[[int, int], object] = lambda _commits, _before: None
         self.acknowledged: Callable[[], int] = lambda: 0
         self.warm = WarmCopy()
@@ -85,7 +86,8 @@ class Seat:
         self._taken: Taken | None = None
         self._beat_sent = float("-inf")  # boottime
         self._led_since = 0.0  # boottime
-        self._unchanged: tuple[tuple[int, int], float] | None = None  # (term, beat), since when it was seen
+        # (term, beat) and the time since when it is unchanged
+        self._unchanged: tuple[tuple[int, int], float] | None = None
         self._looked_at = 0.0
         self._followed = self._registered = float("-inf")
         self._free_since: float | None = None
@@ -140,8 +142,8 @@ class Seat:
         self._link.call(postgres_schema.migrate, LOAD_TIMEOUT_S)
 
     def poll(self) -> bool:
-        """One look of a standby, which keeps `warm` up to date; True once this manager leads. Raises nothing of the
-        database: it is `unreachable` then."""
+        """One poll by a standby, which also updates `warm`. Returns True once this manager leads. Database errors set
+        `unreachable` and are not raised."""
         began = time.monotonic()
         try:
             self.row = row = self._link.call(leader_row.read)
@@ -157,7 +159,7 @@ class Seat:
             if not self.unreachable:
                 log.warning("the database does not answer place=%s problem=%s", self.place, exc.strerror)
             self.unreachable = exc.strerror or str(exc)
-            self._unchanged = self._free_since = None  # the leader had no database either, for all that is known
+            self._unchanged = self._free_since = None  # the leader may have been without the database, too
             return False
         if self.unreachable:
             log.info("the database answers again place=%s", self.place)
@@ -175,7 +177,7 @@ class Seat:
         now, beat = time.monotonic(), (row.term, row.beat)
         if now - began > POLL_LATE_S or self._unchanged is None or self._unchanged[0] != beat:
             self._unchanged = (beat, now)
-        if not row.holder:  # nobody leads, by somebody's word
+        if not row.holder:  # the last leader has released the row
             self._free_since = now if self._free_since is None else self._free_since
             return row.successor in ("", self.name) or now - self._free_since >= TAKEOVER_S
         self._free_since = None
@@ -207,8 +209,8 @@ class Seat:
     # ------------------------------------------------------------------------------------------ leading
 
     def beat_forever(self) -> None:
-        """Until the term ends (`fenced`), or it is killed. Beats come from a native thread: a loop that the fleet
-        keeps busy would delay them. They end where the loop itself hangs."""
+        """Send beats until the term ends (`fenced`) or the greenlet is killed. A native thread sends them, so that a
+        busy event loop does not delay them; they stop if the loop hangs."""
         with self._beating():
             while not self.ended:
                 self._loop_at = time.monotonic()
@@ -233,7 +235,7 @@ class Seat:
                 if now >= next_at and now - self._loop_at < LOOP_HANGS_S:
                     next_at = now + (BEAT_S if self.beat_once() else BEAT_AGAIN_S)
                 _sleep(0.05)
-            self._link.close()  # what follows has a connection of its own thread
+            self._link.close()  # the thread uses a connection of its own
 
         beating = gevent.get_hub().threadpool.spawn(beat)
         try:
@@ -264,7 +266,7 @@ class Seat:
         return True
 
     def release(self, successor: str = "") -> None:
-        """End this term in an orderly way. By then everything is durable and no more requests are answered."""
+        """End this term in an orderly way, after everything is durable and requests are no longer answered."""
         if self._taken is None or self.ended or self.released:
             return
         self.released = True

@@ -1,7 +1,7 @@
 """Starts the manager at boot and restarts it on failure: by a systemd user unit if available, else by cron.
 
-Owns the unit and the cron lines of one manager, identified by its state; writes nothing else. install/keepalive.py of
-the agent has the format of units and crontabs.
+Owns the unit and the cron lines of one manager, identified by its state; writes nothing else. The agent's
+install/keepalive.py defines the format of units and crontabs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from remote_agent.install.keepalive import KeepAlive, systemd_quote
 
 
 class ManagerService(KeepAlive):
-    """`arguments`: of procguard.main, as the manager is to be started; run from `working_dir`."""
+    """`arguments`: those of procguard.main with which the manager is started in `working_dir`."""
 
     def __init__(self, config: Config, arguments: Sequence[str], working_dir: str) -> None:
         super().__init__(config.state.state_file, sys.executable, "manager")

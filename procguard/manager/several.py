@@ -1,11 +1,10 @@
-"""One of several managers: it stands by until it leads, and leads until it hands over, is fenced, or is ended.
+"""The life of one of several managers: standby, then leader, until it hands over, is fenced, or is stopped.
 
-    serve ── stands by (standby.py) ── leads (app.py) ──┬── 0  ended by a signal: handed over to whoever is first
+    serve ── stands by (standby.py) ── leads (app.py) ──┬── 0  stopped by a signal: hands over to the first standby
                                                         ├── 4  fenced: another manager leads
-                                                        └── the same process from its beginning: handed over (promote)
+                                                        └── executes itself again as a standby: handed over (promote)
 
-Owns the order of these, what the managers tell each other, and what they show of themselves. Which one leads is
-seat.py's.
+Owns the order of these phases and the data that managers exchange. seat.py decides which one leads.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def _lead(
     ending: gevent.event.Event,
     given: dict[str, str],
 ) -> int:
-    """`ending`: set by a signal, also by one that comes while this manager takes over; `given`: the archive's."""
+    """`ending`: set by a signal, also during the takeover; `given`: the archive's secrets."""
     assert seat.taken is not None
     store = PostgresqlStore(seat.place, seat.name)
     store.took(seat.taken, seat.warm)

@@ -1,8 +1,8 @@
-"""What every manager of a fleet needs as a file and the database keeps for all: the own CA, and the hosts' keys.
+"""Files that the managers of a fleet share through the database: the fleet's CA, and host keys.
 
-The CA that the first manager made is everybody's, so that agents trust whichever leads. Host keys travel both ways: the
-keys of hosts that ~/.ssh/known_hosts here does not name are added to it. Private SSH keys stay where they are. Knows
-files and texts, no CA and no SSH.
+All managers use the CA that the first one created, so that agents trust any leader. Host keys are synchronised in both
+directions: keys of hosts that ~/.ssh/known_hosts lacks are added to it. Private SSH keys are not shared. Handles files
+and texts only; does not interpret CA or keys.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def own_known_hosts() -> str:
 
 
 def sync_ca(connection: Connection, directory: str) -> None:
-    """The shared CA is in `directory` afterwards, or the one that lies there is the shared one. Raises ProcGuardError
-    where both exist and differ."""
+    """Copy the shared CA to `directory`, or share the one in `directory` if there is none. Raises ProcGuardError if
+    both exist and differ."""
     own = _read_ca(directory)
     shared = leader_row.shared(connection, CA)
     if shared is None:
@@ -38,7 +38,7 @@ def sync_ca(connection: Connection, directory: str) -> None:
     files: dict[str, str] = json.loads(shared)
     if own is None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        for name, mode in reversed(_CA_FILES):  # the key first: ca.pem is what says that there is a CA
+        for name, mode in reversed(_CA_FILES):  # the key first, because the existence of ca.pem indicates a CA
             paths.write_atomic(os.path.join(directory, name), files[name].encode(), mode, durable=True)
     elif own != files:
         raise ProcGuardError(
@@ -60,7 +60,7 @@ def _read_ca(directory: str) -> dict[str, str] | None:
 
 
 class HostKeys:
-    """`sync` is called now and then: what is new here is shared, what is new there is added to ~/.ssh/known_hosts."""
+    """`sync` is called periodically: it shares new local keys, and adds new shared ones to ~/.ssh/known_hosts."""
 
     def __init__(self, path: str = "") -> None:
         self.path = path or own_known_hosts()

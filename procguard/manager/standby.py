@@ -1,12 +1,12 @@
-"""What a manager answers while it stands by: that it is alive, who leads, and nothing else.
+"""The HTTP server of a standby: reports that it is alive and which manager leads.
 
     /healthz                    200
     /readyz                     503 standby
     GET of a page or the API    307 to the leader
     anything else               421 standby, with the managers' URLs, the leader's first; /api/hello with a proof of it
 
-Never a proxy: a request that it passed on would arrive at the leader as one of the manager's own user. Keeps no state
-but what the seat has read. Knows no fleet; agents' routes are named by agent_api.
+It never forwards requests, because a forwarded request would reach the leader as one of the manager's own user. Keeps
+no state except what the seat has read. Does not know the fleet; agent_api defines the agents' routes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 1.0
 MAX_QUERY_CHARS = 4_000
 _HELLO = "/api/hello"
-_CA = "/api/ca"  # asked by launchers
+_CA = "/api/ca"  # requested by launchers
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.5, 3.0  # between two hellos of an agent
 HELLOS_PER_S = 2_500
-ASKED_S = 10.0  # an agent that has asked within so long counts as one that asks here
+ASKED_S = 10.0  # an agent counts as connecting here if it sent a request within this time
 _QUERY_SAFE = "/:@!$&'()*+,;=~?%"
 _JSON = [("Content-Type", "application/json")]
 
@@ -51,7 +51,7 @@ class StandbyServer:
         self._config = config
         self._seat = seat
         agents = {(one.method, one.path) for one in routes_of(AgentApi)}
-        self._asked: dict[str, float] = {}  # agents of the fleet: when each asked here last, monotonic
+        self._asked: dict[str, float] = {}  # agent of the fleet -> monotonic time of its last request here
         self._agents_gets = [path.partition("<")[0::2] for method, path in agents if method == "GET"]
         self.listener = sockets.listen(config.web.host, config.web.port)
         self.port = int(self.listener.getsockname()[1])
@@ -94,7 +94,8 @@ class StandbyServer:
         return _sent(start_response, "421 Misdirected Request", body)
 
     def _retry_s(self) -> float:
-        """So that a fleet whose leader is lost does not take the time in which this manager begins to lead."""
+        """The retry delay for agents, so that the requests of a fleet without a leader do not slow down the
+        takeover."""
         agents = len(self._seat.warm.tables.get("agents", {}))
         return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, agents / HELLOS_PER_S))
 
@@ -116,7 +117,7 @@ class StandbyServer:
         return {"proof": wire.standby_proof(key, agent_id, nonce, to, body["term"], body["managers"])}
 
     def asked_by(self) -> int:
-        """How many agents of the fleet have asked here lately. Anyone may say to be one: a hello proves nothing."""
+        """The number of agents that recently sent requests here. Not authenticated, because a hello proves nothing."""
         oldest = time.monotonic() - ASKED_S
         self._asked = {agent_id: at for agent_id, at in self._asked.items() if at >= oldest}
         return len(self._asked)

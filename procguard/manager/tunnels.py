@@ -37,14 +37,14 @@ class Process(Protocol):
 
 
 class Tunnels:
-    """`start` opens what the fleet knows of (also after a restart of the manager) and follows its changes."""
+    """Keeps tunnels open: `start` opens those of the fleet's hosts and follows changes."""
 
     def __init__(self, fleet: Fleet, process: Callable[[Callable[[Json], None]], Process]) -> None:
         self._fleet = fleet
         self._process = process(self._verifier)
         self._to_port = 0
         self._kept: dict[str, Json] = {}  # agent -> the settings sent to the process, without the port on the host
-        self._news: dict[str, threading.Event] = {}  # for those who wait for a tunnel
+        self._news: dict[str, threading.Event] = {}  # wakes callers that wait for a tunnel
 
     def start(self, to_port: int) -> None:
         """`to_port`: the manager's port for agents connected through a tunnel."""
@@ -61,9 +61,9 @@ class Tunnels:
             self._process.kick(agent_id)
 
     def open(self, host: str, timeout_s: float) -> Json:
-        """Wait until the tunnel of a deployed host is up. What is known of it: {"state", "port", "reason"}.
+        """Wait until the tunnel of a deployed host is up. Returns {"state", "port", "reason"}.
 
-        Raises NotFound, and Conflict for a host that is not to have one.
+        Raises NotFound, and Conflict for a host without a configured tunnel.
         """
         agent = self._fleet.state.agents_by_id.get(host)
         if agent is None or agent.kind != "deployed":
@@ -75,7 +75,7 @@ class Tunnels:
         self._reconcile(host)
         status = self._status(host)
         if status is not None and status.code == "port_taken":
-            self._keep(agent, may_move=True)  # the one who asks tells the agent its new address
+            self._keep(agent, may_move=True)  # the caller sends the agent its new address
         elif status is not None and status.state == "down":
             self._fleet.agents.tunnel_dropped(host)
             self._process.kick(host)  # reported again, even if the answer is the same
@@ -133,7 +133,7 @@ class Tunnels:
         reason, code = reasons.read(news), str(news.get("code") or "")
         try:
             self._fleet.agents.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
-        except NotDurable as exc:  # its port is written with the next change that the disk takes
+        except NotDurable as exc:  # the port is written with the next successful commit
             log.error("%s", exc)
         self._news.setdefault(agent_id, threading.Event()).set()
 

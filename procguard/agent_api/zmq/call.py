@@ -22,7 +22,7 @@ from procguard.agent_api.zmq.port import Peer
 from procguard.errors import Forbidden, UsageError
 from remote_agent.protocol import messages as protocol
 
-# What is larger is announced first, and sent when there is room: `"body_bytes": N`, answered by status 100.
+# Larger bodies are announced (`"body_bytes": N`) and sent after status 100, when there is room.
 INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 
@@ -48,10 +48,10 @@ class ZmqCall(Call):
         body: bytes,
         announced: object,
     ) -> None:
-        """`announced`: the size of a body that is yet to be sent; None: it is here."""
+        """`announced`: the size of a body that has not been sent yet; None: the body is included."""
         if announced is not None and (not isinstance(announced, int) or announced < 0 or body):
             raise UsageError("body_bytes: expected the size of the body that follows", "see docs/protocol.md")
-        # As Call's own, without calling it: one of these is made for each message.
+        # Repeats Call.__init__ instead of calling it, because one is created per message.
         self.query, self.peer, self.direct, self.sock = query, peer.address, True, None
         self.declared_bytes = len(body) if announced is None else announced
         self._rules, self._peer, self._request_id = rules, peer, request_id
@@ -63,7 +63,7 @@ class ZmqCall(Call):
         return True
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
-        """By the secret that the connection has shown; the key that opened it must be the same agent's."""
+        """Identify the caller by the connection's secret, which must belong to the agent whose key opened it."""
         session = self._peer.session
         caller = caller_by_secret(self._rules.access, session.secret_sha256, own_secret_sha256, self._peer.address)
         if session.secret_sha256 and caller.agent_id != self._peer.user_id:

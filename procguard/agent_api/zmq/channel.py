@@ -1,9 +1,9 @@
 """The zmq channel: the agents' part of the API (agent_api/handlers.py) over ROUTER/DEALER sockets, on `port_base` and
 the next port.
 
-A message is one frame: a header, one line of JSON, and behind it the body. `{"id", "method", "path"}` mean what they
-mean over HTTP, and so does the answer's `status`. Log bytes have the second port, so that nothing waits behind them.
-docs/protocol.md shows each. Owns connections, their secrets and their scheduling; handlers.py makes the responses.
+A message is one frame: a header (one line of JSON), followed by the body. `{"id", "method", "path"}` and the response's
+`status` have the same meaning as over HTTP. Log bytes use the second port, so that other messages do not wait behind
+them. docs/protocol.md has examples. Owns connections, their secrets and scheduling; handlers.py creates the responses.
 
 CURVE on every connection, loopback too: an agent's secret is never sent in clear (keys.py says who may connect).
 """
@@ -47,9 +47,9 @@ MAX_WAITING = 2_000  # requests taken from the sockets and not begun
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of them
 BYTES_PER_TURN = 16 * 1024  # count as one request more
 ARRIVALS_PER_S = 4.0  # connections of one agent, beyond as many at once as it may have
-TURN = 50  # requests answered before others have their turn
+TURN = 50  # requests answered before other greenlets run
 IDLE_WORKERS = 8  # greenlets that wait for the next requests: one of its own for each costs two calls of the kernel
-REQUESTS, LOGS = "requests", "logs"  # what a port is for
+REQUESTS, LOGS = "requests", "logs"  # the purposes of the ports
 LOGS_PATH = "/api/workers/<worker_id>/logs"  # the one route of the second port
 
 
@@ -73,7 +73,7 @@ class ZmqChannel:
         self._ports: list[RouterPort] = []
         self._inbox: deque[Received] = deque()
         self._inbox_bytes = 0
-        self._begun = 0  # requests under way: held ones, and those that wait for the disk
+        self._begun = 0  # requests in progress: long polls, and those that wait for the disk
         self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
         self._called = False  # the hub is about to `_go_on`
         self._idle: list[Any] = []  # greenlets
@@ -84,7 +84,7 @@ class ZmqChannel:
     def start(self) -> None:
         """Listen on both ports. Raises ProcGuardError if a port is not available."""
         self._context = zmq.Context()
-        # libzmq's thread does not cut in on ours where both share a core: answers leave many at a time.
+        # keeps libzmq's thread from preempting this one on a shared core: responses are sent in batches.
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._authenticator = ZapAuthenticator(self._context, self._key_store, self._has_room_for)
         try:
@@ -142,7 +142,7 @@ class ZmqChannel:
         return refused + sum(port.cut for port in self._ports)
 
     def offer(self, agent_id: str, key: str, peer: str) -> protocol.ZmqOffer | None:
-        """Admit an agent's key, which it has proven to be its own, and say where to connect. None: not from there."""
+        """Admit an agent's proven key and return the address to connect to. None: not reachable from there."""
         if not reachable_from(self._host, peer):
             return None
         if key:
@@ -159,8 +159,8 @@ class ZmqChannel:
         self._key_store.revoke(agent_id)
 
     def _has_room_for(self, agent_id: str) -> bool:
-        """Whether it may have one connection more. Those that have said nothing yet are not known: their rate is
-        bounded."""
+        """Whether the agent may open another connection. Connections without a message are not counted; their rate is
+        limited."""
         if self.connection_count >= self._limits.connections:
             return False
         own = sum(port.count_of(agent_id) for port in self._ports)
@@ -258,7 +258,7 @@ class ZmqChannel:
         peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + decode.dumps(answer))
 
     def _found(self, peer: Peer, header: dict[str, Any]) -> FoundRoute:
-        """What is asked; the secret that comes with it, if any, is the connection's from now on."""
+        """Parse a request; a secret in it is used for the connection from now on."""
         if "secret" in header:
             secret = header["secret"]
             if not isinstance(secret, str) or not 0 < len(secret) <= MAX_SECRET_CHARS:

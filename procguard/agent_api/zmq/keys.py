@@ -16,9 +16,9 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
-KEYS_PER_AGENT = 8  # one of each agent process: the newest, and those that may still be ending
+KEYS_PER_AGENT = 8  # keys per agent: that of the newest process, and of those that may still be ending
 KEY_BYTES = 32
-ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks (RFC 27)
+ZAP_ADDRESS = "inproc://zeromq.zap.01"  # endpoint of ZAP requests (RFC 27)
 ZAP_DOMAIN = b"procguard"
 
 
@@ -64,8 +64,8 @@ def key_from_hex(text: str) -> bytes | None:
 
 
 class ZapAuthenticator:
-    """Answers libzmq's question for each new connection (ZAP): may this key come in, and has its agent not too many
-    already? `refused` counts the others."""
+    """Answers libzmq's ZAP request for each new connection: whether the key is admitted and the agent is below its
+    limit of connections. `refused`: number of refused ones."""
 
     def __init__(self, context: Any, key_store: CurveKeyStore, has_room_for: Callable[[str], bool]) -> None:
         self._key_store = key_store

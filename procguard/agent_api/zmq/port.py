@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE = 200  # taken from the socket before other greenlets have their turn
 MESSAGES_PER_PEER = 8  # libzmq stops reading from a connection while this many of its messages wait
 MANY = 8  # messages at once, of a manager with much to do
-ANSWERS_PER_PEER = 64  # that it has not read; further ones are dropped
-ENVELOPE_BYTES = 256  # what CURVE adds to a frame
+ANSWERS_PER_PEER = 64  # unread responses per peer; further ones are dropped
+ENVELOPE_BYTES = 256  # overhead of CURVE per frame
 HANDSHAKE_MS = 5_000
 KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # a peer that vanished without a word is noticed by the kernel
 BACKLOG = 1024
-POLL_INTERVAL_S = 0.25  # at the sockets, also without a signal: theirs is edge-triggered
+POLL_INTERVAL_S = 0.25  # interval of reading the sockets without a signal, because zmq's signals are edge-triggered
 _MONITOR_EVENT = struct.Struct("=hi")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
 
@@ -50,7 +50,7 @@ _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class Peer:
-    """One connection of `port`. `user_id`: which agent's key opened it; `session`: what is remembered of it."""
+    """One connection of `port`. `user_id`: the agent whose key opened it; `session`: its cached data."""
 
     __slots__ = ("address", "closed", "descriptor", "port", "routing_id", "session", "user_id")
 
@@ -117,7 +117,7 @@ class RouterPort:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
     def bind(self, host: str, port: int) -> None:
-        """Raises ProcGuardError in one clear line when the port can't be had."""
+        """Bind the port. Raises ProcGuardError if it is not available."""
         shown = f"[{host}]" if ":" in host else host
         self._socket.ipv6 = ":" in host
         try:
@@ -143,13 +143,13 @@ class RouterPort:
         self._watchers = []
         self._socket.disable_monitor()
         self._monitor.close(0)
-        self._socket.close(200)  # answers on their way leave within this many ms
+        self._socket.close(200)  # pending responses are sent within this many ms
 
     def __len__(self) -> int:
         return len(self._peers)
 
     def count_of(self, user_id: str) -> int:
-        """Connections that were opened with this agent's key and have said something."""
+        """The number of connections with this agent's key that have sent a message."""
         return self._by_user.get(user_id, 0)
 
     # ------------------------------------------------------------------------------------------------ receiving
@@ -162,7 +162,7 @@ class RouterPort:
         self.read_sockets()
 
     def read_sockets(self) -> None:
-        """Take in what has come: never waits."""
+        """Read the received messages without blocking."""
         most = min(self._room(), MESSAGES_AT_ONCE) if self._watchers else 0
         if most <= 0 or not _get(self._socket, _EVENTS) & _POLLIN:
             return
@@ -172,7 +172,7 @@ class RouterPort:
             if most == MESSAGES_AT_ONCE:
                 gevent.get_hub().loop.run_callback(self.read_sockets)  # the others first
         except zmq.Again:
-            pass  # that was all
+            pass  # no more messages
         except zmq.ZMQError as exc:
             log.warning("zmq port failed error=%s", exc)
         self._came = max(len(received), self._came // 2)
@@ -180,18 +180,18 @@ class RouterPort:
             self._on_messages(received)
 
     def _receive(self, received: list[Received], most: int) -> None:
-        """Raises zmq.Again where there are fewer than `most`."""
+        """Receive up to `most` messages. Raises zmq.Again if there are fewer."""
         socket, peer_of = self._socket, self._peers.get
         for _ in range(most):
             routing_id = _recv(socket, _NOW)
             frame = first = _recv(socket, _NOW, False)
             message: bytes | None = first.bytes
-            while frame.more:  # a request is one frame: what has several is read away
+            while frame.more:  # a request is one frame: discard messages with several
                 frame, message = _recv(socket, _NOW, False), None
             peer = peer_of(routing_id)
             if peer is None:
                 if routing_id[:1] != b"\0":
-                    continue  # it is of the peer's choice
+                    continue  # the id was chosen by the peer
                 peer = self._new_peer(routing_id, first)
             received.append((peer, message))
 
@@ -244,7 +244,7 @@ class RouterPort:
             same.detach()
 
     def forget(self, peer: Peer) -> None:
-        """Its connection is closed, or as good as."""
+        """Forget a connection that is closed or closing."""
         if self._peers.pop(peer.routing_id, None) is None:
             return
         if self._by_descriptor.get(peer.descriptor) is peer:
@@ -258,11 +258,12 @@ class RouterPort:
     # -------------------------------------------------------------------------------------------------- sending
 
     def send_soon(self, peer: Peer, message: bytes) -> None:
-        """With the next `flush`: many leave together, and libzmq's thread is woken once for them."""
+        """Queue a message for the next `flush`, so that libzmq's thread is woken once for many."""
         self._unsent.append((peer, message))
 
     def flush(self) -> None:
-        """Never waits: what a peer does not read is dropped, its request has to time out."""
+        """Send queued messages without blocking. Messages that a peer does not read are dropped; its requests time
+        out."""
         unsent, self._unsent = self._unsent, []
         socket = self._socket
         for peer, message in unsent:

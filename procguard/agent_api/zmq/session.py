@@ -16,8 +16,8 @@ _MAX_USUAL_BYTES = 512
 
 
 class ZmqSession:
-    """What the channel remembers of a connection. `usual`: what it asked last with nothing but an id, a method and a
-    path, and `usual_end` the header behind the id: an agent asks the same all day."""
+    """Cached data of a connection. `usual`: its last request with only an id, a method and a path; `usual_end`: the
+    header after the id. Agents repeat the same request."""
 
     __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_end")
 
@@ -29,7 +29,7 @@ class ZmqSession:
         self.polls: set[LongPoll] = set()
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
-        ] = {}  # request id -> its body, asked for by status 100
+        ] = {}  # request id -> its body, requested by status 100
 
     def remember(self, found: FoundRoute, head: bytes, header: dict[str, Any]) -> None:
         """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
@@ -37,7 +37,7 @@ class ZmqSession:
             self.usual, self.usual_end = found, head[head.find(b",") :]
 
     def usual_id(self, head: bytes) -> int:
-        """The id in a header that asks for `usual`; 0: it is another one."""
+        """The id in a header that repeats `usual`; 0 for another request."""
         end = self.usual_end
         if not (head.endswith(end) and head.startswith(_USUAL_START)):
             return 0

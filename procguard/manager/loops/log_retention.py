@@ -11,7 +11,7 @@ from procguard.fleet.model import clock
 from procguard.portal.logs.rules import RetentionKeeper
 
 EVERY_S = 600.0
-FIRST_AFTER_S = 60.0  # agents have said by then what runs
+FIRST_AFTER_S = 60.0  # by then agents have reported their running workers
 
 log = logging.getLogger("procguard.manager.retention")
 

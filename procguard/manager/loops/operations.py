@@ -1,4 +1,4 @@
-"""The greenlet that advances operations: at once when something ended, else once a second for timeouts."""
+"""The greenlet that advances operations: immediately when an item has ended, and once a second for timeouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from procguard.fleet.operations.controller import Operations
 from procguard.runtime.cooperative import yield_to_hub
 
 ROUND_S = 1.0
-COALESCE_S = 0.02  # what ends within this time makes room together: one commit for many
+COALESCE_S = 0.02  # items that end within this time are processed in one commit
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def drive(operations: Operations) -> None:
         wake.clear()
         try:
             while operations.advance(clock.read()):
-                yield_to_hub()  # between two chunks everybody else gets a turn
+                yield_to_hub()  # other greenlets run between two chunks
         except ProcGuardError as exc:  # the disk refused; the next round tries again
             log.error("%s", exc)
         except Exception:  # a mistake in one round must not end all operations
