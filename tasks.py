@@ -28,8 +28,10 @@ if app.is_ours(ASKED) or WORDS[:1] == ["--context"]:
     app.main(["invoke", *WORDS])
     sys.exit(0)
 
+from invoke import Collection  # noqa: E402
+
 from procguard.cli.program import invoke_form, parser  # noqa: E402
-from procguard.console.language import shown  # noqa: E402
+from procguard.console.language import of_environment, shown  # noqa: E402
 
 namespace = invoke_form.collection(app.commands(), {name: app.group(name).values() for name in app.GROUPS})
 try:
@@ -39,6 +41,21 @@ except ImportError:  # a release without the developer's scripts
 else:
     for one in dev_tasks.namespace.tasks.values():
         namespace.add_task(one)
+
+
+def translate(collection: Collection) -> None:
+    """Show tasks and their options in the language of the command: `invoke --list`, `invoke --help TASK`."""
+    for task in collection.tasks.values():
+        head, _, example = (task.__doc__ or "").partition("Example: ")
+        example = example.partition("\n")[0]
+        task.__doc__ = shown(" ".join(head.split())) + (shown("example:") + example if example else "")
+        task.help = {name: shown(text) for name, text in task.help.items()}
+    for part in collection.collections.values():
+        translate(part)
+
+
+if ASKED.startswith("-") and of_environment() != "en":
+    translate(namespace)
 
 if (
     WORDS

@@ -83,7 +83,7 @@ FOR_A_CHECKOUT = ["--extra", "zmq", "--extra", "postgres", "--extra", "s3"]
 
 
 def run_lock() -> int:
-    """Pin runtime.lock and dev.lock anew; runtime.lock takes its versions from dev.lock, which then only adds to it."""
+    """Pin runtime.lock and dev.lock again; runtime.lock takes its versions from dev.lock, which is a superset."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: os.path.join(folder, name) for name in ("dev.lock", "runtime.lock")}
         _compile(paths["dev.lock"], ["--extra", "dev", *FOR_A_CHECKOUT])
@@ -110,7 +110,7 @@ def _compile(output: str, more: list[str]) -> None:
 
 
 def without_addresses(text: str) -> str:
-    """A lock file says what, never from where: options that name an index, and constraints' temporary paths, go."""
+    """Remove index options and temporary paths of constraints: a lock file names versions, never their source."""
     options = r"\s*(--(index-url|extra-index-url|find-links|trusted-host)\b|-i |-f )"
     kept = [line for line in text.splitlines() if not re.match(options, line)]
     kept = [line for line in kept if not re.match(r"\s*#\s+(via )?-c \S+$", line)]
@@ -125,7 +125,7 @@ def _exit_unless_zero(failed: int) -> None:
 
 @task  # type: ignore[untyped-decorator]
 def check(_context: Context) -> None:
-    """Format, lint, types, imports, the agent's Python 3.9, unit tests: before each commit. Example: invoke check"""
+    """Check format, types, imports, the agent's Python 3.9 and unit tests, before each commit. Example: invoke check"""
     began = time.monotonic()
     environment = {**os.environ, "PROCGUARD_QUICK_TESTS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of starts of Python, each reading every module anew
@@ -142,7 +142,7 @@ def check(_context: Context) -> None:
 
 @task(help={"args": "arguments for pytest; without them everything runs"})  # type: ignore[untyped-decorator]
 def test(_context: Context, args: str = "") -> None:
-    """All tests, with what they need installed first. Example: invoke test --args "tests/unit -k config" """
+    """Run all tests; installs their prerequisites first. Example: invoke test --args "tests/unit -k config" """
     import shlex
 
     done = subprocess.run([os.path.join(ROOT, "run_tests.sh"), *shlex.split(args)], cwd=ROOT, check=False)
@@ -157,7 +157,7 @@ def lock(_context: Context) -> None:
 
 @task  # type: ignore[untyped-decorator]
 def web(_context: Context) -> None:
-    """Bundle the portal as a wheel carries it, into build/web; installs esbuild first. Example: invoke web"""
+    """Bundle the portal into build/web, as in a wheel; installs esbuild first. Example: invoke web"""
     scripts = os.path.join(ROOT, "scripts")
     _exit_unless_zero(subprocess.run([os.path.join(scripts, "setup_web.sh")], check=False).returncode)
     out = os.path.join(ROOT, "build", "web")
@@ -168,7 +168,7 @@ def web(_context: Context) -> None:
 
 @task(help={"tag": "what the release is called, e.g. v0.2.0; checked"})  # type: ignore[untyped-decorator]
 def release(_context: Context, tag: str = "") -> None:
-    """Wheel, sdist, SBOM (CycloneDX), hashes and notes, into dist/. Example: invoke release --tag v0.2.0"""
+    """Build wheel, sdist, SBOM (CycloneDX), hashes and notes into dist/. Example: invoke release --tag v0.2.0"""
     words = [sys.executable, os.path.join("scripts", "release.py"), *(["--tag", tag] if tag else [])]
     _exit_unless_zero(subprocess.run(words, cwd=ROOT, check=False).returncode)
 
@@ -215,7 +215,7 @@ def bench(_context: Context, name: str, args: str = "") -> None:  # a default wo
     }
 )  # type: ignore[untyped-decorator]
 def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = False) -> None:
-    """The chaos suite's scenarios in their long forms, as root. Example: invoke chaos --only "2 4" --rounds 20"""
+    """Run the chaos suite's scenarios in their long forms, as root. Example: invoke chaos --only "2 4" --rounds 20"""
     words = [*only.replace(",", " ").split(), f"--rounds={rounds}", *(["--short"] if short else [])]
     _exit_unless_zero(subprocess.run([sys.executable, "-m", "scripts.chaos", *words], cwd=ROOT, check=False).returncode)
 
@@ -229,7 +229,7 @@ def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = Fals
     }
 )  # type: ignore[untyped-decorator]
 def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "", adopt: bool = False) -> None:
-    """Fuzz what reads the bytes of others, guided by coverage. Example: invoke fuzz --only "http mux" --seconds 600"""
+    """Fuzz the parsers of untrusted input, guided by coverage. Example: invoke fuzz --only "http mux" --seconds 600"""
     names = only.replace(",", " ").split()
     words = [f"--seconds={seconds}", *([f"--keep={keep}"] if keep else []), *(["--adopt"] if adopt else [])]
     words += ["--only", *names] if names else []
@@ -269,7 +269,7 @@ def swarm(
     keep: bool = False,
     clean: bool = False,
 ) -> None:
-    """Simulated agents against this machine's manager. Example: invoke swarm --agents 200 --for 5m --crashes-per-s 2"""
+    """Run simulated agents against this machine's manager. Example: invoke swarm --agents 200 --for 5m"""
     values = {
         "--agents": agents, "--workers-per-agent": workers_per_agent, "--manager-url": manager_url, "--for": for_,
         "--script": script, "--seed": seed, "--crashes-per-s": crashes_per_s, "--log-lines-per-s": log_lines_per_s,
@@ -289,7 +289,7 @@ def docs(_context: Context) -> None:
 
 @task(docs)  # type: ignore[untyped-decorator]
 def freeze(_context: Context) -> None:
-    """Write what this version promises to keep; once it is tagged, it stays. Example: invoke freeze"""
+    """Write this version's frozen interface, which is immutable once tagged. Example: invoke freeze"""
     done = subprocess.run([sys.executable, os.path.join("scripts", "frozen.py")], cwd=ROOT, check=False)
     _exit_unless_zero(done.returncode)
 

@@ -104,5 +104,16 @@ CHINESE: dict[str, str] = {
     "name one below it": "请指定其下的目录",
     # tasks.py
     "invoke: unknown command {}{}; all commands: invoke --list": "invoke：未知命令 {}{}；查看全部命令：invoke --list",
-    # scripts/dev_tasks.py, which are only in a checkout
+    # scripts/dev_tasks.py, which exists only in a checkout
+    "Check format, types, imports, the agent's Python 3.9 and unit tests, before each commit.": "每次提交前检查格式、类型、导入、Agent 的 Python 3.9 和单元测试。",
+    "Run all tests; installs their prerequisites first.": "运行全部测试；先安装所需的程序。",
+    "Regenerate requirements/*.lock from pyproject.toml (needs uv or pip-compile).": "根据 pyproject.toml 重新生成 requirements/*.lock（需要 uv 或 pip-compile）。",
+    "Bundle the portal into build/web, as in a wheel; installs esbuild first.": "把门户打包到 build/web，与 wheel 中相同；先安装 esbuild。",
+    "Build wheel, sdist, SBOM (CycloneDX), hashes and notes into dist/.": "在 dist/ 中生成 wheel、sdist、SBOM（CycloneDX）、哈希和发布说明。",
+    "Measure ProcGuard beside its anchor in one run.": "在同一次运行中测量 ProcGuard 及其参照。",
+    "Run the chaos suite's scenarios in their long forms, as root.": "以 root 运行故障注入场景的完整形式。",
+    "Fuzz the parsers of untrusted input, guided by coverage.": "对解析不可信输入的代码做覆盖率引导的模糊测试。",
+    "Run simulated agents against this machine's manager.": "对本机的管理端运行模拟 Agent。",
+    "Write the generated parts of docs/: configuration, worker, routes, commands.": "生成 docs/ 中自动生成的部分：配置、worker、路由、命令。",
+    "Write this version's frozen interface, which is immutable once tagged.": "写出本版本冻结的接口；打标签后不可更改。",
 }

@@ -6,6 +6,7 @@ A stand-in interpreter records its calls, so that no test here waits for a packa
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -241,6 +242,21 @@ def test_bare_python_hands_over_to_the_script(checkout: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert calls(checkout)[-1] == "python [-P] [-m] [procguard.main] [--set] [a b=c d]"
+
+
+def test_the_list_of_tasks_is_chinese_where_the_terminal_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", "--list"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PROCGUARD_LANG": "zh", "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    described = re.findall(r"^  \S+(?: \(\S+\))? {2,}(.+)$", done.stdout, re.MULTILINE)
+    assert len(described) > 60
+    assert [text for text in described if not re.search(r"[\u4e00-\u9fff]", text)] == []
 
 
 def test_scripts_are_executable_and_parse() -> None:
