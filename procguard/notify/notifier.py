@@ -201,8 +201,8 @@ class Notifier:
         self._kept: dict[str, int] = {}
 
     def resume(self, kept: Mapping[str, Mapping[str, Any]], events: Sequence[Event], wall: float) -> None:
-        """Take what an earlier run of the manager, or an earlier leader, had not delivered: of `events`, the newest of
-        the history, those behind each target's cursor that are not too old to be told."""
+        """Resume the deliveries of an earlier run or leader. `events`: the newest of the history; those after each
+        target's cursor are sent unless they are too old."""
         self._kept = {name: int(kept[name]["seq"]) for name in self._loops if name in kept}
         since, now = iso(wall - self.retry_for_s) or "", clock.read().monotonic
         for name in set(self._loops) - set(self._kept):  # a new target begins with what is to come

@@ -177,7 +177,7 @@ class Measuring:
         return found
 
     def silence_limit_s(self, worker: MeasuredWorker) -> Optional[float]:
-        """The longest pause in its output that its own rhythm explains; None: not known."""
+        """The longest pause in its output that is normal for this worker, in seconds; None: unknown."""
         return self._suspicion(worker).rhythm.limit_s
 
     def _remember(self, workers: Mapping[str, MeasuredWorker]) -> None:

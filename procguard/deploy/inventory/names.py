@@ -15,7 +15,7 @@ from remote_agent.protocol import messages
 
 MAX_HOSTS = 10_000
 MAX_NAME_CHARS = 255
-_ID_CHARS = 55  # of the name, in an id that is made of it
+_ID_CHARS = 55  # length of the name within an id derived from it
 
 
 def split_port(pattern: str) -> tuple[str, int]:

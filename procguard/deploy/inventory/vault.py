@@ -117,7 +117,7 @@ def _password(path: str) -> bytes:
 
 
 def _said(path: str) -> bytes:
-    """By a program that prints it (a keyring's, for example)."""
+    """The password printed by a program, for example that of a keyring."""
     try:
         done = subprocess.run(
             [os.path.abspath(path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PROGRAM_TIMEOUT_S,

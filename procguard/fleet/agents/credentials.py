@@ -33,8 +33,8 @@ class Tokens:
         self._state = state
         self._table = RecordTable[TokenRecord]("tokens", self._index, self._unindex)
         self._by_hash: dict[str, TokenRecord] = {}
-        self._by_mark: dict[str, TokenRecord] = {}  # of those for launchers
-        self._last_uses: dict[str, tuple[float, str]] = {}  # in this run of the manager: wall time, from where
+        self._by_mark: dict[str, TokenRecord] = {}  # enrolment tokens, by mark
+        self._last_uses: dict[str, tuple[float, str]] = {}  # in this run of the manager: (wall time, address)
         state.add_table(self._table)
 
     def restore(self, table: dict[str, dict[str, Any]]) -> None:
@@ -125,7 +125,7 @@ class Tokens:
             tx.event("token", reason=because("token.revoked", token=token_id, scope=token.scope, name=named))
 
     def revoke_agents(self, tx: Transaction, agent_id: str) -> int:
-        """Every token made for this agent. Returns how many."""
+        """Revoke every token of this agent. Returns the number."""
         found = [token for token in self.all() if token.scope == AGENT_SCOPE + agent_id]
         for token in found:
             self._drop(tx, token)

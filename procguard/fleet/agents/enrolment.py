@@ -27,7 +27,7 @@ from remote_agent.protocol import states
 
 ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long
 STRANGERS = "strangers"  # all of them together have one share of the history
-PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few seconds
+PENDING_EXPIRES_S = 600.0  # since its last request, which it repeats every few seconds
 
 
 class Enrolment:
@@ -97,7 +97,7 @@ class Enrolment:
         self._refuse_if_held_elsewhere(registration, agent, known, now)
         with self._state.transaction(now, actor) as tx:
             if enrolled_by and not known:
-                self._tokens.spend(tx, enrolled_by)  # the same launcher once more is let in anyhow
+                self._tokens.spend(tx, enrolled_by)  # a repeated registration of the same launcher spends no use
             worker = self._enrol(tx, registration, agent_id, peer)
         self._waits_no_more(registration.secret_sha256)
         return self._registered(worker, now, give_key=True)
@@ -134,7 +134,7 @@ class Enrolment:
         last, observed = view["last_known_state"], self._state.agent_status[worker.agent_id]
         final = settled(last) and (by_hand or worker.desired != "running" or last in (states.EXITED, states.FAILED))
         if final and ((by_hand and view["state"] != "unknown") or not observed.polls_open):
-            return  # it ended there before its agent went away: nothing can be running
+            return  # it ended before its agent became unreachable: nothing can be running
         raise Conflict(
             f"{worker.worker_id} is held by {worker.agent_id} on host {worker.host}, where it is {view['state']}"
             + (f" (last known: {view['last_known_state']})" if view["state"] == "unknown" else ""),

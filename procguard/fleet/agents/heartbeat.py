@@ -31,10 +31,11 @@ from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.records import names
 
-MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
-EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; it sends worker events again, others are counted
+MAX_REFUSED_CLAIMS = 100  # refused claims per agent that become events, in one run of the manager
+# per agent; it resends worker events, whereas excess events of other kinds are only counted
+EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0
 EVENTS_TOGETHER = 50  # minimum that is taken together
-CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent: an allowance, then this rate
+CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # per agent: a burst allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 # What a heartbeat says of its host beside measurements: every field but those that the host's view does not read, or
@@ -87,7 +88,8 @@ class HeartbeatProcessor:
         if agent.rotation is not None:
             reply.rotate = agent.rotation.id
         reply.beat = beat.beat
-        reply.leases = self._leases.grants(agent_id, now)  # last: nothing comes between granting and answering
+        # last, so that nothing delays the reply after leases are granted
+        reply.leases = self._leases.grants(agent_id, now)
         return reply
 
     def _take(
@@ -119,7 +121,7 @@ class HeartbeatProcessor:
         for report in beat.workers:
             self._take_report(tx, agent, report)
         self._finish_removals(tx, agent, beat)
-        self._gangs.step(tx)  # before leases are granted: who is held by its gang gets none
+        self._gangs.step(tx)  # before leases are granted: workers held by their gang get none
         return acked
 
     def _show_host(self, agent_id: str, observed: AgentObserved, beat: messages.AgentHeartbeat) -> None:
@@ -239,7 +241,7 @@ class HeartbeatProcessor:
         observed.reason = NONE
         if agent.ended_wall:
             tx.edit(agent).ended_wall = 0.0
-        if agent.incident is not None:  # whatever was spent on its silence, it is over
+        if agent.incident is not None:  # the heartbeat ends the incident
             tx.edit(agent).incident = None
         if before != "connected" and (before != "ended" or self._may_emit_or_count(tx, agent)):
             tx.event(
@@ -262,7 +264,7 @@ class HeartbeatProcessor:
             observed.disk_reported_at is not None
             and tx.now.monotonic - observed.disk_reported_at < host_disks.EVENT_EVERY_S
         ):
-            return  # said by one of the next heartbeats
+            return  # reported by one of the next heartbeats
         before, observed.disk_trouble = observed.disk_trouble, host_disks.trouble_of(beat)
         observed.disk_reported_at = tx.now.monotonic
         if observed.disk_trouble:
@@ -289,7 +291,7 @@ class HeartbeatProcessor:
             self._take_claim(tx, agent, worker, report)
         if worker.agent_id != agent.agent_id:
             return
-        if report.metrics:  # names that nobody declared would become series without end
+        if report.metrics:  # undeclared names would create an unbounded number of series
             report.metrics = _declared(worker, report.metrics)
         if report.epoch == worker.epoch and worker.generation < report.generation <= ownership.HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
@@ -314,7 +316,7 @@ class HeartbeatProcessor:
     def _show_report(
         self, tx: Transaction, worker_id: str, before: messages.WorkerReport | None, report: messages.WorkerReport
     ) -> None:
-        """`before`: None where it is known that more than measurements has changed."""
+        """`before`: None if more than measurements is known to have changed."""
         bus = self._state.bus
         awaited = worker_id in bus.awaited_workers
         if before is None:
@@ -387,8 +389,8 @@ class HeartbeatProcessor:
             tx.event("warning", worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id)
 
     def _remember_lease(self, tx: Transaction, worker: WorkerRecord, report: messages.WorkerReport) -> None:
-        """Record whether this instance holds a lease. Durable: a manager that starts while the host is cut off has
-        nobody to ask."""
+        """Record whether this instance holds a lease. Durable, because a manager that starts while the host is cut off
+        cannot query it."""
         leased = report.lease_left_s is not None
         if report.epoch == worker.epoch and worker.leased != leased:
             tx.edit(worker).leased = leased
@@ -584,5 +586,5 @@ def _declared(worker: WorkerRecord, metrics: list[messages.LogMetric]) -> list[m
 
 
 def _gpus(usage: messages.WorkerUsage | None) -> list[int] | None:
-    """Those of a worker are no measurement (shapes/workers.py)."""
+    """A worker's GPUs, which are not a measurement (shapes/workers.py)."""
     return usage.gpus if usage is not None else None

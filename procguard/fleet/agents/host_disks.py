@@ -15,7 +15,7 @@ EVENT_EVERY_S = 10.0  # per host: faster changes are not recorded individually
 
 
 def trouble_of(beat: messages.AgentHeartbeat | None) -> str:
-    """One of KINDS; "" = its disk takes what is written, or it does not say."""
+    """One of KINDS; "" if the disk accepts writes or nothing is reported."""
     if beat is None or not beat.disk_trouble:
         return ""
     return beat.disk_trouble if beat.disk_trouble in KINDS else "io"

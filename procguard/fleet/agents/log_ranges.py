@@ -15,12 +15,12 @@ from procguard.fleet.state import FleetState
 from remote_agent.protocol import messages
 
 MAX_AT_ONCE = 64
-SEND_AGAIN_S = 2.0  # a reply that was lost on its way
+SEND_AGAIN_S = 2.0  # after this time a range is requested again, because the reply may have been lost
 
 
 @dataclass
 class RangeQuestion:
-    """`asked.attempt` 0: which files there are. `done`: the agent has sent all that it has of it."""
+    """`asked.attempt` 0: a query of the existing files. `done`: the agent has sent everything that it has."""
 
     agent_id: str
     asked: messages.LogRange
@@ -67,7 +67,7 @@ class LogRanges:
         self._open.pop(question.asked.range_id, None)
 
     def for_agent(self, agent_id: str, now: Now) -> list[messages.LogRange]:
-        """The ranges to request from this agent now: each once, and again where the reply may not have arrived."""
+        """The ranges to request from this agent now: each once, and again if the reply may have been lost."""
         due = []
         for question in self._open.values():
             if question.agent_id != agent_id or question.done:

@@ -22,22 +22,22 @@ from remote_agent.protocol import messages
 from remote_agent.protocol.reasons import fields as reason_fields
 
 MAX_AT_ONCE = 4
-RESEND_S = 3.0  # an answer that was lost on its way to the agent
-ANSWER_GRACE_S = 5.0  # beyond the time the agents have to look: for their answers to come
+RESEND_S = 3.0  # after this time the request is sent again, because the reply may have been lost
+ANSWER_GRACE_S = 5.0  # time for the answers to arrive, after the agents' time limit
 
 Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
 OPEN: tuple[Status, ...] = ("asked",)
 WHY_SILENT = because("search.silent")
 ANY_ATTEMPT = 2**62
-MANAGER = "manager"  # the name of the manager's own part, where a host's stands
+MANAGER = "manager"  # the name of the manager's own part, in place of a host's
 
 
 @dataclass
 class Part:
     """One agent's share of a search, or the manager's own (its `agent_id` is empty).
 
-    `former`: workers that left this host, with the last attempt that it may have run, as long as the host has not
-    confirmed that nothing of them is left. `held`: as the agent says (LogSearchResult).
+    `former`: workers that left this host, with the last attempt that it may have run, until the host has confirmed
+    their removal. `held`: as reported by the agent (LogSearchResult).
     """
 
     agent_id: str
@@ -81,14 +81,14 @@ class Question:
 
 @dataclass
 class Search:
-    """`fresh`: parts that were answered, or given up, and not yet taken by whoever waits; `wake` tells him."""
+    """`fresh`: answered or abandoned parts that the caller has not processed yet; `wake` notifies it."""
 
     search_id: str
     question: Question
     parts: dict[str, Part]
     began: float  # monotonic
     wake: Callable[[], None]
-    attempts_before: dict[str, int] = field(default_factory=dict)  # of workers that moved: the last of earlier hosts
+    attempts_before: dict[str, int] = field(default_factory=dict)  # of moved workers: the last attempt on earlier hosts
     fresh: deque[tuple[Part, list[messages.LogMatch]]] = field(default_factory=deque)
 
     @property
@@ -158,7 +158,7 @@ class LogSearches:
         return search
 
     def _former(self, moved: dict[str, int]) -> dict[str, dict[str, int]]:
-        """{agent: {worker that left it: its last attempt there}}, where that host may hold some of its log still."""
+        """{agent: {worker that left it: its last attempt there}}, if that host may still have a part of its log."""
         found: dict[str, dict[str, int]] = {}
         for agent_id, agent in self._state.agents_by_id.items() if moved else ():
             for worker_id in agent.withdrawn.keys() & moved.keys():
@@ -216,7 +216,7 @@ class LogSearches:
         if search is None or part is None:
             raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing to do")
         if part.status not in OPEN:
-            return  # told twice
+            return  # a duplicate
         part.status, part.reason = result.status, reason_of(result.reason)
         part.found, part.bytes, part.elapsed_s = result.found, result.bytes, result.elapsed_s
         part.held = result.held

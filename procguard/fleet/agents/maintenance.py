@@ -64,7 +64,7 @@ class AgentMaintenance:
         self._spawn = spawn
         self._pause = pause
         self._read_clock = read_clock
-        self._busy: dict[str, str] = {}  # host -> what is being done there
+        self._busy: dict[str, str] = {}  # host -> action in progress
 
     def begin(self, action: MaintenanceAction, host: str, actor: str) -> int:
         """Start the action and return at once. Returns an event sequence number; the result is a later event. Raises
@@ -117,7 +117,7 @@ class AgentMaintenance:
             else:
                 silent = reason_of(result.message).then(because("care.no_heartbeat"), self._undone(action, agent))
                 self._emit_event(failed, agent.host, silent, actor)
-        except Exception as exc:  # whatever it was, the wish has an end that is told
+        except Exception as exc:  # the end of the action is always reported
             self._emit_event(failed, agent.host, reason_of(f"{type(exc).__name__}: {exc}"), actor)
         finally:
             self._busy.pop(agent.host, None)

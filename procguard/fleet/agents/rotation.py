@@ -2,10 +2,9 @@
 
     none ──begin──▶ asked ──take: the agent names the new secret's digest──▶ taken ──its first use──▶ none
 
-The agent makes the new secret and tells its digest alone, so nothing that could be used travels. While a rotation is
-`taken` both secrets are good: each side may be killed between any two steps, and whichever secret the agent has then
-lets it in. The first use of the new one ends the old. Owns these steps; methods marked "durable" return when the
-change is on disk.
+The agent generates the new secret and sends only its digest, so that no usable secret is transmitted. While a rotation
+is `taken`, both secrets are valid, because either side may be killed between any two steps. The first use of the new
+secret revokes the old one. Owns these steps; methods marked "durable" return when the change is on disk.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class Rotations:
         self._tokens = tokens
 
     def begin(self, agent_ids: Iterable[str], actor: str, now: Now) -> dict[str, dict[str, str]]:
-        """Ask these agents for new secrets; durable. What became of each: {"status": "asked", "unsupported" or
-        "unknown", "message"}. One that is away is asked when it returns."""
+        """Request new secrets of these agents; durable. Returns for each {"status": "asked", "unsupported" or
+        "unknown", "message"}. An unreachable agent is asked when it reconnects."""
         with self._state.transaction(now, actor) as tx:
             found = {agent_id: self._begin(tx, agent_id) for agent_id in dict.fromkeys(agent_ids)}
             asked = [agent_id for agent_id, outcome in found.items() if outcome["status"] == "asked"]

@@ -31,8 +31,8 @@ class AgentSecrets:
         return found
 
     def session_key_of(self, who: str) -> str:
-        """The key under which a session is proven: of an agent its proof key, of who brings a token ("token:MARK") the
-        token's digest; "" where there is none."""
+        """The key that proves a session: an agent's proof key, or the digest of a token ("token:MARK"); "" if there is
+        none."""
         if not who.startswith(session.TOKEN_PREFIX):
             return self._state.proof_key(who)
         token = self._tokens.by_mark(who.removeprefix(session.TOKEN_PREFIX))
@@ -53,8 +53,8 @@ class AgentSecrets:
             tx.once_over(lambda: self._state.bus.revoked(agent_id))
 
     def revoke(self, agent_id: str, actor: str, now: Now) -> None:
-        """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
-        agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
+        """Revoke a stolen secret and the key with which a deployed agent verifies its manager. Its workers keep
+        running; a deployment (a launcher: an approval) issues new ones. Durable.
         """
         agent = self._state.agent(agent_id)
         with self._state.transaction(now, actor) as tx:
@@ -63,7 +63,8 @@ class AgentSecrets:
             agent.revoked_sha256, agent.rotation = revoked, None
             if agent.kind == "deployed":  # a launcher cannot be sent the new one
                 agent.key_generation += 1
-            for worker in self._state.workers_of(agent_id):  # who had it may have used up the numbers of its events
+            # the thief may have used up the sequence numbers of its events
+            for worker in self._state.workers_of(agent_id):
                 tx.edit(worker).event_seq = 0
             self._tokens.revoke_agents(tx, agent_id)
             tx.event("credentials", host=agent.host, reason=because("secret.revoked", agent=agent_id))

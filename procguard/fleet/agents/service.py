@@ -137,8 +137,8 @@ class AgentService:
         return worker is not None and worker.agent_id == agent_id
 
     def may_ship(self, agent_id: str, worker_id: str, attempt: int) -> bool:
-        """Whether this agent may upload log bytes of this attempt: of its own workers, and of one that was withdrawn
-        from it those up to the attempt with which it left."""
+        """Whether this agent may upload log bytes of this attempt: of its own workers, and of withdrawn ones up to
+        their last attempt there."""
         if self.owns(agent_id, worker_id):
             return True
         agent = self._state.agents_by_id.get(agent_id)
@@ -164,14 +164,14 @@ class AgentService:
             for worker in state.workers_of(agent_id):
                 ownership.drop_worker(state, tx, worker, because("worker.agent_removed"))
             for worker in state.workers_by_id.values():
-                if worker.home == agent_id:  # it lives elsewhere, and belongs there now
+                if worker.home == agent_id:  # it runs on another host, which becomes its home
                     tx.edit(worker).home = ""
             ownership.drop_agent(tx, agent)
             tx.event("agent_removed", host=agent.host, reason=because("agent.removed", agent=agent_id))
 
     def retract(self, agent_id: str, actor: str, now: Now) -> None:
-        """Take back a host that was declared and never deployed: no agent was given a secret for it, and nothing ever
-        ran there. Durable. Raises Conflict where that is not so."""
+        """Remove a host that was declared but never deployed: no agent received a secret, and nothing ran there.
+        Durable. Raises Conflict otherwise."""
         state, agent = self._state, self._state.agent(agent_id)
         workers = state.workers_of(agent_id)
         in_use = (

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 _monotonic, _wall = time.monotonic, time.time
-_EARLIEST, _LATEST = -62_135_596_800.0, 253_402_300_799.0  # the years 1 and 9999: what a date can say
+_EARLIEST, _LATEST = -62_135_596_800.0, 253_402_300_799.0  # the years 1 and 9999, the range of datetime
 
 
 class Now(NamedTuple):
@@ -25,5 +25,5 @@ def iso(wall: float | None) -> str | None:
     """2026-11-23T22:16:18.123Z, or None for 'never'."""
     if not wall:
         return None
-    wall = min(max(wall, _EARLIEST), _LATEST)  # a host's clock, or its agent, may say anything
+    wall = min(max(wall, _EARLIEST), _LATEST)  # a host's clock or its agent may send any value
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -23,17 +23,17 @@ NOT_TRIED = because("ssh.not_tried")
 
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
-KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # what it reported last is still so
+KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # states in which its last report is current
 CommandStatus = Literal["accepted", "delivered", "done", "failed", "expired"]
 
 
 class Record:
-    """What is kept durably. Once it is in its table, a transaction alone may change it (fleet/transaction.py).
+    """A durable record. Once it is in its table, only a transaction may change it (fleet/transaction.py).
 
-    Its values are never changed in place: whoever changes a container puts another in its place.
+    Its values are never changed in place: containers are replaced.
     """
 
-    __slots__ = ("_writer",)  # unset: in no table; None: in its table; else: the transaction that changes it
+    __slots__ = ("_writer",)  # unset: in no table; None: in its table; otherwise the transaction that changes it
 
     TABLE: ClassVar[str]
     KEY: ClassVar[str]  # the field that names it in its table
@@ -131,7 +131,7 @@ def nested(kind: type[T], data: Mapping[str, Any]) -> T:
 
 @dataclass
 class FleetRecord(Record):
-    """The fleet as a whole: who it is, and what it has granted. `n`: epochs granted in this term."""
+    """The fleet's identity and granted epochs. `n`: epochs granted in this term."""
 
     TABLE, KEY = "fleet", "name"
 
@@ -149,8 +149,9 @@ class FleetRecord(Record):
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A worker that went to another agent, as its last one is told to drop it. `attempts_to`: the last attempt whose
-    log this agent may still bring; -1 for a worker that is gone: another of its name begins with attempts of its own.
+    """A worker that moved to another agent, and that its last agent is instructed to drop. `attempts_to`: the last
+    attempt whose log this agent may still upload; -1 for a removed worker, because a new one of its name has its own
+    attempts.
     """
 
     command: str | list[str]
@@ -198,7 +199,8 @@ class SpentRecovery:
 
 @dataclass(frozen=True)
 class Move:
-    """An operator's move: to this agent, and whether it is to run there. `settles`: the inventory declares it there."""
+    """An operator's move: the target agent, and whether to start the worker there. `settles`: the inventory declares it
+    there."""
 
     to: str
     run: bool = False
@@ -257,19 +259,19 @@ class AgentRecord(Record):
     procguard_home: str = ""
     release: str = ""
     ended_wall: float = 0.0  # when a launcher's user ended it; 0: it runs, or was lost
-    # Workers that went to another agent: this one is told to drop them until it confirms.
+    # Workers that moved to another agent: this one is instructed to drop them until it confirms.
     withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
     proof_key_given: bool = True
     # Rises when its credentials are revoked: the key by which it knows its manager is another one from then on.
     key_generation: int = 0
-    revoked_sha256: str = ""  # of its last revoked secret: a launcher that still shows it makes itself another
+    revoked_sha256: str = ""  # digest of its last revoked secret: a launcher that still uses it generates another one
     tunnel: bool = False  # procguard_tunnel: it may reach the manager through the manager's own SSH
-    tunnel_port: int = 0  # of its own machine, where such a tunnel begins; 0 = none was opened yet
+    tunnel_port: int = 0  # the tunnel's port on the host; 0: not opened yet
     spare: bool | int = False  # procguard_spare: may run workers of other hosts; a number: at most this many
     # procguard_labels: what a worker's `requires` is compared with
     labels: Mapping[str, str] = field(default_factory=dict)
-    inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
-    undeclared: bool = False  # that inventory names it no more
+    inventory: str = ""  # the inventory that declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": unknown
+    undeclared: bool = False  # that inventory no longer names it
     cordon: HostCordon | None = None
     failures: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
     rotation: PendingRotation | None = None
@@ -295,7 +297,7 @@ class AgentObserved:
     last_seen: float | None = None
     last_seen_wall: float | None = None
     polls_open: int = 0
-    poll_lost_at: float | None = None  # the held request was closed by the peer and none has returned
+    poll_lost_at: float | None = None  # time at which the peer closed its long poll without opening another
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: messages.AgentHeartbeat | None = None
     paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (HeartbeatProcessor.wait_s)
@@ -305,16 +307,16 @@ class AgentObserved:
     refused_claims: set[str] = field(default_factory=set)  # workers whose refused claim has been reported
     rev: str = ""  # digest of its assignments; "" = to be computed
     interval: tuple[FleetSettings, int, float] | None = (
-        None  # by which settings, among how many agents: seconds between beats
+        None  # (settings, number of agents) -> seconds between heartbeats
     )
     last_change: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
     recovery_ssh: RecoverySsh = RecoverySsh()
-    tunnel: TunnelStatus | None = None  # None: nothing known
+    tunnel: TunnelStatus | None = None  # None: unknown
     address: str = ""
     reason: Reason = NONE
-    channel: str = ""  # by which its last heartbeat came: http, zmq, mock
-    shown: tuple[Any, ...] = ()  # what its last heartbeat told of the host, beside measurements
-    disk_trouble: str = ""  # as the history has it; see host_disks
+    channel: str = ""  # the channel of its last heartbeat: http, zmq, mock
+    shown: tuple[Any, ...] = ()  # the host's data in its last heartbeat, without measurements
+    disk_trouble: str = ""  # as in the history; see host_disks
     disk_reported_at: float | None = None
 
 
@@ -345,9 +347,10 @@ class WorkerRecord(Record):
     # running now; what the operator wants of it stays in `desired`.
     gang: bool = False
     held: bool = False
-    # The host has said that this instance lives by a lease (WorkerReport.lease_left_s): only then is a fence a fence.
+    # The host has reported that this instance holds a lease (WorkerReport.lease_left_s): only then is fencing
+    # effective.
     leased: bool = False
-    # Lease + stop grace of an earlier specification, where they were longer: the host may still go by them.
+    # Lease + stop grace of an earlier specification if they were longer: the host may still use them.
     lease_bound_s: float = 0.0
     attempts_before: int = 0  # the last attempt that an earlier host may have run; 0: it never changed its host
     home: str = ""  # the agent its inventory declares it on, while it lives on another
@@ -359,7 +362,7 @@ class WorkerRecord(Record):
     last_state: messages.State = "stopped"
     last_reason: Reason = NONE
     last_since: float = 0.0
-    source: str = ""  # file and line that declare it, on the machine that deployed last; "": not known
+    source: str = ""  # file and line that declare it, on the machine that deployed last; "": unknown
     # What the running process was started with, where a deployment has changed that since.
     started_spec: messages.WorkerSpec | None = None
 
@@ -387,7 +390,7 @@ class WorkerRecord(Record):
 class ResolvedSpec(NamedTuple):
     """A specification as sent to its agent, with the manager's settings filled in."""
 
-    declared: messages.WorkerSpec  # what it was made of
+    declared: messages.WorkerSpec  # its source
     spec: messages.WorkerSpec
     digest: str
 
@@ -399,7 +402,7 @@ class WorkerObserved:
     plain: bool = False
     last_seen: float | None = None
     recovery_status: RecoveryStatus | None = None
-    resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
+    resolved: ResolvedSpec | None = None  # valid as long as the record's spec is its source
     suspect: Reason = NONE  # evidence of a hang; never acted upon by itself
     last_reply: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
@@ -421,9 +424,9 @@ class CommandRecord(Record):
     accepted_wall: float
     status: CommandStatus = "accepted"
     message: Reason = NONE
-    reason: str = ""  # why it was asked, in the operator's words
-    operation_id: str = ""  # the batch it belongs to
-    origin: str = ""  # from where it was asked: "127.0.0.1, local"
+    reason: str = ""  # the operator's reason
+    operation_id: str = ""  # the operation that it belongs to
+    origin: str = ""  # origin of the request: "127.0.0.1, local"
     by_manager: bool = False  # carried out by the manager itself, with a whole gang: never sent to an agent
     finished_wall: float = 0.0
 
@@ -443,14 +446,14 @@ class TokenRecord(Record):
     created_wall: float
     created_by: str = ""
     expires_wall: float | None = None  # None: never
-    uses_left: int | None = None  # launchers that an enrolment token still lets in; None: any number
-    used_wall: float | None = None  # the last use, and from where
+    uses_left: int | None = None  # remaining uses of an enrolment token; None: unlimited
+    used_wall: float | None = None  # time and address of the last use
     used_from: str = ""
 
 
 @dataclass
 class PendingLauncher:
-    """A hand-started launcher that waits for approval. Not durable: it asks again."""
+    """A hand-started launcher pending approval. Not durable, because it registers again."""
 
     registration: messages.Registration
     agent_id: str
@@ -458,7 +461,7 @@ class PendingLauncher:
     peer: str
     first_seen: float
     last_seen: float
-    asked: float  # monotonic, when it asked last
+    asked: float  # monotonic time of its last request
 
 
 def settled(state: str) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from procguard.config.groups import GroupPolicy
 
-HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout allows
-LOG_POSTS_PER_S = 1_000.0  # of all workers together, while each prints all the time
-LOG_GATHER_FROM_S, LOG_GATHER_MOST_S = 0.1, 2.0  # agents look that often by themselves; more would be felt
+HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout permits
+LOG_POSTS_PER_S = 1_000.0  # of all workers together, if each prints continuously
+# lower bound: agents poll at this interval; upper bound: longer delays would be noticed
+LOG_GATHER_FROM_S, LOG_GATHER_MOST_S = 0.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class FleetSettings:
     keep_attempts: int = 50  # logs.keep_attempts, for the agents
     pending_launchers: int = 100  # web.limits.pending_launchers
     causes: dict[str, str] = field(default_factory=dict)  # recovery.causes, for Python's re
-    groups: Mapping[str, GroupPolicy] = field(default_factory=dict)  # `groups`; stronger than what inventories say
+    groups: Mapping[str, GroupPolicy] = field(default_factory=dict)  # `groups`; takes precedence over inventories
 
     @functools.cached_property
     def heartbeat_interval_s(self) -> float:

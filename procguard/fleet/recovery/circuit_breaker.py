@@ -32,7 +32,8 @@ class RecoveryCircuitBreaker:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._fell_silent: deque[tuple[float, str]] = deque()  # newest last; while it is on: all it was pulled for
+        # newest last; while it is open: all agents that became silent
+        self._fell_silent: deque[tuple[float, str]] = deque()
         self._since: float | None = None
         self._probed_at = 0.0
         self._probes = 0

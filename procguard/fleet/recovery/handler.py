@@ -59,7 +59,7 @@ class FailureHandler:
         self._read_clock = read_clock
         self._manager_urls = manager_urls
         self._rest = rest
-        self._urls: tuple[float, list[str]] = (float("-inf"), [])  # monotonic: when they were asked for
+        self._urls: tuple[float, list[str]] = (float("-inf"), [])  # monotonic time of the query
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
         self.tasks = Reassignment(fleet, settings)
@@ -78,7 +78,7 @@ class FailureHandler:
             self._take(finding, now)
         for incident in list(self._open.values()):
             self._rest()
-            if not self._has_returned(incident):  # while others ran; the next round closes it
+            if not self._has_returned(incident):  # changed while other greenlets ran; the next round closes it
                 self._advance(incident, now)
         self.tasks.tick(self._policy(now), self._agent_coming_s, now)
         self._fleet.placement.moved(now)
@@ -103,7 +103,7 @@ class FailureHandler:
         for agent_id in list(self._fleet.state.agent_status):
             self._rest()
             observed = self._fleet.state.agent_status.get(agent_id)
-            if observed is not None and observed.state == "never":  # not heard while others ran
+            if observed is not None and observed.state == "never":  # no heartbeat while other greenlets ran
                 self._fleet.agents.mark(agent_id, "unreachable", because("agent.unheard"), now)
                 self._open_incident(agent_id, because("agent.unheard"), now)
                 self.tasks.host_lost(agent_id)
@@ -126,7 +126,8 @@ class FailureHandler:
 
     def _host_lost(self, finding: Finding, now: Now) -> None:
         self.tasks.host_lost(finding.subject)
-        if not self._monitor.circuit_open and not self._monitor.in_grace(now):  # else it is hardly this host's fault
+        # otherwise it is probably not this host's failure
+        if not self._monitor.circuit_open and not self._monitor.in_grace(now):
             with self._later(now) as tx:
                 self._fleet.placement.note_failure(tx, finding.subject, "agent_silent", finding.reason)
 
@@ -147,7 +148,7 @@ class FailureHandler:
             source=worker.agent_id,
         )
         self._fleet.placement.note_failure(tx, worker.agent_id, "worker_failed", reason_of(worker.worker_id))
-        if not causes.final(last_exit, worker.spec):  # else no spare is to start it again
+        if not causes.final(last_exit, worker.spec):  # otherwise no spare may start it again
             tx.once_over(lambda: self.tasks.failed(worker.worker_id))
         if self._settings.stop_all_on_failure:
             reason = because("fleet.stopped", worker=worker.worker_id, why=worker.last_reason)
@@ -211,7 +212,7 @@ class FailureHandler:
     def _probe_and_record(self, incident: Incident, agent: AgentRecord, replace_frozen: bool) -> None:
         try:
             probe = self._probe(agent, replace_frozen)
-        except Exception as exc:  # a failed look is an answer too: the incident goes on
+        except Exception as exc:  # a failed probe is a result, too: the incident continues
             probe = SshProbe(False, "unknown", reason_of(f"{type(exc).__name__}: {exc}"))
         now = self._read_clock()
         incident.probing = False

@@ -19,12 +19,12 @@ from procguard.fleet.recovery.circuit_breaker import RecoveryCircuitBreaker
 from procguard.fleet.recovery.hang_detector import Hangs
 from procguard.i18n.reasons import Reason, because
 
-SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
-LOST_AFTER_S = 0.5  # and by now it would be back: worth a look over SSH
+SUSPECT_AFTER_S = 0.15  # a running agent reopens its long poll immediately, within this time
+LOST_AFTER_S = 0.5  # by now it would have reconnected: probe over SSH
 START_GRACE_TIMEOUTS = 3
 
-# suspect: doubt, shown and nothing more. lost: its connection closed and stayed away; worth a look. unreachable: silent
-# for the whole timeout; its workers are unknown.
+# suspect: shown only. lost: its connection was closed and not reopened; probe over SSH. unreachable: silent for the
+# whole timeout; its workers are unknown.
 FindingKind = Literal[
     "suspect", "lost", "unreachable", "worker_suspect", "worker_clear", "circuit_breaker_open", "circuit_breaker_closed"
 ]
@@ -89,7 +89,7 @@ class ProcessMonitor:
 
     def _agents(self, now: Now) -> list[Finding]:
         findings = []
-        oldest = now.monotonic - self._settings.heartbeat_timeout_s  # who was heard since then is well
+        oldest = now.monotonic - self._settings.heartbeat_timeout_s  # agents with a heartbeat since then are connected
         for agent_id, observed in self._fleet.state.agent_status.items():
             if observed.last_seen is None or observed.state not in ("connected", "suspect"):
                 continue

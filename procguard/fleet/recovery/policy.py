@@ -47,7 +47,7 @@ START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard
 
 @dataclass(frozen=True)
 class RecoveryPolicy:
-    """What holds for all incidents at this moment. `circuit_open`, `in_grace`: the monitor's word."""
+    """The conditions of all incidents at this moment. `circuit_open`, `in_grace`: determined by the monitor."""
 
     settings: FleetSettings
     circuit_open: bool = False
@@ -77,8 +77,8 @@ class Incident:
     reachable_by_ssh: bool  # False for hand-started launchers
     connection_closed: bool = False  # it was heard and its end closed: no silence that the manager's own start explains
     last_heartbeat: float | None = None  # None: not in this run of the manager
-    failed_probes: int = 0  # in a row that reached nothing
-    starts: int = 0  # that were not followed by a heartbeat: what max_recovery_attempts counts; durable
+    failed_probes: int = 0  # consecutive failed probes
+    starts: int = 0  # starts without a subsequent heartbeat, limited by max_recovery_attempts; durable
     last_probe: SshProbe | None = None
     last_probe_at: float = 0.0
     next_at: float = 0.0
@@ -89,10 +89,10 @@ class Incident:
 
 
 class Decision(NamedTuple):
-    """`replace_frozen`: a look may also end an agent that is stopped by a signal, and start another."""
+    """`replace_frozen`: the probe may also kill an agent that is stopped by a signal and start another."""
 
     action: Literal["probe", "wait", "give_up", "leave"]
-    delay_s: float  # look or wait: not before this time has passed
+    delay_s: float  # seconds until the next probe or check
     reason: Reason
     replace_frozen: bool = False
 
@@ -123,7 +123,7 @@ def circuit_breaker_is_open(incident: Incident, policy: RecoveryPolicy, now: Now
 
 
 def attempts_are_spent(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    """Also where the manager before this one spent them: it has not looked yet, and need not."""
+    """Also true if an earlier manager used all attempts; this one then need not probe."""
     most, probe = policy.settings.max_recovery_attempts, incident.last_probe
     waited = probe is not None and _since_probe_s(incident, now) >= policy.settings.recovery_timeout_s
     by_predecessor = probe is None and incident.starts > 0
@@ -149,7 +149,7 @@ def host_out_of_reach(incident: Incident, policy: RecoveryPolicy, now: Now) -> D
 
 
 def agent_is_frozen(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    """A debugger or SIGSTOP holds it: for a moment that is somebody's business, after heartbeat_timeout ours."""
+    """A debugger or SIGSTOP stopped it: tolerated for a short time, and handled after heartbeat_timeout."""
     if incident.last_probe is None or incident.last_probe.agent != "frozen":
         return None
     silent_s = now.monotonic - (incident.last_heartbeat or 0.0)
@@ -186,7 +186,7 @@ SILENT_AGENT: tuple[Callable[[Incident, RecoveryPolicy, Now], Decision | None], 
 
 
 def decide(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision:
-    """What to do next about an agent that is silent."""
+    """Decide the next step for a silent agent."""
     return next(decision for row in SILENT_AGENT if (decision := row(incident, policy, now)) is not None)
 
 
@@ -208,19 +208,19 @@ def _silent_for_long(incident: Incident, policy: RecoveryPolicy, now: Now) -> bo
 
 @dataclass(frozen=True)
 class TaskCase:
-    """A task that may have to change its host, as it is now."""
+    """The current state of a worker that may have to be moved."""
 
     cause: Literal["failed", "host_lost"]
     wanted: bool  # it is to run
     well: bool  # it was restarted, or its host is back
     by_hand: bool
-    instance: InstanceStatus  # whether its instance is surely gone
+    instance: InstanceStatus  # whether its instance is confirmed stopped
     moves: int  # reassignments without health since
-    agent_coming_s: float = 0.0  # its agent was started over SSH and has so long left to be heard
+    agent_coming_s: float = 0.0  # seconds in which its agent, started over SSH, may still send its first heartbeat
 
 
 class TaskDecision(NamedTuple):
-    """`state`: what the worker's view and the events call it."""
+    """`state`: its name in the worker's view and in events."""
 
     action: Literal["drop", "leave", "wait", "give_up", "reassign"]
     state: str
@@ -242,7 +242,7 @@ def held_back(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if not policy.settings.enable_auto_recovery:
         return TaskDecision("leave", "switched_off", 0.0, because("task.off"))
     if case.cause == "failed":
-        return None  # its agent said so itself: neither the manager's start nor a broken network explains that
+        return None  # reported by its agent: not caused by the manager's start or a network failure
     if policy.in_grace:
         return TaskDecision("wait", "waiting", 1.0, because("task.manager_started"))
     if policy.circuit_open:
@@ -287,5 +287,5 @@ TASK: tuple[Callable[[TaskCase, RecoveryPolicy], TaskDecision | None], ...] = (
 
 
 def decide_task(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision:
-    """What to do next about a task that failed or whose host is lost."""
+    """Decide the next step for a worker that failed or whose host is lost."""
     return next(decision for row in TASK if (decision := row(case, policy)) is not None)

@@ -26,7 +26,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import Reason, because, of_message
 from remote_agent.protocol import states
 
-NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
+NO_SPARE_AGAIN_S = 2.0  # interval of retries: a host may return, a cordon be lifted, a GPU become free
 NOT_WANTED_AGAIN_S = 1.0
 NEVER_S = 1e9
 ACTOR = "failure handler"
@@ -41,8 +41,8 @@ class Reassignment:
         self._fleet = fleet
         self._settings = settings
         self._cases: dict[str, Cause] = {}
-        self._due: dict[str, float] = {}  # monotonic: when a case is to be looked at again
-        self._healthy_since: dict[str, tuple[int, float]] = {}  # of moved workers: attempt, and since when it runs
+        self._due: dict[str, float] = {}  # monotonic time of the next check of a case
+        self._healthy_since: dict[str, tuple[int, float]] = {}  # of moved workers: (attempt, running since)
         self._moved: set[str] = set()
         if settings.task_reassignment:
             for worker in fleet.state.workers_by_id.values():
@@ -54,7 +54,7 @@ class Reassignment:
     # ------------------------------------------------------------------------------------------ cases
 
     def failed(self, worker_id: str) -> None:
-        """A gang that has failed is its operator's: one member of it elsewhere would help nobody."""
+        """A failed gang needs an operator; moving one member would not help."""
         worker = self._fleet.state.workers_by_id.get(worker_id)
         if worker is not None and not worker.gang:
             self._open(worker_id, "failed")
@@ -70,7 +70,7 @@ class Reassignment:
             self._due[worker_id] = 0.0
 
     def due_in_s(self, now: Now) -> float:
-        """Until the next case is to be looked at."""
+        """Seconds until the next check of a case."""
         return max(0.0, min(self._due.values(), default=now.monotonic + NEVER_S) - now.monotonic)
 
     # ------------------------------------------------------------------------------------------ one round
@@ -85,7 +85,7 @@ class Reassignment:
         self._give_moves_back(now)
 
     def _is_due(self, worker: WorkerRecord, cause: Cause, now: Now) -> bool:
-        """In time, or because it is over: a worker that is back or stopped is never told to wait."""
+        """Whether a case is due, by time or because it is over: a worker that is back or stopped must not wait."""
         status = self._fleet.state.worker_status[worker.worker_id].recovery_status
         over = self._well(worker, cause) or (status is not None and worker.desired != "running")
         return over or now.monotonic >= self._due[worker.worker_id]
@@ -105,7 +105,8 @@ class Reassignment:
         return recovery.decide_task(case, policy)
 
     def _instance(self, worker: WorkerRecord, now: Now) -> InstanceStatus:
-        """A gang's member goes only once its gang is held: its new host must not start it alone."""
+        """Whether the instance is stopped. A member of a gang is moved only while its gang is held, so that its new
+        host does not start it alone."""
         if worker.gang and not worker.held:
             return InstanceStatus(False, because("lease.gang_runs"), wait_s=0.5)
         return self._fleet.leases.judge(worker.worker_id, now)
@@ -142,7 +143,7 @@ class Reassignment:
             with self._later(now) as tx:
                 reason = why.then(found.reason)
                 self._fleet.placement.reassign(tx, worker, found.agent_id, reason, actor=ACTOR, counts=True)
-        except Conflict as exc:  # something came between deciding and doing: the next look knows
+        except Conflict as exc:  # the situation changed after the decision: the next check decides again
             self._emit_event(worker, RecoveryStatus("waiting", of_message(exc.message)), now)
             return
         self._close(worker.worker_id)
@@ -153,7 +154,7 @@ class Reassignment:
         self._due.pop(worker_id, None)
 
     def _emit_event(self, worker: WorkerRecord, status: RecoveryStatus | None, now: Now) -> None:
-        """Show it; an event only where the state has changed, not each second of a wait."""
+        """Show the decision; emit an event only if its state has changed, not every second."""
         observed = self._fleet.state.worker_status[worker.worker_id]
         before, observed.recovery_status = observed.recovery_status, status
         if before == status:
@@ -175,7 +176,7 @@ class Reassignment:
     # ------------------------------------------------------------------------------------------ health
 
     def _give_moves_back(self, now: Now) -> None:
-        """Running for healthy_after_s, as this manager has seen it, gives a worker its moves back."""
+        """Reset the count of moves of a worker that this manager has observed running for healthy_after_s."""
         for worker_id in list(self._moved):
             worker = self._fleet.state.workers_by_id.get(worker_id)
             if worker is None or not worker.moves:

@@ -86,7 +86,8 @@ class AgentsApi(Resource):
 
         With the manager's own `version` and `releases`: an agent whose `release` is none of them is of another one.
         """
-        releases = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
+        # the first call packs the release, which takes time
+        releases = gevent.get_hub().threadpool.apply(bundle.releases)
         agents, now = self.fleet.agents.views(), clock.iso(clock.read().wall)
         return Agents(agents, str(now), __version__, releases)
 

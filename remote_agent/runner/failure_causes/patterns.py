@@ -1,6 +1,6 @@
-"""What proves a cause in a program's last lines: the table, without the code that reads it.
+"""The patterns that prove a cause of failure in a program's last lines. Data only.
 
-A cause is a word; its text is `failure.WORD` in protocol/host_reasons.py.
+A cause is an identifier; its text is `failure.CAUSE` in protocol/host_reasons.py.
 """
 
 from __future__ import annotations
