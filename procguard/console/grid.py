@@ -21,7 +21,7 @@ from procguard.console import terminal
 V = TypeVar("V")
 GAP = "  "
 _PIECE = re.compile(r"\s*[\u2e80-\u9fff\uff00-\uffef]|\s*[^\s\u2e80-\u9fff\uff00-\uffef]+|\s+$")
-SHORTEST = 14  # characters that a shortened text keeps at least
+SHORTEST = 14  # minimum length of a shortened text
 _SGR = {
     "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
     "bright_red": "91",

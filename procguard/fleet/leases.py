@@ -27,7 +27,7 @@ from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages, states
 
 GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
-CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
+CLOCK_DRIFT = 0.001  # drift between two clocks, each slewed by NTP by at most 500 ppm; relevant for leases of hours
 
 
 class InstanceStatus(NamedTuple):
@@ -51,8 +51,8 @@ class Leases:
         self._granted: dict[str, _GrantedLease] = {}
 
     def restore(self, now: Now) -> None:
-        """At the manager's start: what its predecessor granted is not known, so all of it is assumed. One that lost its
-        database without a word may have renewed leases for its grace."""
+        """Called at the manager's start: the leases granted by its predecessor are unknown, so all possible ones are
+        assumed. A predecessor that lost its database may have renewed leases for its grace period."""
         grace_s = self._state.leadership.grace_s
         for worker in self._state.workers_by_id.values():
             if fenced(worker):

@@ -22,9 +22,9 @@ from remote_agent.runner.leases import boottime_ns
 from remote_agent.system import paths
 from remote_agent.telemetry.host import host_facts
 
-MAX_EVENTS = 500  # in one heartbeat
+MAX_EVENTS = 500  # per heartbeat
 LONGEST_SLEEP_S = 5.0
-REMOVE_ANYWAY_S = 120.0  # a removed worker whose log the manager does not take is forgotten after this
+REMOVE_ANYWAY_S = 120.0  # a removed worker whose log the manager does not accept is forgotten after this time
 LAST_WORDS_S = 5.0  # how long a leaving launcher tries to ship the last log bytes and the last report
 
 RELEASE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -217,8 +217,8 @@ class Agent:
         if reply.assignments is not None:
             self._assigned.take(reply.assignments, reply.assignments_rev)
             self.link.longest_pause_s = self._assigned.longest_pause_s
-            self._assigned.take_leases(reply.leases, asked_ns)  # of workers that are new here
-            self.link.changed(now)  # and fetches the leases of those that an answer without any has named
+            self._assigned.take_leases(reply.leases, asked_ns)  # leases of new workers
+            self.link.changed(now)  # and requests the leases of workers that a reply without leases has assigned
         self._parts.searcher.take(reply.searches, self._assigned.log_directory)
         self._shipper.send(reply.ranges)
         self._parts.rotation.take(reply.rotate)
@@ -235,7 +235,7 @@ class Agent:
         self._journal.write_again()
 
     def _behind(self) -> bool:
-        """Something is known here, or to a runner, that the disk did not take."""
+        """Whether the agent or a runner has data that the disk refused."""
         return self._assigned.behind or self._journal.behind
 
     def _finish_removal(self, worker: WorkerHandle, now: float) -> None:
@@ -315,7 +315,7 @@ class Agent:
     def _send_to_runner(self, worker: WorkerHandle) -> None:
         if self._on_report is None:
             return
-        about_to_start = not self.may_start or worker.needs_runner()  # or not known yet
+        about_to_start = not self.may_start or worker.needs_runner()  # or unknown so far
         if worker.state in SETTLED and about_to_start and not self._leaving and not worker.gpu_wait:
             return
         key = (worker.state, worker.attempt, worker.status.get("pid"), worker.reason)

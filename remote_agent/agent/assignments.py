@@ -33,10 +33,10 @@ class AssignedWorkers:
         self._agent_dir, self._runtime_dir, self._log = agent_dir, runtime_dir, log
         self._default_dir, self._base_env, self._port = default_dir, base_env, port
         self.workers = load_workers(agent_dir, runtime_dir)
-        self.rev = ""  # of the assignments that are known
+        self.rev = ""  # revision of the known assignments
         self.longest_pause_s = float("inf")  # between two heartbeats, so that no lease ends
         self.next_write = 0.0  # monotonic
-        self._unstored = False  # assignments.json is older than what is known
+        self._unstored = False  # assignments.json is older than the known assignments
 
     def load(self) -> None:
         """Load the stored assignments of a previous agent process."""
@@ -75,8 +75,8 @@ class AssignedWorkers:
         return paths.attempts_dir(worker.directory) if worker is not None else None
 
     def write_again(self, now: float) -> bool:
-        """What a full disk kept from being written is tried again every few seconds: of all workers at once. Whether
-        any of them has its files now."""
+        """Retry writes refused by a full disk, every few seconds, for all workers at once. Returns whether any
+        succeeded."""
         if now < self.next_write:
             return False
         self.next_write = now + WRITE_AGAIN_S
@@ -91,7 +91,7 @@ class AssignedWorkers:
 
     @property
     def behind(self) -> bool:
-        """Something is known here, or to a runner, that the disk did not take."""
+        """Whether the agent or a runner has data that the disk refused."""
         return self._unstored or any(
             worker.unwritten or worker.status.get("problem") for worker in self.workers.values()
         )
@@ -133,4 +133,4 @@ class AssignedWorkers:
         listed = {assignment.worker_id for assignment in assignments}
         for worker_id, worker in self.workers.items():
             if worker_id not in listed:
-                worker.assignment = None  # no longer this agent's to steer; what runs, runs on
+                worker.assignment = None  # no longer controlled by this agent; running processes continue

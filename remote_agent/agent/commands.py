@@ -20,7 +20,7 @@ from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.protocol.states import STOPPED
 
 MAX_RESULTS = 500
-PROMPT_S = 1.0  # an answer within this time after its question did not lie about: what it says of time is so
+PROMPT_S = 1.0  # a reply within this time after its request was not delayed, so its times are reliable
 
 
 class CommandExecutor:
@@ -28,7 +28,7 @@ class CommandExecutor:
         self._journal = journal
         self.seq = 0  # the highest Command.seq received by this process
         self._results: dict[str, CommandResult] = {}  # not yet at the manager
-        self._sent: set[str] = set()  # in the heartbeat that is under way
+        self._sent: set[str] = set()  # included in the heartbeat in progress
         self._news = False
 
     def receive(self, commands: list[Command], workers: dict[str, WorkerHandle], now: float, asked: float) -> None:
@@ -127,7 +127,7 @@ class CommandExecutor:
         elif command.command_id in worker.waiting:
             return
         elif not ready:
-            self._postpone(command, worker, float("inf"))  # its runner may still tell how it went
+            self._postpone(command, worker, float("inf"))  # its runner may still report the result
         else:
             over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
             self._end(command.command_id, "done" if over else "failed", because("command.agent_died"))

@@ -26,7 +26,7 @@ class HelperPool:
         self._jobs: queue.SimpleQueue[Optional[tuple[Any, Callable[[], Any]]]] = queue.SimpleQueue()
 
     def submit(self, tag: Any, job: Callable[[], Any]) -> bool:
-        """False if the queue is full and this one is dropped."""
+        """Queue a task. Returns False if the queue is full and the task is dropped."""
         with self._lock:
             if self._open >= MAX_WAITING:
                 return False

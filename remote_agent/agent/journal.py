@@ -29,7 +29,8 @@ AHEAD_BYTES = 256 * 1024  # set aside
 
 
 class AgentJournal:
-    """`acted(id)` before a command is carried out, `begin(id)` just before it is, `end(...)` after."""
+    """Call `acted(id)` to check for duplicates, `begin(id)` just before a command is carried out, and `end(...)`
+    afterwards."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -185,8 +186,8 @@ class AgentJournal:
 
 
 class EventTail:
-    """Events beyond the acknowledged sequence number: of events.jsonl, which the runner may rewrite at any time, and
-    those that the runner told, which a full disk may keep from there."""
+    """Events after the acknowledged sequence number: those in events.jsonl, which the runner may rewrite at any time,
+    and those that the runner sent but could not write to a full disk."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -229,7 +230,7 @@ class EventTail:
                         if int(value["seq"]) > acked:
                             events.append(decode(WorkerEvent, value))
                     except (ValueError, KeyError, TypeError, WireError):
-                        continue  # torn, or still being written: read again when the file has grown
+                        continue  # torn or incomplete: read again when the file has grown
         except OSError:
             pass
         return events

@@ -34,9 +34,10 @@ TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - the name of it
 REPLACE_TIMEOUT_S = 60.0
 UNTRUSTED = "untrusted"
 
-Say = Callable[[str], None]  # prints one line; raises OSError where the terminal has gone
+Say = Callable[[str], None]  # prints one line; raises OSError if the terminal has gone
 Describe = Callable[[WorkerReport], str]
-TrustFor = Callable[[str, str], Trust]  # of (the manager's URL, what --ca says); may raise LinkDown
+# (the manager's URL, the value of --ca) -> the certificates to trust; may raise LinkDown
+TrustFor = Callable[[str, str], Trust]
 
 
 class LauncherError(Exception):
@@ -154,7 +155,7 @@ class Launcher:
         self._catch_signals()
         fleet_id = self._find_fleet()
         if not fleet_id:
-            return 0  # told to end while it looked for the manager
+            return 0  # a signal arrived while it was searching for the manager
         directory = paths.launcher_dir(self._home, fleet_id, host_name(), self._options.worker_id)
         self._refuse_other_fleets(directory)
         own = self._settings(directory, fleet_id)
@@ -244,7 +245,7 @@ class Launcher:
                 if is_untrusted(exc.__cause__):
                     raise LauncherError(str(exc), code=UNTRUSTED) from exc
                 if url in remembered:
-                    return remembered[url]  # the agent goes on asking
+                    return remembered[url]  # the agent continues to try
                 self._output.say(f"manager {url} not reachable ({exc}); retrying")
             failures += 1
             self._wait(min(5.0, retry_delay_s(failures)))

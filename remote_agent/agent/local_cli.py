@@ -13,7 +13,7 @@ from remote_agent.protocol.hints import Any, Optional
 from remote_agent.system import paths, state_files
 
 READ_BYTES = 64 * 1024
-LINE_BYTES = 512  # how much of a log is read for each line asked for
+LINE_BYTES = 512  # bytes of a log read per requested line
 POLL_INTERVAL_S = 0.1
 
 

@@ -58,7 +58,7 @@ class LauncherRegistrar(Registrar):
         self.agent: Optional[Agent] = None
         self.may_start_offline = False
         self.accepted: Callable[[RegisterReply], None] = lambda _: None
-        self.renewed: Callable[[], None] = lambda: None  # another secret has to be kept
+        self.renewed: Callable[[], None] = lambda: None  # a new secret has to be stored
         self.refused = ""  # why the launcher ends
 
     def needed(self) -> bool:
@@ -176,6 +176,6 @@ class LauncherRegistrar(Registrar):
 
 
 def host_name() -> str:
-    """This machine's name in the form of an id."""
+    """This machine's host name, converted to a valid id."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
     return name if messages.valid_id(name) else "host-" + name[:59].strip("-.") if name.strip("-.") else "host"

@@ -24,7 +24,7 @@ _COUNTS = ("nofile", "nproc", "cpu_s")
 
 
 def rlimits(limits: Limits) -> list[list[object]]:
-    """[["nofile", "RLIMIT_NOFILE", 65536], …] of what is set. Raises ValueError naming the key."""
+    """The configured limits as [["nofile", "RLIMIT_NOFILE", 65536], …]. Raises ValueError naming the key."""
     found: list[list[object]] = []
     for name, constant in CONSTANTS.items():
         value = getattr(limits, name)
@@ -69,7 +69,7 @@ def amount(value: Union[int, str], where: str) -> int:
 
 
 def umask(text: str) -> int:
-    """ "027" -> 23, "" -> -1 (as it is). Raises ValueError."""
+    """Parse a umask: "027" -> 23, "" -> -1 (unchanged). Raises ValueError."""
     if not text:
         return -1
     digits = text[2:] if text.startswith("0o") else text

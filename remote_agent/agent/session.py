@@ -48,8 +48,8 @@ class Registrar:
 
 
 class ManagerSession:
-    """`build()` makes the heartbeat; `take(reply, asked_ns)` handles the answer to what was sent at `asked_ns`; both on
-    the main loop. An answer may have lain about for any time, where this process was frozen."""
+    """`build()` creates the heartbeat; `take(reply, asked_ns)` handles the reply to a request sent at `asked_ns`; both
+    on the main loop. A reply may be arbitrarily old if this process was frozen."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ManagerSession:
         make_caller: Optional[Callable[[str], Caller]] = None,
         channels: Optional[Channels] = None,
     ) -> None:
-        """`make_caller(name)`: who makes the requests; a thread with a connection of its own unless told otherwise."""
+        """`make_caller(name)`: creates the caller that sends requests; by default a thread with its own connection."""
         make_caller = make_caller or (
             lambda name: Caller(name, addresses.interrupt(Connection(addresses, credentials, channels)), deliver)
         )
@@ -191,7 +191,7 @@ class ManagerSession:
             self._poll_failures += 1
             self._next_poll = now + retry_delay_s(self._poll_failures, _refused(outcome))
             if self._poll_failures == 1:
-                self._next_beat = now  # is the manager gone? The heartbeat finds out, and says so
+                self._next_beat = now  # the manager may be gone: the next heartbeat finds out and reports it
             return
         if self._poll_failures or self._beat_failures:
             self._not_before = 0.0  # the manager is back: the heartbeat need not wait for its own retry

@@ -14,7 +14,7 @@ from remote_agent.system.locks import is_still_at
 from remote_agent.transport.tls import Trust
 
 LOG_BYTES = 5 * 1024 * 1024
-LOCK_TIMEOUT_S = 1.0  # somebody who only looks whether an agent runs holds the lock for an instant
+LOCK_TIMEOUT_S = 1.0  # a check whether an agent runs holds the lock for a moment
 
 
 class SettingsError(Exception):
@@ -87,7 +87,7 @@ def keep_runtime_dir(agent_dir: str, settings: AgentSettings) -> None:
         raise SettingsError(str(exc)) from exc
     if place != settings.runtime_dir:
         settings.runtime_dir = place
-        data = paths.read_json(paths.agent_file(agent_dir))  # with what later releases have put there
+        data = paths.read_json(paths.agent_file(agent_dir))  # with keys of later releases
         assert isinstance(data, dict)
         paths.write_json(paths.agent_file(agent_dir), {**data, "runtime_dir": place}, durable=True)
 
@@ -106,7 +106,7 @@ def _check_place(settings: AgentSettings, agent_dir: str) -> None:
 
 
 class AgentLock:
-    """The flock that makes an agent the only one of its directory; agent.pid is for people and the installer."""
+    """The flock that ensures one agent per directory; agent.pid is for people and the installer."""
 
     def __init__(self, runtime_dir: str) -> None:
         self._runtime_dir = runtime_dir

@@ -28,9 +28,9 @@ ROOT_FOR_LEASE = (
     "together with its runner; deploy the agent as root, or use on_partition: keep and no gang"
 )
 LARGEST_TERMINAL = 1000
-ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, where they are others
+ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, if they differ
 _OUTPUT = "output goes unbroken into the worker's log"
-# What names, keeps or hides a container is what the promise of one instance stands on.
+# Options that name, keep or hide a container would break the guarantee of a single instance.
 OWN_OPTIONS = {
     "--name": "it is named after fleet and worker", "--replace": "it always is", "--detach": "it always is",
     "--rm": "it is removed after its end", "--restart": "write restart: beside container",
@@ -46,7 +46,7 @@ OWN_OPTIONS = {
 
 
 def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
-    """The content of spec.json: the assignment's fields and `argv`, `cwd`, `launch_digest`, `error`, `start`.
+    """Returns the content of spec.json: the assignment's fields and `argv`, `cwd`, `launch_digest`, `error`, `start`.
 
     `default_dir`: where a worker without a working_dir runs, and what a relative one is relative to.
     `error`: why it cannot be run at all ("" if it can). `start`: only where the specification says more than a command.

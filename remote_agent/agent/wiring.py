@@ -52,7 +52,7 @@ class Inbox:
         try:
             os.write(self.writable, b".")
         except (BlockingIOError, OSError):
-            pass  # full: it is awake already
+            pass  # full: the loop is awake already
 
     def clear(self) -> None:
         """Reset the wake-up."""
@@ -71,8 +71,8 @@ class Inbox:
 
 
 class AgentParts:
-    """`default_dir`: where workers without a working_dir run. `base_env`: what their environment starts from.
-    `on_secret`: told of another secret, which is about to be stored, from another thread."""
+    """`default_dir`: the working directory of workers without one. `base_env`: their base environment. `on_secret`:
+    called from another thread with a new secret before it is stored."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
 HEARTBEATS_IN_A_LEASE = 4
 MAX_SEEN = 1000  # processes that are passed to a new runner
-STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
+STARTS_IN_VAIN = 3  # after this many failed starts of its runner a worker is failed
 _NEXT_STEPS = {
     errno.ENOSPC: because("run.write_space"),
     errno.EDQUOT: because("run.write_quota"),
@@ -87,15 +87,15 @@ class WorkerHandle:
         self.suspect: Reason = NONE  # evidence of a hang, from the latest measurement
         self.idle_because = ""  # and why idleness is none
         self.gpus: list[int] = []  # handed to it
-        self.gpu_wait: Reason = NONE  # for which GPUs it waits before it is started
-        self.cwd = self.home = ""  # where it runs; its user's home, "" for ours
+        self.gpu_wait: Reason = NONE  # the GPUs that it waits for
+        self.cwd = self.home = ""  # its working directory; its user's home, "" for this process's
         self.other_user = False  # it runs as a user that we are not
-        self.leases = LeaseHolder()  # what it holds of leases, where it is fenced
-        self._grant = (0, "")  # the newest Assignment.grant that is known, with its epoch
+        self.leases = LeaseHolder()  # its leases, if it is fenced
+        self._grant = (0, "")  # the newest known Assignment.grant, with its epoch
         self.events = EventTail(paths.events_file(directory))
-        self.trouble: Reason = NONE  # why its runner can't be started, for a person
-        self.unwritten: Reason = NONE  # why its files can't be written
-        self.reported = False  # the connected runner has said how things are
+        self.trouble: Reason = NONE  # why its runner cannot be started
+        self.unwritten: Reason = NONE  # why its files cannot be written
+        self.reported = False  # the connected runner has reported its status
         self.waiting: dict[str, Command] = {}  # sent to the runner, no result yet
         self.postponed: list[tuple[Command, float]] = []  # (command, expires monotonic) until the runner is there
         self.drained = False  # desired removed: everything of its log is at the manager
@@ -120,7 +120,7 @@ class WorkerHandle:
 
     @property
     def reason(self) -> Reason:
-        """The reason of the state, with what keeps the agent or the runner from working."""
+        """The reason of the state, including problems of the agent or the runner."""
         if self.gpu_wait and self.idle:
             return self.gpu_wait
         own = reasons.read(self.status)
@@ -260,7 +260,7 @@ class WorkerHandle:
         content = spec_module.resolve(assignment, default_dir)
         content["grant"] = self._grant[1]
         container = content.get("start", {}).get("container")
-        if container:  # it sees those alone, and numbers them from 0
+        if container:  # the container sees only these GPUs, numbered from 0
             container["options"] += [f"--device=nvidia.com/gpu={index}" for index in self.gpus]
         else:
             content["spec"]["env"].update(gpu_allocator.environment(self.gpus))
@@ -305,7 +305,7 @@ class WorkerHandle:
         if self.connect():
             return True
         if self.runner_alive():
-            return False  # it is starting or ending: try again
+            return False  # the runner is starting or ending: try again
         self.read_status()
         if self.needs_runner() and (not self.unwritten or self._to_sweep()):
             if not self.gpu_wait and may_start and now >= self._next_start:
@@ -370,7 +370,8 @@ class WorkerHandle:
         starts it again."""
         pid = self.status.get("runner_pid")
         if self.link is not None and not self.link.closed and self.reported and isinstance(pid, int) and pid > 1:
-            os.kill(pid, signal.SIGTERM)  # it holds the other end of an open connection: it is no other process
+            # the process has the other end of an open connection, so its pid has not been reused
+            os.kill(pid, signal.SIGTERM)
 
     def _start(self, now: float, python: str, release_dir: str) -> None:
         import subprocess
@@ -426,7 +427,7 @@ class WorkerHandle:
     def _open_errors(self) -> Any:
         try:
             return open(self._error_file(), "wb")
-        except OSError:  # a full disk: what the runner says is lost, nothing else
+        except OSError:  # a full disk: only the runner's messages are lost
             return open(os.devnull, "wb")
 
     def _error_file(self) -> str:

@@ -150,7 +150,7 @@ class Watch:
         signal.setitimer(signal.ITIMER_VIRTUAL, LINE_CPU_S, LINE_CPU_S)
 
     def search(self, search: Callable[[Any], Any], text: Any) -> Any:
-        """What `search` makes of a text, or of several. Raises TooLong."""
+        """Run `search` on one or several texts and return its result. Raises TooLong."""
         self._line += 1
         self._on = True
         try:

@@ -124,7 +124,7 @@ def fields(name: str, text: str) -> dict[str, Any]:
 
 
 def values(text: str) -> tuple[str, str, dict[str, Any]]:
-    """The same as a tuple: text, code, parameters."""
+    """The reason as a tuple (text, code, parameters)."""
     reason = reason_of(text)
     return str(reason), reason.code, reason.params
 

@@ -26,7 +26,7 @@ class Listening:
         self._known: dict[str, tuple[float, bool]] = {}  # worker -> when (monotonic), and the answer
 
     def probe(self, sample: Sample, now: float) -> set[str]:
-        """The workers that wait for connections. `sample`: proc_usage.Sample."""
+        """Returns the workers that are waiting for connections. `sample`: proc_usage.Sample."""
         known = self._known
         self._known = {}
         for worker_id, usage in sample.workers.items():

@@ -29,7 +29,8 @@ class AddressFile:
     def __init__(self, agent_dir: str, agent_id: str, proof_key: str) -> None:
         self._path = paths.agent_file(agent_dir)
         self._identity = (agent_id, proof_key)
-        self._seen: tuple[int, ...] = ()  # the first look reads it: it may have changed while the agent started
+        # the first check reads the file, because it may have changed while the agent started
+        self._seen: tuple[int, ...] = ()
 
     def news(self) -> Optional[NewAddresses]:
         """The addresses in the file, if it has changed since the previous call; otherwise None. Never raises."""

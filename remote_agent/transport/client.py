@@ -25,12 +25,12 @@ from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.tls import explain
 from remote_agent.tunnel import port_owner
 
-if TYPE_CHECKING:  # pyzmq is loaded only where it is offered
+if TYPE_CHECKING:  # pyzmq is loaded only if zmq is offered
     from remote_agent.transport.zmq import ZmqWire
 
 REQUEST_TIMEOUT_S = 5.0
-LOG_TIMEOUT_S = 15.0  # the manager may let log bytes wait for room
-SLOWEST_BYTES_PER_S = 16 * 1024  # a body is given the time that it takes at this rate, beside that for the answer
+LOG_TIMEOUT_S = 15.0  # the manager may delay log bytes until it has space
+SLOWEST_BYTES_PER_S = 16 * 1024  # the timeout of a body assumes this rate, in addition to the time for the response
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
 RETRY_GROWS = 3.0  # the sooner all agents have the same bound, the evener they come back to a manager that was away
@@ -50,8 +50,8 @@ class Unknown(UnprovenManager):
 
 
 class NotLeader(LinkDown):
-    """A manager answers there that does not lead (any more): it stands by, or has been replaced. `retry_s`: how long a
-    standby asks its agents to wait before the next try, 0 where it does not say."""
+    """The manager at this address does not lead: it is a standby or has been replaced. `retry_s`: seconds that a
+    standby asks agents to wait before the next attempt; 0 if not given."""
 
     def __init__(self, text: str, retry_s: float = 0.0) -> None:
         super().__init__(text)
@@ -64,8 +64,8 @@ class UnknownToken(UnprovenManager):
 
 @record
 class Reply:
-    """An HTTP answer. `data` is the JSON object in it, {} where there is none. `asked_ns`: when the first byte of what
-    it answers was about to be sent, on CLOCK_BOOTTIME; the answer was certainly made after that."""
+    """An HTTP response. `data`: its JSON object, {} if there is none. `asked_ns`: the time just before the first byte
+    of the request was sent, on CLOCK_BOOTTIME; the response was created later."""
 
     status: int
     data: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Reply:
         return f"HTTP {self.status}: {message}; {step}" if step else f"HTTP {self.status}: {message}"
 
 
-Outcome = Union[Reply, LinkDown]  # what a request leads to
+Outcome = Union[Reply, LinkDown]  # the result of a request
 
 
 def _chance() -> float:
@@ -117,8 +117,7 @@ class AgentCredentials:
 class Connection:
     """A persistent connection to the manager, used by one thread. Opens, authenticates and reopens by itself.
 
-    `channels`: which channel may be used (None: HTTP alone); `logs`: it carries log bytes, which have a zmq port of
-    their own."""
+    `channels`: selects the channel (None: HTTP only); `logs`: used for log bytes, which have a separate zmq port."""
 
     def __init__(
         self,
@@ -133,11 +132,11 @@ class Connection:
         self._channels = channels
         self._logs = logs
         self._http: Optional[HttpConnection] = None
-        self._proven: Optional[HttpConnection] = None  # the connection whose other end has proven to be our manager
-        self._session: Optional[session.ClientSession] = None  # on that connection
+        self._proven: Optional[HttpConnection] = None  # the connection on which the manager has proven its identity
+        self._session: Optional[session.ClientSession] = None  # the session on that connection
         self._secret = ""  # the one that this connection was opened for
-        self._edition = 0  # of the addresses, when it was opened
-        self._zmq: Optional[ZmqWire] = None  # while it stands, there is no HTTP connection
+        self._edition = 0  # edition of the addresses when it was opened
+        self._zmq: Optional[ZmqWire] = None  # while it is open, there is no HTTP connection
         self._zmq_answered = False
         self._base = ""
         self._url = ""
@@ -211,7 +210,7 @@ class Connection:
             self._refuse_replaced(reply)
             if _stands_by(reply):
                 self.disconnect()
-                if not self._credentials.proof_key:  # whoever answers there could register this stranger as well
+                if not self._credentials.proof_key:  # otherwise any server there could register this launcher
                     self._learn(reply)
                 raise self._elsewhere(reply)
             return reply
@@ -267,7 +266,7 @@ class Connection:
         if self._zmq is not None:
             return self._send_zmq(self._zmq, method, path, body, timeout_s)
         if prove and self._proven is None:
-            self.disconnect()  # whatever is left of a hello that failed: nothing of ours goes over it
+            self.disconnect()  # never send data over a connection whose hello failed
         try:
             if self._http is None:
                 self._open()
@@ -290,7 +289,7 @@ class Connection:
 
     def _give_up_on_address(self, silent: bool = False) -> None:
         self.disconnect()
-        if self._edition == self._addresses.edition:  # else it was interrupted, for another manager leads now
+        if self._edition == self._addresses.edition:  # otherwise it was interrupted because another manager leads now
             self._addresses.failed(self._url, silent=silent)
 
     def _open(self) -> None:
@@ -329,7 +328,7 @@ class Connection:
     def _hello(self) -> Optional[ZmqOffer]:
         """Send hello and verify the proof. Returns the manager's zmq offer, if usable."""
         mine = self._credentials
-        if not mine.proof_key:  # a MAC without a key is anybody's
+        if not mine.proof_key:  # a MAC without a key proves nothing
             raise UnprovenManager(f"{self._url}: this agent has no key to recognise its manager by")
         nonce = session.new_nonce()
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={nonce}&to={quote(self._url)}"
@@ -341,7 +340,7 @@ class Connection:
             raise LinkDown(f"{self._url}: {reply.why}")
         if _stands_by(reply):
             proven = leadership.proves_standby(reply.data, mine.proof_key, mine.agent_id, nonce, self._url)
-            if proven or mine.agent_id.startswith(session.TOKEN_PREFIX):  # who leads proves that it knows the token
+            if proven or mine.agent_id.startswith(session.TOKEN_PREFIX):  # the leader proves that it knows the token
                 self._learn(reply)
             raise self._elsewhere(reply)
         fleet_id = reply.data.get("fleet_id")
@@ -396,7 +395,7 @@ class Connection:
         except ZmqTrouble as exc:
             self.disconnect()
             if self._channels is not None and (not self._zmq_answered or _timed_out(exc)):
-                self._channels.failed(str(exc))  # a channel that connects and says nothing is none
+                self._channels.failed(str(exc))  # a channel that connects but sends nothing is unusable
             raise LinkDown(str(exc)) from exc
         self._zmq_answered = True
         return self._of_leader(Reply(status, _json_object(answer), asked_ns))
@@ -429,13 +428,13 @@ class Connection:
         return self._of_leader(reply) if signed else reply
 
     def _of_leader(self, reply: Reply) -> Reply:
-        """A proven manager's reply, where it may count. Raises NotLeader, for the reply of one that stands by, and for
-        one whose term is lower than another manager's: nothing in it is acted on."""
+        """Accept a proven manager's reply. Raises NotLeader if it is from a standby, or if its term is lower than one
+        seen before; such a reply has no effect."""
         self._refuse_replaced(reply)
         self._learn(reply)
         if _stands_by(reply):
             raise self._elsewhere(reply)
-        if reply.status == 503 and len(self._addresses.urls()) > 1:  # it may have lost its right to lead
+        if reply.status == 503 and len(self._addresses.urls()) > 1:  # its term may have ended
             self._give_up_on_address()
         return reply
 
@@ -464,7 +463,7 @@ class Connection:
 
 
 class Caller(threading.Thread):
-    """A thread that makes one request at a time for the main loop, and hands the outcome to `deliver`.
+    """A thread that sends one request at a time for the main loop and passes the outcome to `deliver`.
 
     `deliver(tag, outcome)` is called on this thread; outcome is a Reply or a LinkDown.
     """
@@ -474,7 +473,7 @@ class Caller(threading.Thread):
         self._connection = connection
         self._deliver = deliver
         self._jobs: queue.SimpleQueue[Optional[tuple[str, Callable[[Connection], Reply]]]] = queue.SimpleQueue()
-        self.busy = False  # written by the main loop only: a request is under way or its outcome not yet handled
+        self.busy = False  # written by the main loop only: a request is in progress or its outcome is not yet handled
 
     def submit(self, tag: str, job: Callable[[Connection], Reply]) -> None:
         assert not self.busy, "one request at a time"
@@ -508,7 +507,7 @@ def heartbeat(agent_id: str, payload: dict[str, Any]) -> Callable[[Connection], 
 
 
 def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
-    """The held request for commands; the manager answers within MAX_WAIT_S."""
+    """The long poll for commands; the manager responds within MAX_WAIT_S."""
     path = f"/api/agents/{quote(agent_id)}/commands?wait={MAX_WAIT_S:g}&rev={quote(rev)}&seq={seq}"
     return lambda connection: connection.request("GET", path, timeout_s=MAX_WAIT_S + REQUEST_TIMEOUT_S)
 

@@ -52,7 +52,7 @@ class HttpAnswer:
 
 
 def split_url(url: str) -> Address:
-    """Raises ValueError where `url` is not an http(s) address."""
+    """Split a URL. Raises ValueError if it is not an http(s) URL."""
     scheme, mark, rest = url.partition("://")
     scheme = scheme.lower()
     if not mark or scheme not in DEFAULT_PORTS:
@@ -76,15 +76,15 @@ def quote(text: str) -> str:
 
 
 class HttpConnection:
-    """Connects on construction; `trust`: whose certificate is believed, where the address is one of https. Raises
-    OSError (TimeoutError included) or ValueError."""
+    """Connects on construction. `trust`: the accepted certificates, for https. Raises OSError (including TimeoutError)
+    or ValueError."""
 
     def __init__(self, address: Address, timeout_s: float, trust: Optional[Trust] = None) -> None:
         # As bytes: a name given as text is encoded with the idna codec, and that brings the Unicode database.
         host: Any = address.host.encode() if address.host.isascii() else address.host.encode("idna")
         self._netloc = address.netloc
         self._left = b""  # read, but not of the answer before
-        self._deadline = 0.0  # monotonic, of the exchange under way
+        self._deadline = 0.0  # monotonic deadline of the exchange in progress
         self.sock: socket.socket = socket.create_connection((host, address.port), timeout_s)
         if address.scheme == "https":
             self.sock = (trust or Trust()).wrap(self.sock, address.host)
@@ -124,7 +124,7 @@ class HttpConnection:
     # -------------------------------------------------------------------------------------------------- inside
 
     def _send(self, head: bytes, body: bytes) -> None:
-        """A small body goes with the head, in one packet; a large one is not copied."""
+        """Send a small body together with the head in one packet; a large one without copying it."""
         if len(body) <= PIECE_BYTES:
             head, body = head + body, b""
         for data in (head, body):
@@ -216,7 +216,7 @@ def _head(method: str, target: str, netloc: str, headers: "dict[str, str]", body
         lines.append(f"Content-Length: {len(body)}")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or " " in target:
-        raise ValueError("a header or address holds a line break or a space")  # never two requests where one is meant
+        raise ValueError("a header or address holds a line break or a space")  # prevents request smuggling
     return (text + "\r\n\r\n").encode("latin-1")
 
 

@@ -13,15 +13,15 @@ FINGERPRINT_PREFIX = "sha256:"
 
 
 class Trust:
-    """`ca`: certificates in PEM, "" = those that this machine knows. `any_name`: the CA signs for the manager alone, so
-    its certificate need not name the address. `verify=False`: believe anybody; only to ask for what is checked after.
+    """`ca`: certificates in PEM, "" = the system's. `any_name`: the CA signs only for the manager, so its certificate
+    need not name the address. `verify=False`: accept any certificate; only for data that is verified afterwards.
     """
 
     def __init__(self, ca: str = "", any_name: bool = False, verify: bool = True) -> None:
         self.ca = ca
         self.any_name = any_name
         self._verify = verify
-        self._context: Optional[Any] = None  # made once: it takes longer than a handshake
+        self._context: Optional[Any] = None  # cached, because creating it takes longer than a handshake
 
     def wrap(self, sock: socket.socket, host: str) -> socket.socket:
         """Wrap a connected socket in TLS; closes it on failure. Raises OSError (ssl.SSLError)."""
@@ -51,7 +51,7 @@ class Trust:
 
 
 def fingerprint(pem: str) -> str:
-    """sha256: and the hex digest of the (first) certificate's DER. Raises ValueError for what is none."""
+    """ "sha256:" and the hex digest of the first certificate in DER. Raises ValueError if it is not a certificate."""
     import ssl
 
     from remote_agent.protocol.digests import sha256_hex

@@ -19,13 +19,13 @@ from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import ZMQ_INLINE_BYTES, ZmqOffer
 
 PING_EVERY_MS, PONG_WITHIN_MS = 10_000, 5_000  # a busy manager is no dead one: its pongs are libzmq's own
-DEAD_AFTER_MS = 30_000  # bytes that nobody acknowledges
+DEAD_AFTER_MS = 30_000  # without an acknowledgement for this time the connection is dead
 MAX_WAITING = 16  # messages, in each direction
 _EVENT = struct.Struct("=H")
 
 
 class ZmqTrouble(Exception):
-    """The connection could not be established, or has ended; the text says why."""
+    """The connection could not be established or has ended; the text has the reason."""
 
 
 class ZmqTimeout(ZmqTrouble, TimeoutError):
@@ -49,7 +49,7 @@ class Zmq:
 
 
 def _import() -> Any:
-    """The agent runs without any site-packages (-S): they are looked through for this one import."""
+    """Import pyzmq. The agent runs without site-packages (-S), which are added for this import only."""
     try:
         import zmq
 
@@ -103,7 +103,7 @@ class ZmqWire:
         socket = self._socket = own.context.socket(self._zmq.DEALER)
         for name, value in (
             ("LINGER", 0),
-            ("RECONNECT_IVL", -1),  # we reopen a closed connection ourselves: another manager may be there
+            ("RECONNECT_IVL", -1),  # closed connections are reopened by this module, because another manager may answer
             ("CONNECT_TIMEOUT", offer.timeout_ms),
             ("HANDSHAKE_IVL", offer.timeout_ms),
             ("HEARTBEAT_IVL", PING_EVERY_MS),
@@ -124,7 +124,7 @@ class ZmqWire:
             self._poller.register(one, self._zmq.POLLIN)
 
     def connect(self) -> None:
-        """Raises ZmqTrouble unless the connection stands, with CURVE, within the offer's timeout."""
+        """Connect with CURVE. Raises ZmqTrouble if that does not succeed within the offer's timeout."""
         zmq = self._zmq
         try:
             self._socket.connect(self._where)
@@ -150,7 +150,7 @@ class ZmqWire:
     ) -> "tuple[int, bytes]":
         """Send one request. Returns (status, body). Raises ZmqTrouble (ZmqTimeout)."""
         status, answer = self._exchange(method, target, "" if self._sent_secret else secret, body, timeout_s)
-        if status == 401 and self._sent_secret:  # the manager has forgotten what this connection has shown
+        if status == 401 and self._sent_secret:  # the manager no longer knows the secret of this connection
             status, answer = self._exchange(method, target, secret, body, timeout_s)
         self._sent_secret = status != 401
         return status, answer
@@ -198,12 +198,13 @@ class ZmqWire:
             raise ZmqTrouble(f"{self._where}: the connection was closed") from exc
 
     def _answer(self, timeout_s: float) -> "tuple[int, bytes]":
-        """The answer to the request sent last; what comes late to an earlier one is passed over."""
+        """The response to the last request; late responses to earlier ones are skipped."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._wait(deadline, "no answer in time", ZmqTimeout)
             ended = self._event() in (self._zmq.EVENT_DISCONNECTED, self._zmq.EVENT_CLOSED)
-            while self._socket.getsockopt(self._zmq.EVENTS) & self._zmq.POLLIN:  # also what came just before the end
+            # including data received just before the end
+            while self._socket.getsockopt(self._zmq.EVENTS) & self._zmq.POLLIN:
                 found = self._read(self._socket.recv(self._zmq.NOBLOCK))
                 if found is not None:
                     return found

@@ -211,7 +211,7 @@ def main() -> int:
             helper.take(request)
         if helper.worn_out:
             break  # the manager starts another and asks it again
-    os._exit(0)  # threads may be in the middle of a hung connection; nobody waits for them any more
+    os._exit(0)  # do not wait for threads that are blocked in a hung connection
 
 
 if __name__ == "__main__":

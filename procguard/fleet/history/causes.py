@@ -43,7 +43,7 @@ WORDS = frozenset(
     }
 )  # fmt: skip
 SAID_BEFORE = "stopped by an operator"
-BY_OPERATOR = "asked.stop"  # what runners say of every stop: they are not told who asked
+BY_OPERATOR = "asked.stop"  # reported by runners for every stop, because they do not know the actor
 
 
 def of_exit(record: messages.ExitRecord | None) -> str:

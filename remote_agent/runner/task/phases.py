@@ -1,10 +1,10 @@
 """The phases of a TaskRunner and the table of allowed transitions. A phase says which of the worker's processes exist.
 
-      ┌──── SWEEPING (what a former runner left is being ended)
+      ┌──── SWEEPING (processes of a previous runner are being ended)
       │         │
-     NEW ───────┤                      ┌──────── BACKOFF (a pause, or no room on the disk)
+     NEW ───────┤                      ┌──────── BACKOFF (a delay, or a full disk)
                 ▼                      ▼   ▲
-      ┌───► DECIDING (nothing lives: what follows?) ───► SETTLED (nothing will live under this runner)
+      ┌───► DECIDING (no process is alive) ───► SETTLED (this runner starts no further process)
       │         │ start
       │         ├──────► PREPARING (a pre_start hook) ──┐
       │         └──────► STARTING ◄─────────────────────┘
@@ -16,8 +16,8 @@
       │    │  └─────────► ENDING (its process tree gets the stop signal, then SIGKILL)
       └────┴────────────────┘
 
-The state that is reported (protocol/states.py) follows from what was decided, not from the phase: a worker that is
-taken down because it is unhealthy stays "running" until it is gone. Plain strings, as there.
+The reported state (protocol/states.py) follows from the decision, not from the phase: a worker that is terminated
+because it is unhealthy remains "running" until it has ended. Plain strings, as there.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Renderer:
             return self._text(value) if is_template(value) else value
         if isinstance(value, (dict, list)):
             self._values += len(value)
-            if self._values > MAX_VALUES:  # aliases of aliases: a few lines of YAML name any number of values
+            if self._values > MAX_VALUES:  # nested aliases: a few lines of YAML can expand to any number of values
                 raise TemplateMistake(f"there are more than {MAX_VALUES} values in it")
         if isinstance(value, dict):
             made = {self.render(key): self.render(one) for key, one in value.items()}
