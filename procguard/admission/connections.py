@@ -236,7 +236,7 @@ class IdleTimeouts:
             self._greenlet = None
 
     def cut_all(self) -> None:
-        """End every connection that waits for its peer: no more is served."""
+        """Close every idle connection; no further requests are served."""
         for connection in list(self._connections):
             if connection.waits_since:
                 connection.cut()

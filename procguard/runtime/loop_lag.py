@@ -40,7 +40,7 @@ CodeLocation = tuple[str, str]  # what ran, and for whom
 
 
 class LagHistogram:
-    """Lags, as requests meet them: `buckets` counts those up to each of BOUNDS_S, and one more the longer ones."""
+    """A histogram of the lags that requests experience. `buckets`: counts up to each of BOUNDS_S, then longer ones."""
 
     def __init__(self) -> None:
         self.buckets = [0] * (len(BOUNDS_S) + 1)

@@ -123,7 +123,7 @@ class SecretRotation:
             if not isinstance(config, dict):
                 raise ValueError(f"{path} is not an object")
             if config.get("secret") != self._credentials.secret:
-                return False  # a deployment has brought another one; this process is about to end
+                return False  # a deployment has installed another secret; this process is about to end
             paths.write_json(path, {**config, "secret": secret}, durable=True)
             return True
 

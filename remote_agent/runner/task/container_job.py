@@ -87,7 +87,7 @@ def _note_groups(first: int, worker_dir: str) -> None:
     found = []
     for innermost in cgroup.directories_of(first) if first else ():
         directory = innermost
-        while GROUP in directory:  # its own, and what the runtime made in it
+        while GROUP in directory:  # the container's group and those that the runtime created in it
             found.append(directory)
             directory = os.path.dirname(directory)
     try:
