@@ -203,8 +203,8 @@ class Launcher:
         )
 
         def accepted(reply: RegisterReply) -> None:
-            # Once it has a key, no answer replaces it: whoever relays could leave out the manager's proof, have the
-            # launcher register as a stranger and hand it a key of their own.
+            # A stored key is never replaced: a relay could otherwise remove the manager's proof, make the launcher
+            # register as a new one, and give it a key of the relay's own.
             own.proof_key = credentials.proof_key = own.proof_key or reply.proof_key
             settings.save(directory, own)
 

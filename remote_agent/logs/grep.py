@@ -32,7 +32,7 @@ MAX_SAID_BYTES = 4 * 1024 * 1024
 PROGRESS_EVERY_S = 0.5
 MAX_HELD = 4000  # files
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
-POINT = struct.Struct("<Qd")  # of <n>.log.idx: up to this offset the bytes had come by this time
+POINT = struct.Struct("<Qd")  # a record of <n>.log.idx: the bytes before this offset were written by this time
 COLOURS = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
 
 Found = Optional["tuple[int, int]"]

@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner.failure_causes.proof import ProvenCause
 
-# Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
+# Seconds for durations. Continues while the machine sleeps and is not affected by clock changes.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TTY_ROWS, TTY_COLUMNS, TTY_TERM = 24, 80, "xterm-256color"
 
