@@ -62,7 +62,7 @@ def _measure(report: common.Report, world: SeveralManagers, url: str, options: a
     with Swarm(url, agents=options.agents, workers_per_agent=1, seed=30, token=token, keep=True) as swarm:
         swarm.wait_running(300)
         before = _instances(world.leader(), swarm_only=True)
-        with declaring(world) as declarer:
+        with declaring(world, pause_s=0.2) as declarer:
             anchor = _restarted(world, options.agents)
             for harm in HARMS:
                 took = [_round(world, declarer, harm, options.agents, number) for number in range(options.rounds)]
@@ -153,7 +153,7 @@ def _all_answered(leader: OneOfSeveral, agents: int) -> None:
         hosts = leader.get("/api/hosts")["hosts"]
         return sum(one["agent_state"] == "connected" for one in hosts)
 
-    wait_until(lambda: connected() >= agents, 120, "every agent is answered", 0.1)
+    wait_until(lambda: connected() >= agents, 120, "every agent is answered", 0.5)
 
 
 def _instances(leader: OneOfSeveral, *, swarm_only: bool) -> dict[str, tuple[int, int, int]]:
