@@ -23,6 +23,11 @@ mib = lambda text: str(int(text) // 1048576)
 if sys.argv[1].startswith("--query-gpu="):
     for i, r in enumerate(rows):
         watts = [str(int(r[3]) / 1000), str(int(r[4]) / 1000)]
+        if "pci.bus_id" in sys.argv[1]:
+            health = open({state!r} + ".health").read().splitlines()[i].split()
+            yes = ["Yes" if word != "0" else "No" for word in health[1:3]]
+            print(", ".join([str(i), f"00000000:{{0x3b + i:02X}}:00.0", health[0], *yes, health[3]]))
+            continue
         print(", ".join([str(i), f"GPU-fake-{{i}}", "Fake GPU", r[0], mib(r[1]), mib(r[2]), *watts, r[5]]))
 else:
     for i, r in enumerate(rows):
@@ -44,6 +49,10 @@ class FakeGpus:
         new = self.directory / "gpus.new"
         new.write_text("".join(line + "\n" for line in lines))
         os.replace(new, self.state)
+
+    def ail(self, *lines: str) -> None:
+        """A line "ecc pending failed throttle" for each GPU: uncorrectable errors, rows to be remapped, a bit mask."""
+        Path(f"{self.state}.health").write_text("".join(line + "\n" for line in lines))
 
     def with_library(self) -> FakeGpus:
         """Raises FileNotFoundError where there is no C compiler."""

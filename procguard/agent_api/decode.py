@@ -237,7 +237,20 @@ def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) ->
 def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
     _cut(usage, "gpu_trouble", MAX_REASON_CHARS)
     del usage.gpus[MAX_GPUS:]
+    _cut(usage, "kernel_log_trouble", MAX_REASON_CHARS)
+    del usage.gpu_faults[MAX_GPUS:]
+    for fault in usage.gpu_faults:
+        if fault.gpu is not None:
+            _within(mistakes, "usage.gpu_faults.gpu", fault.gpu, MAX_GPUS - 1)
+        _within(mistakes, "usage.gpu_faults.code", fault.code, 10**6)
+        _within(mistakes, "usage.gpu_faults.count", fault.count, 2**53)
+        _within(mistakes, "usage.gpu_faults.at", fault.at, 2**33)
+        for name in ("kind", "uuid"):
+            _cut(fault, name, MAX_NAME_CHARS)
+        _cut(fault, "detail", MAX_REASON_CHARS)
     for gpu in usage.gpus:
+        del gpu.throttled[8:]
+        gpu.throttled = [one[:MAX_NAME_CHARS] for one in gpu.throttled]
         _within(mistakes, "usage.gpus.index", gpu.index, MAX_GPUS - 1)
         for name in ("uuid", "name", "worker_id"):
             _cut(gpu, name, MAX_NAME_CHARS)
@@ -363,7 +376,7 @@ def _cut(message: Any, name: str, limit: int) -> None:
         setattr(message, name, text[:limit])
 
 
-def _within(mistakes: list[str], where: str, value: int, highest: int) -> None:
+def _within(mistakes: list[str], where: str, value: float, highest: int) -> None:
     if not 0 <= value <= highest:
         mistakes.append(f"{where}: {str(value)[:24]}, expected 0 to {highest}")
 

@@ -6,20 +6,38 @@ from procguard import hints
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import operator_task
 from procguard.console.terminal import say
+from procguard.errors import UsageError
+
+GPU = "one GPU of it, by its index, instead of the whole host"
 
 
-@operator_task(("host",), help={"host": "its name in the inventory", "reason": "reason, for other operators"})
-def cordon(host: str, reason: str = "") -> None:
-    """Place no new tasks on a host; running workers are not affected. Example: invoke cordon gpu01"""
-    connect().cordon(host, reason)
-    say(f"{host}: cordoned; what runs there runs on")
+@operator_task(
+    ("host",), help={"host": "its name in the inventory", "reason": "reason, for other operators", "gpu": GPU}
+)
+def cordon(host: str, reason: str = "", gpu: str = "") -> None:
+    """Place no new tasks on a host; running workers are not affected. Example: invoke cordon gpu01
+
+    One GPU alone: invoke cordon gpu01 --gpu 3 --reason 'Xid 79'
+    """
+    connect().cordon(host, reason, _index(gpu))
+    say(f"{_place(host, gpu)}: cordoned; what runs there runs on")
 
 
-@operator_task(("host",), help={"host": "its name in the inventory"})
-def uncordon(host: str) -> None:
+@operator_task(("host",), help={"host": "its name in the inventory", "gpu": GPU})
+def uncordon(host: str, gpu: str = "") -> None:
     """Allow tasks to be placed on a host again. Example: invoke uncordon gpu01"""
-    connect().uncordon(host)
-    say(f"{host}: uncordoned")
+    connect().uncordon(host, _index(gpu))
+    say(f"{_place(host, gpu)}: uncordoned")
+
+
+def _index(gpu: str) -> int | None:
+    if gpu and not (gpu.isdecimal() and gpu.isascii() and int(gpu) < 64):
+        raise UsageError(f"--gpu {gpu}: not the index of a GPU", "a number as nvidia-smi shows it, e.g. 3")
+    return int(gpu) if gpu else None
+
+
+def _place(host: str, gpu: str) -> str:
+    return f"{host} GPU {gpu}" if gpu else host
 
 
 @operator_task(("worker", "host"), help={"worker": "its id", "host": "the host to run it"})

@@ -175,11 +175,12 @@ class ManagerClient:
     def groups(self) -> list[Json]:
         return list(self.call("GET", "/api/groups")["groups"])
 
-    def cordon(self, host: str, reason: str) -> Json:
-        return self.call("POST", f"/api/hosts/{quote(host)}/cordon", {"reason": reason})
+    def cordon(self, host: str, reason: str, gpu: int | None = None) -> Json:
+        body: Json = {"reason": reason}
+        return self.call("POST", f"/api/hosts/{quote(host)}/cordon", body if gpu is None else {**body, "gpu": gpu})
 
-    def uncordon(self, host: str) -> Json:
-        return self.call("POST", f"/api/hosts/{quote(host)}/uncordon", {})
+    def uncordon(self, host: str, gpu: int | None = None) -> Json:
+        return self.call("POST", f"/api/hosts/{quote(host)}/uncordon", {} if gpu is None else {"gpu": gpu})
 
     def move(self, worker_id: str, host: str) -> Json:
         return self.call("POST", f"/api/workers/{quote(worker_id)}/move", {"host": host})

@@ -31,6 +31,7 @@ ALERT_CLASSES = (
     "gang_failed",
     "state",
     "rule",
+    "gpu",
 )
 # Asked for by their name alone, not by `alerts`: nothing that anybody has to be woken for.
 QUIET_CLASSES = ("finished",)

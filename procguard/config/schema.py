@@ -217,6 +217,13 @@ class Recovery(Section):
             "the manager gives up, and the number of moves of a worker to other hosts without being healthy."
         ),
     )
+    gpu_failures: Literal["log", "cordon", "move"] = Field(
+        default="log",
+        description=(
+            "What a fatal fault of a GPU causes (docs/gpu-failures.md): `log`: an event and an alert. `cordon`: also "
+            "no worker is given it. `move`: also the workers on it go to a spare, a gang as a whole."
+        ),
+    )
     causes: Annotated[dict[str, str], AfterValidator(causes_of_failure)] = Field(
         default_factory=dict,
         description=(

@@ -73,6 +73,7 @@ class FleetState:
         self.agent_status: dict[str, AgentObserved] = {}
         self.worker_status: dict[str, WorkerObserved] = {}
         self.fresh_reports: set[str] = set()  # workers reported since the last monitoring round, which clears it
+        self.faulty_gpus: set[str] = set()  # agents with GPU faults that recovery/gpu_failures.py has not seen
         self.agent_by_secret: dict[str, str] = {}
         self.agent_by_new_secret: dict[str, str] = {}  # by digest: new secrets that have not been used yet
         self.workers_version = 0  # rises when a worker or its specification is added, changed or removed

@@ -82,6 +82,7 @@ def fleet_settings(config: Config) -> FleetSettings:
         task_reassignment=config.recovery.task_reassignment,
         recovery_timeout_s=config.recovery.recovery_timeout,
         max_recovery_attempts=config.recovery.max_recovery_attempts,
+        gpu_failures=config.recovery.gpu_failures,
         causes={word: expression.read(text).for_hosts for word, text in config.recovery.causes.items()},
         keep_local_bytes=config.logs.keep_local,
         keep_attempts=config.logs.keep_attempts,

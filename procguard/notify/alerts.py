@@ -50,6 +50,8 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "archive_works": ("state", "info"),
     "alert_rule": ("rule", "warning"),
     "alert_rule_ok": ("rule", "info"),
+    "gpu_failed": ("gpu", "critical"),
+    "gpu_fault": ("gpu", "warning"),
 }
 assert {alert for alert, _ in ALERT_OF_KIND.values()} == set(ALERT_CLASSES)
 

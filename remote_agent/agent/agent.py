@@ -208,6 +208,7 @@ class Agent:
         stored = [self._journal.ack(worker_id, seq) for worker_id, seq in reply.events_acked.items()]
         self._shipper.keep(reply.keep_local_bytes, reply.keep_attempts)
         self._shipper.gather(reply.log_gather_s)
+        self._gpus.cordon(reply.cordoned_gpus)
         # Commands first: a kill comes with "desired: stopped", whose gentle stop must not get ahead of it.
         self._commands.receive(reply.commands, self.workers, boottime_ns() / 1e9, asked_ns / 1e9)
         # An answer that came twice may lie in the place of a later one: its leases count from its own heartbeat. Leases

@@ -227,6 +227,7 @@ HOST = {
     "gpu.goes_on": "it goes on with the {held} it has",
     "gpu.next_start": "its next start {why}",
     "gpu.not_recorded": "its GPUs cannot be recorded: {error}",
+    "gpu.cordoned": "GPU {index} is cordoned",
     "gpu.handed": "GPU {index} is handed to {worker}",
     "gpu.trouble": "GPU {index} cannot be used: {error}",
     "gpu.used_more": "GPU {index} is used by {users} and {more} more",

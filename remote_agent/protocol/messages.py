@@ -200,6 +200,7 @@ class AgentReply:
     ranges: list[LogRange] = field(default_factory=list)
     managers: list[str] = field(default_factory=list)  # their URLs, the leader's first; []: one manager alone
     term: int = 0  # the leader's term; a reply with a lower one than seen before is refused. 0: a single manager
+    cordoned_gpus: Union[list[str], None] = None  # uuids, or "#" and an index, to hand to nobody; None: as before
 
 
 # ------------------------------------------------------------------------------------------- agent -> manager
@@ -373,6 +374,22 @@ class GpuUsage:
     processes: list[GpuProcess] = field(default_factory=list)
     worker_id: str = ""  # the worker that it is allocated to
     trouble: str = ""  # why it cannot be read
+    throttled: list[str] = field(default_factory=list)  # hw_slowdown, hw_thermal, hw_power_brake, sw_thermal
+
+
+@record
+class GpuFault:
+    """{"kind": "xid", "code": 79, "gpu": 3, "uuid": "GPU-5c2f1f0e-0d3a-4b6e-8d8b-1f2e3d4c5b6a", "at": 1790000000.0}
+
+    `kind`: xid, sxid (the kernel's log), ecc, row_remap_pending, row_remap_failed (NVML)."""
+
+    kind: str
+    code: int = 0  # of an xid or sxid
+    gpu: Union[int, None] = None  # its index; None: of the host, or of a GPU that is not known
+    uuid: str = ""
+    at: float = 0.0  # Unix time of the last one; 0.0: the driver does not say
+    count: int = 1
+    detail: str = ""  # the rest of the kernel's line
 
 
 @record
@@ -387,6 +404,8 @@ class HostUsage:
     network_sent_bytes_per_s: Union[float, None] = None
     gpus: list[GpuUsage] = field(default_factory=list)
     gpu_trouble: str = ""  # why the GPUs that should be here cannot be read
+    gpu_faults: list[GpuFault] = field(default_factory=list)  # since the boot
+    kernel_log_trouble: str = ""  # why the kernel's log cannot be read, where there are GPUs
 
 
 @record
@@ -569,7 +588,7 @@ NESTED: dict[type, dict[str, tuple[str, type]]] = {
         "ranges": ("list", LogRange),
     },
     GpuUsage: {"processes": ("list", GpuProcess)},
-    HostUsage: {"gpus": ("list", GpuUsage)},
+    HostUsage: {"gpus": ("list", GpuUsage), "gpu_faults": ("list", GpuFault)},
     WorkerReport: {
         "last_exit": ("one", ExitRecord),
         "usage": ("one", WorkerUsage),

@@ -47,11 +47,22 @@ CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 class GpuAllocator:
     def __init__(self, agent_dir: str, measuring: GpuReadings, base_env: dict[str, str]) -> None:
         self._path = os.path.join(agent_dir, "gpus.json")
-        self.held: dict[str, list[int]] = _read(self._path)
+        self.held, self._cordoned = _read(self._path)
         self._measuring = measuring
         self._base_env = base_env
         self._waiting: set[str] = set()
         measuring.owner_of = self.owner_of
+
+    def cordon(self, gpus: Optional[list[str]]) -> None:
+        """The GPUs that the manager lets nobody have (uuids, or "#" and an index); None: as before. A worker that has
+        one already keeps it until it is stopped."""
+        if gpus is None or set(gpus) == self._cordoned:
+            return
+        self._cordoned = frozenset(gpus)
+        try:
+            self._store(self.held)
+        except OSError:
+            pass  # told again by the next answer after a restart
 
     def adopt(self, workers: Mapping[str, GpuWorker]) -> None:
         """What living processes have is known before any spec.json is written."""
@@ -117,7 +128,7 @@ class GpuAllocator:
 
     def take(self, worker_id: str, wanted: int, reading: Optional[Reading], allowed: Optional[list[int]]) -> Reason:
         """Make it `wanted` GPUs in all, those it has first. Returns "" or for what it waits. Raises OSError."""
-        chosen, reason = choose(worker_id, wanted, reading, self.held, allowed)
+        chosen, reason = choose(worker_id, wanted, reading, self.held, allowed, self._cordoned)
         if chosen is None:
             return reason
         if chosen != self.of(worker_id):
@@ -136,12 +147,18 @@ class GpuAllocator:
 
     def _store(self, held: dict[str, list[int]]) -> None:
         """On disk before anybody acts on it."""
-        paths.write_json(self._path, {"v": 1, "held": held}, durable=True)
+        content = {"v": 1, "held": held, "cordoned": sorted(self._cordoned)}
+        paths.write_json(self._path, content, durable=True)
         self.held = held
 
 
 def choose(
-    worker_id: str, wanted: int, reading: Optional[Reading], held: dict[str, list[int]], allowed: Optional[list[int]]
+    worker_id: str,
+    wanted: int,
+    reading: Optional[Reading],
+    held: dict[str, list[int]],
+    allowed: Optional[list[int]],
+    cordoned: frozenset[str] = frozenset(),
 ) -> tuple[Optional[list[int]], Reason]:
     """(the GPUs, "") or (None, why it has to wait). Pure. `allowed` None: any. `reading` None: none made yet."""
     own = held.get(worker_id, [])
@@ -161,7 +178,7 @@ def choose(
     free: list[int] = []
     busy: list[Reason] = []
     for gpu in usable:
-        why = NONE if gpu.index in own else _occupied(gpu, worker_id, held)
+        why = NONE if gpu.index in own else _occupied(gpu, worker_id, held, cordoned)
         if why:
             busy.append(why)
         elif gpu.index not in own:
@@ -175,8 +192,10 @@ def _waits(wanted: int, *why: Reason) -> Reason:
     return because("gpu.waits", n=wanted, why=list(why[:8]))
 
 
-def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]]) -> Reason:
+def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]], cordoned: frozenset[str]) -> Reason:
     """Who has this GPU, in words; "" = free."""
+    if gpu.uuid in cordoned or f"#{gpu.index}" in cordoned:
+        return because("gpu.cordoned", index=gpu.index)
     for other, indexes in held.items():
         if other != worker_id and gpu.index in indexes:
             return because("gpu.handed", index=gpu.index, worker=other)
@@ -216,16 +235,18 @@ def environment(indexes: list[int]) -> dict[str, str]:
     return {**CUDA_ORDER, CUDA_DEVICES: ",".join(str(index) for index in indexes)} if indexes else {}
 
 
-def _read(path: str) -> dict[str, list[int]]:
+def _read(path: str) -> tuple[dict[str, list[int]], frozenset[str]]:
+    """(who has which, those that nobody may have)"""
     try:
         value = paths.read_json(path)
     except (OSError, ValueError):
-        return {}
+        return {}, frozenset()
     held = value.get("held") if isinstance(value, dict) else None
-    if not isinstance(held, dict):
-        return {}
+    if not isinstance(value, dict) or not isinstance(held, dict):
+        return {}, frozenset()
+    cordoned = value.get("cordoned")
     return {
         str(key): [one for one in indexes if isinstance(one, int)]
         for key, indexes in held.items()
         if isinstance(indexes, list)
-    }
+    }, frozenset(map(str, cordoned) if isinstance(cordoned, list) else ())

@@ -14,9 +14,12 @@ import select
 import time
 from collections import namedtuple
 
-from remote_agent.protocol.hints import Any, Optional
-from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Optional
+from remote_agent.protocol.messages import GpuFault, GpuProcess, GpuUsage, WorkerUsage
 from remote_agent.telemetry import procfs
+
+if TYPE_CHECKING:  # no agent without GPUs need hold it in memory
+    from remote_agent.telemetry.kernel_log import KernelLog
 
 READ_TIMEOUT_S = 10.0
 FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first
@@ -26,8 +29,13 @@ CERTAINLY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 6
 DRIVER_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
 HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_helper.py")
 
-# present: a driver shows on this host. minors: GPU index -> N of /dev/nvidiaN.
-Reading = namedtuple("Reading", ["present", "gpus", "minors", "trouble", "source", "at"])
+MAX_FAULTS = 64
+OF_NVML = ("ecc", "row_remap_pending", "row_remap_failed")
+
+# present: a driver shows on this host. minors: GPU index -> N of /dev/nvidiaN. faults: of GPUs, since the boot.
+Reading = namedtuple(
+    "Reading", ["present", "gpus", "minors", "trouble", "source", "at", "faults", "kernel_log"], defaults=[(), ""]
+)
 NO_GPUS = Reading(False, [], {}, "", "none", 0.0)
 
 
@@ -40,7 +48,14 @@ def driver_shows(signs: tuple[str, ...] = DRIVER_SIGNS) -> bool:
 
 
 class GpuReader:
-    def __init__(self, python: str, *, read_timeout_s: float = READ_TIMEOUT_S, helper: str = HELPER) -> None:
+    def __init__(
+        self,
+        python: str,
+        *,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        helper: str = HELPER,
+        kernel_log: Optional[KernelLog] = None,
+    ) -> None:
         self._argv = [python, "-I", "-S", helper]
         self._read_timeout_s = read_timeout_s
         self._helper: Any = None  # subprocess.Popen
@@ -48,9 +63,29 @@ class GpuReader:
         self._not_before = 0.0  # monotonic
         self._answered = False
         self._last = NO_GPUS
+        if kernel_log is None:
+            from remote_agent.telemetry.kernel_log import KernelLog
+
+            kernel_log = KernelLog()
+        self._kernel_log = kernel_log
+        self._known: dict[str, tuple[int, str]] = {}  # PCI bus -> index and uuid: one that is lost has them still
+        self._broken: list[GpuFault] = []  # of the driver's last answer
 
     def read(self, now: float) -> Reading:
         """The newest reading; after a failure the old words until AGAIN_AFTER_FAILURE_S have passed. Never raises."""
+        reading = self._read(now)
+        if not reading.present:
+            return reading
+        self._kernel_log.read()  # also while the driver does not answer
+        logged = []
+        for (bus, kind, code), one in self._kernel_log.faults.items():
+            index, uuid = self._known.get(bus, (None, ""))
+            logged.append(GpuFault(kind, code, index, uuid, one.at, one.count, one.detail))
+        faults = (self._broken + sorted(logged, key=lambda one: -one.at))[:MAX_FAULTS]
+        self._last = reading._replace(faults=faults, kernel_log=self._kernel_log.trouble)
+        return self._last
+
+    def _read(self, now: float) -> Reading:
         if self._hanging is not None and self._hanging.poll() is not None:
             self._hanging = None
         if self._hanging is not None or now < self._not_before:
@@ -62,6 +97,7 @@ class GpuReader:
         try:
             data = self._ask()
             gpus = [_gpu(one) for one in data.get("gpus", []) if isinstance(one, dict)]
+            self._note_faults([one for one in data.get("gpus", []) if isinstance(one, dict)])
             minors = {int(one["index"]): one.get("minor") for one in data.get("gpus", [])}
             self._last = Reading(True, gpus, minors, str(data.get("trouble", "")), str(data.get("source")), now)
             if data.get("source") == "none":
@@ -71,7 +107,21 @@ class GpuReader:
             self._last = Reading(True, [], {}, str(exc), "none", now)
         return self._last
 
+    def _note_faults(self, gpus: list[dict[str, Any]]) -> None:
+        from remote_agent.telemetry.kernel_log import bus_of
+
+        for one in gpus:
+            if one.get("bus"):
+                self._known[bus_of(str(one["bus"]))] = int(one["index"]), str(one.get("uuid") or "")
+        self._broken = [
+            GpuFault(kind, 0, int(one["index"]), str(one.get("uuid") or ""), count=int(one[kind]))
+            for one in gpus
+            for kind in OF_NVML
+            if one.get(kind)
+        ]
+
     def end(self) -> None:
+        self._kernel_log.close()
         if self._helper is not None:
             self._helper.kill()
             self._hanging, self._helper = self._helper, None
@@ -124,7 +174,7 @@ def _read_line(fd: int, timeout_s: float) -> bytes:
 def _gpu(data: dict[str, Any]) -> GpuUsage:
     processes = [GpuProcess(int(one["pid"]), one.get("memory_bytes")) for one in data.get("processes", [])]
     names = ("uuid", "name", "utilization_percent", "memory_used_bytes", "memory_total_bytes", "power_w",
-             "power_limit_w", "temperature_c", "trouble")  # fmt: skip
+             "power_limit_w", "temperature_c", "trouble", "throttled")  # fmt: skip
     return GpuUsage(
         int(data["index"]), processes=processes, **{name: data[name] for name in names if data.get(name) is not None}
     )

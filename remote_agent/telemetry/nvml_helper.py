@@ -21,12 +21,20 @@ MAX_PROCESSES = 256
 MAX_GPUS = 64
 NOT_SUPPORTED, INSUFFICIENT_SIZE = 3, 7  # NVML's return codes
 UNKNOWN_MEMORY = 2**64 - 1
+THROTTLES = ((0x8, "hw_slowdown"), (0x20, "sw_thermal"), (0x40, "hw_thermal"), (0x80, "hw_power_brake"))
+# Older drivers know not all of them, and then answer none of a query: they are asked for apart.
+SMI_HEALTH = ("pci.bus_id", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure",
+              "clocks_throttle_reasons.active")  # fmt: skip
 SMI_FIELDS = ("index", "uuid", "name", "utilization.gpu", "memory.used", "memory.total", "power.draw",
               "enforced.power.limit", "temperature.gpu")  # fmt: skip
 
 
 class NoNvml(Exception):
     """NVML cannot be used; the text says why."""
+
+
+class _Pci(ctypes.Structure):
+    _fields_ = [("legacy", ctypes.c_char * 16), ("numbers", ctypes.c_uint * 5), ("bus", ctypes.c_char * 32)]
 
 
 class _Utilization(ctypes.Structure):
@@ -88,6 +96,7 @@ class Nvml:
             "temperature_c": self._temperature(device),
             "processes": self._processes(device),
             "trouble": "",
+            **self._health(device),
         }
         load, memory = _Utilization(), _Memory()
         if self._ask("nvmlDeviceGetUtilizationRates", device, ctypes.byref(load)) == 0:
@@ -98,6 +107,22 @@ class Nvml:
         elif code not in (None, NOT_SUPPORTED):
             gpu["trouble"] = self._words(code)
         return gpu
+
+    def _health(self, device: ctypes.c_void_p) -> dict[str, object]:
+        """Where it is, and what is wrong with it. What the driver does not say is left out."""
+        found: dict[str, object] = {}
+        pci, count = _Pci(), ctypes.c_ulonglong()
+        if self._ask("nvmlDeviceGetPciInfo_v3", device, ctypes.byref(pci)) == 0:
+            found["bus"] = pci.bus.decode("ascii", "replace")
+        uncorrected, volatile = ctypes.c_int(1), ctypes.c_int(0)  # since the driver was loaded
+        if self._ask("nvmlDeviceGetTotalEccErrors", device, uncorrected, volatile, ctypes.byref(count)) == 0:
+            found["ecc"] = count.value
+        rows = [ctypes.c_uint() for _ in range(4)]  # corrected, uncorrected, pending, failed
+        if self._ask("nvmlDeviceGetRemappedRows", device, *(ctypes.byref(one) for one in rows)) == 0:
+            found.update(row_remap_pending=int(bool(rows[2].value)), row_remap_failed=int(bool(rows[3].value)))
+        if self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", device, ctypes.byref(count)) == 0:
+            found["throttled"] = [name for bit, name in THROTTLES if count.value & bit]
+        return found
 
     def _ask(self, name: str, *arguments: object) -> int | None:
         """The call's return code; None where this library has no such call."""
@@ -156,6 +181,10 @@ def read_smi() -> list[dict[str, object]]:
     """Raises OSError (no such program) or ValueError (its words)."""
     rows = _smi("--query-gpu=" + ",".join(SMI_FIELDS))
     apps = _smi("--query-compute-apps=gpu_uuid,pid,used_memory")
+    try:
+        health = {row[0]: _smi_health(row[1:]) for row in _smi("--query-gpu=index," + ",".join(SMI_HEALTH))}
+    except ValueError:
+        health = {}
     gpus = []
     for row in rows:
         if len(row) != len(SMI_FIELDS) or not row[0].isdigit():
@@ -177,9 +206,26 @@ def read_smi() -> list[dict[str, object]]:
                     if len(app) == 3 and app[0] == row[1] and app[1].isdigit()
                 ],
                 "trouble": "",
+                **health.get(row[0], {}),
             }
         )
     return gpus
+
+
+def _smi_health(words: list[str]) -> dict[str, object]:
+    if len(words) != len(SMI_HEALTH):
+        return {}
+    found: dict[str, object] = {"bus": words[0]}
+    if words[1].isdigit():
+        found["ecc"] = int(words[1])
+    for name, word in zip(("row_remap_pending", "row_remap_failed"), words[2:4]):
+        if word in ("Yes", "No", "0", "1"):
+            found[name] = int(word in ("Yes", "1"))
+    try:
+        active = int(words[4], 16)
+    except ValueError:
+        return found
+    return {**found, "throttled": [name for bit, name in THROTTLES if active & bit]}
 
 
 def _smi(query: str) -> list[list[str]]:

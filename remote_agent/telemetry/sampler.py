@@ -205,6 +205,7 @@ class Measuring:
                 fill_usage(worker.usage, worker.worker_id, reading.gpus, worker.gpus)
         if self._host is not None:
             self._host.gpus, self._host.gpu_trouble = reading.gpus, reading.trouble
+            self._host.gpu_faults, self._host.kernel_log_trouble = list(reading.faults), reading.kernel_log
         return self._host
 
     def gpus_of(self, worker_id: str) -> list[GpuUsage]:

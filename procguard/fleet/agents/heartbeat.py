@@ -118,6 +118,8 @@ class HeartbeatProcessor:
         acked = self._take_events(tx, agent, beat.events)
         for result in beat.results:
             self._take_result(tx, result, agent.agent_id)
+        if beat.usage is not None and beat.usage.gpu_faults:
+            self._state.faulty_gpus.add(agent.agent_id)
         for report in beat.workers:
             self._take_report(tx, agent, report)
         self._finish_removals(tx, agent, beat)

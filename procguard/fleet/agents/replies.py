@@ -63,6 +63,7 @@ class ReplyBuilder:
             log_gather_s=self._state.settings.log_gather_s(len(self._state.workers_by_id)),
             managers=list(self._state.leadership.manager_urls()),
             term=self._state.leadership.term,
+            cordoned_gpus=sorted(self._state.agent(agent_id).gpu_cordons),
         )
 
     def nothing_new(self, rev: str) -> messages.AgentReply:

@@ -244,7 +244,7 @@ class AgentRecord(Record):
     """One agent: deployed (named after its host) or a hand-started launcher."""
 
     TABLE, KEY, SHOWN_IN = "agents", "agent_id", "hosts"
-    UNSHOWN = frozenset({"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "ended_wall"})
+    UNSHOWN = frozenset({"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "ended_wall", "gpu_faults"})
     NESTED: ClassVar[Mapping[str, type[Any]]] = {
         "cordon": HostCordon,
         "rotation": PendingRotation,
@@ -273,6 +273,10 @@ class AgentRecord(Record):
     inventory: str = ""  # the inventory that declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": unknown
     undeclared: bool = False  # that inventory no longer names it
     cordon: HostCordon | None = None
+    gpu_cordons: Mapping[str, HostCordon] = field(default_factory=dict)  # uuid, or "#" and an index
+    gpu_faults: Mapping[str, float] = field(
+        default_factory=dict
+    )  # fleet/agents/gpu_faults.py: what is known, since when
     failures: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
     rotation: PendingRotation | None = None
     next_sha256: str = ""  # of the new secret, until it is used
@@ -286,6 +290,7 @@ class AgentRecord(Record):
     @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
         values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
+        values["gpu_cordons"] = {key: nested(HostCordon, one) for key, one in values["gpu_cordons"].items()}
         values["failures"] = tuple(nested(HostFailure, one) for one in values["failures"])
 
 

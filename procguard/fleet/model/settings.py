@@ -31,6 +31,7 @@ class FleetSettings:
     keep_local_bytes: int = 256 * 1024 * 1024  # logs.keep_local, for the agents
     keep_attempts: int = 50  # logs.keep_attempts, for the agents
     pending_launchers: int = 100  # web.limits.pending_launchers
+    gpu_failures: str = "log"  # recovery.gpu_failures: log, cordon or move
     causes: dict[str, str] = field(default_factory=dict)  # recovery.causes, for Python's re
     groups: Mapping[str, GroupPolicy] = field(default_factory=dict)  # `groups`; takes precedence over inventories
 

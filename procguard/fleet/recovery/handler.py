@@ -15,6 +15,7 @@ from procguard.fleet.history import causes
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, SpentRecovery, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.recovery.gpu_failures import GpuFailures
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from procguard.fleet.recovery.policy import Incident, RecoveryPolicy, SshProbe, decide
 from procguard.fleet.recovery.reassignment import Reassignment
@@ -63,6 +64,7 @@ class FailureHandler:
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
         self.tasks = Reassignment(fleet, settings)
+        self.gpus = GpuFailures(fleet)
         fleet.state.failing.subscribe(self.worker_failed)
         fleet.state.show_recoveries(self.recoveries)
 
@@ -81,6 +83,7 @@ class FailureHandler:
             if not self._has_returned(incident):  # changed while other greenlets ran; the next round closes it
                 self._advance(incident, now)
         self.tasks.tick(self._policy(now), self._agent_coming_s, now)
+        self.gpus.tick(now)
         self._fleet.placement.moved(now)
         with self._later(now) as tx:
             for record in self._fleet.state.command_queue.expire(tx):

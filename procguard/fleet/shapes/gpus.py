@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from remote_agent.protocol.messages import GpuUsage
+from procguard.fleet.model.clock import iso
+from procguard.fleet.model.records import AgentRecord
+from procguard.fleet.telemetry.gpu_faults import gpu_key, is_fatal, meaning
+from remote_agent.protocol.messages import GpuFault, GpuUsage
 
-State = Literal["free", "busy", "idle", "hung", "other", "nobody", "lost"]
+State = Literal["free", "failed", "busy", "idle", "hung", "other", "nobody", "lost"]
 BUSY_PERCENT = 5.0  # below this utilisation a GPU counts as idle
 OWN_BYTES = 1 << 30  # memory that the driver and a desktop use themselves
 
 
+MAX_SHOWN = 8  # faults of one GPU
+
+
+class GpuFaultView(TypedDict):
+    """What its host has reported of it since the boot; `fatal`: it needs a reset or a replacement."""
+
+    kind: str
+    code: int
+    fatal: bool
+    at: str | None
+    count: int
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+
+
+class GpuCordonView(TypedDict):
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+    actor: str
+    at: str | None
+
+
 class GpuView(TypedDict):
-    """`state`: `free`; allocated to a worker and `busy`, `idle`, or `hung` (its worker looks hung); used by `other`
-    processes; `nobody`: memory is in use, and no process is known that uses it; `lost`: it cannot be read."""
+    """`state`: `free`; `failed`: cordoned, or with a fault that needs a reset or a replacement; allocated to a worker and
+    `busy`, `idle`, or `hung` (its worker looks hung); used by `other` processes; `nobody`: memory is in use, and no
+    process is known that uses it; `lost`: it cannot be read."""
 
     agent: str
     host: str
@@ -30,18 +59,37 @@ class GpuView(TypedDict):
     temperature_c: float | None
     power_w: float | None
     trouble: str
+    throttled: list[str]
+    faults: list[GpuFaultView]
+    cordoned: GpuCordonView | None
 
 
-def view(gpu: GpuUsage, agent: str, host: str, *, away: bool, hung: frozenset[str]) -> GpuView:
-    """`away`: its host is unreachable; `hung`: ids of the workers that look hung."""
+def view(
+    gpu: GpuUsage,
+    agent: AgentRecord,
+    faults: Sequence[GpuFault] = (),
+    *,
+    away: bool = False,
+    hung: frozenset[str] = frozenset(),
+) -> GpuView:
+    """`faults`: of its host. `away`: its host is out of reach; `hung`: the workers that look hung."""
+    own = [one for one in faults if gpu_key(one.uuid, one.gpu) == gpu_key(gpu.uuid, gpu.index)]
+    cordon = agent.gpu_cordons.get(gpu.uuid) or agent.gpu_cordons.get(f"#{gpu.index}")
+    failed = cordon is not None or any(is_fatal(one) for one in own)
     workers = {process.worker_id for process in gpu.processes if process.worker_id} | ({gpu.worker_id} - {""})
     others = [f"{one.pid} {one.user} {one.name}".strip() for one in gpu.processes if not one.worker_id]
     return {
-        "agent": agent,
-        "host": host,
+        "agent": agent.agent_id,
+        "host": agent.host,
         "index": gpu.index,
         "name": gpu.name,
-        "state": "lost" if away or gpu.trouble else _state(gpu, workers, bool(others), hung),
+        "state": "lost"
+        if away
+        else "failed"
+        if failed
+        else "lost"
+        if gpu.trouble
+        else _state(gpu, workers, bool(others), hung),
         "workers": sorted(workers),
         "others": others,
         "utilization_percent": gpu.utilization_percent,
@@ -50,6 +98,31 @@ def view(gpu: GpuUsage, agent: str, host: str, *, away: bool, hung: frozenset[st
         "temperature_c": gpu.temperature_c,
         "power_w": gpu.power_w,
         "trouble": gpu.trouble,
+        "throttled": gpu.throttled,
+        "faults": [_fault_view(one) for one in own[:MAX_SHOWN]],
+        "cordoned": None
+        if cordon is None
+        else GpuCordonView(
+            reason=str(cordon.reason),
+            reason_code=cordon.reason.code,
+            reason_params=dict(cordon.reason.params),
+            actor=cordon.actor,
+            at=cordon.at,
+        ),
+    }
+
+
+def _fault_view(fault: GpuFault) -> GpuFaultView:
+    reason = meaning(fault)
+    return {
+        "kind": fault.kind,
+        "code": fault.code,
+        "fatal": is_fatal(fault),
+        "at": iso(fault.at) if fault.at else None,
+        "count": fault.count,
+        "reason": str(reason),
+        "reason_code": reason.code,
+        "reason_params": dict(reason.params),
     }
 
 

@@ -81,7 +81,12 @@ class PlacementService:
         beat = self._state.agent_status[agent_id].heartbeat
         if beat is None or beat.usage is None:
             return None
-        usable = [gpu for gpu in beat.usage.gpus if not gpu.trouble]
+        cordoned = self._state.agents_by_id[agent_id].gpu_cordons
+        usable = [
+            gpu
+            for gpu in beat.usage.gpus
+            if not gpu.trouble and gpu.uuid not in cordoned and f"#{gpu.index}" not in cordoned
+        ]
         free = sum(1 for gpu in usable if not gpu.worker_id and not gpu.processes)
         promised = sum(worker.spec.gpus for worker in workers if worker.desired == "running")
         return max(0, min(free, len(usable) - promised))
@@ -223,6 +228,39 @@ class PlacementService:
             with self._state.transaction(now, actor) as tx:
                 tx.edit(agent).cordon = None
                 tx.event("host_uncordoned", host=host, reason=because("host.uncordoned"))
+
+    def cordon_gpu(self, host: str, index: int, reason: str, actor: str, now: Now) -> None:
+        """One GPU of a host is given to no worker; one that has it keeps it until it is stopped. Durable."""
+        agent = self._deployed(host)
+        with self._state.transaction(now, actor) as tx:
+            why = reason_of(reason) or because("host.cordoned")
+            cordon = HostCordon(why, actor, iso(now.wall))
+            tx.edit(agent).gpu_cordons = {**agent.gpu_cordons, self._gpu_key(agent, index): cordon}
+            tx.event(
+                "gpu_cordoned", host=host, reason=because("gpu.fault", index=index, fault=why), evidence={"gpu": index}
+            )
+
+    def uncordon_gpu(self, host: str, index: int, actor: str, now: Now) -> None:
+        """Workers may be given that GPU again. Durable."""
+        agent = self._deployed(host)
+        keys = {f"#{index}", self._gpu_key(agent, index)} & set(agent.gpu_cordons)
+        if keys:
+            with self._state.transaction(now, actor) as tx:
+                left = {key: one for key, one in agent.gpu_cordons.items() if key not in keys}
+                tx.edit(agent).gpu_cordons = left
+                reason = because("gpu.fault", index=index, fault=because("gpu.usable"))
+                tx.event("gpu_uncordoned", host=host, reason=reason, evidence={"gpu": index})
+
+    def _gpu_key(self, agent: AgentRecord, index: int) -> str:
+        """Raises NotFound where its last heartbeat names no such GPU, and none of that number is cordoned."""
+        beat = self._state.agent_status[agent.agent_id].heartbeat
+        gpus = beat.usage.gpus if beat is not None and beat.usage is not None else []
+        for gpu in gpus:
+            if gpu.index == index:
+                return gpu.uuid or f"#{index}"
+        if f"#{index}" in agent.gpu_cordons:
+            return f"#{index}"
+        raise NotFound(f"{agent.host} reports no GPU {index}", "list them: GET /api/gpus", code="unknown_gpu")
 
     def note_failure(self, tx: Transaction, agent_id: str, kind: failure_history.Kind, what: Reason) -> None:
         """Add an entry to the host's failure history."""

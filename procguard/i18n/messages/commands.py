@@ -535,6 +535,10 @@ CHINESE: dict[str, str] = {
     ),
     "List the alerts on measurements that fire now.": "列出正在触发的测量告警。",
     "its id, or an alert of invoke notify.firing": "其 ID，或 invoke notify.firing 所列的告警",
+    "one GPU of it, by its index, instead of the whole host": "仅其中一个 GPU（按编号），而不是整台主机",
+    "--gpu {}: not the index of a GPU": "--gpu {}：不是 GPU 编号",
+    "a number as nvidia-smi shows it, e.g. 3": "nvidia-smi 显示的编号，例如 3",
+    "One GPU alone: invoke cordon gpu01 --gpu 3 --reason 'Xid 79'": "仅一个 GPU：invoke cordon gpu01 --gpu 3 --reason 'Xid 79'",
     "nothing fires": "没有正在触发的告警",
     "no rules are configured; see docs/notifications.md": "尚未配置规则，参见 docs/notifications.md",
     # mutes

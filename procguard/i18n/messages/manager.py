@@ -409,6 +409,8 @@ CHINESE: dict[str, str] = {
     "words of up to 40 small letters, digits and _ as causes, not {}": "原因应为至多 40 个小写字母、数字和 _，而不是 {}",
     "regular expressions as RE2 reads them: {}": "RE2 正则表达式：{}",
     "no mute {}": "没有静默 {}",
+    "{} reports no GPU {}": "{} 没有上报 GPU {}",
+    "list them: GET /api/gpus": "列出：GET /api/gpus",
     "no alert {} fires": "没有正在触发的告警 {}",
     "list them: invoke notify.firing": "列出：invoke notify.firing",
     "as GET /api/alerts names it": "与 GET /api/alerts 所列一致",

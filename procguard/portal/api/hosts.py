@@ -37,10 +37,20 @@ class AgentLogQuery:
     bytes: int = whole(DEFAULT_LOG_BYTES, 1, MAX_LOG_BYTES)
 
 
-class ReasonRequest(RequestBody):
-    """{"reason": "fan is loud"}"""
+GpuIndex = Annotated[int, Field(ge=0, le=63, strict=True)]
+
+
+class CordonRequest(RequestBody):
+    """{"reason": "fan is loud", "gpu": 3}: without `gpu` the whole host."""
 
     reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
+    gpu: GpuIndex | None = None
+
+
+class UncordonRequest(RequestBody):
+    """{"gpu": 3}: without `gpu` the whole host."""
+
+    gpu: GpuIndex | None = None
 
 
 # ------------------------------------------------------------------------------------------------ what is answered
@@ -186,16 +196,25 @@ class HostsApi(Resource):
         "/api/hosts/<host>/cordon", "operator", tag="hosts", zh="禁止调度新任务到该主机", body_optional=True,
         errors=(404, 409), example={"reason": "fan is loud"},
     )  # fmt: skip
-    def cordon(self, host: str, caller: Principal, body: ReasonRequest) -> OfHost:
-        """No new tasks there by the manager's choice."""
-        http_io.note_change(body.reason)
-        self.fleet.placement.cordon(host, body.reason, caller.actor, clock.read())
+    def cordon(self, host: str, caller: Principal, body: CordonRequest) -> OfHost:
+        """No new tasks there by the manager's choice.
+
+        With `gpu`, no worker is given that GPU of the host.
+        """
+        http_io.note_change(body.reason if body.gpu is None else f"GPU {body.gpu}: {body.reason}")
+        if body.gpu is None:
+            self.fleet.placement.cordon(host, body.reason, caller.actor, clock.read())
+        else:
+            self.fleet.placement.cordon_gpu(host, body.gpu, body.reason, caller.actor, clock.read())
         return OfHost(host, "cordoned")
 
-    @post("/api/hosts/<host>/uncordon", "operator", tag="hosts", zh="恢复调度", errors=(404, 409))
-    def uncordon(self, host: str, caller: Principal) -> OfHost:
-        """Uncordon a host: new tasks may be placed there again."""
-        self.fleet.placement.uncordon(host, caller.actor, clock.read())
+    @post("/api/hosts/<host>/uncordon", "operator", tag="hosts", zh="恢复调度", body_optional=True, errors=(404, 409))
+    def uncordon(self, host: str, caller: Principal, body: UncordonRequest) -> OfHost:
+        """Uncordon a host, or with `gpu` one of its GPUs: new tasks may be placed there again."""
+        if body.gpu is None:
+            self.fleet.placement.uncordon(host, caller.actor, clock.read())
+        else:
+            self.fleet.placement.uncordon_gpu(host, body.gpu, caller.actor, clock.read())
         return OfHost(host, "uncordoned")
 
     @post(

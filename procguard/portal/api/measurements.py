@@ -105,8 +105,9 @@ class GpusApi(Resource):
     def gpus(self) -> bottle.HTTPResponse:
         """Every GPU of the fleet, by host and index.
 
-        As its host's last heartbeat said; `state` is `free`, `busy`, `idle`, `hung`, `other` (processes of nobody's
-        worker), `nobody` (memory in use without a process) or `lost` (it cannot be read, or its host is out of reach).
+        As its host's last heartbeat said; `state` is `free`, `failed` (cordoned, or with a fatal fault), `busy`,
+        `idle`, `hung`, `other` (processes of nobody's worker), `nobody` (memory in use without a process) or `lost`
+        (it cannot be read, or its host is out of reach).
         With an ETag: 304 while nothing of it has changed.
         """
         state = self.fleet.state
@@ -115,8 +116,10 @@ class GpusApi(Resource):
         for agent_id in sorted(state.agents_by_id):
             host = state.host_source(agent_id)
             found = [
-                gpus.view(gpu, agent_id, host.agent.host, away=host.seen.state != "connected", hung=hung)
-                for gpu in (host.usage.gpus if host.usage else ())
+                gpus.view(gpu, host.agent, usage.gpu_faults, away=host.seen.state != "connected", hung=hung)
+                for usage in (host.usage,)
+                if usage is not None
+                for gpu in usage.gpus
             ]
             known = machines.get(host.agent.host)
             if found and (

@@ -69,6 +69,7 @@ _OF_GPU: tuple[tuple[str, str, Callable[[messages.GpuUsage], float | None]], ...
     ("memory_bytes", "GPU memory", lambda g: g.memory_total_bytes),
     ("power_watts", "Power drawn", lambda g: g.power_w),
     ("temperature_celsius", "Temperature", lambda g: g.temperature_c),
+    ("throttled", "1 while its clocks are held down by heat or power", lambda g: float(bool(g.throttled))),
 )
 
 

@@ -17,7 +17,7 @@ import { kindName, pageHead, pickList, transition } from './parts.js';
 
 const STEP = 200; // rows drawn at first, and with each "show more"
 const OF_OPERATION = 100; // events of one operation that its row unfolds to
-const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'archive_failing', 'host_disk_full', 'alert_rule', 'agent_restart_failed', 'agent_upgrade_failed'];
+const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'archive_failing', 'host_disk_full', 'alert_rule', 'gpu_failed', 'gpu_fault', 'agent_restart_failed', 'agent_upgrade_failed'];
 const FIELDS = { kind: 'kind', host: 'host', actor: 'actor', worker: 'worker_id' };
 const NO_FILTER = { q: '', kind: '', reason_code: '', host: '', actor: '', worker: '', operation: '', since: '', until: '' };
 

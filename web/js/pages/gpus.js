@@ -4,17 +4,18 @@ import { getAgain } from '../api.js';
 import { gpuCharts } from '../chartpanel.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { debounced, fill, h, keyed, setAttr, setText, show } from '../dom.js';
-import { compareNames, formatBytes, formatPercent } from '../format.js';
 import { Follower } from '../follower.js';
+import { compareNames, formatAge, formatBytes, formatPercent } from '../format.js';
 import { Grid } from '../grid.js';
 import { formatNumber, t } from '../i18n.js';
+import { actorName, reasonOf } from '../reasons.js';
 import { go, link, replaceQuery } from '../router.js';
 import { textCell } from '../table.js';
 import { pageHead } from './parts.js';
 
 /** In the order of who looks for one: what may be taken, then what is wrong. */
-const STATES = ['free', 'hung', 'idle', 'nobody', 'other', 'lost', 'busy'];
-const GLYPHS = { free: '○', busy: '●', idle: '◐', hung: '!', other: '◆', nobody: '?', lost: '✖' };
+const STATES = ['free', 'failed', 'hung', 'idle', 'nobody', 'other', 'lost', 'busy'];
+const GLYPHS = { free: '○', failed: '✖', busy: '●', idle: '◐', hung: '!', other: '◆', nobody: '?', lost: '–' };
 
 const free = (gpu) => (gpu.memory_total_bytes || 0) - (gpu.memory_used_bytes || 0);
 const SORTS = {
@@ -114,7 +115,7 @@ function readQuery(query) {
 }
 
 function matches(gpu, words) {
-  const text = [gpu.host, gpu.agent, gpu.name, ...gpu.workers, ...gpu.others, t(`gpu.${gpu.state}`)].join('\n').toLowerCase();
+  const text = [gpu.host, gpu.agent, gpu.name, ...gpu.workers, ...gpu.others, ...faultWords(gpu), t(`gpu.${gpu.state}`)].join('\n').toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
@@ -220,11 +221,18 @@ function whoseCell() {
   const cell = h('span', {}, workers, rest);
   cell.update = (gpu) => {
     keyed(workers, gpu.workers, (id) => id, workerLink);
-    const text = gpu.trouble || gpu.others.join(', ');
+    const text = [...faultWords(gpu), gpu.trouble || gpu.others.join(', ')].filter(Boolean).join(t('worker.joint'));
     setText(rest, text);
     setAttr(cell, 'title', [...gpu.workers, text].filter(Boolean).join(', '));
   };
   return cell;
+}
+
+function faultWords(gpu) {
+  const words = gpu.faults.map((fault) => (fault.at ? `${reasonOf(fault)} (${formatAge(fault.at)})` : reasonOf(fault)));
+  if (gpu.cordoned) words.unshift(t('gpu.cordoned', { actor: actorName(gpu.cordoned.actor) }));
+  if (gpu.throttled.length) words.push(t('gpu.throttled', { why: gpu.throttled.join(', ') }));
+  return words;
 }
 
 function workerLink(id) {
