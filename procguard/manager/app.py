@@ -151,6 +151,7 @@ class Manager:
             muted=lambda event: self.mutes.cover(event["at"], self._facts_of(event)),
             last_lines=logs.last_lines,
             notified_of_ends=routes.notified_of_ends,
+            keep=self._keep_message,
         )
         bus.events.subscribe(self.notifier.take)
         self._state: FleetState | None = None  # None until the state is read, because reading it creates events
@@ -408,6 +409,13 @@ class Manager:
             with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
                 for name, record in moved.items():
                     tx.put("notifier", name, dict(record))
+
+    def _keep_message(self, target: str, progress: dict[str, Any]) -> None:
+        """Store which alerts a message is about before it is sent: a later leader sends it again as the same. Where it
+        cannot be stored, it is sent nevertheless."""
+        with contextlib.suppress(ProcGuardError):
+            with self.fleet.state.transaction(clock.read(), "manager") as tx:
+                tx.put("notifier", target, dict(progress))
 
     def _emit_event(self, kind: str, reason: Reason, now: clock.Now) -> None:
         with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:

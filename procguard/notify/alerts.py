@@ -66,6 +66,11 @@ def classified(event: Event) -> tuple[str, Severity]:
     return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
 
 
+def kind_of(event: Event) -> str:
+    """Of the group that it goes into: `AlertGroup.kind`."""
+    return "|".join(classified(event))
+
+
 def among(asked: Sequence[str], event: Event) -> bool:
     """Whether `asked` includes this event's class. A failure also counts as `finished`."""
     alert, _ = classified(event)
@@ -96,6 +101,7 @@ class AlertGroup:
     last_at: str = ""
     count: int = 0
     first_seq: int = 0
+    last_seq: int = 0
     events: list[Event] = field(default_factory=list)  # the newest
     names: dict[str, None] = field(default_factory=dict)  # subjects, in the order they came
 
@@ -104,9 +110,14 @@ class AlertGroup:
         """Whether the group's alerts are about workers that have ended."""
         return self.alert in (FINISHED[0], "failed")
 
+    @property
+    def kind(self) -> str:
+        return f"{self.alert}|{self.severity}"
+
     def add(self, event: Event) -> None:
         self.first_at = self.first_at or str(event["at"])
         self.first_seq = self.first_seq or int(event.get("seq") or 0)
+        self.last_seq = max(self.last_seq, int(event.get("seq") or 0))
         self.last_at = str(event["at"])
         self.count += 1
         self.events = [*self.events, event][-SAMPLES:]
@@ -120,6 +131,7 @@ class Gathering:
     def __init__(self, target: AlertTarget) -> None:
         self._target = target
         self._groups: dict[tuple[str, Severity], AlertGroup] = {}
+        self._closed: list[AlertGroup] = []  # nothing is added to them; sent first
         self._sent_at: OrderedDict[tuple[str, ...], float] = OrderedDict()  # (kind, subject, …) -> when
         self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
         self._reported_silent: set[str] = set()  # hosts whose silence was reported: their return is reported too
@@ -127,17 +139,23 @@ class Gathering:
 
     @property
     def queued(self) -> int:
-        return sum(group.count for group in self._groups.values())
+        return sum(group.count for group in (*self._closed, *self._groups.values()))
 
     @property
     def oldest_seq(self) -> int | None:
         """The seq of the oldest event not yet reported to this target; None if there is none."""
         silent = (int(event.get("seq") or 0) for _, event in self._silent.values())
-        return min((*(group.first_seq for group in self._groups.values()), *silent), default=None)
+        groups = (*self._closed, *self._groups.values())
+        return min((*(group.first_seq for group in groups), *silent), default=None)
 
     @property
     def waiting(self) -> bool:
-        return bool(self._groups)
+        return bool(self._groups or self._closed)
+
+    def close(self) -> None:
+        """What was added so far is a message of its own, whatever follows."""
+        self._closed += self._groups.values()
+        self._groups = {}
 
     def take(self, event: Event, now: float, routed: bool = False) -> None:
         """Add an event. `routed`: included regardless of the target's own classes."""
@@ -187,6 +205,8 @@ class Gathering:
 
     def pop(self) -> AlertGroup | None:
         """Remove and return the group that has waited longest; None if there is none."""
+        if self._closed:
+            return self._closed.pop(0)
         return self._groups.pop(next(iter(self._groups))) if self._groups else None
 
 

@@ -27,11 +27,13 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 RETRY_FOR_S = 900.0  # a message older than this is dropped: what is newer says more
 
+WAITING_CLASS = "host_unreachable"  # its alerts are sent late, those of later events before them
 LAST_LINES = 5  # of a log, for a target that gets `finished`
 
 log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
+Progress = dict[str, Any]  # of one target: what is delivered, and the message under way
 
 
 @dataclass
@@ -57,6 +59,8 @@ class _Loop:
         self.sending = 0  # alerts in the message under way
         self.sending_seq: int | None = None  # the first of them
         self.taken_seq = 0  # the last event that was looked at
+        self.done: dict[str, int] = {}  # kind of group -> the last event of it that was delivered or dropped
+        self.message: list[Any] | None = None  # under way: its group's kind, first and last event
         self.retry_at: float | None = None  # monotonic
         self._notifier = notifier
         self._undelivered = 0
@@ -79,6 +83,28 @@ class _Loop:
         waiting = [seq for seq in (self.gathering.oldest_seq, self.sending_seq) if seq is not None]
         return min((self.taken_seq, *(seq - 1 for seq in waiting)))
 
+    @property
+    def progress(self) -> Progress:
+        done = {kind: seq for kind, seq in self.done.items() if seq > self.cursor}
+        more = {"done": done, "message": self.message}
+        return {"seq": self.cursor, **{name: value for name, value in more.items() if value}}
+
+    def resume(self, kept: Progress, events: Sequence[Event], now: float) -> None:
+        """Take `events`, those behind the cursor, again: those of a message that was under way as that message, so that
+        it has the same id; none of a message that was delivered."""
+        done = {str(kind): int(seq) for kind, seq in (kept.get("done") or {}).items()}
+        kind, first, last = kept.get("message") or ("", 0, 0)
+        under_way = [one for one in events if alerts.kind_of(one) == kind and first <= one["seq"] <= last]
+        routed, muted, name = self._notifier.routed, self._notifier.muted, self.target.name
+        for event in under_way:
+            self.take(event, now, name in routed(event), muted(event))
+        self.gathering.close()
+        for event in events:
+            waits = alerts.classified(event)[0] == WAITING_CLASS
+            if event not in under_way and (waits or event["seq"] > done.get(alerts.kind_of(event), 0)):
+                self.take(event, now, name in routed(event), muted(event))
+        self.done = done
+
     def run(self) -> None:
         while True:
             try:
@@ -97,7 +123,9 @@ class _Loop:
         gevent.sleep(self.target.group_wait)
         while (group := self.gathering.pop()) is not None:
             self.sending, self.sending_seq = group.count, group.first_seq
+            self.message = [group.kind, group.first_seq, group.last_seq]
             try:
+                self._notifier.keep(self.target.name, self.progress)
                 self._deliver(
                     alerts.compose(
                         group,
@@ -108,8 +136,9 @@ class _Loop:
                         self._notifier.tails(group, self._lines),
                     )
                 )
+                self.done[group.kind] = max(group.last_seq, self.done.get(group.kind, 0))
             finally:
-                self.sending, self.sending_seq = 0, None
+                self.sending, self.sending_seq, self.message = 0, None, None
         gevent.sleep(self.target.min_interval)
 
     def _deliver(self, message: Message) -> None:
@@ -185,8 +214,10 @@ class Notifier:
         last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
         notified_of_ends: Container[str] = (),
         routes: Sequence[Mapping[str, Any]] = (),
+        keep: Callable[[str, Progress], None] = lambda name, progress: None,
     ) -> None:
         """`routed(event)`: the targets that get it by a route. `muted(event)`: it goes to nobody.
+        `keep(target, progress)`: store it before a message is sent; returns once it is durable, or cannot be.
         `last_lines(worker, attempt, most)`: of its log. `notified_of_ends`: who gets `finished` by a route. `routes`:
         as they are shown."""
         self.fleet_id = fleet_id
@@ -195,34 +226,38 @@ class Notifier:
         self.routed, self.muted, self.notified_of_ends = routed, muted, notified_of_ends
         self.routes = list(routes)
         self._last_lines = last_lines
+        self.keep = keep
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
         self._first_seq = 0  # of the events of this run of the manager
-        self._kept: dict[str, int] = {}
+        self._kept: dict[str, Progress] = {}
 
     def resume(self, kept: Mapping[str, Mapping[str, Any]], events: Sequence[Event], wall: float) -> None:
         """Resume the deliveries of an earlier run or leader. `events`: the newest of the history; those after each
         target's cursor are sent unless they are too old."""
-        self._kept = {name: int(kept[name]["seq"]) for name in self._loops if name in kept}
+        self._kept = {name: dict(kept[name]) for name in self._loops if name in kept}
         since, now = iso(wall - self.retry_for_s) or "", clock.read().monotonic
         for name in set(self._loops) - set(self._kept):  # a new target begins with what is to come
             self._loops[name].taken_seq = max((event["seq"] for event in events), default=0)
-        for name, cursor in self._kept.items():
-            loop = self._loops[name]
+        for name, progress in self._kept.items():
+            loop, cursor = self._loops[name], int(progress["seq"])
             loop.taken_seq = max(loop.taken_seq, cursor)
-            for event in events:
-                if cursor < event["seq"] and event["at"] >= since and not 0 < self._first_seq <= event["seq"]:
-                    loop.take(event, now, name in self.routed(event), self.muted(event))
+            behind = [
+                event
+                for event in events
+                if cursor < event["seq"] and event["at"] >= since and not 0 < self._first_seq <= event["seq"]
+            ]
+            loop.resume(progress, behind, now)
 
-    def tables(self) -> dict[str, dict[str, dict[str, int]]]:
-        """The cursors in the form of the store's tables."""
-        return {"notifier": {name: {"seq": loop.cursor} for name, loop in self._loops.items()}}
+    def tables(self) -> dict[str, dict[str, Progress]]:
+        """What is delivered, in the form of the store's tables."""
+        return {"notifier": {name: loop.progress for name, loop in self._loops.items()}}
 
-    def moved(self) -> dict[str, dict[str, int]]:
-        """The cursors changed since the previous call, for the store."""
-        cursors = {name: loop.cursor for name, loop in self._loops.items()}
-        found = {name: {"seq": seq} for name, seq in cursors.items() if seq != self._kept.get(name)}
-        self._kept = cursors
+    def moved(self) -> dict[str, Progress]:
+        """What has changed of it since the previous call, for the store."""
+        now = {name: loop.progress for name, loop in self._loops.items()}
+        found = {name: progress for name, progress in now.items() if progress != self._kept.get(name)}
+        self._kept = now
         return found
 
     def start(self) -> None:

@@ -42,8 +42,8 @@ class GpuCordonView(TypedDict):
 
 
 class GpuView(TypedDict):
-    """`state`: `free`; `failed`: cordoned, or with a fault that needs a reset or a replacement; allocated to a worker and
-    `busy`, `idle`, or `hung` (its worker looks hung); used by `other` processes; `nobody`: memory is in use, and no
+    """`state`: `free`; `failed`: cordoned, or with a fault that needs a reset or a replacement; allocated to a worker
+    and `busy`, `idle`, or `hung` (its worker looks hung); used by `other` processes; `nobody`: memory is in use, and no
     process is known that uses it; `lost`: it cannot be read."""
 
     agent: str

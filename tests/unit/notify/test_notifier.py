@@ -163,3 +163,30 @@ def test_what_was_not_delivered_is_sent_by_the_next_manager_and_what_was_deliver
     run(second, second_got)
     assert [one.message_id for one in second_got] == ["f-1-failed-3"]
     assert second.tables() == {"notifier": {"oncall": {"seq": 3}}}
+
+
+def test_a_message_that_was_under_way_is_sent_again_as_the_same_and_a_delivered_one_is_not() -> None:
+    got: list[Message] = []
+
+    def send(_target: AlertTarget, message: Message, _now: Now) -> Outcome:
+        got.append(message)
+        return Outcome(True, "200", False)
+
+    history = [event("worker_failed", f"w{seq}", seq=seq, at=iso(NOW.wall + seq)) for seq in range(2, 7)]
+    history[2]["kind"] = "stop_all"  # of another class, delivered while the message about 3 and 5 was being sent
+    kept = {"seq": 1, "done": {"failed|critical": 2, "stop_all|critical": 4}, "message": ["failed|critical", 3, 5]}
+    stored: list[dict[str, Any]] = []
+    next_one = Notifier([target(group_wait=0.0)], lambda: "f-1", lambda: "", send=send,
+                        keep=lambda name, progress: stored.append(progress))  # fmt: skip
+    next_one.resume({"oncall": kept}, history, NOW.wall + 10)
+    next_one.start()
+    with gevent.Timeout(10):
+        while len(got) < 2:
+            gevent.sleep(0.01)
+    gevent.sleep(0.05)
+    next_one.stop()
+    assert [(one.message_id, [each["seq"] for each in one.events]) for one in got] == [
+        ("f-1-failed-3", [3, 5]), ("f-1-failed-6", [6])
+    ]  # fmt: skip
+    assert [one["message"] for one in stored] == [["failed|critical", 3, 5], ["failed|critical", 6, 6]]
+    assert next_one.tables() == {"notifier": {"oncall": {"seq": 6}}}
