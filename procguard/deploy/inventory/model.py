@@ -6,6 +6,7 @@ file and line where known. Templates are rendered in a process with limits (temp
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import os
 import re
@@ -206,6 +207,8 @@ class _InventoryReader:
                 warnings.append(
                     f"{name}: {variable} is not a variable ProcGuard knows ({', '.join(PROCGUARD_VARIABLES)})"
                 )
+            elif meant := _meant_for(variable, variables):
+                warnings.append(f"{name}: {variable} is no variable of ProcGuard; did you mean {meant}?")
         own = (VARIABLE, group_policies.VARIABLE)  # read below, where their lines are still known
         for variable in (key for key in variables if key.startswith(("ansible_", "procguard_")) and key not in own):
             try:
@@ -386,6 +389,24 @@ def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
         return False
     seen.add(id(value))
     return any(_has_templates(one, seen) for one in ([*value, *value.values()] if isinstance(value, dict) else value))
+
+
+def _meant_for(variable: str, variables: dict[str, Any]) -> str:
+    """The variable that is probably meant by one that is not ProcGuard's; "": it is somebody's own."""
+    if variable in PROCGUARD_VARIABLES:
+        return ""
+    if variable.lower().replace("-", "_") in PROCGUARD_VARIABLES:
+        return variable.lower().replace("-", "_")
+    near = difflib.get_close_matches(variable, PROCGUARD_VARIABLES, 1, 0.88) if "proc" in variable.lower() else []
+    if near:
+        return near[0]
+    similar = variable in ("worker", "workers", "procguard") and VARIABLE not in variables
+    return VARIABLE if similar and _declares_workers(variables[variable]) else ""
+
+
+def _declares_workers(value: Any) -> bool:
+    entries = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return any(isinstance(one, dict) and ("command" in one or "container" in one) for one in entries)
 
 
 def _word(value: Any) -> str:

@@ -186,6 +186,7 @@ CHINESE: dict[str, str] = {
     "{} names no host": "{} 中没有主机",
     "add one below all: hosts:": "请在 all: hosts: 下添加",
     "{}: {} is not a variable ProcGuard knows ({})": "{}：{} 不是 ProcGuard 认识的变量（{}）",
+    "{}: {} is no variable of ProcGuard; did you mean {}?": "{}：{} 不是 ProcGuard 的变量，是否想写 {}？",
     "procguard_service: {} is not known": "procguard_service：未知的值 {}",
     "{}: procguard_tunnel means nothing on this machine: its agent needs no way": "{}：procguard_tunnel 对本机没有意义：其 Agent 不需要通路",
     "quote it as for a shell": "请按 shell 的规则加引号",

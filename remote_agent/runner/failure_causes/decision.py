@@ -21,6 +21,7 @@ from remote_agent.runner.failure_causes.line import (
 from remote_agent.runner.failure_causes.patterns import (
     CHAINED,
     ENDING,
+    ERRNO_TEXTS,
     EXCEPTIONS,
     LAUNCHERS,
     MISSING_LIBRARY,
@@ -223,6 +224,8 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
         word = "" if back else _strict_word(text, lower, own, code)
         if word:
             return Cause(word, at)
+        if not back and text.endswith(ERRNO_TEXTS):  # whatever the file is called
+            return Cause(word_in(text), at)
         if went_on(text):
             if back and "retry" in text:
                 continue  # it gave up later

@@ -74,6 +74,12 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
 )  # fmt: skip
 
+# The C library's text of an error at the end of a program's last line: "cp: '/out/step-9.pt': Read-only file system".
+ERRNO_TEXTS = (
+    ": no space left on device", ": disk quota exceeded", ": read-only file system", ": too many open files",
+    ": cannot allocate memory", ": address already in use", ": connection refused",
+)  # fmt: skip
+
 # Python's exceptions by the last part of their name. Any other is python_exception.
 EXCEPTIONS = {
     "ModuleNotFoundError": "import_error", "ImportError": "import_error", "SyntaxError": "syntax_error",

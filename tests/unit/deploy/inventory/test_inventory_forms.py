@@ -152,6 +152,28 @@ def test_an_empty_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variables", "meant"),
+    [
+        ("workers: [{id: w, command: x}]", "workers is no variable of ProcGuard; did you mean procguard_workers?"),
+        ("workers: {w: {command: x}}", "did you mean procguard_workers?"),
+        ("procgaurd_workers: []", "did you mean procguard_workers?"),
+        ("Procguard_Home: /x", "did you mean procguard_home?"),
+        ("procguard-workers: []", "did you mean procguard_workers?"),
+        ("procguard_worker: []", "procguard_worker is not a variable ProcGuard knows"),
+        ("workers: 8", ""),
+        ("workers: [a, b]", ""),
+        ("workers: [{id: w, command: x}], procguard_workers: '{{ workers }}'", ""),
+        ("home: /x, labels: {a: b}, safeguard_level: 3", ""),
+    ],
+)
+def test_a_variable_that_is_probably_meant_for_procguard_is_noted(tmp_path: Path, variables: str, meant: str):
+    path = tmp_path / "hosts.yaml"
+    path.write_text(f"all:\n  hosts:\n    a: {{{variables}}}\n")
+    warnings = inventory.load(str(path)).hosts["a"].warnings
+    assert [meant in one for one in warnings] == ([True] if meant else []), warnings
+
+
+@pytest.mark.parametrize(
     ("written", "size"),
     [("true", (24, 80)), ("false", None), ("{rows: 50}", (50, 80)), ("{columns: 132}", (24, 132))],
 )
