@@ -251,9 +251,9 @@ def notify_firing(output: OutputOptions = OUTPUT) -> None:
     columns: tuple[Column[dict[str, Any]], ...] = (
         Column("ALERT", lambda one: one["alert"], long=True),
         Column("MEASURE", lambda one: one["measure"] if one["gpu"] is None else f"{one['measure']} ({one['gpu']})"),
-        Column("VALUE", lambda one: "-" if one["value"] is None else f"{one['value']:g}"),
+        Column("VALUE", lambda one: _amount(one, one["value"])),
         Column("LIMIT", _limit_text),
-        Column("SINCE", lambda one: _local_time(one["since"])),
+        Column("BEGINS", lambda one: _local_time(one["since"])),
         Column("MUTED", lambda one: f"{one['mute']['by']} {_local_time(one['mute']['ends'])}" if one["mute"] else "-"),
         Column("SEEN BY", lambda one: one["acknowledged"]["by"] if one["acknowledged"] else "-"),
         Column("NOTE", lambda one: (one["acknowledged"] or {}).get("note") or "-", long=True),
@@ -267,8 +267,16 @@ def notify_firing(output: OutputOptions = OUTPUT) -> None:
 
 def _limit_text(alert: dict[str, Any]) -> str:
     if alert["above"] is not None:
-        return f"> {alert['above']:g}"
-    return "-" if alert["below"] is None else f"< {alert['below']:g}"
+        return f"> {_amount(alert, alert['above'])}"
+    return "-" if alert["below"] is None else f"< {_amount(alert, alert['below'])}"
+
+
+def _amount(alert: dict[str, Any], value: float | None) -> str:
+    from procguard.console import tables
+
+    if value is None:
+        return "-"
+    return tables.size(int(value)) if alert["measure"].endswith("_bytes") else f"{value:g}"
 
 
 @operator_task(("mute",), name="unmute", help={"mute": "its id: invoke notify.mutes lists them"})

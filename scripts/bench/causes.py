@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from remote_agent.runner import failure_causes
+from remote_agent.runner.failure_causes.proof import of_attempt
 from scripts.bench import common
 
 GOAL_MS = 5.0
@@ -49,7 +49,7 @@ def _costs(folder: str, before: bytes) -> list[float]:
         least = float("inf")
         for _ in range(ROUNDS):
             began = time.thread_time()
-            failure_causes.of_attempt([("out", log)], code, signal)
+            of_attempt([("out", log)], code, signal)
             least = min(least, time.thread_time() - began)
         found.append(least * 1000)
     return found
