@@ -52,6 +52,7 @@ from procguard.notify.routes import Routes, facts_of
 from procguard.notify.rules import AlertRules
 from procguard.portal.api.access import new_token
 from procguard.portal.logs.archive.archive import LogArchive
+from procguard.portal.logs.archive.object_store import kind_of, without_place
 from procguard.portal.logs.rules import RetentionKeeper
 from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.web_monitor import WebMonitor
@@ -299,9 +300,10 @@ class Manager:
 
     def _archive_said(self, problem: str) -> None:
         assert self.archive is not None
-        place = self.archive.place.shown
+        shown = self.archive.place.shown
+        place = kind_of(shown)  # viewers read events
         if problem:
-            reason = because("archive.failing", place=place, error=of_message(problem))
+            reason = because("archive.failing", place=place, error=of_message(without_place(problem, shown)))
             self._emit_event("archive_failing", reason, clock.read())
         else:
             self._emit_event("archive_works", because("archive.works", place=place), clock.read())

@@ -27,6 +27,7 @@ HOST_DEADLINE_S = 45.0
 CLOCK_OFF_S = 2.0
 LITTLE_SPACE_BYTES = 256 * 1024 * 1024
 
+_IN_WORDS = {True: "yes", False: "no", None: "not known"}
 StepStatus = Literal["ok", "warn", "bad"]
 
 
@@ -49,6 +50,8 @@ class Doctor:
         """Yield the steps as they are taken. Ends early if the remaining steps are impossible."""
         declared, step = self._ask_manager(host)
         yield step
+        if declared:
+            yield from self._archive()
         tunnel = self._tunnel(host) if declared and host.tunnel and not host.target.local else {}
         if not host.target.local:
             reached = True
@@ -105,6 +108,26 @@ class Doctor:
         except ProcGuardError as exc:
             return {}, DoctorStep("manager", "bad", exc.message, exc.next_step)
         return reply, DoctorStep("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
+
+    def _archive(self) -> Iterator[DoctorStep]:
+        """Whether the manager archives logs, where it is told to."""
+        try:
+            view = self._client.call("GET", "/api/logs/archive")
+        except ProcGuardError as exc:
+            yield DoctorStep("log archive", "warn", exc.message, exc.next_step)
+            return
+        place, waiting_kb = view.get("place"), int(view.get("waiting_bytes") or 0) // 1024
+        if not place:
+            return
+        if view.get("problem"):
+            yield DoctorStep("log archive", "bad", f"{view['problem']}; {waiting_kb:,} KB wait on the manager's disk",
+                             "see the manager's log; uploads are tried again within a minute")  # fmt: skip
+        elif view.get("uploaded_at") is None:
+            yield DoctorStep("log archive", "ok", f"{place}: nothing was uploaded yet, {waiting_kb:,} KB wait")
+        else:
+            age_s = max(0.0, time.time() - float(view["uploaded_at"]))
+            yield DoctorStep("log archive", "ok", f"{place}: last upload {age_s:.0f} s ago, {waiting_kb:,} KB wait, "
+                             f"conditional uploads: {_IN_WORDS[view.get('conditional')]}")  # fmt: skip
 
     def _tunnel(self, host: Host) -> dict[str, Any]:
         """The manager's status of the tunnel that the inventory declares."""

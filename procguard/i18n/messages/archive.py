@@ -14,6 +14,13 @@ CHINESE: dict[str, str] = {
     "see the message above": "请查看上面的消息",
     ", {} left out as damaged (see the log)": "，{} 个因损坏而跳过（见日志）",
     "{}: {} objects with {} pieces added to the index{}": "{}：已将 {} 个对象（{} 个片段）加入索引{}",
+    # deploy/install/doctor.py
+    "log archive": "日志归档",
+    "not known": "未知",
+    "{}; {} KB wait on the manager's disk": "{}；管理端磁盘上有 {} KB 待归档",
+    "see the manager's log; uploads are tried again within a minute": "请查看管理端的日志；一分钟内会再次尝试上传",
+    "{}: nothing was uploaded yet, {} KB wait": "{}：尚未上传任何内容，{} KB 待归档",
+    "{}: last upload {} s ago, {} KB wait, conditional uploads: {}": "{}：最近一次上传在 {} 秒前，{} KB 待归档，条件上传：{}",
     # config/logs.py
     "s3://bucket/prefix, or file:///absolute/path of a folder": "s3://存储桶/前缀，或 file:///目录的绝对路径",
     "a URL without credentials, e.g. https://minio.example:9000": "不含凭据的 URL，例如 https://minio.example:9000",

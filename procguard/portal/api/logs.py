@@ -14,10 +14,12 @@ from procguard import expression
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api.declaration import JSON, LINES, TEXT, choice, flag, get, text, whole
 from procguard.agent_api.handlers import MAX_ATTEMPT
+from procguard.agent_api.interface import Principal
 from procguard.errors import LimitExceeded, UsageError
 from procguard.fleet.model import clock
 from procguard.portal.api.resource import Resource, Services, caller_name
 from procguard.portal.logs import around
+from procguard.portal.logs.archive.object_store import kind_of, without_place
 from procguard.portal.logs.fetch import MOST_BYTES, TAIL_BYTES, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since
@@ -97,8 +99,9 @@ class Retention:
 
 @dataclass(frozen=True)
 class ArchiveView:
-    """`place` "": there is no archive. `problem` "": it works. Times are Unix seconds; `waiting_bytes`: on the
-    manager's disk and not archived; the counts since the manager started."""
+    """`place` "": there is no archive; a viewer sees its kind alone, `s3://` or `file://`. `problem` "": it works.
+    `conditional`: whether the place refuses to write over an object; null: not known yet. Times are Unix seconds;
+    `waiting_bytes`: on the manager's disk and not archived; the counts since the manager started."""
 
     place: str
     problem: str = ""
@@ -110,6 +113,7 @@ class ArchiveView:
     read_bytes: int = 0
     unreadable_pieces: int = 0
     evicted_bytes: int = 0
+    conditional: bool | None = None
 
 
 class LogsApi(Resource):
@@ -162,14 +166,15 @@ class LogsApi(Resource):
         )
 
     @get("/api/logs/archive", "viewer", tag="logs", zh="日志归档的状态")
-    def archive(self) -> ArchiveView:
+    def archive(self, caller: Principal) -> ArchiveView:
         """Whether the archive of `logs.archive` works, and what it took and gave back."""
         if not isinstance(self.store, SpooledLogStore) or self.store.archive is None:
             return ArchiveView("")
-        status = self.store.archive.status
+        status, place = self.store.archive.status, self.store.archive.place
+        sees_all = caller.kind == "operator"
         return ArchiveView(
-            status.place,
-            status.problem,
+            status.place if sees_all else kind_of(status.place),
+            status.problem if sees_all else without_place(status.problem, status.place),
             status.failing_since,
             status.uploaded_at,
             status.waiting_bytes,
@@ -178,6 +183,7 @@ class LogsApi(Resource):
             status.read_bytes,
             status.unreadable_pieces,
             self.store.bytes_evicted,
+            place.conditional,
         )
 
     @get(

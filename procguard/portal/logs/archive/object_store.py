@@ -41,7 +41,8 @@ class ObjectDamaged(ValueError):
 
 
 class ObjectStore(Protocol):
-    shown: str  # for people, without secrets
+    shown: str  # for operators, without secrets
+    conditional: bool | None  # whether it refuses to write over an object; None: not known yet
 
     def expect_objects(self) -> None:
         """Raise ArchiveFailed if the store is empty although objects were archived: it is probably the wrong one."""
@@ -59,6 +60,15 @@ class ObjectStore(Protocol):
         """The names of this fleet's objects, oldest first. Raises ArchiveFailed."""
 
 
+def kind_of(shown: str) -> str:
+    """What everybody may see of a place: s3://, file://."""
+    return shown[: shown.find("://") + 3]
+
+
+def without_place(text: str, shown: str) -> str:
+    return text.replace(shown, kind_of(shown)) if shown else text
+
+
 def new_name(term: int, wall: float) -> str:
     """A new object name: ascending with time, and unique across managers, runs and terms."""
     day = time.strftime("%Y-%m-%d", time.gmtime(wall))
@@ -74,6 +84,7 @@ class FolderStore:
         self._directory = os.path.join(path, fleet_id)
         self._in_thread = in_thread
         self._expected = False
+        self.conditional: bool | None = None
         self.shown = f"file://{path}"
 
     def expect_objects(self) -> None:
@@ -133,7 +144,7 @@ class FolderStore:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _name_it(beside, target)
+            self.conditional = _name_it(beside, target)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
@@ -160,8 +171,8 @@ class FolderStore:
             return []
 
 
-def _name_it(beside: str, target: str) -> None:
-    """Give the file its name without overwriting, if the file system supports links; names are unique in any case."""
+def _name_it(beside: str, target: str) -> bool:
+    """Give the file its name without overwriting, if the file system supports links: whether it does."""
     try:
         os.link(beside, target)
     except FileExistsError:
@@ -170,6 +181,8 @@ def _name_it(beside: str, target: str) -> None:
         if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
         os.rename(beside, target)
+        return False
+    return True
 
 
 def _sync(folder: str) -> None:

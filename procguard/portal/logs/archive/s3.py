@@ -52,6 +52,7 @@ class BucketStore:
         self._prefix = "/".join(part for part in (prefix.strip("/"), fleet_id) if part) + "/"
         self.shown = f"s3://{bucket}/{prefix}".rstrip("/")
         self._conditional = True
+        self.conditional: bool | None = None
         self._client = _client(options, given or {})
 
     def expect_objects(self) -> None:
@@ -59,13 +60,15 @@ class BucketStore:
 
     def put(self, name: str, data: bytes) -> None:
         more = {"IfNoneMatch": "*"} if self._conditional else {}
+        # A server may ignore the header in silence: only a refusal proves that it knows it.
         try:
             self._do(lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data, **more))
         except _Refused as exc:
             if exc.status == 412:
+                self.conditional = True
                 return  # an earlier attempt has arrived: nobody else generates this name
             if more and (exc.status == 501 or exc.error_code in _WITHOUT_CONDITIONS):
-                self._conditional = False
+                self._conditional = self.conditional = False
                 self.put(name, data)
                 return
             raise

@@ -64,11 +64,17 @@ def test_what_was_archived_survives_kills_and_the_loss_of_the_disk(tmp_path: Pat
         assert numbers == list(range(len(numbers))) and len(numbers) > 200 and again.startswith(whole)
         view = manager.ask("GET", "/api/logs/archive").json
         assert (view["place"], view["problem"]) == (f"file://{tmp_path}/shared", "")
+        token = {"secret": manager.ask("POST", "/api/tokens", {"scope": "viewer", "name": "v"}).json["token"]}
+        assert manager.ask("GET", "/api/logs/archive", **token).json["place"] == "file://"
 
         shutil.move(tmp_path / "shared", tmp_path / "unmounted")
         client.command("w1", "start")
         wait_until(lambda: manager.ask("GET", "/api/logs/archive").json["problem"], 30, "the archive is away")
         assert manager.ask("GET", "/readyz").status == 200
+        assert str(tmp_path) in manager.ask("GET", "/api/logs/archive").json["problem"]
+        for path in ("/api/logs/archive", "/api/events?limit=100&kind=archive_failing"):
+            seen = manager.ask("GET", path, **token).body.decode()
+            assert "file://" in seen and str(tmp_path) not in seen  # a viewer sees that it is away, not where it is
         shutil.move(tmp_path / "unmounted", tmp_path / "shared")
         wait_until(lambda: not manager.ask("GET", "/api/logs/archive").json["problem"], 60, "it is back")
         kinds = [one["kind"] for one in manager.ask("GET", "/api/events?limit=100").json["events"]]
