@@ -358,8 +358,10 @@ class LogArchive:
         """Complete or discard uploads that an earlier run or the previous leader began."""
         left = False
         for number, name, at in self.index.unfinished():
+            if self._upload is not None and number == self._upload.number:
+                continue  # this run's own, which is tried again
             try:
-                _, pieces, size = rebuild.read_pieces(self.place, name, self._in_thread)
+                _, pieces, size = rebuild.read_pieces(self.place, name, self._in_thread, whole=True)
             except ObjectMissing:
                 if time.time() - at > LATE_UPLOAD_S:
                     self.index.forget([number])

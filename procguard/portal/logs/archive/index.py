@@ -240,7 +240,10 @@ class ArchiveIndex:
                     f"ON CONFLICT (stream, start) DO UPDATE SET {latest}",
                     [one for row in some for one in row],
                 )
-            execute("UPDATE archive_object SET size = ?, live = ? WHERE id = ?", (size, len(pieces), number))
+            # Without its entry nothing would say in which object the pieces are, and its id may be given out again.
+            named = "UPDATE archive_object SET size = ?, live = live + ? WHERE id = ? RETURNING id"
+            if execute(named, (size, len(pieces), number)).fetchone() is None:
+                raise OSError(errno.ESTALE, "the log archive's index does not know this upload")
 
         self._tables.transaction(write)
 

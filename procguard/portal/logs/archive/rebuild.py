@@ -32,8 +32,12 @@ class Rebuilt:
     damaged: int = 0
 
 
-def read_pieces(place: ObjectStore, name: str, in_thread: RunInThread) -> tuple[float, list[Piece], int]:
-    """Returns (creation time, pieces, size). Raises ArchiveFailed, ObjectMissing, ObjectDamaged."""
+def read_pieces(
+    place: ObjectStore, name: str, in_thread: RunInThread, whole: bool = False
+) -> tuple[float, list[Piece], int]:
+    """Returns (creation time, pieces, size). Reads the last piece too, or all of them (`whole`): a server that was killed
+    during an upload may leave an object of the announced length that lacks bytes. Raises ArchiveFailed, ObjectMissing,
+    ObjectDamaged."""
     first = place.get(name, 0, FIRST_BYTES)
     start, head = first[: objects.START_BYTES], first[objects.START_BYTES :]
     length = objects.header_length(start)
@@ -42,9 +46,26 @@ def read_pieces(place: ObjectStore, name: str, in_thread: RunInThread) -> tuple[
     about, pieces = _of_thread(in_thread(_read, start, head[:length]))
     body = objects.START_BYTES + length
     size = max([body, *(one.position + one.packed for one in pieces)])
-    if len(place.get(name, size - 1, 2)) != 1:
+    packed = sorted((one for one in pieces if one.packed), key=lambda one: one.position)
+    begin = min((one.position for one in (packed if whole else packed[-1:])), default=size - 1)
+    rest = place.get(name, begin, size - begin + 1)
+    if len(rest) != size - begin:
         raise ObjectDamaged("it has another length than its header says")
+    checked = in_thread(_checked, packed if whole else packed[-1:], begin, rest)
+    if isinstance(checked, ObjectDamaged):
+        raise checked
     return about, pieces, size
+
+
+def _checked(pieces: list[Piece], begin: int, data: bytes) -> ObjectDamaged | None:
+    """`data`: the object from `begin` on."""
+    try:
+        for one in pieces:
+            at = one.position - begin
+            objects.unpack(data[at : at + one.packed], one.length, one.digest)
+        return None
+    except ObjectDamaged as exc:
+        return exc
 
 
 def _read(start: bytes, head: bytes) -> tuple[float, list[Piece]] | ObjectDamaged:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,6 +222,54 @@ def _pieces(rig: ArchiveRig, worker: str) -> list[Any]:
 
 
 # --------------------------------------------------------------------------------------------------- who else writes
+
+
+@pytest.mark.parametrize("arrived", ["whole", "torn"])
+def test_an_upload_of_this_run_is_not_settled_as_one_of_an_earlier(tmp_path: Path, arrived: str) -> None:
+    """An earlier run's upload may still arrive, so each step looks for such. Meanwhile one of this run fails, and what
+    the server has of it is not known: it is tried again, and nothing else."""
+    (tmp_path / "shared").mkdir()
+    place = FailingStore(tmp_path / "shared")
+    rig = ArchiveRig(tmp_path, place)
+    rig.archive.index.begin(new_name(0, 1.0), time.time())  # of a manager that was killed
+    rig.write("w1", 1, numbered(0, 1_000))
+    place.after = failing
+    with pytest.raises(ArchiveFailed):
+        rig.archive.step()
+    [found] = rig.objects()
+    if arrived == "torn":
+        os.truncate(found, 100)
+        place.before = lambda: found.unlink(missing_ok=True)  # of one that writes over it
+    place.after = lambda: None
+    rig.archive.step()
+    place.before = lambda: None
+    for number in range(1, 4):
+        rig.write("w1", 1, numbered(1_000 * number, 1_000 * number + 1_000))
+        rig.archive.step()
+    rig.again(lost_disk=True)
+    assert rig.download("w1") == numbered(0, 4_000)
+
+
+@pytest.mark.parametrize("lost_index", [False, True])
+def test_an_object_whose_end_never_arrived_is_not_taken_for_whole(tmp_path: Path, lost_index: bool) -> None:
+    """A server that is killed in mid-upload leaves it as long as announced, with zeros at its end; the manager dies
+    too. Its bytes are uploaded again."""
+    (tmp_path / "shared").mkdir()
+    place = FailingStore(tmp_path / "shared")
+    rig = ArchiveRig(tmp_path, place)
+    rig.write("w1", 1, random.Random(1).randbytes(200_000))
+    rig.write("w2", 1, random.Random(2).randbytes(200_000))
+    whole = {one: rig.download(one) for one in ("w1", "w2")}
+    place.after = killed
+    with pytest.raises(Killed):
+        rig.archive.step()
+    [torn] = rig.objects()
+    torn.write_bytes(torn.read_bytes()[:-150_000] + bytes(150_000))
+    place.after = lambda: None
+    rig.again(lost_index=lost_index)
+    rig.archive_all()
+    rig.again(lost_disk=True)
+    assert {one: rig.download(one) for one in ("w1", "w2")} == whole
 
 
 def test_an_object_that_somebody_changed_is_not_shown(rig: ArchiveRig) -> None:
