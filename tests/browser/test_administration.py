@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -17,10 +18,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("archive")
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Iterator[ManagerRig]:
     made = ManagerRig(tmp_path_factory.mktemp("admin"))
     try:
-        made.start_manager(*SETTINGS, "alerts=[{name: memory, measure: rss_bytes, above: 1, for: 0}]")
+        alerts = "alerts=[{name: memory, measure: rss_bytes, above: 1, for: 0}]"
+        made.start_manager(*SETTINGS, alerts, f"logs.archive=file://{archive}")
         made.start_worker("measured")
         workers = [{"worker_id": f"t{n}", "spec": {"command": "id", "group": "finetune"}} for n in range(3)]
         gang = {"finetune": {"restart": "gang", "rendezvous": "torch"}}
@@ -135,3 +142,18 @@ def test_a_session_is_offered_what_it_may(who: str, manager: ManagerRig, visitor
         page.goto(f"{manager.url}/#/admin/{section}")
         expect(page.locator(".list-table").first).to_be_visible()
         expect(page.get_by_role("button", name=re.compile("^(Test|End|Mute|Hand over|Send)"))).to_have_count(0)
+
+
+def test_operators_see_where_logs_are_archived_and_viewers_whether(
+    manager: ManagerRig, visitor: Visitor, archive: Path
+) -> None:
+    page = visitor.open(f"{manager.url}/#/admin/system")
+    panel = page.get_by_role("region", name="Log archive")
+    expect(panel).to_contain_text(f"file://{archive}")
+    expect(panel).to_contain_text("works")
+    token = manager.ask("POST", "/api/tokens", {"scope": "viewer", "name": "viewer-9"})["token"]
+    assert page.context.request.post(f"{manager.url}/api/login", data={"token": token}).ok
+    page.reload()
+    expect(page.locator(".who")).to_contain_text("viewer-9")
+    expect(panel).to_contain_text("file://")
+    expect(panel).not_to_contain_text(str(archive))

@@ -12,6 +12,7 @@ import { Table, fixedCell, textCell } from '../../table.js';
 export function systemSection({ session }) {
   const managers = asked(() => get('/api/managers'), (answer) => drawManagers(answer, () => managers.load()));
   const retention = asked(() => get('/api/logs/retention'), ({ rules }) => drawRetention(rules));
+  const archive = asked(() => get('/api/logs/archive'), drawArchive);
   const fact = (name, value) => h('div.fact', {}, h('dt', {}, t(`system.${name}`)), h('dd', {}, value));
   const panel = (name, content) => h('section.panel', { 'aria-labelledby': `${name}-title` }, h('h2', { id: `${name}-title` }, t(`system.${name}`)), content);
   const node = h(
@@ -20,16 +21,19 @@ export function systemSection({ session }) {
     panel('manager', h('dl.facts', {}, fact('version', session.version), fact('you', whoAmI(session)), fact('addresses', session.urls.join('\n') || location.origin))),
     panel('managers', managers.node),
     panel('retention', retention.node),
+    panel('archive', archive.node),
   );
   return {
     node,
     started: () => {
       managers.load();
       retention.load();
+      archive.load();
     },
     stop: () => {
       managers.stop();
       retention.stop();
+      archive.stop();
     },
   };
 }
@@ -85,6 +89,25 @@ function drawRetention(rules) {
     { name: 'deleted', label: t('retention.deleted'), make: textCell((one) => formatBytes(one.deleted_bytes)) },
   ];
   return listTable(new Table({ label: t('system.retention'), kind: 'retention-table', keyOf: (one) => one.at, columns }), 'minmax(120px, 1.6fr) minmax(110px, 1fr) minmax(70px, .6fr) minmax(80px, .7fr) minmax(140px, 1.2fr) minmax(110px, .8fr)', numbered);
+}
+
+function drawArchive(view) {
+  if (!view.place) return h('p', {}, t('archive.none'));
+  const fact = (name, value) => h('div.fact', {}, h('dt', {}, t(`archive.${name}`)), h('dd', {}, value));
+  const since = (seconds) => formatDuration(Math.max(0, Date.now() / 1000 - seconds));
+  return [
+    view.problem ? h('ul.warnings', { lang: 'en' }, h('li', {}, view.problem)) : null,
+    h(
+      'dl.facts',
+      {},
+      fact('place', view.place),
+      fact('state', view.problem ? t('archive.failing', { d: view.failing_since ? since(view.failing_since) : t('none') }) : t('archive.works')),
+      fact('uploaded_at', view.uploaded_at ? t('time.ago', { d: since(view.uploaded_at) }) : t('none')),
+      fact('waiting', formatBytes(view.waiting_bytes)),
+      fact('uploaded', formatBytes(view.uploaded_bytes)),
+      fact('evicted', formatBytes(view.evicted_bytes)),
+    ),
+  ];
 }
 
 function keepsText({ days, max_bytes: most }) {
