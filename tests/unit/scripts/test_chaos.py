@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], dict[int, dic
     (tmp_path / "tests/test_x.py").write_text(TESTS)
     (tmp_path / "tests/conftest.py").write_text((REPOSITORY / "tests/conftest.py").read_text())
     (tmp_path / "tests/__init__.py").write_text("")
-    for name in ("chaos.py", "forked.py", "sizes.py", "stuck.py"):
+    for name in ("chaos.py", "costs.py", "forked.py", "sizes.py", "stuck.py"):
         (tmp_path / "tests" / name).write_text((REPOSITORY / "tests" / name).read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\nmarkers =\n  chaos(number): x\n")
     (tmp_path / "out").mkdir()
