@@ -29,6 +29,7 @@ CHINESE: dict[str, str] = {
     "stop the manager, move the file away, and make it again from the objects: procguard state reindex": "请停止管理端，移走该文件，再根据对象重建：procguard state reindex",
     "{}: written by a newer release, in format {}": "{}：由更新的版本写入，格式为 {}",
     "start that release or a later one, or move the file away and run procguard state reindex": "请启动该版本或更新的版本，或移走该文件并运行 procguard state reindex",
+    "the log archive's index does not know this upload": "日志归档的索引中没有此次上传",
     "the log archive's index: another manager leads": "日志归档的索引：另一管理端已成为主管理端",
     "this manager exits": "此管理端退出",
     # portal/logs/archive/object_store.py, s3.py

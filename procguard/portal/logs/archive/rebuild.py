@@ -35,7 +35,7 @@ class Rebuilt:
 def read_pieces(
     place: ObjectStore, name: str, in_thread: RunInThread, whole: bool = False
 ) -> tuple[float, list[Piece], int]:
-    """Returns (creation time, pieces, size). Reads the last piece too, or all of them (`whole`): a server that was killed
+    """Returns (creation time, pieces, size). Reads the last piece too, or all (`whole`): a server that was killed
     during an upload may leave an object of the announced length that lacks bytes. Raises ArchiveFailed, ObjectMissing,
     ObjectDamaged."""
     first = place.get(name, 0, FIRST_BYTES)
