@@ -37,6 +37,7 @@ SECRET = "a-secret-that-nobody-may-see-4711"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running = RunningServer(tmp_path_factory.mktemp("server"))
+    running.operator_token = running.ask("POST", "/api/tokens", {"scope": "operator", "name": "tests"}).json["token"]
     running.deploy("h1", "w1", secret=SECRET)
     yield running
     running.close()
