@@ -87,7 +87,7 @@ HOST: tuple[ShownField[Any], ...] = (
        "moment", live="measure", live_read=lambda h: round(h.seen.last_seen_wall) if h.seen.last_seen_wall else None,
        column=PageColumn("seen", "96px", "92px", usual=True), printed=Printed("LAST SEEN", 2, wide=False)),
     Of("recovery_ssh", "Checked", "recovery_ssh", "Whether the manager reaches it over SSH",
-       Label("SSH", "SSH"), column=PageColumn("ssh", "92px", usual=True),
+       Label("SSH", "SSH"), column=PageColumn("ssh", "100px", usual=True),
        printed=Printed("SSH RECOVERY", 3, wide=False, long=True)),
     Of("release", "str", "release", "The release that its agent runs", Label("Release", "版本"),
        column=None, printed=Printed("RELEASE", 7, wide=False)),
