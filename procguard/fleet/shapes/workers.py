@@ -78,7 +78,7 @@ WORKER: tuple[ShownField[Any], ...] = (
             metric=Metric("gpu_memory_bytes", "GPU memory of its own processes")),
     Of("metrics", "list[messages.LogMetric]", lambda w: log_metrics.listed(w.report), "Numbers from its log",
        Label("Metrics", "指标"), live="measure", live_read=lambda w: log_metrics.values(w.report),
-       column=PageColumn("metrics", "minmax(100px, 1fr)")),
+       column=PageColumn("metrics", "minmax(84px, 1fr)")),
     Of("progress_percent", "float | None", lambda w: log_metrics.progress_percent(w.report),
        "Of the first metric with a total", Label("Progress", "进度"), "percent", live="measure",
        column=PageColumn("progress", "132px")),
@@ -112,6 +112,6 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("reason_params", "dict[str, Any]", "reason.params", "Of the reason's text"),
     Of("reason", "str", "reason", "Why it is in its state", Label("Reason", "原因"),
        live_read=lambda w: w.reason.plain(),
-       column=PageColumn(width="minmax(146px, 3fr)", narrow="", usual=True),
+       column=PageColumn(width="minmax(138px, 3fr)", narrow="", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True), sortable=True),
 )  # fmt: skip

@@ -138,6 +138,7 @@ ALSO = (
     "/api/events",
     "/api/gpus",
     "/api/groups",
+    "/api/logs/archive",
     "/api/logs/retention",
     "/api/managers",
     "/api/measurements/hosts/<agent_id>",
