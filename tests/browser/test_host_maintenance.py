@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,10 +81,13 @@ def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
 
     def another(route: Route) -> None:
         answer = route.fetch()
-        route.fulfill(response=answer, json={**answer.json(), "releases": ["0123456789abcdef"]})
+        body = answer.json()
+        said = body["also"].get("/api/releases", {}).get("body", {}) if "also" in body else body  # with the lists
+        said["releases"] = ["0123456789abcdef"]
+        route.fulfill(response=answer, json=body)
 
     page, host = host_page(demo, visitor, locale=locale, theme=theme)
-    page.route("**/api/agents", another)
+    page.route(re.compile(r"/api/(releases|live\?.*)$"), another)
     page.reload()
     settled(page)
     panel = page.locator("section", has=page.locator("#host-agent"))
