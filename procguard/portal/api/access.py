@@ -29,9 +29,10 @@ from procguard.portal.auth.sessions import COOKIE, Role
 from remote_agent.protocol import messages
 from remote_agent.protocol.messages import secret_sha256
 
-TOKEN_PREFIX = "pg-"  # noqa: S105 -- what a token begins with, so that people recognise one
+TOKEN_PREFIX = "pg-"  # noqa: S105 -- the prefix of every token
 LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
-# What a browser session makes tokens for. None of these may deploy: a stolen session runs no command of its own.
+# Scopes for which a browser session may create tokens. None of them may deploy, so that a stolen session cannot be
+# used to run arbitrary commands.
 BROWSER_SCOPES = ("viewer", "enroll", "metrics")
 LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
@@ -64,7 +65,7 @@ class LoginRequest(RequestBody):
 
 @dataclass(frozen=True)
 class Token:
-    """`uses_left`: launchers that an enrolment token still lets in; null: any number."""
+    """`uses_left`: how many more launchers an enrolment token admits; null if there is no limit."""
 
     token_id: str
     name: str
@@ -119,7 +120,7 @@ class AuditTrail:
 
 @dataclass(frozen=True)
 class SessionAnswer:
-    """Who this browser is."""
+    """The session of a browser."""
 
     operator: bool
     role: Literal["operator", "viewer"] | None
@@ -128,8 +129,8 @@ class SessionAnswer:
     csrf: str | None = None
     reason: str | None = None
     locked_s: int | None = None
-    urls: list[str] = field(default_factory=list)  # where others reach this manager; for who was let in
-    version: str = ""  # of the manager; for who was let in
+    urls: list[str] = field(default_factory=list)  # addresses of this manager; empty for an unauthenticated caller
+    version: str = ""  # of the manager; "" for an unauthenticated caller
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -154,8 +155,8 @@ class AccessApi(Resource):
         """Create a token; its text is returned only once.
 
         `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
-        the number of launchers that an `enroll` token admits. A browser session makes none of scope `operator` or
-        `agent:ID`.
+        the number of launchers that an `enroll` token admits. A browser session may not create tokens of scope
+        `operator` or `agent:ID`.
         """
         http_io.note_change(f"scope {body.scope}, name {body.name}", final=False)
         if caller.via == "session" and body.scope not in BROWSER_SCOPES:
@@ -202,9 +203,9 @@ class AccessApi(Resource):
         example={"token": "pg-wrong"},
     )  # fmt: skip
     def login(self) -> bottle.HTTPResponse:
-        """A browser logs in with a token.
+        """Log in a browser with a token.
 
-        One token logs in 30 times at once, then once in 10 s: 429 `too_often`.
+        A token may log in 30 times in a burst, then once every 10 s; otherwise 429 `too_often`.
         """
         environ = bottle.request.environ
         try:
@@ -212,7 +213,7 @@ class AccessApi(Resource):
         except ProcGuardError as exc:
             self._audit.refused(environ, exc)
             raise
-        self._sessions.close(cookie(environ, COOKIE))  # who logs in again has no use for the one before
+        self._sessions.close(cookie(environ, COOKIE))  # a new login replaces the previous session
         session = self._sessions.open(digest, caller.actor, LOGIN_SCOPES[caller.kind], clock.read().monotonic)
         self._audit.logged_in(environ, caller)
         response = http_io.json_response(_session_view(caller.kind, "session", session.name, session.csrf))
@@ -257,7 +258,7 @@ class AccessApi(Resource):
         """End the browser's session."""
         environ = bottle.request.environ
         if self._auth.session(environ) is not None:
-            self._audit.logged_out(environ, self._auth.identify(environ))  # which checks origin and CSRF header
+            self._audit.logged_out(environ, self._auth.identify(environ))  # also checks the origin and the CSRF header
             self._sessions.close(cookie(environ, COOKIE))
         response = http_io.json_response({"status": "logged out"})
         response.add_header("Set-Cookie", _cookie_text("", environ) + "; Max-Age=0")
@@ -265,11 +266,11 @@ class AccessApi(Resource):
 
     @get("/api/session", "anyone", tag="access", zh="当前会话")
     def session(self) -> SessionAnswer:
-        """Who this browser is.
+        """The browser's current session.
 
-        Anyone may ask; the answer holds nothing but their own standing, and for whoever was let in `urls`, where others
-        may reach this manager: `web.advertise`, then its own addresses; and its `version`. `role` is `operator`,
-        `viewer` or null.
+        Anyone may call it; the response describes only the caller. `role` is `operator`, `viewer` or null. For an
+        authenticated caller, `urls` lists the manager's addresses (`web.advertise`, then its own) and `version` its
+        release.
         """
         return current_session(self.services)
 

@@ -63,7 +63,7 @@ class Agents:
 
 @dataclass(frozen=True)
 class Releases:
-    """`releases`: those of agents that this manager deploys."""
+    """`releases`: the agent releases that this manager deploys."""
 
     version: str
     releases: list[str]
@@ -82,9 +82,9 @@ class RotationsAsked:
 class AgentsApi(Resource):
     @get("/api/agents", "viewer", tag="hosts", zh="主机与手动启动器（含待审批）")
     def agents(self) -> Agents:
-        """Hosts and launchers, those that wait for approval too.
+        """Hosts and launchers, including launchers that wait for approval.
 
-        With the manager's own `version` and `releases`: an agent whose `release` is none of them is of another one.
+        With the manager's own `version` and `releases`; an agent whose `release` is none of them runs another release.
         """
         # the first call packs the release, which takes time
         releases = gevent.get_hub().threadpool.apply(bundle.releases)
@@ -93,7 +93,7 @@ class AgentsApi(Resource):
 
     @get("/api/releases", "viewer", tag="hosts", zh="管理端及其部署的 Agent 的版本")
     def releases(self) -> Releases:
-        """The manager's version, and the releases of agents that it deploys.
+        """The manager's version, and the agent releases that it deploys.
 
         An agent whose `release` is none of them is outdated, or newer than its manager.
         """
@@ -110,7 +110,7 @@ class AgentsApi(Resource):
     def approve(self, agent_id: str, caller: Principal, body: FingerprintRequest) -> OfAgent:
         """Approve a pending launcher.
 
-        `{"fingerprint": "…"}` where several wait under one name.
+        `{"fingerprint": "…"}` is required if several launchers wait under one id.
         """
         self.fleet.agents.enrolment.approve(agent_id, caller.actor, clock.read(), body.fingerprint)
         return OfAgent(agent_id, "approved")
@@ -132,7 +132,7 @@ class AgentsApi(Resource):
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
         """Set an agent's secret, given as its SHA-256 digest. A browser session may not: 403."""
-        if caller.via == "session":  # whoever knows the secret is that agent, and reads its workers' environment
+        if caller.via == "session":  # whoever has the secret can act as the agent and read its workers' environment
             raise Forbidden("a browser session sets no agent's secret", "from a terminal: invoke agents.rotate AGENT")
         self.fleet.agents.secrets.set(agent_id, body.secret_sha256, caller.actor, clock.read())
         return OfAgent(agent_id, "set")
@@ -153,8 +153,8 @@ class AgentsApi(Resource):
     def revoke(self, agent_id: str, caller: Principal) -> OfAgent:
         """Revoke an agent's secret, for example because it was stolen.
 
-        Nor are tokens of scope `agent:ID`; its workers run on. A deployment (of a launcher: an approval) gives it
-        another.
+        Tokens of scope `agent:ID` are not accepted for it either; its workers keep running. A deployment (for a
+        launcher: an approval) issues a new secret.
         """
         self.fleet.agents.secrets.revoke(agent_id, caller.actor, clock.read())
         return OfAgent(agent_id, "revoked")
@@ -163,7 +163,7 @@ class AgentsApi(Resource):
     def forget(self, agent_id: str, caller: Principal, query: ForgetAgentQuery) -> OfAgent:
         """Remove an agent that no longer exists.
 
-        With `undeployed=1` only where nothing was ever installed there.
+        With `undeployed=1`: only if nothing was ever installed there.
         """
         forget = self.fleet.agents.retract if query.undeployed else self.fleet.agents.forget
         forget(agent_id, caller.actor, clock.read())

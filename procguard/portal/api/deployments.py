@@ -15,7 +15,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.workers.deployment import DeploymentRequest
 from procguard.portal.api.resource import Moment, Resource
 
-MAX_DEPLOYED_OBJECTS = 5_000_000  # an operator may declare what the size allows
+MAX_DEPLOYED_OBJECTS = 5_000_000  # in effect unlimited: the size of the body is the limit for operators
 
 
 class WorkerDeployed(TypedDict):
@@ -36,8 +36,8 @@ class HostDeployed(TypedDict):
 
 
 class HostAbsent(TypedDict):
-    """A host that the inventory named in an earlier deployment, and names no more. `guests`: workers that live there
-    and are declared elsewhere. `ssh`: how the manager reaches it."""
+    """A host that the inventory named in an earlier deployment but no longer names. `guests`: ids of workers that run
+    there but are declared on other hosts. `ssh`: the SSH parameters with which the manager reaches the host."""
 
     agent_id: str
     ssh: dict[str, Any]
@@ -47,7 +47,8 @@ class HostAbsent(TypedDict):
 
 
 class ManagerTls(TypedDict):
-    """The certificates that agents trust, as PEM; "" for those of their operating system. Valid for every address."""
+    """`ca`: the CA certificates that agents trust, as PEM; "" for those of their operating system. `any_name`: accept
+    the certificate for every address of the manager."""
 
     ca: str
     any_name: bool
@@ -71,10 +72,10 @@ class DeploymentsApi(Resource):
     def deploy(self, caller: Principal) -> Deployed:
         """Declare hosts and their workers: what `invoke deploy` does.
 
-        Of a host also `spare` (true, false or a number), `labels` and `tunnel`. After `invoke state.rebuild` unknown
-        workers are answered 409 `records_needed` until the request says what runs where: `"found": {"gpu01":
-        [{"worker_id": "worker1", "alive": true}]}` for each host that was read; `"all_read": true` ends this. A browser
-        session may not: 403.
+        A host may also have `spare` (true, false or a number), `labels` and `tunnel`. After `invoke state.rebuild`,
+        unknown workers are refused with 409 `records_needed` until a request reports what runs where: `"found":
+        {"gpu01": [{"worker_id": "worker1", "alive": true}]}` for each host that was read; `"all_read": true` ends this.
+        A browser session may not deploy: 403.
         """
         if caller.via == "session":
             raise Forbidden(

@@ -58,8 +58,8 @@ class GroupsAnswer:
 class GroupsApi(Resource):
     @get("/api/groups", "viewer", tag="workers", zh="分组与 gang 的状态")
     def groups(self) -> GroupsAnswer:
-        """The groups and what their gangs do.
+        """The groups and the status of their gangs.
 
-        Every group with its members and, of a [gang](groups.md), phase, epoch, attempts and last incident.
+        Every group with its members and, for a [gang](groups.md), its phase, epoch, attempts and last incident.
         """
         return GroupsAnswer(cast(list[GroupAnswer], self.fleet.gangs.views()))

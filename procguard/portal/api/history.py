@@ -27,7 +27,7 @@ from procguard.portal.api.resource import Moment, Resource
 from procguard.portal.logs.query import parse_since
 from remote_agent.protocol import states
 
-LAST_WORDS_LINES = 50  # of a failed attempt, that its event leads to
+LAST_WORDS_LINES = 50  # last log lines of a failed attempt, to which its event links
 LINES_PER_PIECE = 200  # of an export
 
 
@@ -149,8 +149,8 @@ class HistoryApi(Resource):
     def events(self, query: EventsQuery) -> EventsAnswer | bottle.HTTPResponse:
         """Events: what happened and why.
 
-        The newest, oldest first, of all that is on disk or in memory ([below](#events)). `format=jsonl`: all that is
-        on disk, one JSON object a line, streamed.
+        The newest events on disk or in memory, in chronological order ([below](#events)). `format=jsonl` streams all
+        events on disk, one JSON object per line.
         """
         wanted = query.wanted(
             causes.named(query.cause, self.fleet.state.settings.causes), query.operation, query.reason_code
@@ -170,7 +170,7 @@ class HistoryApi(Resource):
     def explain(self, worker_id: str, query: ExplainQuery) -> ExplanationAnswer:
         """Explain a worker's state in sentences.
 
-        And what happened to it ([below](#a-worker-explained)).
+        Includes what happened to the worker ([below](#a-worker-explained)).
         """
         now = clock.read()
         language = words.pick(query.lang, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
@@ -193,7 +193,7 @@ def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def with_last_words(event: dict[str, Any]) -> dict[str, Any]:
-    """The event, with the address of the failed attempt's last log lines if it is a worker's failure."""
+    """The event; for a worker's failure, with `logs`, the path of the failed attempt's last log lines."""
     if event.get("after") != states.FAILED or not event.get("worker_id") or event.get("attempt") is None:
         return event
     path = f"/api/remote-workers/{quote(event['worker_id'], safe='')}/logs"

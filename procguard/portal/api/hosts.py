@@ -1,8 +1,8 @@
 """Hosts: status, cordons, and the manager's actions over SSH: a connection check, restart, upgrade and log of the
 agent, a tunnel.
 
-The rules are in fleet/workers/placement_service.py and fleet/agents/maintenance.py; manager/tunnels.py owns tunnels.
-agents.py has agents and their secrets.
+The rules are in fleet/workers/placement_service.py and fleet/agents/maintenance.py; manager/tunnels.py owns tunnels,
+and agents.py defines the routes of agents and their secrets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import values as reason_values
 
 CHECK_SSH_DEADLINE_S = 30.0
-OPEN_TIMEOUT_S = 40.0  # of a tunnel: the first one logs in
+OPEN_TIMEOUT_S = 40.0  # of a tunnel; includes the SSH login of the first one
 DEFAULT_LOG_BYTES, MAX_LOG_BYTES = 64 * 1024, 256 * 1024
 NO_HELPER = "this manager runs without its SSH helper"
 
@@ -186,9 +186,9 @@ class HostsApi(Resource):
     def hosts(self) -> HostsAnswer:
         """The hosts.
 
-        Of each also `spare`, `labels`, `cordoned` (`{"reason", "actor", "at"}` or null), `failures`, `last_failure`,
-        `recovery` (`{"starts", "outcome", "reason"}` or null), `tunnel`: `{"state": "opening" | "up" | "down", "port",
-        "reason", "since"}` or null.
+        Each host also has `spare`, `labels`, `cordoned` (`{"reason", "actor", "at"}` or null), `failures`,
+        `last_failure`, `recovery` (`{"starts", "outcome", "reason"}` or null) and `tunnel` (`{"state": "opening" |
+        "up" | "down", "port", "reason", "since"}` or null).
         """
         return HostsAnswer(self.fleet.state.hosts(), _server_time())
 
@@ -197,9 +197,9 @@ class HostsApi(Resource):
         errors=(404, 409), example={"reason": "fan is loud"},
     )  # fmt: skip
     def cordon(self, host: str, caller: Principal, body: CordonRequest) -> OfHost:
-        """No new tasks there by the manager's choice.
+        """Cordon a host: the manager places no new tasks on it.
 
-        With `gpu`, no worker is given that GPU of the host.
+        With `gpu`, only that GPU of the host: no worker is assigned it.
         """
         http_io.note_change(body.reason if body.gpu is None else f"GPU {body.gpu}: {body.reason}")
         if body.gpu is None:
@@ -242,8 +242,8 @@ class HostsApi(Resource):
     def restart_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
         """Restart a host's agent over SSH; its workers keep running. The result is an event.
 
-        202 `{"host", "status": "accepted", "seq"}`; how it ended is an event after `seq`: `agent_restarted` or
-        `agent_restart_failed`. One at a time per host (409 `busy`).
+        202 `{"host", "status": "accepted", "seq"}`; the result is an event after `seq`: `agent_restarted` or
+        `agent_restart_failed`. One action at a time per host (409 `busy`).
         """
         return self._begin("restart", host, caller)
 
@@ -255,7 +255,7 @@ class HostsApi(Resource):
         """Upgrade a host's agent to the manager's release over SSH, with rollback if it sends no heartbeat. The
         result is an event.
 
-        As a restart; the event is `agent_upgraded` or `agent_upgrade_failed`.
+        The response is that of a restart; the event is `agent_upgraded` or `agent_upgrade_failed`.
         """
         return self._begin("upgrade", host, caller)
 
@@ -269,8 +269,8 @@ class HostsApi(Resource):
     def agent_log(self, host: str, query: AgentLogQuery) -> AgentLogAnswer:
         """The last part of the agent's own log, read over SSH.
 
-        `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` with the command that reads it on the
-        host.
+        `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` if the manager has no SSH access, with
+        the command that reads the log on the host.
         """
         return cast(AgentLogAnswer, self._maintenance.log(host, query.bytes))
 

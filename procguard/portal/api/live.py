@@ -29,9 +29,8 @@ PACKED_FROM_BYTES = 1_000
 
 @dataclass(frozen=True)
 class LiveRows:
-    """Rows in slots, encoded as columns (docs/protocol.md, Live lists): `slots` as differences, a column as its
-    values or
-    as `{"of": distinct values, "at": an index for each}`."""
+    """Rows in slots, encoded as columns (docs/protocol.md, Live lists). `slots`: differences between successive slots.
+    A column: its values, or `{"of": distinct values, "at": an index for each row}`."""
 
     epoch: str
     topic: str
@@ -47,7 +46,8 @@ class LabelAnswer(TypedDict):
 
 
 class ColumnAnswer(TypedDict):
-    """`key`: its name in the page's address; `narrow`: null where a small screen has no room for it."""
+    """`key`: the column's name in the page's address. `narrow`: its width on a small screen; null if it is hidden
+    there."""
 
     key: str
     width: str
@@ -56,7 +56,8 @@ class ColumnAnswer(TypedDict):
 
 
 class FieldAnswer(TypedDict):
-    """`part_of`: the object of an answer that it is in; `live`: how the live feed tells it, "" where it does not."""
+    """`part_of`: the object of the response that contains the field. `live`: the message of the live feed that carries
+    it; "" if none does."""
 
     name: str
     unit: str
@@ -131,7 +132,7 @@ class BeginningQuery:
     )
 
 
-# What a page may need besides the lists: the manager answers it itself, at once, and without a change.
+# Routes that a page may need besides the lists. The manager answers them itself, immediately, and they change nothing.
 ALSO = (
     "/api/alerts",
     "/api/audit",
@@ -163,7 +164,7 @@ class LiveApi(Resource):
         """The portal's initial data in one response: the browser's session and the snapshots of both lists.
 
         Anyone may call it; the lists are null for callers without the right to read them. `also` names other routes
-        that the page reads first; what does not answer with JSON and status 200 within a second is left out.
+        that the page reads first; a route that does not return JSON with status 200 within a second is left out.
         """
         paths = read_paths(query.also)
         session = current_session(self.services)
@@ -197,7 +198,8 @@ class LiveApi(Resource):
 
 
 def packed(body: bytes, *, known: bool = False) -> bottle.HTTPResponse:
-    """JSON, compressed where the caller takes that. `known`: with an ETag; 304 where the caller has it already."""
+    """A JSON response, compressed with gzip if the client accepts it. `known`: add an ETag, and return 304 if the
+    client already has this version."""
     headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
     if known:
         headers["ETag"] = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'

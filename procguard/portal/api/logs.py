@@ -1,4 +1,4 @@
-"""A worker's log: the last lines, filters, following, download."""
+"""A worker's log: its last lines, filters, following and download; the status of retention and of the archive."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class LogsQuery:
 
 
 class Line(TypedDict):
-    """`marker`: said by ProcGuard about the log; `partial`: its end isn't there yet."""
+    """`marker`: a message of ProcGuard about the log, not output of the worker. `partial`: the end of the line has not
+    been written yet. `offset`, `end`: bytes. `at`: Unix seconds."""
 
     attempt: int
     stream: messages.Stream
@@ -68,8 +69,8 @@ class LogPosition:
 
 @dataclass(frozen=True)
 class Lines:
-    """`attempts`: of which anything is kept. `next`: where what comes after the last line begins; null with `at`, which
-    has a `target`: the line that was asked for."""
+    """`attempts`: those of which any output is kept. `next`: the position after the last line; null for a request with
+    `at`. `target`: the line at the requested address or time; only for a request with `at`."""
 
     worker_id: str
     lines: list[Line]
@@ -80,8 +81,8 @@ class Lines:
 
 @dataclass(frozen=True)
 class RetentionView:
-    """A rule of `logs.retention`. `workers`, `held_bytes`, `oldest_at` (Unix seconds): when it was applied last;
-    `deleted_bytes`: since the manager started."""
+    """A rule of `logs.retention`. `workers`, `held_bytes` and `oldest_at` (Unix seconds) are as of the last time the
+    rule was applied; `deleted_bytes` counts since the manager started."""
 
     select: str
     days: float | None
@@ -99,9 +100,10 @@ class Retention:
 
 @dataclass(frozen=True)
 class ArchiveView:
-    """`place` "": there is no archive; a viewer sees its kind alone, `s3://` or `file://`. `problem` "": it works.
-    `conditional`: whether the place refuses to write over an object; null: not known yet. Times are Unix seconds;
-    `waiting_bytes`: on the manager's disk and not archived; the counts since the manager started."""
+    """The status of the archive. `place`: "" if there is no archive; viewers see only its kind, `s3://` or `file://`.
+    `problem`: "" if it works. `conditional`: whether the place refuses to overwrite an object; null if unknown.
+    `failing_since`, `uploaded_at`: Unix seconds. `waiting_bytes`: on the manager's disk and not archived yet. The other
+    numbers count since the manager started."""
 
     place: str
     problem: str = ""
@@ -145,9 +147,9 @@ class LogsApi(Resource):
 
     @get("/api/logs/retention", "viewer", tag="logs", zh="日志保留规则及其占用")
     def retention(self) -> Retention:
-        """The rules of `logs.retention` and what they hold.
+        """The rules of `logs.retention`, with the size of the logs that each one covers.
 
-        They are applied a minute after the manager started, then every ten minutes.
+        They are applied one minute after the manager has started, then every ten minutes.
         """
         rules = self.services.retention
         return Retention(
@@ -167,7 +169,7 @@ class LogsApi(Resource):
 
     @get("/api/logs/archive", "viewer", tag="logs", zh="日志归档的状态")
     def archive(self, caller: Principal) -> ArchiveView:
-        """Whether the archive of `logs.archive` works, and what it took and gave back."""
+        """The status of the archive (`logs.archive`): whether it works, and how much it has stored and returned."""
         if not isinstance(self.store, SpooledLogStore) or self.store.archive is None:
             return ArchiveView("")
         status, place = self.store.archive.status, self.store.archive.place
@@ -193,14 +195,14 @@ class LogsApi(Resource):
     def logs(self, worker_id: str, query: LogsQuery) -> Lines | bottle.HTTPResponse:
         """A worker's log: the last lines, a followed stream, or the whole log.
 
-        As text, or with `format=json` (with `attempts`: those of which anything is kept). `at` is an address
-        (`ATTEMPT.STREAM.OFFSET`, as in a search hit: `3.out.73014`) or a time (as in `since`): the lines around it,
-        of both streams; as JSON with `target`, the line itself, or null where the manager no longer has it. `regex`
-        is [one of this dialect](#regular-expressions); a search ends after 10 s with a line that says so. A line
-        without its end (yet) has `"partial": true`; when following, a later one of the same (`attempt`, `stream`,
-        `offset`) replaces it.
+        As text, or with `format=json` as JSON with `attempts`, those of which any output is kept. `at` is an address
+        (`ATTEMPT.STREAM.OFFSET`, as in a search hit: `3.out.73014`) or a time (as in `since`) and selects the lines
+        around it, of both streams; as JSON also `target`, the line itself, or null if the manager no longer has it.
+        `regex` uses [this syntax](#regular-expressions); a search ends after 10 s with a line that reports it. A line
+        whose end has not been written yet has `"partial": true`; when following, a later line with the same
+        (`attempt`, `stream`, `offset`) replaces it.
         """
-        self.fleet.state.find(worker_id)  # 404 for an unknown one
+        self.fleet.state.find(worker_id)  # raises NotFound (404) for an unknown worker
         wanted = self._read(query)
         narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.until or query.download)
         most, resumed = TAIL_BYTES if narrow else MOST_BYTES, wanted.resume is not None
@@ -279,11 +281,11 @@ class LogsApi(Resource):
             held.enter_context(self._matching.follow(caller_name()))
         sock = bottle.request.environ.get("procguard.socket")
         follower = Follower(worker_id, query, sock, self._follow_memory, self._matching, held)
-        self._followers.add(follower)  # before the tail is read: nothing falls between
+        self._followers.add(follower)  # before the tail is read, so that no line between the two is lost
         headers = _text_headers()
         if query.as_json:
             headers["Content-Type"] = "application/x-ndjson"
-        bottle.request.environ["procguard.stream"] = True  # headers leave at once, whenever the first line comes
+        bottle.request.environ["procguard.stream"] = True  # send the headers immediately, before the first line exists
         return bottle.HTTPResponse(_FollowedLog(self, follower, query), 200, headers)
 
     def leave(self, follower: Follower) -> None:
@@ -297,8 +299,8 @@ class _FollowedLog:
     def __init__(self, api: LogsApi, follower: Follower, query: LogQuery) -> None:
         self._api = api
         self._follower = follower
-        self._query: LogQuery | None = query  # until the tail was shown
-        self._caller = caller_name()  # of a request that is over when the first `read` comes
+        self._query: LogQuery | None = query  # None once the tail has been sent
+        self._caller = caller_name()  # read now: the request is over when `read` is first called
 
     def read(self, _size: int = -1) -> bytes:
         follower = self._follower
@@ -315,7 +317,7 @@ class _FollowedLog:
         return b""
 
     def _lines_so_far(self, query: LogQuery) -> list[LogLine]:
-        """The first lines to send: the last ones, or for a reconnecting client all that it has not received."""
+        """The first lines to send: the tail, or for a reconnecting client the lines that it has not received."""
         if query.resume is None:
             return self._read_tail(query)
         query.lines = MAX_LINES
@@ -329,7 +331,7 @@ class _FollowedLog:
     def _read_tail(self, query: LogQuery) -> list[LogLine]:
         try:
             return self._api.read_tail(self._follower.worker_id, query, self._caller, keep_partial=True)
-        except LimitExceeded as exc:  # the answer has begun already
+        except LimitExceeded as exc:  # the response has already begun, so its status can no longer be an error
             text = f"[procguard: earlier lines are not shown: {exc.message}]"
             return [LogLine(0, "out", 0, 0.0, text, marker=True)]
 

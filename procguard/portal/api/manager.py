@@ -30,7 +30,8 @@ class Ready:
 
 @dataclass(frozen=True)
 class Ca:
-    """The certificate that agents trust, as PEM, for every address."""
+    """`ca`: the CA certificate that agents trust, as PEM. `any_name`: they accept its certificates for every address.
+    `fingerprint`: SHA-256 of the certificate."""
 
     ca: str
     any_name: bool
@@ -46,7 +47,7 @@ class ManagerApi(Resource):
     def ca(self) -> Ca:
         """The CA of the manager's certificate; verify it by its fingerprint.
 
-        `{"ca": PEM, "any_name", "fingerprint": "sha256:…"}`; 404 where it names none.
+        `{"ca": PEM, "any_name", "fingerprint": "sha256:…"}`; 404 if the manager has no CA of its own.
         """
         pinned = self.services.pinned()
         if not pinned.ca:
@@ -64,10 +65,10 @@ class ManagerApi(Resource):
     def readyz(self) -> Ready:
         """Readiness: the manager accepts changes.
 
-        503 while the disk refuses writes: every change is then answered with 503 `not_durable`, heartbeats still
-        with 200.
+        503 while writes to the disk fail: every change is then refused with 503 `not_durable`; heartbeats are still
+        answered with 200.
         """
-        if self.fleet.state.durability.unwritten:  # it was loaded before this object could be built
+        if self.fleet.state.durability.unwritten:  # the state itself was loaded before this object was created
             raise NotDurable(
                 self.fleet.state.durability.unwritten, "free space or repair the disk; nothing else needs to be done"
             )
@@ -90,6 +91,6 @@ class ManagerApi(Resource):
         OpenAPI 3.1, generated from the types that validate requests. It contains nothing about this fleet, so anyone
         may read it.
         """
-        with self._describing:  # made for the first who asks, beside the event loop
+        with self._describing:  # the first request generates it, in a thread, so that the event loop continues
             body = gevent.get_hub().threadpool.apply(document.document_bytes)
         return bottle.HTTPResponse(body, 200, {"Content-Type": "application/json"})

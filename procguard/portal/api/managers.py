@@ -1,4 +1,4 @@
-"""Several managers on one database: who leads, who stands by, and handing over."""
+"""Several managers on one database: the leader, the standbys, and promotion of a standby."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SshChecks:
 
 @dataclass(frozen=True)
 class OneManager:
-    """`seen_s`: seconds since its last sign in the database; `behind`: commits that a standby has not read yet;
-    `clock_s`: seconds by which its clock is ahead of the database's."""
+    """`seen_s`: seconds since the manager last wrote to the database. `behind`: number of commits that a standby has
+    not read yet. `clock_s`: seconds by which its clock is ahead of the database's."""
 
     name: str
     role: Literal["leader", "standby", "away"]
@@ -42,7 +42,7 @@ class OneManager:
 
 @dataclass(frozen=True)
 class Managers:
-    """`managers`: empty where one manager is alone. `warnings`: what endangers a takeover, in words."""
+    """`managers`: empty for a single manager. `warnings`: messages about what endangers a takeover."""
 
     leader: str = ""
     term: int = 0
@@ -66,7 +66,7 @@ class PromoteBody(RequestBody):
 class ManagersApi(Resource):
     @get("/api/managers", "viewer", tag="manager", zh="多个管理端：谁在领导")
     def managers(self) -> Managers:
-        """Who leads, who stands by, and how the shared database is replicated."""
+        """The leader, the standbys, and how the shared database is replicated."""
         agent_api = self.services.managers
         return managers_of(agent_api.view()) if agent_api is not None else Managers()
 
@@ -75,7 +75,7 @@ class ManagersApi(Resource):
         errors=(404, 409), example={"name": "manager2"},
     )  # fmt: skip
     def promote(self, body: PromoteBody) -> Promoted:
-        """Hand over the lead to a standby, which leads within a second.
+        """Promote a standby, which leads within a second.
 
         This manager becomes a standby. Workers are not affected.
         """

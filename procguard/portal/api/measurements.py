@@ -1,4 +1,4 @@
-"""Measurements of a worker or a host over 15 minutes, an hour or a day, for charts; what every GPU does now."""
+"""Measurements of a worker or a host over 15 minutes, an hour or a day, for charts; the current state of every GPU."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SpanQuery:
 
 @dataclass(frozen=True)
 class Measured:
-    """`at`: Unix seconds; of each series as many values, null where nothing was measured. A series of which nothing is
-    known is left out."""
+    """`at`: Unix seconds, ascending. `series`: for each name one value per time, null if nothing was measured then. A
+    series without any value is left out."""
 
     at: list[float]
     series: dict[str, list[float | None]]
@@ -75,7 +75,7 @@ class MeasurementsApi(Resource):
 
         [Below](#measurements).
         """
-        worker = self.fleet.state.find(worker_id)  # 404 where there is none
+        worker = self.fleet.state.find(worker_id)  # raises NotFound (404) for an unknown worker
         span = _SPANS[query.span]
         read = self._read("workers", worker_id, span)
         names = worker.spec.metrics
@@ -86,7 +86,7 @@ class MeasurementsApi(Resource):
     def of_host(self, agent_id: str, query: SpanQuery) -> HostMeasurements:
         """Measurements of a host and its GPUs, for charts.
 
-        By its agent's id.
+        The host is named by its agent's id.
         """
         self.fleet.state.agent(agent_id)
         span = _SPANS[query.span]
@@ -105,10 +105,10 @@ class GpusApi(Resource):
     def gpus(self) -> bottle.HTTPResponse:
         """Every GPU of the fleet, by host and index.
 
-        As its host's last heartbeat said; `state` is `free`, `failed` (cordoned, or with a fatal fault), `busy`,
-        `idle`, `hung`, `other` (processes of nobody's worker), `nobody` (memory in use without a process) or `lost`
-        (it cannot be read, or its host is out of reach).
-        With an ETag: 304 while nothing of it has changed.
+        As reported by the host's last heartbeat. `state` is `free`, `failed` (cordoned, or with a fatal fault), `busy`,
+        `idle`, `hung`, `other` (used by processes that belong to no worker), `nobody` (memory in use without a process)
+        or `lost` (it cannot be read, or its host is unreachable). The response has an ETag: 304 while nothing has
+        changed.
         """
         state = self.fleet.state
         hung = frozenset(name for name, seen in state.worker_status.items() if seen.suspect)

@@ -1,4 +1,4 @@
-"""Notification targets, their status, and test messages."""
+"""Notification targets and test messages; alerts on measurements that fire; mutes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody,
 
 
 class NameRequest(RequestBody):
-    """{"name": "oncall"}: one notification target; without it all."""
+    """{"name": "oncall"}: the notification target; without `name`, all targets."""
 
     max_bytes: ClassVar[int | None] = 4_096
     hints: ClassVar[Hints] = {"name": ("", 'e.g. {"name": "oncall"}, or nothing for all')}
@@ -56,7 +56,7 @@ class NotificationRoute(TypedDict):
 
 @dataclass(frozen=True)
 class NotificationTargets:
-    """`routes`: those of `notify:` in the configuration."""
+    """`routes`: the entries of `notify:` in the configuration."""
 
     notifications: list[NotificationTarget]
     routes: list[NotificationRoute]
@@ -76,8 +76,8 @@ class NotificationsTried:
 
 
 class MuteRequest(RequestBody):
-    """{"select": "host=gpu0*", "for_s": 7200, "begins": 1790000000.0, "note": "new disks"}: `begins` in Unix seconds,
-    now without it."""
+    """{"select": "host=gpu0*", "for_s": 7200, "begins": 1790000000.0, "note": "new disks"}: `begins` in Unix seconds;
+    without it, the mute begins now."""
 
     max_bytes: ClassVar[int | None] = 16_384
     hints: ClassVar[Hints] = {
@@ -107,7 +107,7 @@ class AlertsQuery:
 
 @dataclass(frozen=True)
 class AlertsAnswer:
-    """`rules`: how many are configured. `total`: of what fires; `alerts` has the latest `limit` of them."""
+    """`rules`: number of configured rules. `total`: number of alerts that fire; `alerts` has the latest `limit`."""
 
     alerts: list[FiringAlert]
     total: int
@@ -135,8 +135,8 @@ class NotificationsApi(Resource):
     def targets(self) -> NotificationTargets:
         """The status of each notification target.
 
-        Of those in `notifications:` of the configuration: [notifications](notifications.md). `routes`: those of
-        `notify:`.
+        The targets are those of `notifications:` in the configuration ([notifications](notifications.md)), `routes`
+        those of `notify:`.
         """
         notifier = self.services.notifier
         if notifier is None:
@@ -148,8 +148,8 @@ class NotificationsApi(Resource):
     def firing(self, query: AlertsQuery) -> AlertsAnswer:
         """The alerts on measurements that fire now.
 
-        Those of the rules of `alerts:`, with value, limit, since when, and who has muted or acknowledged them:
-        [notifications](notifications.md#alerts-on-measurements).
+        The rules are those of `alerts:` in the configuration. Each alert has its value, its limit, the time since when
+        it fires, and who has muted or acknowledged it ([notifications](notifications.md#alerts-on-measurements)).
         """
         rules = self.services.alert_rules
         found = rules.firing(self.fleet.state, self.services.mutes, clock.read().wall)
@@ -175,7 +175,7 @@ class NotificationsApi(Resource):
         example={"select": "host=gpu0*", "for_s": 7200, "note": "new disks"},
     )  # fmt: skip
     def mute(self, caller: Principal, body: MuteRequest) -> MuteAnswer:
-        """Mute the alerts of workers and hosts for a time, from now on or in a maintenance window.
+        """Mute the alerts of workers and hosts for a time, starting now or later (a maintenance window).
 
         Muted alerts stay in the history. A mute ends by itself.
         """

@@ -1,5 +1,7 @@
-"""Commands for many workers: preview, start, inspect, cancel, retry (rules in fleet/operations/controller.py), and the
-purge of lost workers (fleet/workers/purge.py).
+"""Batch operations, that is commands for many workers: preview, begin, inspect, cancel and retry; and the purge of lost
+workers.
+
+The rules are in fleet/operations/controller.py and fleet/workers/purge.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from procguard.portal.api.resource import Moment, Reason, RequestBody, Resource,
 from procguard.runtime.cooperative import yield_to_hub
 from remote_agent.protocol import messages
 
-MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id
+MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand lists every worker id
 MAX_OPERATION_TIMEOUT_S = 3_600.0
 MIN_OPERATION_TIMEOUT_S = 5.0
 MIN_SILENT_S, MAX_SILENT_S = 60.0, 10 * 365 * 86_400.0
@@ -67,13 +69,13 @@ class OperationRequest(RequestBody):
 
 
 class RetryRequest(RequestBody):
-    """{"rest": true}: also what was never begun."""
+    """{"rest": true}: also retry the items that never began."""
 
     rest: bool = False
 
 
 class PurgePreviewRequest(RequestBody):
-    """{"silent_s": 86400}: hosts without a heartbeat for that many seconds"""
+    """{"silent_s": 86400}: for hosts that have sent no heartbeat for that many seconds."""
 
     silent_s: Annotated[float, Field(ge=MIN_SILENT_S, le=MAX_SILENT_S)]
 
@@ -175,7 +177,7 @@ class OperationAnswer(TypedDict):
 
 
 class OperationWithItems(OperationAnswer):
-    """`items` is the page that was asked for, of `items_total`."""
+    """`items`: the requested page, of `items_total` items."""
 
     items: list[ItemAnswer]
     items_total: int
@@ -187,7 +189,7 @@ class OperationsAnswer:
 
 
 class PurgePreview(TypedDict):
-    """`workers`: the first hundred. `token`: null if there is nothing to purge."""
+    """`workers`: ids of the first hundred of `count` workers. `token`: null if there is nothing to purge."""
 
     token: str | None
     expires_in_s: float
@@ -202,7 +204,7 @@ class PurgeRefusal(TypedDict):
 
 
 class Purged(TypedDict):
-    """`refusals`: the first hundred."""
+    """`taken_out`, `refused`: numbers of workers. `refusals`: the first hundred refused ones."""
 
     taken_out: int
     refused: int
@@ -221,8 +223,7 @@ class PurgeApi(Resource):
     def preview(self, caller: Principal, body: PurgePreviewRequest) -> PurgePreview:
         """Preview the purge of lost workers: undeclared and ended ones, and those of hosts silent for `silent_s`.
 
-        `{"silent_s": 86400}` → `{"token", "count", "workers"}`; how long a host is silent counts in this run of the
-        manager.
+        `{"silent_s": 86400}` → `{"token", "count", "workers"}`; only silence since the manager started counts.
         """
         http_io.note_change(f"a look at what is gone for {body.silent_s:.0f} s")
         return cast(PurgePreview, self._purge.preview(body.silent_s, caller.actor, clock.read(), caller.identity))
@@ -231,7 +232,7 @@ class PurgeApi(Resource):
     def carry_out(self, caller: Principal, body: PurgeRequest) -> Purged:
         """Remove the previewed workers from the fleet.
 
-        `{"token"}` → `{"taken_out", "refused", "refusals"}`: each that may still run is refused.
+        `{"token"}` → `{"taken_out", "refused", "refusals"}`; a worker that may still be running is refused.
         """
         http_io.note_change("", final=False)
         done = self._purge.carry_out(body.token, caller.actor, clock.read(), caller.identity)
@@ -247,7 +248,8 @@ class OperationsApi(Resource):
     def preview(self, caller: Principal, body: PreviewRequest) -> PreviewAnswer:
         """Preview a batch operation.
 
-        Counts, splits, what is left out, and a token ([below](#batch-operations)).
+        Returns the number of workers by state and by host, the workers that are left out with the cause, and a token
+        that begins the operation ([below](#batch-operations)).
         """
         http_io.note_change(f"{body.command} {body.selector}")
         found = self.fleet.operations.preview(
@@ -262,7 +264,7 @@ class OperationsApi(Resource):
     def begin(self, caller: Principal, body: OperationRequest) -> OperationAnswer:
         """Begin a previewed operation.
 
-        With the preview's token ([below](#batch-operations)).
+        Requires the token of the preview ([below](#batch-operations)).
         """
         http_io.note_change("", final=False)
         options = OperationOptions(
@@ -277,14 +279,14 @@ class OperationsApi(Resource):
 
     @get("/api/operations", "viewer", tag="operations", zh="最近 50 个批量操作")
     def operations(self) -> OperationsAnswer:
-        """The newest 50 batches."""
+        """The newest 50 batch operations."""
         return OperationsAnswer(cast(list[OperationAnswer], self.fleet.operations.views()))
 
     @get("/api/operations/<operation_id>", "viewer", tag="operations", zh="一个批量操作及其条目", errors=(404,))
     def operation(self, operation_id: str, query: ItemsQuery) -> OperationWithItems:
         """One batch operation with its items.
 
-        `result=failed,expired`: only items that ended so.
+        `result=failed,expired`: only items with one of these results.
         """
         found = self.fleet.operations.view(operation_id, query.result, query.offset, query.limit)
         return cast(OperationWithItems, found)
@@ -307,7 +309,7 @@ class OperationsApi(Resource):
     def retry(self, operation_id: str, caller: Principal, body: RetryRequest) -> OperationAnswer:
         """Retry the failed items as a new operation.
 
-        `{"rest": true}`: also what was never begun.
+        `{"rest": true}`: also the items that never began.
         """
         view = self.fleet.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)
         return cast(OperationAnswer, view)

@@ -2,8 +2,9 @@
 services that handlers work with.
 
 Every module of this package that defines a `Resource` is discovered (`all_resources`): adding one adds its routes,
-their rights, their description and their rows in the tests. Owns how a declared handler is called (who asks, then the
-path, then the query, then the body) and how its response is sent; the content of responses belongs to the resources.
+their access rights, their documentation and their cases in the tests. This module owns how a declared handler is called
+(the caller's rights are checked first, then the path, the query and the body) and how its response is sent; the content
+of responses belongs to the resources.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics.exposition import Metrics
 from procguard.tls.certificates import Pinned
 
-MAX_NAME_CHARS = 100  # of a name in the path; longer ones are cut, and found nowhere
+MAX_NAME_CHARS = 100  # of a name in the path; a longer one is truncated, which matches nothing
 MAX_REASON_CHARS = 500
 
 Moment = str | None  # ISO 8601 in UTC; null: never, or not yet
@@ -57,7 +58,8 @@ class Opener(Protocol):
     """Opens tunnels (manager/tunnels.py)."""
 
     def open(self, host: str, timeout_s: float) -> dict[str, Any]:
-        """{"state", "port", "reason"}; raises NotFound, Conflict."""
+        """Open the host's tunnel and wait for it, at most `timeout_s` seconds. Returns {"state", "port", "reason"};
+        raises NotFound or Conflict."""
         ...
 
 
@@ -76,16 +78,16 @@ class ManagersService(Protocol):
     """The part of manager/several.py that the API uses."""
 
     def view(self) -> dict[str, Any]:
-        """Who leads, who stands by, and how the database is replicated."""
+        """The leader, the standbys, and how the database is replicated."""
 
     def promote(self, name: str) -> None:
-        """Hand over the lead to the manager `name`. Raises ProcGuardError if that is impossible."""
+        """Make the manager `name` the leader. Raises ProcGuardError if that is impossible."""
 
 
 @dataclass
 class Services:
-    """Dependencies of resources. `ssh`, `notifier`, `tunnels`, `maintenance`, `managers`: None if not available;
-    `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
+    """Dependencies of resources. `ssh`, `notifier`, `tunnels`, `maintenance`, `managers`: None if not available.
+    `manager_configured`: those of `manager_urls()` that agents keep even if they cannot be verified now."""
 
     fleet: Fleet
     auth: Auth
@@ -146,7 +148,7 @@ def _checked(name: str, value: str) -> str:
 
 
 def caller_name() -> str:
-    """The caller to whose share of the worker threads this request counts."""
+    """The actor of the current request, for shares of the worker threads; "" without a caller."""
     return str(getattr(bottle.request.environ.get(CALLER), "actor", ""))
 
 
@@ -191,9 +193,10 @@ Words = Annotated[str, BeforeValidator(_null_is_empty), AfterValidator(one_line)
 
 
 class RequestBody(BaseModel):
-    """A body that operators may send: its type checks it. Strict: a number is no text, `"true"` is not true. Unknown
-    keys are ignored, so that a newer client can talk to an older manager. `max_bytes`: None for web.limits.body_size;
-    `hints`: what to do next where a field is wrong."""
+    """Base of the request bodies of operators, validated by their type. Validation is strict: a number is not accepted
+    as a string, nor `"true"` as true. Unknown keys are ignored, so that a newer client can talk to an older manager.
+    `max_bytes`: None for web.limits.body_size. `hints`: for each field an error code and the next step, shown if the
+    field is invalid."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 

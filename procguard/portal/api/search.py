@@ -1,8 +1,9 @@
 """Log search: the agents search the logs on their hosts, and this module merges their results as they arrive.
 
 The manager itself searches the logs that no host holds any longer (portal/logs/own_search.py); its result is merged
-like an agent's. Owns the waiting request: its deadline, its limits, and the times of lines (the manager's times take
-precedence over the hosts'). Agents post their results to agent_api/handlers.py. Closing the request ends the search.
+like an agent's. This module owns the pending request: its deadline, its limits, and the times of lines (the manager's
+times take precedence over the hosts'). Agents post their results to agent_api/handlers.py. Closing the request ends the
+search.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class HostSearched(TypedDict):
 
 
 class FoundAnswer(TypedDict):
-    """The newest lines first; `[begin, end)` of its text is what matched."""
+    """`lines`: newest first; in each, `[begin, end)` is the part of `text` that matched."""
 
     search_id: str
     hosts_asked: int
@@ -103,7 +104,7 @@ class SearchApi(Resource):
     def search(self, query: SearchQuery) -> FoundAnswer | bottle.HTTPResponse:
         """Search the logs of all hosts; the agents search the files on their hosts.
 
-        With `text` or `regex` ([below](#log-search)).
+        Requires `text` or `regex` ([below](#log-search)).
         """
         services, matching = self.services, self.services.matching
         question, find = read_question(query, matching)
@@ -214,7 +215,7 @@ class RunningSearch:
 
 
 class Newest:
-    """Keeps the newest lines, whatever the order of arrival. `line in newest`: whether the same line is already
+    """The newest `limit` lines, independent of the order of arrival. `line in newest`: whether the same line is already
     kept."""
 
     def __init__(self, limit: int) -> None:
@@ -250,7 +251,7 @@ class Newest:
 
 
 def _position(line: JsonLine) -> tuple[Any, ...]:
-    """The identity of a line, independent of who found it."""
+    """The identity of a line, independent of whether a host or the manager found it."""
     return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
 
 
@@ -262,10 +263,10 @@ def read_question(query: SearchQuery, matching: Matching) -> tuple[Question, Fin
     if query.regex or query.ignore_case:
         if query.regex:
             wanted = matching.read(query.regex, query.ignore_case)
-        else:  # upper and lower case are the same on every host, whatever its Python thinks
+        else:  # case folding is the same on every host, independent of its Python version
             literal = expression.literal(query.text)
             wanted = expression.read(literal, True, "text", expression.MAX_LITERAL_CHARS)
-        pattern, find = wanted.for_hosts, wanted.place_in  # RE2 here; `re` in a process that may be killed there
+        pattern, find = wanted.for_hosts, wanted.place_in  # RE2 here; on the host, `re` in a process that can be killed
     now_wall = clock.read().wall
     question = Question(
         pattern=pattern,

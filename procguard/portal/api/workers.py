@@ -1,7 +1,7 @@
 """Workers: the list, one worker, commands and their results, moves to another host.
 
-Identifies the caller, validates the request, and passes it to the fleet. Logs are in logs.py, explanations in
-history.py, the routes of launchers and agents in agent_api/handlers.py.
+Handlers validate the request and pass it to the fleet. Logs are in logs.py, explanations in history.py, and the routes
+of launchers and agents in agent_api/handlers.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, Requ
 from remote_agent.protocol import messages
 
 MAX_PAGE = 100_000
-MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
+MAX_SELECT_CHARS = 8_000  # a request line has at most 8,192; longer selectors go into the body of a preview
 SORTABLE = tuple(one.name for one in WORKER if one.sortable)
 
 # ------------------------------------------------------------------------------------------------ what comes in
@@ -84,7 +84,7 @@ class MoveRequest(RequestBody):
 
 
 class WorkerRecoveryStatus(TypedDict):
-    """Why a worker's task waits for another host, or is not moved."""
+    """Why a worker's task waits for another host, or is not moved to one."""
 
     state: str
     reason: str
@@ -111,8 +111,8 @@ else:
 
 @dataclass(frozen=True)
 class SourceLine:
-    """Where an inventory declares a worker, on the machine that deployed it. `workers`: declared by the same entry, as
-    copies or for several hosts; `host`: the only host of these, else ""."""
+    """The entry of the inventory that declares a worker, on the machine that deployed it. `workers`: number of workers
+    that the entry declares, as copies or for several hosts. `host`: their host if it is the same for all, else ""."""
 
     file: str
     line: int
@@ -122,8 +122,8 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Specification:
-    """A worker's specification. `declared`: the keys that differ from their defaults. `env`: names without values.
-    `pending`: what a restart would change in the process that runs now."""
+    """A worker's specification. `declared`: the keys that differ from their defaults. `env_names`: names of the
+    environment variables, without values. `pending`: what a restart would change in the running process."""
 
     worker_id: str
     inventory: str
@@ -195,9 +195,9 @@ class WorkersApi(Resource):
     def worker(self, worker_id: str) -> WorkerAnswer:
         """One worker.
 
-        `home`: where it belongs while it lives elsewhere, `moves`: how often it moved without having been healthy,
-        `moving_to`, `recovery`: `{"state", "reason"}` where its task waits for another host (`waiting`,
-        `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
+        `home`: the host that it belongs to while it runs on another one; `moves`: how often it moved without having
+        been healthy since; `moving_to`: the target of a move in progress; `recovery`: `{"state", "reason"}` if its task
+        waits for another host (`waiting`, `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
         """
         return self.fleet.state.worker(worker_id)
 
@@ -205,9 +205,9 @@ class WorkersApi(Resource):
     def spec(self, worker_id: str, caller: Principal) -> Specification:
         """The worker's specification: every key, and which of them differ from their defaults.
 
-        Of `env` and of a container's `--env` options the names alone: values may be secrets. `source`: file and line of
-        its entry in the inventory, and who else is declared there; of folders a viewer is not told. `pending`: what a
-        restart would change.
+        Only the names of `env` and of a container's `--env` options are returned, because values may be secrets.
+        `source`: file and line of its entry in the inventory, and how many workers the entry declares; viewers see
+        file names without folders. `pending`: what a restart would change.
         """
         state, may_deploy = self.fleet.state, caller.kind == "operator"
         record = state.find(worker_id)
@@ -229,7 +229,7 @@ class WorkersApi(Resource):
     def command(self, worker_id: str, caller: Principal, body: CommandRequest) -> Accepted:
         """Start, stop, restart or kill a worker.
 
-        `{"command": "start" | "stop" | "restart" | "kill"}`, with a `"reason"` if you like → 202 `{"command_id",
+        `{"command": "start" | "stop" | "restart" | "kill"}`, optionally with a `"reason"` → 202 `{"command_id",
         "worker_id", "command", "status": "accepted"}`.
         """
         http_io.note_change(f"{body.command}: {body.reason}" if body.reason else body.command)
@@ -244,7 +244,8 @@ class WorkersApi(Resource):
     def move(self, worker_id: str, caller: Principal, body: MoveRequest) -> Moving:
         """Move a worker to another host.
 
-        `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/placement_service.py.
+        `{"host": "gpu02"}` → 202. The worker is stopped on its host, then started on the other one. The rules are in
+        fleet/workers/placement_service.py.
         """
         http_io.note_change(f"to {body.host}")
         self.fleet.placement.move(worker_id, body.host, caller.actor, clock.read())
@@ -257,7 +258,7 @@ class WorkersApi(Resource):
     def acknowledge(self, worker_id: str, caller: Principal, body: NoteRequest) -> OfWorker:
         """Acknowledge a worker's failure, visible to everyone.
 
-        An event, and a sentence of its explanation until its next attempt.
+        The acknowledgement is an event, and part of the worker's explanation until its next attempt.
         """
         http_io.note_change(body.note)
         self.fleet.workers.acknowledge(worker_id, body.note, caller.actor, clock.read())
@@ -273,7 +274,7 @@ class WorkersApi(Resource):
     def commands(self, query: CommandsQuery) -> Commands:
         """The newest commands.
 
-        `worker=ID`: those of one worker.
+        `worker=ID`: only the commands of one worker.
         """
         worker_id = checked_worker_id(query.worker) if query.worker else ""
         return Commands(cast(list[CommandView], self.fleet.state.commands(worker_id, query.limit)))
@@ -314,7 +315,8 @@ def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
 
 
 def _sorted(views: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
-    """The views, sorted by `sort=host` or descending by `sort=-restarts`; ties by id, missing values last."""
+    """The views sorted by `field`; descending for `-field`. Ties are sorted by worker id; missing values come last.
+    Raises UsageError for a field that cannot be sorted by."""
     name = field.removeprefix("-")
     if name not in SORTABLE:
         raise UsageError(f"sort={field[:40]!r}: not a column to sort by", f"use one of: {', '.join(SORTABLE)}")

@@ -1,5 +1,5 @@
-"""The description of the HTTP interface, GET /api/openapi.json, built from the declarations at the handlers.
+"""The OpenAPI description of the HTTP API (GET /api/openapi.json), generated from the declarations at the handlers.
 
-Knows neither sockets nor the registry. Tests compare it with the application: every answer that a test receives has its
-declared shape.
+Knows neither sockets nor the fleet. Tests compare it with the application: every response that a test receives must
+have its declared shape.
 """

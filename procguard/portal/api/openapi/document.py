@@ -20,11 +20,11 @@ from remote_agent.protocol import messages as protocol
 VERSION = "3.1.0"
 SCHEMAS = "#/components/schemas/"
 RESPONSES = "#/components/responses/"
-OURS = "procguard.portal.api."  # what is answered as a dataclass of these modules has all of its fields
+OURS = "procguard.portal.api."  # responses that are dataclasses of these modules always have all fields
 ERROR = {"$ref": f"{SCHEMAS}Error"}
 
-# What any request may meet, whatever its route: a query or body that is wrong, no right to it, a body that is too slow
-# or too large, a limit, a disk that takes no changes.
+# Statuses that any route may return: an invalid query or body, missing rights, a body that is too slow or too large, a
+# limit, a failure to write to the disk.
 EVERYWHERE = (400, 414, 431, 503)
 WHERE_RIGHTS_ARE_NEEDED = (401, 403, 429)
 WITH_A_BODY = (408, 413, 429)
@@ -67,7 +67,7 @@ class Localized(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """`code` is a word for programs, `message` says what is wrong and where, `next` what to do now."""
+    """`code`: an identifier for programs. `message`: what is wrong and where. `next`: the next step."""
 
     code: str
     message: str
@@ -77,12 +77,12 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """Every error, whatever its status."""
+    """The body of every error response."""
 
     error: ErrorDetail
     acked: int | None = None  # of a log_gap: the length that is stored
-    term: int | None = None  # to an agent, of one among several managers: the leader's term
-    managers: list[str] | None = None  # of a manager that stands by: where the others are, the leader first
+    term: int | None = None  # sent to agents if there are several managers: the leader's term
+    managers: list[str] | None = None  # sent by a standby: addresses of the other managers, the leader first
 
 
 _LINK = re.compile(r"\]\(([^):]+)\)")
@@ -90,7 +90,7 @@ _SLOT = re.compile(r"<([a-z_]+)(:[a-z]+)?>")
 
 
 def _linked(link: re.Match[str]) -> str:
-    """Links are written as they stand in docs/protocol.md."""
+    """A link as it stands in docs/protocol.md, relative to the root of the repository."""
     return f"](docs/{'protocol.md' if link[1].startswith('#') else ''}{link[1]})"
 
 
@@ -101,12 +101,12 @@ def path_of(rule: str) -> str:
 
 @functools.cache
 def document() -> dict[str, Any]:
-    """The whole description. Do not change it: all callers share it."""
+    """The description of all routes. All callers share the dict and must not change it."""
     return describe(all_routes())
 
 
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
-    """These routes as an OpenAPI document."""
+    """The OpenAPI document of these routes."""
     routes = tuple(routes)
     names, schemas = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
@@ -142,7 +142,7 @@ def document_bytes() -> bytes:
 
 
 def statuses(route: Route) -> list[int]:
-    """Every status that this route may answer."""
+    """Every status that the route may return, ascending."""
     found = {*route.answers, *EVERYWHERE, *route.errors}
     if route.who != "anyone" or route.path in ("/api/workers/register", "/api/login", "/api/logout", "/api/session"):
         found.update(WHERE_RIGHTS_ARE_NEEDED)
@@ -206,7 +206,7 @@ def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
 
 
 def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
-    """({type: its name}, {name: JSON Schema}) of all that the routes take and answer."""
+    """({type: its name}, {name: JSON Schema}) of all request and response bodies of the routes."""
     kinds = dict.fromkeys([Error, *(kind for route in routes for kind in _kinds(route))])
     adapters = [(kind, "validation", TypeAdapter(kind)) for kind in kinds]
     found, shared = TypeAdapter.json_schemas(adapters, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The types of answers that are listed as fields (fleet/shapes), for the description of the interface."""
+"""Response types built from the declared fields of fleet/shapes, for the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _KNOWN = {"Any": Any, "Literal": Literal, "Moment": str | None, "messages": mess
 def answer_type(
     name: str, words: str, fields: Sequence[ShownField[Any]], names: dict[str, Any], also: Sequence[str] = ()
 ) -> Any:
-    """A TypedDict of these fields. `names`: of the module whose types they name; `also`: those outside the API's own
-    that some answers have."""
+    """A TypedDict with these fields. `words`: its docstring. `names`: globals of the module that defines the types of
+    the fields. `also`: names of fields outside the API's own that some responses have."""
     annotations: dict[str, Any] = {}
     for one in fields:
         if one.part_of or not (one.api or one.name in also):
