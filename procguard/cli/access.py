@@ -94,7 +94,7 @@ def agents_rotate(target: str, limit: str = "", timeout: float = 60.0, answer: A
 
 
 def _launcher_id(text: str) -> str:
-    """Launchers may be named by their worker alone."""
+    """The agent id of a launcher, which may be named by its worker id alone."""
     return text if ":" in text else f"launcher:{text}"
 
 

@@ -45,7 +45,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "Launchers": {"access": ("approve", "deny")},
     "Command line": {"completion": ("completion",), "here": ("version",)},
 }
-# Group -> (module, its tuple of commands, what the group is about).
+# Group -> (module, name of its tuple of commands, description).
 GROUPS = {
     "agents": ("access", "AGENTS", "agents and launchers, their releases and secrets"),
     "context": ("contexts", "CONTEXT", "the manager that commands use"),
@@ -58,7 +58,7 @@ GROUPS = {
 ALIASES = {"status": "ps"}
 _MODULE = {name: module for topic in TOPICS.values() for module, names in topic.items() for name in names}
 BEFORE_THE_COMMAND = {"--context": "PROCGUARD_CONTEXT", "--lang": language.VARIABLE}
-LAUNCHER = "worker"  # its words are the launcher's own, which has a parser of its own
+LAUNCHER = "worker"  # its arguments are passed to the launcher, which has its own parser
 
 
 class Found(NamedTuple):
@@ -68,20 +68,20 @@ class Found(NamedTuple):
 
 
 def command(name: str) -> CliCommand:
-    """Raises KeyError."""
+    """The command with this name or alias. Raises KeyError."""
     name = ALIASES.get(name, name)
     found: CliCommand = getattr(importlib.import_module(f"procguard.cli.{_MODULE[name]}"), name)
     return found
 
 
 def group(name: str) -> dict[str, CliCommand]:
-    """Its commands by name. Raises KeyError."""
+    """The commands of a group, by name. Raises KeyError."""
     module, attribute, _ = GROUPS[name]
     return {one.name: one for one in getattr(importlib.import_module(f"procguard.cli.{module}"), attribute)}
 
 
 def commands() -> dict[str, CliCommand]:
-    """All but the groups' and the launcher."""
+    """All commands by name and alias, except those of groups and the launcher."""
     return {name: command(name) for name in (*_MODULE, *ALIASES) if name != LAUNCHER}
 
 
@@ -90,7 +90,7 @@ def is_ours(word: str) -> bool:
 
 
 def find(words: Sequence[str]) -> Found:
-    """`words` begins with the command's name. Raises UsageError."""
+    """The command that `words` begins with, its path ("token create") and the remaining words. Raises UsageError."""
     name, rest = words[0], list(words[1:])
     head, dot, part = name.partition(".")
     if head in GROUPS:
@@ -117,7 +117,7 @@ def find(words: Sequence[str]) -> Found:
 
 
 def run(words: Sequence[str]) -> None:
-    """Raises ProcGuardError, SystemExit of the launcher."""
+    """Run a command line, given without the program's name. Raises ProcGuardError."""
     words = list(words)
     while words and words[0] in BEFORE_THE_COMMAND:
         if len(words) < 2:
@@ -155,7 +155,8 @@ def run(words: Sequence[str]) -> None:
 
 
 def _with_language(words: list[str]) -> list[str]:
-    """Without `--lang zh`, which every command takes: it is kept in the environment, for errors and help too."""
+    """`words` without `--lang LANGUAGE`, which every command accepts. The language is set in the environment, so that
+    it also applies to errors and help. Raises UsageError."""
     kept = []
     following = iter(words)
     for word in following:
@@ -171,7 +172,7 @@ def _with_language(words: list[str]) -> list[str]:
 
 
 def print_overview() -> None:
-    """Every command by topic, with its first sentence."""
+    """Print every command by topic, with the first sentence of its help."""
     say(f"usage: {hints.form()} COMMAND [options]        {hints.form()} COMMAND -h: help for a command")
     say("From a list of SSH hosts to a supervised, self-healing fleet of long-running jobs.")
     wide = parser.width()
@@ -197,7 +198,7 @@ def _row(name: str, about: str, wide: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The `procguard` program."""
+    """Entry point of the `procguard` program. `argv`: with the program's name; default: sys.argv."""
     if argv is None:
         process.begin()
     words = (sys.argv if argv is None else argv)[1:]

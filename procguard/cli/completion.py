@@ -1,6 +1,6 @@
 """Completion for bash, zsh and fish: commands, options, and ids of workers, hosts and groups from the manager.
 
-The shell scripts call `procguard __complete WORDS…` and contain no knowledge of their own.
+The shell scripts only call `procguard __complete WORDS…`; all completions are computed here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def say_script(text: str) -> None:
 def complete(
     words: Sequence[str], commands: dict[str, CliCommand], groups: dict[str, dict[str, CliCommand]]
 ) -> list[str]:
-    """What the last of `words` may become, sorted. `commands` by name, `groups` by name and part."""
+    """The completions of the last of `words`, sorted, at most MOST. `commands`: by name. `groups`: commands by group
+    and name."""
     *before, last = list(words) or [""]
     path = before[:1]
     if not before:
@@ -92,7 +93,7 @@ def complete(
 
 
 def _ids(kind: str, last: str) -> list[str]:
-    """Asked of the manager; none where it can't be reached."""
+    """The ids of this kind that the manager knows and that complete `last`; empty if it cannot be reached."""
     from procguard.cli.contexts import connect
 
     head, separator, _ = last.rpartition("group=")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def connect() -> Client:
     """The manager that the environment, `--context` or the current context names; else the one on this machine."""
-    from procguard.client import client  # most of what a command's start takes
+    from procguard.client import client  # imported late: most of a command's start-up time
 
     return client.from_environment()
 
@@ -65,7 +65,7 @@ def context_add(name: str, url: str = "", ca: str = "", token_file: str = "") ->
     files = {"ca": ca, "token_file": token_file}
     absolute = {key: os.path.abspath(os.path.expanduser(value)) if value else "" for key, value in files.items()}
     made = contexts.ManagerContext(url, **absolute)
-    api.ManagerClient(made.url, made.token(), made.ca)  # a wrong address or an open token file is said now
+    api.ManagerClient(made.url, made.token(), made.ca)  # raises for an invalid address or unsafe token file
     known = contexts.load()
     contexts.save(contexts.Contexts(name, {**known.by_name, contexts.checked_name(name): made}))
     say(f"{name}: {url}; current context")

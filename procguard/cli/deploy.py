@@ -31,13 +31,13 @@ FORKS, FORKS_TEXT = 32, "number of hosts in parallel"
 
 @dataclass(frozen=True)
 class InventoryOptions(OptionGroup):
-    """What is read."""
+    """Options that name the inventory."""
 
     hosts: tuple[str, ...] = option((), HOSTS_TEXT)
     vault_password_file: str = option("", VAULT_TEXT)
 
     def loaded(self, action: str) -> Inventory:
-        """All of it. Raises UsageError, and what reading an inventory raises."""
+        """The whole inventory. Raises UsageError if none is given, and the errors of `model.load`."""
         from procguard.deploy.inventory import model
 
         if not self.hosts:
@@ -49,18 +49,18 @@ class InventoryOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class HostsOptions(InventoryOptions):
-    """Which hosts."""
+    """Options that select hosts of the inventory."""
 
     limit: str = option("", "limit to these hosts or groups, as in Ansible: gpu*,!gpu03")
 
     def chosen(self, action: str) -> list[Host]:
-        """Raises as `loaded` does."""
+        """The selected hosts. Raises as `loaded` does."""
         return self.loaded(action).select(self.limit)
 
 
 @dataclass(frozen=True)
 class LoginOptions(OptionGroup):
-    """Passwords that are asked for now, before anything begins."""
+    """Options for passwords, which are prompted for before anything begins."""
 
     ask_pass: bool = option(
         False, "prompt for the SSH password (default: keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)"
@@ -68,7 +68,8 @@ class LoginOptions(OptionGroup):
     ask_become_pass: bool = option(False, "prompt for the sudo password (default: PROCGUARD_BECOME_PASSWORD_FILE)")
 
     def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> LoginCredentials:
-        """`ask`: for passphrases, when a key turns out to need one."""
+        """The credentials for these hosts. `ask` prompts for the passphrase of a key that needs one (default: on the
+        terminal)."""
         from procguard.deploy.ssh.credentials import LoginCredentials, ask_on_terminal
 
         return LoginCredentials(
@@ -81,7 +82,7 @@ class LoginOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class RolloutOptions(OptionGroup):
-    """How many hosts at once, whether they are changed, and what is shown of it."""
+    """Options of a rollout: parallelism, waves, dry run and output."""
 
     forks: int = option(FORKS, FORKS_TEXT)
     serial: str = option("", "wave size, as in Ansible: 4, 10%, or 1,10%,50%")
@@ -91,7 +92,8 @@ class RolloutOptions(OptionGroup):
     json_: bool = option(False, JSON_RESULT)
 
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
-        """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
+        """Run `action`, a method of Deployer, on these hosts and print the results. `more`: further DeployOptions.
+        Raises PartlyFailed if a host failed."""
         from procguard.cli.output import deployment
         from procguard.deploy.install.deployer import Deployer, DeployOptions
         from procguard.deploy.install.rollout import RolloutPlan
@@ -228,7 +230,7 @@ def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = 
     chosen = among.chosen("trust")
     credentials = login.credentials(chosen)
     out, bad = deployment.console(), 0
-    while True:  # a jump host comes before what lies behind it
+    while True:  # the key of a jump host is needed before those of the hosts behind it
         keys = trust.scan([host.target for host in chosen], credentials)
         bad = deployment.keys(out, keys)
         new = [key for key in keys if key.status == "new"]
@@ -329,7 +331,7 @@ def _bytes(text: str) -> int:
 
 
 def _say_notes(hosts: Inventory | list[Host], out: Any = None) -> None:
-    """What reading the inventory has to remark, each thing once."""
+    """Print the warnings of the inventory, each once."""
     from procguard.cli.output import deployment
     from procguard.console.styled import styled
 

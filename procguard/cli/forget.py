@@ -40,7 +40,7 @@ def forget(name: str, agent: bool = False, yes: bool = False) -> None:
         raise NotFound(f"no worker and no agent {name}", "list them: invoke status, invoke agents")
     agent_id = str(found["agent"])
     mine = [view for view in manager.workers() if view.get("agent") == agent_id]
-    if found.get("agent_state") != "connected":  # that one the manager refuses, and says what to do
+    if found.get("agent_state") != "connected":  # the manager itself refuses a connected agent
         _refuse_alive(agent_id, mine, yes)
     manager.forget_agent(agent_id)
     say(f"{agent_id}: forgotten" + (f", with {len(mine)} worker(s)" if mine else ""))
@@ -56,7 +56,7 @@ def _agent(manager: ManagerClient, name: str) -> dict[str, Any] | None:
 
 
 def _refuse_alive(name: str, views: list[dict[str, Any]], yes: bool) -> None:
-    """Out of reach is not gone: whether its job has ended nobody knows."""
+    """Raise UsageError if jobs of unreachable workers may still be running, unless `yes`."""
     maybe = [view for view in views if view["state"] == states.UNKNOWN and view.get("last_known_state") in states.ALIVE]
     if maybe and not yes:
         named = ", ".join(f"{view['worker_id']} on {view['host']}" for view in maybe[:5])

@@ -80,7 +80,8 @@ def worker(words: list[str]) -> None:
 
 
 def _become(isolation: str, module: str, *words: str) -> None:
-    """`isolation`: what Python is not to read: -P the working directory, -I that and the environment's paths."""
+    """Replace this process with `python ISOLATION -m module words`. `isolation`: -P: do not import from the working
+    directory; -I: also ignore the variables PYTHON* and the user's site-packages."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, isolation, "-m", module, *words])  # noqa: S606
 
@@ -115,7 +116,7 @@ def _with_values(text: str) -> str:
     for number, line in enumerate(lines):
         name = line.partition(":")[0]
         if name in values:
-            lines[number] = f"{name}: {json.dumps(values[name])}"  # a JSON string is one of YAML's, too
+            lines[number] = f"{name}: {json.dumps(values[name])}"  # a JSON string is also a YAML string
     return "\n".join(lines) + "\n"
 
 

@@ -235,7 +235,7 @@ def notify_ack(worker: str, note: str = "") -> None:
 
     An alert is written as invoke notify.firing shows it, in quotes: invoke notify.ack 'disk-full|gpu01' --note ordered
     """
-    if "|" in worker:  # no id of a worker has one
+    if "|" in worker:  # worker ids cannot contain it
         connect().acknowledge_alert(worker, note)
     else:
         connect().acknowledge(worker, note)

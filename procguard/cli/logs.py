@@ -1,4 +1,4 @@
-"""The command `logs`: the log of one worker unchanged, or of several workers, line by line with their names."""
+"""The command `logs`: the log of one worker as it is, or the logs of several workers merged by line, with prefixes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from procguard.errors import NotFound, ProcGuardError, UsageError
 if TYPE_CHECKING:
     from procguard.client.client import Client
 
-MOST_FOLLOWED = 100  # each is a connection and a thread
+MOST_FOLLOWED = 100  # each takes a connection and a thread
 NAME_COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
 QUEUED_LINES = 10_000
 
@@ -59,7 +59,8 @@ def logs(
 
 
 def _chosen(manager: Client, words: list[str]) -> list[str]:
-    """Ids in full are taken as they are; the rest is asked for. In the order given, each once."""
+    """The worker ids that `words` select, in the order given, without duplicates. Full ids are not checked; the manager
+    resolves globs and conditions. Raises NotFound if one of these matches nothing."""
     from procguard.fleet.workers.selectors import is_one_id
 
     names: dict[str, None] = {}
@@ -92,7 +93,7 @@ def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw:
 
 
 def _resumed(manager: Client, worker: str, query: dict[str, Any]) -> Iterator[bytes]:
-    """Each line once it is finished, over takeovers."""
+    """The log's complete lines; continues with the new leader after a takeover."""
     for line in manager.follow_log_lines(worker, **query):
         yield line["text"].encode(errors="replace") + b"\n"
 
@@ -118,12 +119,13 @@ def _tails(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator
     found: list[tuple[float, str, str]] = []
     for name in names:
         found += [(line["at"], name, line["text"]) for line in manager.iterate_logs(name, **query)]
-    found.sort(key=lambda one: one[0])  # stable: a worker's own lines stay in their order where times are equal
+    found.sort(key=lambda one: one[0])  # stable: lines of one worker with equal times keep their order
     yield from ((name, text) for _, name, text in found)
 
 
 def _followed(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """As they come. One thread a log; what can't be shown as fast waits at the manager."""
+    """(worker id, line) in order of arrival. One thread follows each log; if the output is slow, the queue is full and
+    the remaining lines wait at the manager."""
     waiting: queue.Queue[tuple[str, str] | ProcGuardError] = queue.Queue(QUEUED_LINES)
 
     def follow(name: str) -> None:

@@ -1,7 +1,4 @@
-"""The operator's tasks about several managers on one database: who leads, and handing over.
-
-Registered by app.py.
-"""
+"""Commands for several managers on one database: list them, and promote a standby."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Commands for workers: start, stop, restart and kill of one worker or of many, and batch operations.
 
-A full id is one command, accepted or refused at once. Anything else is a batch operation: its preview is shown, stop
-and kill of many workers need confirmation, its progress is followed, and failures are grouped by cause. The rules are
-in the manager (fleet/operations/controller.py).
+A full worker id is a single command, which the manager accepts or refuses immediately. Any other target is a batch
+operation: its preview is shown, stop and kill of many workers need confirmation, its progress is followed, and failures
+are grouped by cause. The rules are in the manager (fleet/operations/controller.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from procguard.client.api import ManagerClient
     from procguard.client.coming_up import WaitLimit
 
-CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
+CONFIRM_ABOVE = 20  # stop or kill of more workers than this needs confirmation
 LIVE = ("running", "cancelling", "halting")
 POLL_INTERVAL_S = 0.3
 MAX_ITEMS_SHOWN = 40
@@ -46,7 +46,7 @@ WAIT_HELP = {"wait": "seconds to wait for a single worker (default: its start_se
 
 @dataclass(frozen=True)
 class BatchOptions(OptionGroup):
-    """How a command is given to many workers."""
+    """Options of a command for many workers."""
 
     concurrency: int = option(0, "number of workers in parallel (0: the manager's default)")
     max_failures: str = option("", "halt after more failures than this: 5, or 10%")
@@ -54,12 +54,12 @@ class BatchOptions(OptionGroup):
     yes: bool = option(False, "do not ask for confirmation")
 
     def request(self) -> dict[str, Any]:
-        """As the manager takes them. Raises UsageError."""
+        """The options that are set, as fields of the body of POST /api/operations. Raises UsageError."""
         if self.concurrency < 0:
             raise UsageError(f"--concurrency {self.concurrency}: at least 1", "leave it out for the manager's default")
         from procguard.fleet.operations.model import FailureLimit
 
-        FailureLimit(str(self.max_failures))  # also for a single worker, where nothing else would read it
+        FailureLimit(str(self.max_failures))  # validated for a single worker as well, which does not use it
         given = {"concurrency": self.concurrency, "max_failures": str(self.max_failures), "reason": self.reason}
         return {name: value for name, value in given.items() if value}
 
@@ -145,7 +145,8 @@ def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json
 
 
 def _confirm(verb: str, target: str, number: int) -> None:
-    """The number of workers, typed. Nobody to type it: nothing is done."""
+    """Ask the operator to type the number of workers. Raises UsageError if the reply differs or there is no
+    terminal."""
     if not sys.stdin.isatty():
         raise UsageError(
             f"{verb} of {number} workers needs confirmation, and there is no terminal",
@@ -160,7 +161,8 @@ def _confirm(verb: str, target: str, number: int) -> None:
 
 
 def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
-    """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
+    """Show the operation's progress until it has ended, then its result; with `no_wait` return immediately. Raises
+    PartlyFailed unless it is done without failures."""
     from procguard.cli.output import deployment, operations
 
     operation_id, out = view["operation_id"], deployment.console(stderr=answer.json_)

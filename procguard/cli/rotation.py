@@ -23,7 +23,9 @@ View = dict[str, Any]
 
 
 def rotate(manager: ManagerClient, target: str, limit: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
-    """Raises NotFound where nobody is meant, PartlyFailed where some have no new secret yet (not with `no_wait`)."""
+    """Rotate the secrets of the agents that match both `target` and `limit`, and print the result of each agent. Raises
+    NotFound if none matches, PartlyFailed if an agent has no new secret in time (with `no_wait`: if the manager could
+    not request the rotation)."""
     if timeout_s < 0:
         raise UsageError(f"--timeout {timeout_s:g}: expected seconds", "e.g. --timeout 60")
     views = [view for view in manager.agents()["agents"] if view.get("agent_state") != "pending"]
@@ -49,7 +51,8 @@ def rotate(manager: ManagerClient, target: str, limit: str, timeout_s: float, no
 
 
 def _is_meant(view: View, text: str) -> bool:
-    """`text`: globs of ids or hosts, those with ! excluded, or a selector's conditions; "" means all."""
+    """Whether `text` selects the agent. `text`: globs of ids or hosts, of which those with ! exclude, or the conditions
+    of a selector; "" selects all."""
     if not text:
         return True
     names = {str(view.get("agent") or ""), str(view.get("host") or "")}
@@ -63,7 +66,8 @@ def _is_meant(view: View, text: str) -> bool:
 
 
 def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, quiet: bool) -> dict[str, Any]:
-    """Until every agent that is connected has its new secret, or the time is up."""
+    """Poll until every connected agent has its new secret or the timeout has passed. Returns `found`, updated:
+    {agent id: (status, message)}."""
     from procguard.cli.output import deployment
 
     out = deployment.console(stderr=quiet)

@@ -159,7 +159,7 @@ def _read_config(path: str) -> str:
     from procguard.portal.logs import rules
 
     found = schema.load(path, [])
-    Routes(found.notify)  # which read the selectors
+    Routes(found.notify)  # these constructors validate the selectors
     AlertRules(found.alerts)
     rules.read(found.logs.retention)
     return "the configuration is valid"

@@ -21,7 +21,7 @@ from procguard.config import state_paths
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import Conflict, UsageError
 
-if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
+if TYPE_CHECKING:  # importing the configuration's types takes 0.2 s, for every command
     from procguard.config.schema import Config
     from procguard.fleet.store.interface import Line, Loaded, Tables
     from procguard.fleet.store.postgres_link import DatabasePlace
@@ -258,7 +258,7 @@ def _checked_url(text: str) -> str:
     from procguard.config.types import postgres_url_problem
 
     problem = postgres_url_problem(text)
-    if problem:  # what was given may hold a password: it is not repeated
+    if problem:  # the given text may contain a password, so the message does not repeat it
         raise UsageError(f"the database's address: expected {problem}", "name the file with --password-file")
     return text
 
@@ -331,7 +331,7 @@ def _settings(state: str, config: str) -> Config:
 
 @contextlib.contextmanager
 def _stopped(settings: Config) -> Iterator[None]:
-    """No manager runs on this state, and none can begin to."""
+    """A context in which no manager runs on this state or can start on it. Raises Conflict if one is running."""
     from procguard.manager import daemon
 
     try:

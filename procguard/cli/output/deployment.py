@@ -15,14 +15,14 @@ from rich.status import Status
 from rich.text import Text
 
 from procguard.console import tables
-from procguard.console.styled import console as console  # noqa: PLC0414 - who shows something asks here
+from procguard.console.styled import console as console  # noqa: PLC0414 - re-exported for the commands
 from procguard.console.styled import joined, styled
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.session.session import skipped_in_words
 from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
 
-if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
+if TYPE_CHECKING:  # these modules import Fabric, which `invoke status` does not need
     from procguard.deploy.install.doctor import DoctorStep
     from procguard.deploy.ssh.known_hosts import ShownKey
     from procguard.deploy.sync.transfer import Brought
@@ -32,7 +32,8 @@ MAX_NAMED = 12
 
 
 class Progress:
-    """One line that moves (stages and their counts), one line that stays for each host that is done."""
+    """Progress of a deployment: a status line with the number of hosts in each stage, and a permanent line for each
+    host that is done."""
 
     def __init__(self, out: Console, total: int) -> None:
         self._out = out
@@ -53,7 +54,7 @@ class Progress:
             self._status.stop()
 
     def ask(self, question: str) -> str:
-        """Ask a person for a secret; the line that moves stands still meanwhile."""
+        """Prompt for a secret; the status line is hidden meanwhile."""
         with self._lock:
             if self._status is not None:
                 self._status.stop()
@@ -91,7 +92,7 @@ def _host_line(result: HostResult) -> Text:
 
 
 def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
-    """One line a host: status, keep-alive, recovery over SSH, workers; then failures by their cause, and the totals."""
+    """Print one line per host (status, keep-alive, recovery over SSH, workers), then failures by cause, and totals."""
     out.print(styled("\n[bold]RECAP[/]"))
     width = max((len(result.host) for result in results), default=0)
     for result in results:
@@ -107,7 +108,7 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         words.append(styled("workers: {}", joined(lines, ", ") if lines else "none"))
         out.print(styled("{}  {}", f"{result.host:<{width}}", joined(words, "   ")))
         for change in result.changes:
-            if change.startswith("restarted "):  # these came after the host's own line
+            if change.startswith("restarted "):  # these happened after the host's own line was printed
                 out.print(styled("{}  {}", " " * width, change))
         skipped = skipped_in_words(result.report.get("python_skipped") or ())
         if skipped:
@@ -129,7 +130,8 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
 
 
 def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]) -> None:
-    """Hosts that the deployment was not of: gone from the inventory, or another one's. One line each."""
+    """Print a note for each host that the deployment left out: those no longer in the inventory, and those of other
+    inventories. `gone`: results by host. `others`: inventory names by host."""
     for host, one in list(gone.items())[:MAX_NAMED]:
         names = [name for name, worker in one["workers"].items() if worker["result"] == "undeclared"]
         left = f"undeclared: {', '.join(names[:5])}" if names else "no workers are left"
@@ -145,7 +147,7 @@ def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]
 
 
 def fetched(out: Console, results: list[HostResult]) -> None:
-    """Failures by their cause, and the totals; each host has its own line already."""
+    """Print failures by cause, and totals; the lines of the hosts have already been printed."""
     _causes(out, results)
     well = [result for result in results if result.error is None]
     files = sum(int(result.report.get("files") or 0) for result in results)
@@ -154,7 +156,7 @@ def fetched(out: Console, results: list[HostResult]) -> None:
 
 
 def _code(out: Console, one: Brought, width: int, diff: bool) -> None:
-    """One folder of procguard_sync: what was done, and why it was not."""
+    """Print the result for one folder of procguard_sync."""
     out.print(styled("{}  code {}: {}", " " * width, one.dest, one.text))
     if one.status == "in_use":
         out.print(styled("[dim]{}    left as it is; --sync-running changes it under them[/]", " " * width))
@@ -163,7 +165,7 @@ def _code(out: Console, one: Brought, width: int, diff: bool) -> None:
 
 
 def _causes(out: Console, results: list[HostResult]) -> None:
-    """What failed, by cause, each with its next step: of 64 hosts three may be dead for one reason."""
+    """Print the failures grouped by cause, with the next step of each: one cause often affects many hosts."""
     causes: dict[str, list[HostResult]] = {}
     for result in results:
         if result.error is not None:
@@ -179,7 +181,7 @@ def _causes(out: Console, results: list[HostResult]) -> None:
 
 
 def _down(out: Console, results: list[HostResult]) -> None:
-    """Each worker that is to run and does not, with its state and its first line of error."""
+    """Print the workers that should be running and are not, with state and first line of the error."""
     down = [
         (name, result.host, one) for result in results for name, one in result.workers.items() if one.get("trouble")
     ]
@@ -190,7 +192,7 @@ def _down(out: Console, results: list[HostResult]) -> None:
 
 
 def keys(out: Console, found: Sequence[ShownKey]) -> int:
-    """One line for each host key; returns how many hosts showed none that can be trusted."""
+    """Print one line per host key. Returns the number of hosts without a key that can be trusted."""
     width = max((len(key.host) for key in found), default=0)
     colours = {"new": "yellow", "known": "green", "changed": "red", "unreachable": "red"}
     for key in found:
@@ -206,7 +208,7 @@ MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
 
 def step(out: Console, found: DoctorStep) -> None:
-    """One step of the doctor's."""
+    """Print one step of `doctor`."""
     out.print(styled(f"{MARKS[found.status]} {{:<20}} {{}}", found.name, found.detail))
     if found.status != "ok" and found.next_step:
         out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
@@ -249,7 +251,7 @@ def _error(result: HostResult) -> dict[str, str] | None:
 
 
 def failure(results: list[HostResult]) -> PartlyFailed | None:
-    """The error that makes the exit code 2, None when every host is well."""
+    """The error to raise (exit code 2); None if no host failed."""
     bad = [result.host for result in results if result.error]
     if not bad:
         return None

@@ -16,7 +16,8 @@ EVENTS = 10
 
 
 def lines(view: View, explained: View, events: Sequence[View], now: datetime, words: Words) -> Iterator[str]:
-    """`explained`: of GET /api/workers/ID/explain; `events`: the newest ones, newest last."""
+    """The lines of the output. `explained`: the response of GET /api/workers/ID/explain. `events`: the worker's newest
+    events, newest last."""
     yield from _facts("", _about(view, now, words), words)
     yield from _facts(words.say("cli.usage"), _usage(view), words)
     yield from _facts(words.say("cli.metrics"), _metrics(view, words), words)

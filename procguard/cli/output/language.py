@@ -1,4 +1,4 @@
-"""The texts of a command's language: `--lang`, else the terminal's."""
+"""The texts in the language of a command: that of `--lang`, else that of the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from procguard.i18n import words
 
 
 def chosen(preference: str = "") -> words.Words:
-    """Raises UsageError."""
+    """The texts in the language `preference`, else in the environment's. Raises UsageError for an unknown language."""
     if preference:
         return words.Words(language.checked(preference))
     return words.Words(language.of_environment())

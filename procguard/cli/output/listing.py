@@ -26,7 +26,8 @@ def listed(
     whole: Any = None,
     empty: str = "",
 ) -> None:
-    """`name`: the key of what `--output name` prints. `whole`: what JSON and YAML show instead of the views."""
+    """Print `views` as a list. `name`: the key whose value `--output name` prints. `whole`: printed as JSON or YAML
+    instead of the views. `empty`: printed instead of an empty table."""
     form = output.form
     if form == "json":
         say_json(views if whole is None else whole)
@@ -51,14 +52,14 @@ def say_yaml(value: Any) -> None:
 
 
 def say_styled(what: Any, *, err: bool = False) -> None:
-    """Something of rich's, which takes long to import: only commands that print one pay for it."""
+    """Print a renderable of rich. Imports rich, which takes long, only when called."""
     from procguard.console.styled import console
 
     console(stderr=err).print(what)
 
 
 def say_painted(text: str) -> None:
-    """A line whose colours are ours and whose words are clean already."""
+    """Print a line with ProcGuard's own colours, whose texts are already cleaned of control sequences."""
     terminal.raw(sys.stdout).write(text + "\n")
 
 

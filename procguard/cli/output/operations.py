@@ -37,7 +37,7 @@ HOSTS_NAMED = 6
 
 
 def preview(view: View) -> Text:
-    """Whom it means, in four lines at most."""
+    """The numbers of workers that the operation would affect, by state and host, and those left out, by cause."""
     which = view["selector"] if len(view["selector"]) <= 100 else view["selector"][:100] + "…"
     head = (view["command"], view["acts"], view["matching"], which)
     lines = [styled("[bold]{}[/] {} of {} workers that match {}", *head)]
@@ -59,7 +59,7 @@ def _state(one: View) -> Text:
 
 
 def progress(view: View) -> Text:
-    """ "stop 812/9,312 · ✓ 700 done  ✖ 3 failed"."""
+    """The progress line: "stop 812/9312 · ✓ 700 done  ✖ 3 failed"."""
     counts = view["counts"]
     open_ = sum(counts.get(name, 0) for name in ("waiting", "accepted", "delivered"))
     return styled("{} {}/{} · {}", view["command"], view["total"] - open_, view["total"], _counts(counts))

@@ -1,10 +1,11 @@
-"""The declaration of a command: a function whose signature is its options, its docstring the help.
+"""The declaration of a command: a function whose parameters are the options and whose docstring is the help.
 
     @operator_task(("worker",), help={"worker": "its id", "follow": "go on as the log grows"})
     def logs(worker: str, follow: bool = False) -> None:
         \"\"\"The log of a worker. Example: invoke logs worker1 -f\"\"\"
 
-A positional name that ends in `+` takes one or more values. Standard library only: every command pays for this module.
+A positional name that ends in `+` takes one or more values. Imports the standard library only, because every command
+loads this module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ T = TypeVar("T")
 JSON_TEXT = "the same as --output json"
 LANG_TEXT = "en or zh (default: LC_ALL, LC_MESSAGES, LANG)"
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
-LETTERS = {  # short forms, as in Ansible, kubectl or grep where they have the option; every other option has none
+LETTERS = {  # short options, the same as in Ansible, kubectl or grep; all other options have none
     "hosts": "i",
     "limit": "l",
     "forks": "f",
@@ -40,10 +41,9 @@ LETTERS = {  # short forms, as in Ansible, kubectl or grep where they have the o
 
 @dataclass(frozen=True)
 class OptionGroup:
-    """Options that several commands share. The fields of a subclass, made by `option`, are the options.
+    """Options that several commands share. The fields of a subclass, created by `option`, are the options.
 
-    A parameter whose default is a group stands for the group's options, in its place among the others; the group's
-    values are their defaults.
+    A parameter whose default is a group is replaced by the group's options; the group's values are their defaults.
     """
 
 
@@ -55,7 +55,7 @@ def option(default: T, text: str, choices: tuple[str, ...] = ()) -> T:
 
 @dataclass(frozen=True)
 class AnswerOptions(OptionGroup):
-    """What is said of something that goes on for a while, and when."""
+    """Options of commands that start work which takes a while."""
 
     no_wait: bool = option(False, "begin and return")
     json_: bool = option(False, "print the result as JSON")
@@ -63,7 +63,7 @@ class AnswerOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class OutputOptions(OptionGroup):
-    """The form of what is listed."""
+    """Options of commands that print a list."""
 
     output: str = option("table", f"one of {', '.join(OUTPUTS)}", OUTPUTS)
     json_: bool = option(False, JSON_TEXT)
@@ -94,7 +94,7 @@ class Option:
 
     @property
     def letter(self) -> str:
-        """Its short form; "" where it has none."""
+        """The letter of the short option; "" if there is none."""
         return LETTERS.get(self.name, "")
 
 
@@ -109,14 +109,14 @@ class Positional:
 
 @dataclass(frozen=True)
 class CliCommand:
-    """One command. Called like its function."""
+    """A declared command; calling it calls its function."""
 
     name: str
     function: Callable[..., None]
     positionals: tuple[Positional, ...]
     options: tuple[Option, ...]
     groups: Mapping[str, OptionGroup]
-    is_default: bool = False  # of its group: `procguard token` is `procguard token list`
+    is_default: bool = False  # command of its group: `procguard token` runs `procguard token list`
 
     def __call__(self, **given: Any) -> None:
         self.function(**given)
@@ -127,7 +127,7 @@ class CliCommand:
 
     @property
     def summary(self) -> str:
-        """The first sentence: "Start workers"."""
+        """The first sentence of the help, without its full stop: "Start workers"."""
         return self.doc.partition("\n")[0].partition(" Example: ")[0].rstrip(".")
 
     @property
@@ -137,7 +137,8 @@ class CliCommand:
         )
 
     def run(self, given: Mapping[str, Any]) -> None:
-        """`given`: values by option and positional name; those of a group's options are handed on as a group."""
+        """Call the function. `given`: values by names of options and positionals; those of a group's options are passed
+        as a group."""
         values = dict(given)
         for name, group in self.groups.items():
             mine = [one.name for one in fields(group) if one.name in values]
@@ -148,7 +149,8 @@ class CliCommand:
 def operator_task(
     positional: tuple[str, ...] = (), *, name: str = "", default: bool = False, help: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], CliCommand]:
-    """Declare a command. `help`: by parameter."""
+    """Declare a command. `positional`: parameters that are positional arguments. `name`: default: the function's.
+    `default`: whether it is the default command of its group. `help`: texts by parameter."""
     texts = dict(help or {})
     several = {one.rstrip("+") for one in positional if one.endswith("+")}
     first = [one.rstrip("+") for one in positional]

@@ -27,7 +27,7 @@ def collection(commands: Mapping[str, CliCommand], groups: Mapping[str, Iterable
 
 class _Task(Task):  # type: ignore[misc]
     def arg_opts(self, name: str, default: Any, taken_names: set[str]) -> dict[str, Any]:
-        """invoke would make a short form of any letter that is free."""
+        """Only the short options of LETTERS; by default, invoke creates one from any free letter."""
         made: dict[str, Any] = super().arg_opts(name, default, taken_names)
         if name in LETTERS:
             made["names"] = (*made["names"], LETTERS[name])

@@ -22,7 +22,7 @@ WIDEST = 120
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, whose errors are ProcGuard's: one line, the nearest word, what to type for help."""
+    """An ArgumentParser that raises UsageError, with the command that shows the help, instead of exiting."""
 
     def __init__(self, command: CliCommand, path: str) -> None:
         super().__init__(prog=path, add_help=False, allow_abbrev=False)
@@ -34,7 +34,8 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def parse(command: CliCommand, path: str, words: Sequence[str]) -> dict[str, Any]:
-    """The values by name. `path`: "token create". Raises UsageError."""
+    """Parse the arguments of a command. `path`: as typed, e.g. "token create". Returns values by names of positionals
+    and options. Raises UsageError."""
     parser = CommandParser(command, path)
     for one in command.positionals:
         parser.add_argument(one.name, metavar=_shown(one), **_of_positional(one))
@@ -69,8 +70,8 @@ def _of_option(one: Option) -> dict[str, Any]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ps?`, or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), 2, 0.5) if len(word) > 2 else []  # -o resembles everything
+    """`; did you mean ps?` with the closest known words; "" if none is close."""
+    near = difflib.get_close_matches(word, list(known), 2, 0.5) if len(word) > 2 else []  # -o is close to every option
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -82,7 +83,8 @@ def width() -> int:
 
 
 def help_text(command: CliCommand, path: str, columns: int | None = None) -> str:
-    """usage, what it does, its arguments and options."""
+    """The help of a command: usage, description, arguments and options. `columns`: line width; default: of the
+    terminal, at most 120."""
     wide = columns or width()
     positionals = " ".join(_usage(one) for one in command.positionals)
     usage = f"{shown('usage:')} {hints.program(path)} {positionals}".rstrip()

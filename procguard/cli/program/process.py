@@ -20,8 +20,11 @@ from procguard.errors import ProcGuardError
 
 
 def begin() -> None:
-    """What a command's process does first. Python would look for garbage again and again while it imports, and at its
-    end once more among all that was imported: a fifth of the time that a short command takes."""
+    """Set up the process of a command: output, garbage collection, and reports of output errors.
+
+    By default Python collects garbage repeatedly during imports, and once more at exit over all that was imported. This
+    takes a fifth of the time of a short command, so collections are made rare and the last one is skipped.
+    """
     install()
     gc.set_threshold(20_000, 20, 20)
     atexit.register(gc.freeze)
@@ -30,7 +33,7 @@ def begin() -> None:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Do it; the exit code."""
+    """Run `action`, print a ProcGuardError as one message, and return the exit code."""
     try:
         with cleaned():
             action()
@@ -45,7 +48,7 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def say_error(exc: ProcGuardError) -> None:
-    """What went wrong and what to do next; of several lines, those after the first are indented."""
+    """Print an error and its next step to standard error; lines after the first are indented."""
     first, *rest = hints.local(f"procguard: {language.sentence(exc.message, exc.next_step)}").split("\n")
     grid.say_wrapped(first, hang="  ", err=True)
     for line in rest:
@@ -60,12 +63,14 @@ def _flush() -> None:
 
 
 def _discard_output() -> None:
-    """`| head` has read enough and closed the pipe: what is still to be printed goes nowhere, without a complaint."""
+    """Redirect standard output to /dev/null after the reader of a pipe, such as `head`, has closed it, so that further
+    output raises no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_output_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Also for what invoke itself prints outside of any task: `invoke --list | head`, `invoke --list >/full/disk`."""
+    """The excepthook: handles a closed pipe and a full disk without a traceback. Also covers output of invoke itself
+    outside of any task: `invoke --list | head`, `invoke --list >/full/disk`."""
     if isinstance(error, BrokenPipeError):
         _discard_output()
         os._exit(0)
