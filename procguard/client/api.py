@@ -27,13 +27,13 @@ from remote_agent.transport import tls
 
 DEFAULT_URL = "http://localhost:5000"
 TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S, QUICK_CONNECT_S = 5.0, 2.0  # the latter where there is another manager to ask
-TAKEOVER_S, TAKEOVER_LOOK_S = 10.0, 0.5  # so long a leader is looked for among several managers
-MAX_PLACES = 8  # in a log that was followed
-FOLLOW_IDLE_S = 20.0  # a log that says nothing for so long is asked for again: its manager may be frozen
+CONNECT_TIMEOUT_S, QUICK_CONNECT_S = 5.0, 2.0  # the latter if there are several managers
+TAKEOVER_S, TAKEOVER_LOOK_S = 10.0, 0.5  # how long, and at which interval, several managers are asked for the leader
+MAX_PLACES = 8  # positions that are kept of a followed log
+FOLLOW_IDLE_S = 20.0  # a followed log without data for this long is requested again: its manager may be frozen
 FOLLOW_AGAIN_S = 0.2
-NO_LEADER = "no_leader"  # a ManagerUnreachable's code
-NOT_LEADING = {(421, "standby"), (503, "fenced")}  # nothing was done there
+NO_LEADER = "no_leader"  # code of a ManagerUnreachable
+NOT_LEADING = {(421, "standby"), (503, "fenced")}  # (status, code) of a manager that does not lead and has done nothing
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 _BY_STATUS: dict[int, type[ProcGuardError]] = {401: Refused, 403: Refused, 404: NotFound, 409: Conflict}
 
@@ -41,17 +41,18 @@ Json = dict[str, Any]
 
 
 class ManagerClient:
-    """One manager, or the one of several that leads. Every call raises ManagerUnreachable, or the ProcGuardError the
-    manager answered with. The token goes to the addresses in `url` alone, never to one that somebody answers with."""
+    """A client of one manager, or of the leader of several. Every call raises ManagerUnreachable, or the ProcGuardError
+    that the manager returned. The token is sent only to the addresses in `url`, never to one named in a response."""
 
     def __init__(self, url: str | Sequence[str], token: str = "", ca_file: str = "") -> None:
-        """`url`: an address, or those of several managers, as a list or with commas between them."""
+        """`url`: an address, or those of several managers, as a list or separated by commas. `ca_file`: certificates
+        (PEM) to trust for https; "" for the system's, or those of this user's manager on this machine."""
         self._managers = ManagerUrls(url, ca_file)
         self._token = token
 
     @property
     def url(self) -> str:
-        """The one in use."""
+        """The address in use."""
         return self._managers.current.url
 
     @property
@@ -77,7 +78,7 @@ class ManagerClient:
         return self.call("GET", f"/api/commands/{quote(command_id)}")
 
     def preview(self, verb: str, selector: str) -> Json:
-        """What an operation would do to whom; its token begins it."""
+        """Preview an operation. The token in the response begins it."""
         return self.call("POST", "/api/operations/preview", {"command": verb, "selector": selector})
 
     def begin_operation(self, request: Json) -> Json:
@@ -103,7 +104,8 @@ class ManagerClient:
         return self.call("GET", "/api/hosts")
 
     def agents(self) -> Json:
-        """{"agents": [HostView…], "version", "releases"}; a manager of an earlier release says nothing of itself."""
+        """{"agents": [HostView…], "version", "releases"}; the last two are missing from a manager of an earlier
+        release."""
         return self.call("GET", "/api/agents")
 
     def managers(self) -> Json:
@@ -126,7 +128,7 @@ class ManagerClient:
         return dict(self.call("POST", "/api/agents/rotate", {"agents": agent_ids})["agents"])
 
     def forget_agent(self, agent_id: str, undeployed: bool = False) -> Json:
-        """`undeployed`: only one that was declared and never deployed."""
+        """`undeployed`: only if the agent was declared but never deployed."""
         return self.call("DELETE", f"/api/agents/{quote(agent_id)}", query={"undeployed": 1} if undeployed else {})
 
     def events(self, **query: Any) -> list[Json]:
@@ -142,7 +144,7 @@ class ManagerClient:
         return self.call("POST", f"/api/workers/{quote(worker_id)}/acknowledge", {"note": note})
 
     def firing(self) -> Json:
-        """{"alerts", "total", "rules"}: what rules of measurements fire."""
+        """{"alerts", "total", "rules"}: the alerts on measurements that fire."""
         return self.call("GET", "/api/alerts")
 
     def acknowledge_alert(self, alert: str, note: str) -> Json:
@@ -206,7 +208,7 @@ class ManagerClient:
         return self.call("DELETE", f"/api/tokens/{quote(token_id)}")
 
     def log_pieces(self, worker_id: str, **query: Any) -> Iterator[bytes]:
-        """The last lines of its log."""
+        """The last lines of a worker's log, in pieces."""
         yield from self._pieces(f"/api/remote-workers/{quote(worker_id)}/logs", query, TIMEOUT_S)
 
     def follow_logs(self, worker_id: str, **query: Any) -> Iterator[bytes]:
@@ -219,13 +221,13 @@ class ManagerClient:
         return list(self.call("GET", path, query={**query, "format": "json"})["lines"])
 
     def follow_log_lines(self, worker_id: str, **query: Any) -> Iterator[Json]:
-        """The same as they are written, each once it is finished. Where one of several managers ends, it goes on at the
-        next leader, behind the last line: none is missing and none comes twice."""
+        """New lines as they are written, each once it is complete. If the leader of several managers fails, following
+        continues at the next leader after the last line, so that no line is missing or repeated."""
         if len(self.urls) == 1:
             yield from _finished(self.follow_logs(worker_id, **{**query, "format": "json"}))
             return
         place = FollowedPlace()
-        if query.get("tail") == 0:  # where it begins is to be known before the first connection ends
+        if query.get("tail") == 0:  # the start position must be known before the first connection ends
             place.note(self.log_lines(worker_id, **{**query, "tail": 1}))
         path = f"/api/remote-workers/{quote(worker_id)}/logs"
         while True:
@@ -240,7 +242,7 @@ class ManagerClient:
             time.sleep(FOLLOW_AGAIN_S)
 
     def search_logs(self, **query: Any) -> Iterator[Json]:
-        """What the hosts find in their logs, as they answer: {"t": "begin" | "host" | "end", …}."""
+        """The results of a log search in order of arrival: {"t": "begin" | "host" | "end", …}."""
         yield from _json_lines(self._pieces("/api/log-search", {**query, "format": "jsonl"}))
 
     # ------------------------------------------------------------------------------------------------ inside
@@ -265,7 +267,7 @@ class ManagerClient:
         query: Json | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> Json:
-        """One request; its JSON answer."""
+        """Send one request. Returns the JSON object of the response; any other JSON value as {"value": …}."""
         with self._open(method, path, query or {}, body, timeout_s) as reply:
             try:
                 data = json.loads(reply.read(MAX_REPLY_BYTES) or b"{}")
@@ -278,8 +280,8 @@ class ManagerClient:
     def _open(
         self, method: str, path: str, query: Json, body: Json | None, timeout_s: float | None
     ) -> http.client.HTTPResponse:
-        """The answer, already known to be a success. The connection closes with it. Of several managers it is that of
-        the leader; while none leads, a takeover is waited for."""
+        """The response, whose status is already known to be a success; closing it closes the connection. Of several
+        managers, the response of the leader; while none leads, waits for a takeover."""
         text = urllib.parse.urlencode({name: value for name, value in query.items() if value not in (None, "")})
         target = path + (f"?{text}" if text else "")
         deadline = time.monotonic() + (TAKEOVER_S if len(self._managers.all) > 1 else 0.0)
@@ -306,7 +308,7 @@ class ManagerClient:
     def _ask(
         self, at: ManagerUrl, method: str, target: str, body: Json | None, timeout_s: float | None
     ) -> http.client.HTTPResponse:
-        """Raises _Elsewhere where this manager can't be reached, does not lead, or broke off."""
+        """Send the request to one manager. Raises _Elsewhere if it is unreachable, does not lead, or disconnects."""
         headers = {"Accept": "application/json, text/plain", "Connection": "close"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -330,7 +332,7 @@ class ManagerClient:
             if (reply.status, failed.code) in NOT_LEADING:
                 raise _Elsewhere(f"{at.url} does not lead ({failed.code})", failed.next_step)
             raise failed
-        if reply.status >= 300:  # never followed: the token would go along
+        if reply.status >= 300:  # never followed, because the token would be sent there
             with reply:
                 where = str(reply.headers.get("Location", "elsewhere"))[:200]
             raise _Elsewhere(f"{at.url} is not the manager: it redirects to {where}", _NEXT_URL)
@@ -353,7 +355,7 @@ class ManagerClient:
 
 
 class _Elsewhere(ManagerUnreachable):
-    """`nothing_done`: the request may be made again at another manager."""
+    """This manager cannot serve the request. `nothing_done`: it may be repeated at another manager."""
 
     def __init__(self, message: str, next_step: str, *, nothing_done: bool = True) -> None:
         super().__init__(message, next_step)
@@ -365,7 +367,7 @@ _NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.
 
 
 class FollowedPlace:
-    """How far a followed log was read, of its newest attempts."""
+    """The positions up to which a followed log has been read, of its newest attempts."""
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, str], int] = {}
@@ -384,7 +386,7 @@ class FollowedPlace:
 
 
 def _finished(pieces: Iterator[bytes]) -> Iterator[Json]:
-    """Lines that have their end."""
+    """The complete lines only."""
     return (line for line in _json_lines(pieces) if not line.get("partial"))
 
 
@@ -400,7 +402,7 @@ def quote(segment: str) -> str:
 
 
 def error_of(status: int, body: bytes) -> ProcGuardError:
-    """The manager's JSON error as the error it stands for."""
+    """The ProcGuardError for an error response: its class by `status`, its texts and code from the JSON `body`."""
     try:
         error = json.loads(body)["error"]
         message, next_step, code = str(error["message"]), str(error.get("next") or ""), str(error.get("code") or "")
@@ -410,7 +412,7 @@ def error_of(status: int, body: bytes) -> ProcGuardError:
 
 
 def worst(errors: list[ProcGuardError]) -> ProcGuardError | None:
-    """One error for many: PartlyFailed, or ManagerUnreachable where that is what happened."""
+    """One error for several: the first ManagerUnreachable among them, else PartlyFailed; None for an empty list."""
     lost = next((error for error in errors if isinstance(error, ManagerUnreachable)), None)
     if lost or not errors:
         return lost

@@ -1,4 +1,4 @@
-"""The Python client: what the commands do, for programs. Synchronous, typed, safe to use from several threads.
+"""The Python client: the operations of the commands, for programs. Synchronous, typed, thread-safe.
 
     import procguard
 
@@ -9,7 +9,7 @@
         fleet.wait("group=trainers", "running", timeout_s=60)
 
 Every call raises a `procguard.ProcGuardError`: `ManagerUnreachable`, `NotFound`, `Refused`, … (procguard/errors.py).
-docs/client.md has examples, which run as tests. The commands use it themselves.
+docs/client.md has examples, which run as tests. The commands use this client as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIVE_OPERATIONS = ("running", "cancelling", "halting")
 
 
 class Client(api.ManagerClient):
-    """One manager, or the one of several that leads.
+    """A client of one manager, or of the leader of several.
 
     `url`: its address, or a list of several managers' addresses; "" means that of the context `context`, of
     PROCGUARD_MANAGER_URL, of the current context of `~/.config/procguard/contexts.yaml`, or of this user's manager on
@@ -58,50 +58,51 @@ class Client(api.ManagerClient):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Each request has a connection of its own: nothing is left to close."""
+        """Does nothing: each request opens and closes its own connection."""
 
     def __repr__(self) -> str:
         return f"<procguard.Client {self.url}>"
 
-    # ------------------------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------------------------ reading
 
     def list_workers(self, selector: str = "") -> list[WorkerInfo]:
-        """Those that `selector` names ("train-*", "group=trainers,state=failed"), sorted by id; "": all."""
+        """The workers that match `selector` ("train-*", "group=trainers,state=failed"; "": all), sorted by id."""
         return cast("list[WorkerInfo]", self.workers(select=selector))
 
     def get_worker(self, worker_id: str) -> WorkerInfo:
-        """Raises NotFound."""
+        """One worker. Raises NotFound."""
         return cast(WorkerInfo, self.worker(worker_id))
 
     def list_hosts(self) -> list[HostInfo]:
         return cast("list[HostInfo]", self.hosts()["hosts"])
 
     def explain_worker(self, worker_id: str, language: str = "en") -> ExplanationInfo:
-        """`language`: en or zh. Raises NotFound."""
+        """Explain a worker's state in sentences. `language`: en or zh. Raises NotFound."""
         return cast(ExplanationInfo, self.explain(worker_id, language))
 
-    # ------------------------------------------------------------------------------------------------ acting
+    # ------------------------------------------------------------------------------------------------ commands
 
     def start(self, worker_id: str, reason: str = "") -> CommandInfo:
-        """Have it run. `reason` is kept in the history. Raises NotFound, Conflict, Refused."""
+        """Start a worker. `reason` is recorded in the history. Raises NotFound, Conflict, Refused."""
         return cast(CommandInfo, self.command(worker_id, "start", reason))
 
     def stop(self, worker_id: str, reason: str = "") -> CommandInfo:
-        """Have it stop, and stay so."""
+        """Stop a worker; it stays stopped. Raises as `start`."""
         return cast(CommandInfo, self.command(worker_id, "stop", reason))
 
     def restart(self, worker_id: str, reason: str = "") -> CommandInfo:
-        """End its process and start another, with its newest specification."""
+        """Restart a worker with its newest specification. Raises as `start`."""
         return cast(CommandInfo, self.command(worker_id, "restart", reason))
 
     def kill(self, worker_id: str, reason: str = "") -> CommandInfo:
-        """SIGKILL now; it stays stopped."""
+        """Kill a worker with SIGKILL; it stays stopped. Raises as `start`."""
         return cast(CommandInfo, self.command(worker_id, "kill", reason))
 
     def operate(self, command: str, selector: str, **how: Any) -> OperationInfo:
-        """`command` for all workers that `selector` names, as one operation that has begun when this returns.
+        """Begin one operation that applies `command` to all workers that match `selector`.
 
-        `how`: concurrency (at once), max_failures ("5" or "10%"), reason. Raises NotFound where nothing matches.
+        `how`: concurrency (number of workers in parallel), max_failures ("5" or "10%"), reason. Raises NotFound if no
+        worker matches.
         """
         preview = self.preview(command, selector)
         if not preview["token"]:
@@ -109,7 +110,7 @@ class Client(api.ManagerClient):
         return cast(OperationInfo, self.begin_operation({"token": preview["token"], **how}))
 
     def follow_operation(self, operation_id: str, every_s: float = 0.3) -> Iterator[OperationInfo]:
-        """Its state again and again, last when it has ended."""
+        """The operation's state every `every_s` seconds; the last one is its state after the end."""
         while True:
             view = self.operation(operation_id, limit=1)
             yield cast(OperationInfo, view)
@@ -118,8 +119,9 @@ class Client(api.ManagerClient):
             time.sleep(every_s)
 
     def wait(self, selector: str, state: str = "running", timeout_s: float = 300.0) -> WaitOutcome:
-        """Until all that match are in `state` (running, exited, stopped, failed), can't get there by themselves, or the
-        time is over; `missing` of the answer names those that are not. Raises NotFound where nothing matches."""
+        """Wait until all workers that match are in `state` (running, exited, stopped, failed), the others cannot reach
+        it by themselves, or the timeout has passed. `missing` of the result names the workers that are not in `state`.
+        Raises NotFound if no worker matches."""
         return waiting.wait(self, selector, state, timeout_s)
 
     # ------------------------------------------------------------------------------------------------ iterators
@@ -127,7 +129,7 @@ class Client(api.ManagerClient):
     def iterate_events(
         self, *, follow: bool = False, limit: int = 1000, every_s: float = EVENTS_EVERY_S, **filters: Any
     ) -> Iterator[EventInfo]:
-        """What happened, oldest of the newest `limit` first; with `follow` it goes on as they come.
+        """The newest `limit` events, oldest first; with `follow`, then new events as they occur.
 
         `filters`: worker, host, kind, cause, reason_code, actor, operation, since ("2h" or ISO), until, q (text).
         """
@@ -141,9 +143,9 @@ class Client(api.ManagerClient):
             time.sleep(every_s)
 
     def iterate_logs(self, worker_id: str, *, follow: bool = False, **filters: Any) -> Iterator[LogLineInfo]:
-        """The lines of its log; with `follow` it goes on as they are written, each once it is finished.
+        """The last lines of a worker's log; with `follow`, then new lines as they are written, each once complete.
 
-        `filters`: tail (lines back, 200), attempt, stream (out, err), since, regex. Raises NotFound.
+        `filters`: tail (number of lines, default 200), attempt, stream (out, err), since, regex. Raises NotFound.
         """
         lines = self.follow_log_lines(worker_id, **filters) if follow else self.log_lines(worker_id, **filters)
         for line in lines:
@@ -151,14 +153,15 @@ class Client(api.ManagerClient):
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Client:
-    """The manager that the environment names, as the commands do: see `Client`."""
+    """A client of the manager that the environment selects, as for the commands (see `Client`). `environ`: default:
+    os.environ."""
     values = os.environ if environ is None else environ
     url, token, ca_file = _known(values, values.get("PROCGUARD_CONTEXT") or "")
     return Client(url, token, ca_file)
 
 
 def _known(values: Mapping[str, str], context_name: str) -> tuple[str, str, str]:
-    """Address, token and certificates that were not said."""
+    """(address, token, path of the CA certificates) from the environment, the context or this machine's manager."""
     url = values.get("PROCGUARD_MANAGER_URL") or ""
     context = contexts.load().chosen(context_name) if context_name or not url else None
     token, ca_file = values.get("PROCGUARD_TOKEN", ""), values.get("PROCGUARD_CA", "")

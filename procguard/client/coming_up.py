@@ -18,12 +18,12 @@ from procguard.errors import ProcGuardError, UsageError
 from remote_agent.protocol import states
 
 LONGEST_S = 15.0
-LOG_TIMEOUT_S = 1.5  # for the last lines of those that failed to reach the manager, of all of them together
+LOG_TIMEOUT_S = 1.5  # for the last log lines of all failed workers together to arrive at the manager
 LOG_LINES = 60
 MAX_LOGS = 12
-MAX_HOST_QUERY = 2_000  # characters; beyond it every worker is asked for
+MAX_HOST_QUERY = 2_000  # characters; for a longer list of hosts, all workers are requested
 POLL_S, SLOWEST_POLL_S = 0.1, 2.0
-POLL_SHARE = 0.1  # at most this share of the manager's time
+POLL_SHARE = 0.1  # requests take at most this share of the time
 BAD = (states.FAILED, states.BACKOFF)
 
 
@@ -32,7 +32,7 @@ View = dict[str, Any]
 
 @dataclass(frozen=True)
 class WaitLimit:
-    """How long to wait. `seconds` None: until each has been up for its start_secs, at most LONGEST_S."""
+    """How long to wait. `seconds`: None to wait until each worker has been up for its start_secs, at most LONGEST_S."""
 
     seconds: float | None = None
 
@@ -46,7 +46,8 @@ NO_WAIT = WaitLimit(0.0)
 
 @dataclass(frozen=True)
 class Started:
-    """One worker to wait for. `attempt`: the first that counts. `stop_s`: what ending its old process may take."""
+    """A worker to wait for. `attempt`: the first attempt that counts. `stop_s`: seconds that ending its previous
+    process may take."""
 
     attempt: int = 0
     start_secs: float = 1.0
@@ -54,7 +55,7 @@ class Started:
 
 
 def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
-    """From --wait S and --no-wait."""
+    """The limit given by --wait SECONDS and --no-wait. Raises UsageError."""
     if no_wait and wait:
         raise UsageError("--wait and --no-wait exclude each other", "use only one of them")
     if no_wait:
@@ -67,18 +68,18 @@ def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
 
 
 def is_held(view: View) -> bool:
-    """By its gang, for another reason than that the gang has failed."""
+    """Whether the worker's gang prevents its start, for a reason other than that the gang has failed."""
     gang = view.get("gang") or {}
     return bool(gang.get("held")) and gang.get("phase") != "failed"
 
 
 def is_bad(view: View) -> bool:
-    """It is to run and does not: failed, or between two attempts."""
+    """Whether the worker's desired state is running and it is failed or in backoff, and not held by its gang."""
     return view.get("desired") == "running" and view.get("state") in BAD and not is_held(view)
 
 
 def is_decided(view: View, one: Started, seen_for_s: float, limit: WaitLimit) -> bool:
-    """Whether there is nothing more to wait for. `seen_for_s`: since its view first answered what was asked."""
+    """Whether there is nothing more to wait for. `seen_for_s`: seconds since the view first reflected the request."""
     if view.get("desired") != "running" or (is_held(view) and view["gang"].get("phase") != "restarting"):
         return True
     if not answers(view, one):
@@ -94,15 +95,16 @@ def is_decided(view: View, one: Started, seen_for_s: float, limit: WaitLimit) ->
 
 
 def answers(view: View, one: Started) -> bool:
-    """Whether what its host reports is of what was asked last; a manager of an earlier release does not say so."""
+    """Whether the view reflects the latest request. A manager of an earlier release does not send `current`, which is
+    then taken as true."""
     attempt = int(view.get("attempt") or 0)
     if not attempt and view.get("state") in BAD:
-        return True  # its host can't start one: no room there, or no GPU
+        return True  # its host cannot start an attempt: no disk space, for example, or no GPU
     return bool(view.get("current", True)) and attempt >= one.attempt
 
 
 class Watcher:
-    """Looks at the workers of some hosts; threads share one request."""
+    """Polls the views of workers. Thread-safe: concurrent callers share one request."""
 
     def __init__(self, client: ManagerClient, limit: WaitLimit) -> None:
         self._client = client
@@ -114,11 +116,12 @@ class Watcher:
         self._hosts = ""
 
     def views(self, age_s: float = 0.0) -> dict[str, View]:
-        """All, by worker id, as they are now or were at most `age_s` ago."""
+        """The views of all workers, by worker id, at most `age_s` seconds old."""
         return self._fresh(time.monotonic() - age_s, "")
 
     def wait(self, started: Mapping[str, Started], hosts: Iterable[str] = ()) -> dict[str, View]:
-        """The views once all of `started` are decided, or the time is over."""
+        """Wait until all workers of `started` are decided or the limit has passed. `hosts`: request only the workers of
+        these hosts. Returns the views by worker id."""
         names = ",".join(sorted(hosts))
         began = time.monotonic()
         longest_s = self.limit.longest_s + max((one.stop_s for one in started.values()), default=0.0)
@@ -153,7 +156,7 @@ class Watcher:
             return self._answer
 
     def complaints(self, bad: Iterable[View]) -> dict[str, str]:
-        """What to tell of each: "in backoff: exit code 1 after 0.1 s; restart 1 of 3 in 5 s: ValueError: no data"."""
+        """A message by worker id: "in backoff: exit code 1 after 0.1 s; restart 1 of 3 in 5 s: ValueError: no data"."""
         lines, deadline = {}, time.monotonic() + LOG_TIMEOUT_S
         for number, view in enumerate(bad):
             line = self._error_line(view, deadline) if number < MAX_LOGS else ""
@@ -166,7 +169,7 @@ class Watcher:
         return lines
 
     def _error_line(self, view: View, deadline: float) -> str:
-        """The first line of error that its last attempt printed; "" where it never ran or printed nothing."""
+        """The error line of the worker's last attempt; "" if it never ran or printed nothing."""
         last = view.get("last_exit") or {}
         if not last.get("attempt") or (last.get("code") is None and last.get("signal") is None):
             return ""
@@ -192,13 +195,14 @@ MAX_LINE_CHARS = 300
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A job's output is data: without colours, and nothing in it that a terminal obeys."""
+    """`text` without escape sequences, and with spaces for other control characters except those in `keep`: a job's
+    output must not control the operator's terminal."""
     return "".join(letter if letter.isprintable() or letter in keep else " " for letter in _ANSI.sub("", text))
 
 
 def error_line(text: str) -> str:
-    """The line that says what went wrong: of a Python traceback its exception, else the first that sounds like an
-    error, else the last one."""
+    """The line that describes the error: the exception of a Python traceback, else the first line that matches _ERROR,
+    else the last line. At most MAX_LINE_CHARS characters; "" if there are only empty lines."""
     lines = [line.rstrip() for line in printable(text, keep="\n\t").splitlines() if line.strip()]
     if not lines:
         return ""
@@ -217,8 +221,9 @@ DEFAULT_GRACE_S = 10.0
 
 
 def follow(client: ManagerClient, before: View, verb: str, command_id: str, limit: WaitLimit) -> tuple[View, str]:
-    """What became of a worker by one start or restart: its view, and what is wrong ("": nothing). `before`: its view
-    before the command. Waits until it is decided or the time is over, and never for a host that is out of reach."""
+    """Wait for the result of a start or restart of one worker. Returns its view and what is wrong ("": nothing).
+    `before`: its view before the command. Ends once the result is decided or the limit has passed, and immediately if
+    the host is unreachable."""
     known = int(before.get("attempt") or 0)
     runs_on = verb == "start" and before.get("state") in UP
     one = Started(known if runs_on else known + 1, stop_s=DEFAULT_GRACE_S)

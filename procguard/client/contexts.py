@@ -1,11 +1,11 @@
-"""Managers by name: `~/.config/procguard/contexts.yaml`, so that one word chooses address, certificates and token.
+"""Contexts: named managers in `~/.config/procguard/contexts.yaml`, each with address, certificates and token.
 
     current: lab
     contexts:
       lab: {url: "https://gpu-head:5000", ca: ~/.config/procguard/lab.pem, token_file: ~/.config/procguard/lab.token}
       two: {url: ["https://head-a:5000", "https://head-b:5000"]}
 
-Owns that file. A token itself never stands in it: `token_file` names a file of its owner's alone.
+Owns that file. It never contains a token; `token_file` names a file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class ManagerContext:
-    """How one manager, or the one of several that leads, is reached. `url`: with several, commas stand between them.
-    `token_file` "": none is sent."""
+    """How to reach one manager, or the leader of several. `url`: one address, or several separated by commas. `ca`,
+    `token_file`: paths; with `token_file` "", no token is sent."""
 
     url: str
     ca: str = ""
     token_file: str = ""
 
     def token(self) -> str:
-        """Raises ConfigError where the file can't be read, or others may read it."""
+        """The contents of `token_file`, or "". Raises ConfigError if the file cannot be read, or if other users can
+        read it."""
         if not self.token_file:
             return ""
         path = os.path.expanduser(self.token_file)
@@ -55,7 +56,7 @@ class Contexts:
     by_name: Mapping[str, ManagerContext] = field(default_factory=dict)
 
     def chosen(self, name: str = "") -> ManagerContext | None:
-        """That of this name, else the current one, else None. Raises NotFound."""
+        """The context `name`; for "" the current one, or None if there is none. Raises NotFound."""
         name = name or self.current
         if not name:
             return None
@@ -73,7 +74,7 @@ def path() -> str:
 
 
 def load() -> Contexts:
-    """Empty where there is no file. Raises ConfigError."""
+    """The contexts of the file; none if there is no file. Raises ConfigError."""
     try:
         with open(path(), encoding="utf-8") as file:
             text = file.read(MAX_BYTES)
@@ -108,7 +109,7 @@ def _read(text: str) -> Contexts:
 
 
 def save(contexts: Contexts) -> None:
-    """Whole or not at all; its owner's alone."""
+    """Write the file atomically, readable by its owner only. Raises UsageError."""
     import yaml
 
     record: dict[str, Any] = {"current": contexts.current, "contexts": {}}

@@ -23,7 +23,7 @@ class Known(NamedTuple):
 
 
 def announce(port: int, url: str, ca_file: str) -> None:
-    for directory in _directories():  # in the first that nobody else has taken; without any, the tools have to be told
+    for directory in _directories():  # the first that no other user owns; without one, tools need the CA's path
         with contextlib.suppress(OSError, paths.UnsafeDirectory):
             paths.ensure_private_dir(directory)
             paths.write_json(_file(directory, port), {"url": url, "ca_file": ca_file, "any_name": True})
@@ -35,11 +35,12 @@ def withdraw(port: int) -> None:
         with contextlib.suppress(OSError, paths.UnsafeDirectory):
             paths.ensure_private_dir(directory, make=False)
             os.unlink(_file(directory, port))
-            os.rmdir(directory)  # agents of this machine may still have theirs
+            os.rmdir(directory)  # fails if agents of this machine still have files there
 
 
 def find(url: str) -> Known | None:
-    """What the manager behind this address of this machine has announced, if it has."""
+    """What the manager at this loopback address has announced; None if there is no announcement, or for other
+    addresses."""
     parts = urlsplit(url)
     if parts.hostname not in LOOPBACK:
         return None

@@ -1,7 +1,6 @@
-"""The addresses of one manager, or of several of which one leads; which is in use, and the certificates trusted there.
+"""The addresses of one manager or of several, the one in use, and the certificates that are trusted there.
 
-Knows addresses and TLS, nothing of the interface. A token goes to these addresses alone. Safe to use from several
-threads.
+Knows addresses and TLS, not the API. Tokens are sent to these addresses only. Thread-safe.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ _NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.
 
 
 class ManagerUrl:
-    """One address. `path`: what stands in front of every route there."""
+    """One address of a manager. `path`: the prefix of every route at this address."""
 
     def __init__(self, url: str, ca_file: str) -> None:
         self.url = url.rstrip("/")
         self._ca_file = ca_file
-        self._context: Any = None  # of https, made with the first connection
+        self._context: Any = None  # for https, created with the first connection
         try:
             parts = urllib.parse.urlsplit(self.url)
             self._host, self._port, self._scheme = parts.hostname or "", parts.port, parts.scheme
@@ -37,7 +36,7 @@ class ManagerUrl:
         self.path = parts.path.rstrip("/")
 
     def connection(self, timeout_s: float) -> http.client.HTTPConnection:
-        """Not connected yet; `timeout_s` is for that."""
+        """A connection that is not open yet. `timeout_s`: for opening it."""
         if self._scheme != "https":
             return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         if self._context is None:
@@ -59,10 +58,11 @@ class ManagerUrl:
 
 
 class ManagerUrls:
-    """`current` is asked; `failed` moves on to the next one."""
+    """Several addresses. `current` is the one in use; `failed` switches to the next one."""
 
     def __init__(self, urls: str | Sequence[str], ca_file: str = "") -> None:
-        """A string may name several, with commas between them. Raises ManagerUnreachable where one is no address."""
+        """`urls`: a list, or a string of addresses separated by commas. Raises ManagerUnreachable for an invalid
+        address, or for more than MAX_URLS."""
         words = split(urls) if isinstance(urls, str) else list(urls)
         self.all = [ManagerUrl(url, ca_file) for url in dict.fromkeys(words or [""])]
         if len(self.all) > MAX_URLS:
@@ -75,12 +75,13 @@ class ManagerUrls:
         return self.all[self._at]
 
     def failed(self, one: ManagerUrl) -> None:
-        """It does not answer, or does not lead; another thread may have moved on already."""
+        """Report that an address does not answer or does not lead. Has no effect if another thread has already switched
+        to the next one."""
         with self._lock:
             if self.current is one:
                 self._at = (self._at + 1) % len(self.all)
 
 
 def split(text: str) -> list[str]:
-    """`http://a:5000,http://b:5000`"""
+    """The addresses in "http://a:5000,http://b:5000"."""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,7 +1,7 @@
-"""What a manager answers, field by field: plain dictionaries, as JSON has them, with types for readers and checkers.
+"""Types of the manager's responses, which are plain dictionaries as decoded from JSON.
 
-Moments are ISO 8601 in UTC, `…_s` seconds, `…_bytes` bytes. A manager of a later release may send further keys; one of
-an earlier release leaves newer ones out. tests/unit/client/test_types.py holds these to the manager's own declarations.
+Times are ISO 8601 in UTC, `…_s` seconds, `…_bytes` bytes. A manager of a later release may send further keys; one of
+an earlier release omits newer ones. tests/unit/client/test_types.py compares these types with the manager's own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Verb = Literal["start", "stop", "restart", "kill"]
 
 
 class WorkerInfo(TypedDict):
-    """One supervised command. `state`: as its host reports it; `desired`: as the inventory or an operator wants it."""
+    """One supervised command. `state`: as reported by its host. `desired`: as set by the inventory or an operator."""
 
     worker_id: str
     state: State
@@ -93,7 +93,7 @@ class HostInfo(TypedDict):
 
 
 class EventInfo(TypedDict):
-    """Something that happened. `seq` rises; `cause` is a stable word for programs."""
+    """An entry of the history. `seq` increases with every event; `cause` is a stable code for programs."""
 
     seq: int
     at: str | None
@@ -113,7 +113,8 @@ class EventInfo(TypedDict):
 
 
 class LogLineInfo(TypedDict):
-    """(attempt, stream, offset) identifies it permanently. `at`: Unix time of its host; 0.0 where nobody knows."""
+    """A line of a log, permanently identified by (attempt, stream, offset). `offset`, `end`: bytes. `at`: Unix seconds;
+    0.0 if unknown."""
 
     attempt: int
     stream: Literal["out", "err"]
@@ -124,7 +125,7 @@ class LogLineInfo(TypedDict):
 
 
 class CommandInfo(TypedDict):
-    """The manager will see to it, whether or not the host is in reach now."""
+    """A command that the manager has accepted, whether or not the host is reachable now."""
 
     command_id: str
     worker_id: str
@@ -133,7 +134,7 @@ class CommandInfo(TypedDict):
 
 
 class ExplanationInfo(TypedDict):
-    """Why a worker is as it is, in sentences for people."""
+    """An explanation of a worker's state, in sentences."""
 
     worker_id: str
     state: str

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STATES = (states.RUNNING, states.EXITED, states.STOPPED, states.FAILED)
 POLL_INTERVAL_S = 0.5
-# Where a worker stays until a person acts: no waiting helps.
+# For each state, those from which a worker does not reach it without intervention.
 SETTLED = {
     states.RUNNING: (states.FAILED, states.STOPPED, states.EXITED),
     states.EXITED: (states.FAILED, states.STOPPED),
@@ -26,16 +26,18 @@ SETTLED = {
 
 @dataclass(frozen=True)
 class WaitOutcome:
-    """`missing`: the workers that are not there, with their states."""
+    """`total`: number of matching workers. `missing`: those that are not in the requested state, with their states."""
 
     total: int
     missing: Mapping[str, str]
 
 
 def wait(client: ManagerClient, selector: str, state: str, timeout_s: float) -> WaitOutcome:
-    """Until all that match are in `state`, none of them can get there any more, or `timeout_s` is over.
+    """Poll until all matching workers are in `state`, none of the others can reach it any more, or `timeout_s` has
+    passed.
 
-    Raises NotFound where nothing matches. One that is to run and shows `stopped` is about to start.
+    Raises NotFound if no worker matches. A worker that is `stopped` although its desired state is running is about to
+    start.
     """
     deadline = time.monotonic() + timeout_s
     while True:
