@@ -1,5 +1,5 @@
-"""What the text of a key must look like: each function returns the value to keep, or raises ValueError with what was
-expected. Must not know which key it is for."""
+"""Validators of single values: each function returns the value to use, or raises ValueError whose text says what was
+expected. Must not know for which key the value is."""
 
 from __future__ import annotations
 

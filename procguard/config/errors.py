@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from procguard.config import loader
 
 Model = type[BaseModel]
-SECRET = {"secret": True}  # json_schema_extra of a value that is not repeated in a complaint
+SECRET = {"secret": True}  # json_schema_extra of a value that error messages must not repeat
 
 _PLAIN = {
     "bool": "true or false",
@@ -35,7 +35,8 @@ _BOUNDS = {
 
 
 class Mistakes:
-    """Collects every mistake of one reading. `positions`: where each dotted key came from (file:line, or "--set …")."""
+    """Collects all errors of one configuration. `positions`: the origin of each dotted key (file:line, or "--set …").
+    `lines`: one message per error."""
 
     def __init__(self, root: Model) -> None:
         self._root = root
@@ -45,7 +46,7 @@ class Mistakes:
     def add(self, dotted: str, value: Any, expected: str, *, secret: bool = False) -> None:
         shown = "" if secret else f"{loader.shown(value)}: "
         where = self._where(dotted)
-        if secret and where.startswith("--set "):  # which repeats the value
+        if secret and where.startswith("--set "):  # the location itself would repeat the value
             where = f"--set {dotted}"
         self.lines.append(f"{where}: {shown}expected {expected}")
 
@@ -72,7 +73,7 @@ class Mistakes:
         else:
             hint = f"{section} is no section"
         where = self._where(".".join(names))
-        if where.startswith("--set ") and "://" in where:  # a URL with a password, under a key that is misspelt
+        if where.startswith("--set ") and "://" in where:  # may be a URL with a password, under a misspelt key
             where = f"{where.partition('=')[0]}: {'.'.join(names)}"
         self.lines.append(f"{where}: unknown key; {hint}")
 
@@ -92,7 +93,7 @@ class Mistakes:
 
     def _model_at(self, names: Sequence[str]) -> Model | None:
         model: Model | None = self._root
-        each: Model | None = None  # of a mapping or a list of sections: whatever name or number comes next
+        each: Model | None = None  # of a mapping or list of sections: the next part is any name or index
         for name in names:
             if each is not None:
                 model, each = each, None
@@ -102,7 +103,7 @@ class Mistakes:
         return model
 
     def _is_secret(self, names: Sequence[str]) -> bool:
-        """Whether what stands there, or in it, may be a password: it is not repeated in a complaint."""
+        """Whether the value at this key, or one inside it, may be a password, which error messages must not repeat."""
         model = self._model_at(names[:-1])
         info = model.model_fields.get(names[-1]) if model is not None and names else None
         if info is not None and info.json_schema_extra == SECRET:
@@ -113,7 +114,8 @@ class Mistakes:
         return any(kind is SecretStr for kind in kinds)
 
     def _where(self, dotted: str) -> str:
-        """Such as "file:12: web.port" or "--set web.port=x: web.port"; the bare key where its place is not known."""
+        """A key with its location: "file:12: web.port" or "--set web.port=x: web.port"; the bare key if the location is
+        unknown."""
         probe = dotted
         while probe:
             if probe in self.positions:
@@ -140,7 +142,7 @@ def known_names(model: Model | None) -> list[str]:
 
 
 def fields(model: Model, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every value's dotted key with its field, in order, sections opened."""
+    """(dotted key, field) of every value, in order, including those of nested sections."""
     for name in known_names(model):
         info = model.model_fields[name]
         inner = section_of(info)

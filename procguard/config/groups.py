@@ -18,7 +18,7 @@ def _address(text: str) -> str:
 
 
 class GroupPolicy(BaseModel):
-    """How one group behaves."""
+    """The policy of one group."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
@@ -76,4 +76,4 @@ class GroupPolicy(BaseModel):
         return self
 
 
-ALONE = GroupPolicy()  # a group of which nothing is said
+ALONE = GroupPolicy()  # the policy of a group without one

@@ -1,8 +1,8 @@
 """The keys of `web.limits:`: limits per caller and in total, so that no caller can exhaust the manager.
 
-A connection is *unproven* until a request on it was identified as an agent's, an operator's or another token's.
-Agents prove themselves with their first request, within milliseconds; the limits can therefore be tight for
-unidentified callers and wide for a thousand agents behind one address. docs/security.md explains each limit.
+A connection is *unproven* until a request on it has been authenticated as that of an agent, an operator or the holder
+of another token. Agents authenticate with their first request, within milliseconds; the limits can therefore be strict
+for unauthenticated callers and still admit a thousand agents behind one address. docs/security.md explains each limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Timeout = Annotated[float, Field(gt=0, le=3600)]
 
 
 class WebLimits(BaseModel):
-    """What one caller, and all together, may take of the manager."""
+    """Limits per caller and for all callers together."""
 
     model_config = STRICT
 

@@ -10,16 +10,17 @@ import yaml
 
 from procguard.errors import ConfigError
 
-# What reading YAML may raise: also for a date that there is not, a number too large, a thousand brackets, and for
-# the like of `!!int ''`, `!!bool x` and `!!timestamp x`.
+# Exceptions that PyYAML raises for invalid documents. Those other than YAMLError come from impossible dates, numbers
+# that are too large, deep nesting, and tags such as `!!int ''`, `!!bool x` and `!!timestamp x`.
 UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, LookupError, AttributeError, TypeError)
 
 
-MAX_DEPTH = 100  # of what stands in brackets and braces
+MAX_DEPTH = 100  # of nested brackets and braces
 
 
 def check_depth(text: str) -> None:
-    """Raises RecursionError for brackets without end: PyYAML's own scanner takes seconds for two thousand."""
+    """Raise RecursionError if `text` is nested more deeply than MAX_DEPTH. PyYAML's own scanner takes seconds for two
+    thousand brackets."""
     if text.count("[") + text.count("{") <= MAX_DEPTH or not hasattr(yaml, "CSafeLoader"):
         return
     depth = 0
@@ -29,13 +30,13 @@ def check_depth(text: str) -> None:
             if depth > MAX_DEPTH:
                 raise RecursionError
     except (yaml.YAMLError, UnicodeError) as exc:
-        if "nesting depth" in str(exc):  # libyaml has a bound of its own, and looks ahead
+        if "nesting depth" in str(exc):  # libyaml has its own limit, and reads ahead
             raise RecursionError from exc
-        # The loader says better what it is, and where.
+        # Other errors are left to the loader, which reports them with their line.
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice: plain YAML silently takes the last one."""
+    """A SafeLoader that rejects duplicate keys, of which PyYAML silently uses the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -53,9 +54,9 @@ class _ConfigLoader(yaml.SafeLoader):
 
 
 def read(path: str) -> tuple[Any, dict[str, str]]:
-    """The file's content (None when empty), and where each dotted key stands: {"web.port": "configs/x.yaml:31"}.
+    """The file's content (None if empty), and the location of each dotted key: {"web.port": "configs/x.yaml:31"}.
 
-    Raises ConfigError when the file is missing, unreadable or not YAML.
+    Raises ConfigError if the file is missing, unreadable or not YAML.
     """
     text = _text(path)
     positions: dict[str, str] = {}
@@ -74,7 +75,7 @@ def read(path: str) -> tuple[Any, dict[str, str]]:
 
 
 def scalar(text: str) -> Any:
-    """One value as YAML writes it: "5055" is a number, "false" a boolean. Raises ValueError."""
+    """Parse one YAML value: "5055" is a number, "false" a boolean. Raises ValueError."""
     try:
         return yaml.safe_load(text)
     except UNREADABLE as exc:
@@ -82,14 +83,14 @@ def scalar(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a person would write it in YAML, on one line and at most 80 letters long."""
+    """A value in YAML, on one line, truncated to about 80 characters."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
     text = text.removesuffix("...\n").strip()
     return text if len(text) <= 80 else text[:77] + "…"
 
 
 def problem(exc: Exception) -> str:
-    """One of UNREADABLE, in a few words."""
+    """A short description of an exception of UNREADABLE."""
     if isinstance(exc, RecursionError):
         return "it is nested too deeply, or contains itself"
     if isinstance(exc, (LookupError, AttributeError, TypeError)):

@@ -17,7 +17,7 @@ from procguard.config.types import Section, size_in_bytes
 
 TargetType = Literal["webhook", "slack", "feishu", "dingtalk", "wecom", "email"]
 
-# What people want to be woken for; procguard/notify/alerts.py says which events belong to which.
+# Classes of alerts that need a reaction; procguard/notify/alerts.py assigns events to them.
 ALERT_CLASSES = (
     "failed",
     "suspect",
@@ -33,10 +33,10 @@ ALERT_CLASSES = (
     "rule",
     "gpu",
 )
-# Asked for by their name alone, not by `alerts`: nothing that anybody has to be woken for.
+# Classes that need no reaction: `alerts` does not include them, so a target must name them.
 QUIET_CLASSES = ("finished",)
 MAX_SECRET_CHARS = 4_096
-# What a rule of `alerts:` may compare, besides metrics.NAME; procguard/notify/rules.py reads them.
+# Measurements that a rule of `alerts:` may name, besides metrics.NAME; procguard/notify/rules.py reads them.
 WORKER_MEASURES = (
     "cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes", "processes", "threads", "fds", "progress_percent",
     "no_progress_s",
@@ -49,7 +49,8 @@ MAX_RULES = 50
 
 
 def _secret(value: Any) -> Any:
-    """The text itself, or what an environment variable or a file holds. Nothing of it stands in a complaint."""
+    """The secret: the given text, or the contents of a variable (`env:NAME`) or a file (`file:PATH`). Raises ValueError
+    with a text that does not contain it."""
     if not isinstance(value, str):
         return value
     if value.startswith("env:"):
@@ -195,14 +196,14 @@ class AlertTarget(Section):
 
     @property
     def shown_address(self) -> str:
-        """Where it goes, without anything that would let its reader post there."""
+        """The target's address, without the parts that would allow a reader to post there."""
         if self.type == "email":
             return f"{self.smtp_host}:{self.smtp_port} to {', '.join(self.to)}"
         parts = urlsplit(self.url.get_secret_value())
         return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/…"
 
     def scrubbed(self, text: str) -> str:
-        """`text` (an error, an answer) without this target's secrets, bounded and in one line."""
+        """`text` (an error or a response) without this target's secrets, on one line of at most 300 characters."""
         address = self.url.get_secret_value()
         parts = urlsplit(address)
         hidden = [address, parts.path if len(parts.path) > 8 else "", parts.query, parts.username, parts.password]
@@ -257,7 +258,7 @@ class AlertRule(Section):
     @model_validator(mode="before")
     @classmethod
     def _key_for(cls, values: Any) -> Any:
-        """Which Python keeps for itself."""
+        """The key `for`, which is a keyword in Python, as `for_s`."""
         if isinstance(values, dict) and "for" in values and "for_s" not in values:
             return {"for_s" if key == "for" else key: value for key, value in values.items()}
         return values

@@ -48,7 +48,7 @@ class Logging(Section):
 
 
 class State(Section):
-    """What the manager remembers across restarts."""
+    """The manager's persistent state."""
 
     state_file: Annotated[str, AfterValidator(checks.state_path), AfterValidator(checks.absolute_path)] = Field(
         default="data/procguard_state.yaml",
@@ -98,7 +98,7 @@ class State(Section):
 
 
 class AdapterConfig(Section):
-    """Settings of that channel."""
+    """Settings of the additional channel."""
 
     mock_workers: int = Field(
         default=0,
@@ -131,7 +131,7 @@ class AdapterConfig(Section):
 
 
 class Communication(Section):
-    """A further channel beside HTTP."""
+    """An additional channel beside HTTP."""
 
     adapter_type: Literal["mock", "zmq"] = Field(
         default="mock",
@@ -145,7 +145,7 @@ class Communication(Section):
 
 
 class Monitoring(Section):
-    """When something counts as silent or suspicious."""
+    """Detection of unreachable hosts and suspect workers."""
 
     interval: Seconds = Field(default=1.0, description="Monitor interval, in seconds.")
     heartbeat_timeout: Seconds = Field(
@@ -183,7 +183,7 @@ class Monitoring(Section):
 
 
 class Recovery(Section):
-    """What is done about failures."""
+    """Automatic recovery."""
 
     enable_auto_recovery: bool = Field(
         default=True,
@@ -237,7 +237,7 @@ class Recovery(Section):
 class Tls(Section):
     """https for API and portal."""
 
-    shorthand: ClassVar[str] = "mode"  # `web.tls: auto` says this key alone
+    shorthand: ClassVar[str] = "mode"  # the key that `web.tls: auto` sets
 
     mode: Literal["off", "auto", "files"] = Field(
         default="off",
@@ -269,7 +269,7 @@ class Tls(Section):
 
 
 def _tls(value: Any) -> Any:
-    """`auto` alone, and `{cert, key}` without a mode."""
+    """Expand the short forms: `auto`, and `{cert, key}` without a mode."""
     if isinstance(value, str) or value is False:
         return {"mode": value or "off"}
     if isinstance(value, dict) and "mode" not in value and ("cert" in value or "key" in value):
@@ -326,7 +326,7 @@ class Web(Section):
 
 
 class Config(Section):
-    """The whole configuration. `source` is the file it came from, "" for the built-in values."""
+    """The whole configuration. `source`: path of its file; "" for the built-in values."""
 
     logging: Logging = Field(default_factory=Logging, description="The manager's own log.")
     state: State = Field(default_factory=State, description="The manager's state.")
@@ -373,16 +373,16 @@ class Config(Section):
 
     @property
     def state_directory(self) -> str:
-        """Where everything the manager remembers lies (absolute). One manager at a time holds its lock."""
+        """The absolute path of the directory of the state. One manager at a time holds its lock."""
         return os.path.dirname(self.state.state_file)
 
 
-# ------------------------------------------------------------------------------------------- the keys, for people
+# ----------------------------------------------------------------------------------------------- the keys, documented
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One configuration key as documentation shows it. `default` is the value as written in YAML."""
+    """One configuration key, for documentation. `default`: the value in YAML."""
 
     path: str
     kind: str
@@ -424,7 +424,8 @@ def load(
     """Read `path` (None: the built-in values, which are those of configs/procguard_config.yaml), then apply
     `overrides` ("web.port=5055", the value in YAML), then `host` and `port`.
 
-    Raises ConfigError: a missing or unreadable file, YAML that does not parse (file:line), or every mistake at once.
+    Raises ConfigError for a missing or unreadable file, for invalid YAML (with file:line), or for invalid keys and
+    values, all of them in one error.
     """
     mistakes = Mistakes(Config)
     values = _file_values(path, mistakes) if path is not None else {}
@@ -476,7 +477,7 @@ def _validated(values: dict[str, Any], source: str, mistakes: Mistakes) -> Confi
 
 
 def _drop_empty_sections(values: dict[str, Any], model: type[BaseModel]) -> None:
-    """A section whose keys are all commented out reads as null: it means "nothing said"."""
+    """Remove sections that are null, which is how YAML reads a section whose keys are all commented out."""
     for name, info in model.model_fields.items():
         inner = errors.section_of(info)
         if inner is None or name not in values:
@@ -524,7 +525,8 @@ def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> No
 
 
 def _put(values: dict[str, Any], names: Sequence[str], value: Any) -> None:
-    """Set a nested value. Where the file has a mistaken non-section on the way, it stays: validation names it."""
+    """Set a nested value. If the file has something else than a section on the path, leave it for validation to
+    report."""
     for name in names[:-1]:
         inner = values.get(name)
         if inner is None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 FILE = "procguard_state.yaml"
-IN_WORKING_DIRECTORY = os.path.join("data", FILE)  # where earlier releases kept it
+IN_WORKING_DIRECTORY = os.path.join("data", FILE)  # where earlier releases stored it
 
 
 def well_known() -> str:
@@ -23,19 +23,19 @@ def well_known() -> str:
 
 
 def without_configuration(given: Sequence[str] = ()) -> list[str]:
-    """`--set` values for a start without a configuration file; `given` are the user's own, which win.
+    """`--set` values for a start without a configuration file; `given` are the user's own, which take precedence.
 
-    A state that an earlier release left in the working directory is used on, as long as there is none in the one place.
+    A state that an earlier release created in the working directory stays in use if there is none at the default path.
     """
     place = well_known()
     if not exists(place) and exists(IN_WORKING_DIRECTORY):
         return list(given)
     values = {"state.state_file": place, "logging.file": os.path.join(os.path.dirname(place), "procguard.log")}
-    return [f"{key}={json.dumps(path)}" for key, path in values.items()] + list(given)  # quoted: it is read as YAML
+    return [f"{key}={json.dumps(path)}" for key, path in values.items()] + list(given)  # quoted: parsed as YAML
 
 
 def exists(state_file: str) -> bool:
-    """Whether there is a state: the snapshot, the database, or what belongs to either."""
+    """Whether there is a state: the snapshot, the database, or a file that belongs to either."""
     directory, name = os.path.split(os.path.abspath(state_file))
     names = (name, os.path.splitext(name)[0] + ".db")
     try:
@@ -45,7 +45,7 @@ def exists(state_file: str) -> bool:
 
 
 def note_of_another(state_file: str) -> str:
-    """What to say where this state is about to be made though the user has one in the one place; "" otherwise."""
+    """A note if this state is about to be created although the user has one at the default path; else ""."""
     place = well_known()
     if exists(state_file) or not exists(place) or os.path.realpath(place) == os.path.realpath(state_file):
         return ""

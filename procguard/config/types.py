@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from procguard.errors import UsageError
 
-# strict: `port: true` and `enabled: "no"` are mistakes, not 1 and yes. YAML already gives numbers as numbers.
+# strict: `port: true` and `enabled: "no"` are errors and not converted to 1 and true. YAML already yields typed values.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
@@ -34,7 +34,7 @@ MAX_CAUSES = 50
 
 
 def causes_of_failure(causes: dict[str, str]) -> dict[str, str]:
-    """Words with an expression each."""
+    """Validate user-defined causes of failure, {cause: regular expression}. Raises ValueError."""
     if not causes:
         return causes
     from procguard import expression  # noqa: PLC0415 - RE2 only where it is needed: commands read the configuration
@@ -68,8 +68,8 @@ def is_postgres_url(text: str) -> bool:
 
 
 def postgres_url_problem(url: str) -> str:
-    """What is expected in its place; "" where it may be `state.database`. Repeats nothing of the URL: a password in it
-    would be shown by `ps`, in the configuration and in messages."""
+    """What is expected instead of `url`; "" if it is valid for `state.database`. A URL with a password is invalid,
+    because `ps`, the configuration and messages would show it; the text returned repeats nothing of the URL."""
     if not is_postgres_url(url):
         return "a URL that begins with postgresql://"
     rest = url.partition("://")[2]
