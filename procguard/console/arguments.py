@@ -1,4 +1,4 @@
-"""An argparse parser whose help and errors are in the command's language: for programs that are no commands of cli."""
+"""An argparse parser whose help and errors are in the language of the command, for programs outside procguard.cli."""
 
 from __future__ import annotations
 

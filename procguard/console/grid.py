@@ -31,12 +31,13 @@ _SGR = {
 class Cell(NamedTuple):
     text: str
     colour: str = ""
-    after: str = ""  # in no colour
+    after: str = ""  # uncoloured text that follows
 
 
 @dataclass(frozen=True)
 class Column(Generic[V]):
-    """`rank`: 0 stays; the highest goes first. `wide`: only where everything is asked for. `long`: may be shortened."""
+    """A column of a table. `rank`: 0 for a column that is never dropped; otherwise the highest rank is dropped first.
+    `wide`: shown only in the wide format. `long`: may be shortened."""
 
     title: str
     cell: Callable[[V], object]
@@ -46,7 +47,7 @@ class Column(Generic[V]):
 
 
 def width_of(text: str) -> int:
-    """Columns of a terminal: Chinese characters take two, combining ones none."""
+    """The number of terminal columns that `text` takes: two for a Chinese character, none for a combining one."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
@@ -63,7 +64,8 @@ def shortened(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int | None, hang: str = "    ") -> list[str]:
-    """Lines of at most `width` columns, after `hang` but the first; broken at blanks and between Chinese characters."""
+    """The lines of `text`, each at most `width` columns wide (None: no limit), broken at blanks and between Chinese
+    characters. Every line but the first begins with `hang`."""
     if width is None or width_of(text) <= width:
         return [text]
     lines, line, used = [], "", 0
@@ -78,12 +80,12 @@ def wrapped(text: str, width: int | None, hang: str = "    ") -> list[str]:
 
 
 def terminal_width(stream: Any) -> int | None:
-    """Of a terminal; None for a pipe or a file, where nothing is to be cut."""
+    """The number of columns of a terminal; None for a pipe or a file, where nothing is shortened."""
     return shutil.get_terminal_size().columns if terminal.raw(stream).isatty() else None
 
 
 def say_wrapped(text: str, *, hang: str = "    ", err: bool = False) -> None:
-    """A line in the language of the command, in as many as the terminal needs."""
+    """Print one line of untrusted text or text that is translated already, wrapped at the width of the terminal."""
     for line in wrapped(terminal.line(text), terminal_width(sys.stderr if err else sys.stdout), hang):
         terminal.say_as_is(line, err=err)
 
@@ -96,7 +98,8 @@ def render(
     everything: bool = False,
     colour: bool = False,
 ) -> list[str]:
-    """The lines, title first. `width` None: as wide as it gets. `everything`: the columns marked wide, too."""
+    """The lines of a table, titles first. `width`: maximum, in terminal columns; None for no limit. `everything`:
+    include the columns marked `wide`."""
     shown = [one for one in columns if everything or not one.wide]
     rows = [[_cell(one.cell(view)) for one in shown] for view in views]
     kept = [number for number, one in enumerate(shown) if not one.rank or any(row[number].text for row in rows)]
@@ -112,7 +115,7 @@ def render(
 
 
 def show(columns: Sequence[Column[V]], views: Iterable[V], *, everything: bool = False) -> None:
-    """On stdout."""
+    """Print a table to stdout."""
     out = terminal.raw(sys.stdout)
     is_terminal = out.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else None
@@ -121,7 +124,7 @@ def show(columns: Sequence[Column[V]], views: Iterable[V], *, everything: bool =
 
 
 def coloured() -> bool:
-    """https://no-color.org, and terminals that have no colours."""
+    """Whether colours are allowed: not with NO_COLOR (https://no-color.org) or on a dumb terminal."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -151,7 +154,7 @@ def _fitted(columns: Sequence[Column[Any]], widths: dict[int, int], width: int) 
             longs = longs or [max(widths, key=lambda number: widths[number])]
             break
         del widths[max(droppable, key=lambda number: columns[number].rank)]
-    while over > 0:  # the widest gives first
+    while over > 0:  # shorten the widest column first
         widest = max(longs, key=lambda number: widths[number])
         if widths[widest] <= 3:
             return widths

@@ -1,4 +1,4 @@
-"""The language of what a command prints: `--lang`, which the program keeps in PROCGUARD_LANG, else the terminal's."""
+"""The language of a command's output: that of `--lang`, which is stored in PROCGUARD_LANG, else that of the locale."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ VARIABLES = (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG")
 def of_environment() -> str:
     preferences = [os.environ.get(name, "") for name in VARIABLES]
     if not any("zh" in one.lower() for one in preferences):
-        return "en"  # without the texts of i18n, which short commands need not load
+        return "en"  # without loading i18n, which short commands do not need
     from procguard.i18n.words import pick
 
     return pick(*preferences)
 
 
 def checked(preference: str) -> str:
-    """A language that `--lang` names. Raises UsageError."""
+    """The language (en or zh) that `preference`, the value of `--lang`, names. Raises UsageError."""
     from procguard.i18n.words import LANGUAGES, pick
 
     if preference.lower().split("-")[0].split("_")[0] not in LANGUAGES:
@@ -29,7 +29,7 @@ def checked(preference: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A message or Reason of ours in the language of the command."""
+    """A message or a Reason of ProcGuard in the language of the command."""
     language = of_environment()
     if language == "en":
         return text
@@ -43,7 +43,7 @@ def shown(text: str) -> str:
 
 
 def template(text: str) -> str:
-    """A template of `styled`; in Chinese its values may be numbered: {1}."""
+    """A template of `styled` in the language of the command. In Chinese its values may be numbered: {1}."""
     language = of_environment()
     if language == "en":
         return text
@@ -53,6 +53,6 @@ def template(text: str) -> str:
 
 
 def sentence(first: str, second: str) -> str:
-    """Two sentences of ours in one line: an error and what to do next."""
+    """Two sentences of ProcGuard on one line, in the language of the command: an error and the next step."""
     joint = "；" if of_environment() == "zh" else "; "
     return f"{shown(first)}{joint}{shown(second)}" if second else shown(first)

@@ -1,7 +1,7 @@
 """Formats the manager's log: one line per record, even if untrusted text is part of it.
 
 Host names, error texts and responses come from peers that could insert lines or terminal escape sequences. They are
-cleaned here and nowhere else. Does not know where the log is written.
+cleaned here and nowhere else. This module does not know where the log is written.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any
 
 MAX_MESSAGE_CHARS = 16_000
-INDENT = "    "  # of what belongs to the record above: no line of a traceback looks like a record
+INDENT = "    "  # of continuation lines, so that no line of a traceback looks like a record
 
-# Control characters, what else ends a line somewhere, what turns the direction of writing, and halves of characters.
+# Control characters, other line separators, characters that change the writing direction, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """On one line, with what can't be seen written as an escape (`\\n`, `\\x1b`)."""
+    """`text` on one line, with unprintable characters written as escapes (`\\n`, `\\x1b`)."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
@@ -28,7 +28,7 @@ def _indented(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """As logging's own, with the record's message cleaned and its traceback indented."""
+    """A logging.Formatter that cleans the record's message and indents its traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         message = clean(record.message[:MAX_MESSAGE_CHARS])
@@ -45,7 +45,7 @@ class Formatter(logging.Formatter):
 
 
 def report_greenlets_to(log: logging.Logger, hub: Any) -> None:
-    """What ends a greenlet unseen becomes a record; gevent would write it to stderr as it is."""
+    """Log exceptions that end a greenlet. By default, gevent writes them to stderr unchanged."""
 
     def report(context: Any, kind: type[BaseException], value: BaseException, traceback: TracebackType) -> None:
         log.error("a task of the event loop failed: %s", str(context)[:200], exc_info=(kind, value, traceback))

@@ -22,8 +22,8 @@ WIDTH_WITHOUT_TERMINAL = 200
 
 
 def styled(template: str, *values: object) -> Text:
-    """`styled("[blue]{}[/] {:<11}", host, state)`: values are text of one line, or Text that is styled already. None of
-    them is ever read as markup."""
+    """Fill a template: `styled("[blue]{}[/] {:<11}", host, state)`. Values are inserted as one line of text, or as Text
+    that is already styled; they are never interpreted as markup."""
     made, given = Text(), iter(values)
     for piece, spec in _pieces(language.template(template)):
         if spec is None:
@@ -59,14 +59,15 @@ def joined(parts: Iterable[str | Text], by: str = "") -> Text:
 
 
 class CleanConsole(Console):
-    """See the module. Writes to the stream itself: its own colours are no text."""
+    """A rich console whose text cannot control the terminal (see the module). Writes to the raw stream, because its own
+    styles are escape sequences."""
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
         options.setdefault("file", terminal.raw(sys.stderr if stderr else sys.stdout))
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A str that is printed, or stands in a cell, is text of one line."""
+        """Render a str, printed or in a cell, as one line of plain text."""
         style = options.get("style") or ""
         return Text(
             terminal.line(language.shown(text)), style, justify=options.get("justify"), overflow=options.get("overflow")
@@ -78,6 +79,7 @@ class CleanConsole(Console):
 
 
 def console(stderr: bool = False) -> CleanConsole:
-    """Wide where nobody looks: a table in a file or a pipe is not cut to 80 columns."""
+    """A console for stdout or stderr. In a file or a pipe it is WIDTH_WITHOUT_TERMINAL columns wide, so that tables are
+    not cut to 80 columns."""
     made = CleanConsole(stderr)
     return made if made.is_terminal else CleanConsole(stderr, width=WIDTH_WITHOUT_TERMINAL)

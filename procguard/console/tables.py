@@ -21,7 +21,7 @@ View = dict[str, Any]
 Columns = tuple[Column[View], ...]
 Fields = Sequence[ShownField[Any]]
 ENGLISH = Words("en")
-# Blue to orange, never red against green: read by glyph and word first.
+# Blue and orange instead of red and green, for colour-blind readers; glyph and word suffice without colour.
 STATES = {
     "running": ("●", "blue"),
     "starting": ("▷", "cyan"),
@@ -42,7 +42,7 @@ AGENT_STATES = {
 }
 
 
-INTO_BACKGROUND = {**STATES, "exited": ("!", "yellow")}  # the reason says that processes were left behind and ended
+INTO_BACKGROUND = {**STATES, "exited": ("!", "yellow")}  # exited, but with processes left behind, as the reason says
 
 
 def _left(view: View) -> bool:
@@ -55,8 +55,8 @@ def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after
 
 
 def workers(now: datetime, fields: Fields, words: Words = ENGLISH, progress: bool = False) -> Columns:
-    """`fields`: of a worker (fleet/shapes), in their order. What they say together has a cell of its own here.
-    `progress`: its column is shown in any case."""
+    """The columns of a list of workers. `fields`: of a worker (fleet/shapes), in order; cells that combine several
+    fields are defined here. `progress`: show the progress column also in the narrow format."""
     return _columns(
         fields,
         now,
@@ -88,7 +88,7 @@ def _columns(
 
 
 def _cell(field: ShownField[Any], now: datetime, words: Words, view: View) -> str:
-    """A field's value in its unit; "" where it is not known."""
+    """A field's value with its unit; "" if it is unknown."""
     value = ((view.get(field.part_of) or {}) if field.part_of else view).get(field.name)
     if value is None:
         return ""
@@ -119,7 +119,7 @@ def _of_usage(view: View, name: str, shown: Any) -> str:
 
 
 def _gpus_of_worker(usage: View) -> str:
-    """ "0,1: 97 %": which GPUs, and how busy they are on average."""
+    """ "0,1: 97 %": the worker's GPUs, and their average utilization."""
     if not usage.get("gpus"):
         return ""
     busy = usage.get("gpu_percent")
@@ -127,7 +127,7 @@ def _gpus_of_worker(usage: View) -> str:
 
 
 def progress_text(view: View, words: Words = ENGLISH) -> str:
-    """ "42 %, 3 h 12 min left"; "" where nothing says how far it is."""
+    """ "42 %, 3 h 12 min left"; "" if the progress is unknown."""
     percent, eta_s = view.get("progress_percent"), view.get("eta_s")
     if percent is None:
         return ""
@@ -136,7 +136,7 @@ def progress_text(view: View, words: Words = ENGLISH) -> str:
 
 
 def metric_texts(metrics: Sequence[View], words: Words = ENGLISH) -> list[str]:
-    """["loss=0.231", "step=12/100"]; of one that was given up, that it was."""
+    """["loss=0.231", "step=12/100"]; a metric that is no longer read has a remark instead of its value."""
     found = []
     for one in metrics:
         if one.get("trouble"):
@@ -148,7 +148,7 @@ def metric_texts(metrics: Sequence[View], words: Words = ENGLISH) -> list[str]:
 
 
 def _gpus_of_host(usage: View, words: Words = ENGLISH) -> str:
-    """ "2 of 8 in use": by whomever."""
+    """ "2 of 8 in use", by workers or other processes."""
     gpus = usage.get("gpus") or []
     if not gpus:
         return words.say("cli.gpus_unreadable") if usage.get("gpu_trouble") else ""
@@ -173,7 +173,7 @@ def _remarks(view: View, words: Words) -> list[str]:
 
 
 def hosts(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
-    """`fields`: of a host, as for workers. Its role is made of several of them."""
+    """The columns of a list of hosts. `fields`: of a host, as for `workers`; the role combines several fields."""
     role: Column[View] = Column("ROLE", lambda view: _role(view, words), 4, long=True)
     columns = _columns(
         fields,
@@ -198,7 +198,7 @@ def _agent_state(view: View, words: Words) -> Cell:
 
 
 def _recovery(view: View, words: Words) -> str:
-    """Whether the manager can bring the agent back over SSH."""
+    """Whether the manager can restart the agent over SSH."""
     found = view.get("recovery_ssh") or {}
     if found.get("ok") is None:
         return words.say("cli.not_checked")
@@ -207,7 +207,7 @@ def _recovery(view: View, words: Words) -> str:
 
 
 def _disk(view: View, words: Words) -> str:
-    """Its disk refuses writes; "" where it takes them."""
+    """A remark if writes to the host's disk fail; else ""."""
     trouble = str(view.get("disk_trouble") or "")
     path = view.get("disk_path") or "procguard_home"
     if not trouble:
@@ -217,8 +217,8 @@ def _disk(view: View, words: Words) -> str:
 
 
 def _role(view: View, words: Words) -> str:
-    """ "tunnel, spare, cordoned (fan is loud), 2 failures": how it is reached, may it take tasks over, and what speaks
-    against it."""
+    """ "tunnel, spare, cordoned (fan is loud), 2 failures": how the host is reached, and whether tasks may be placed on
+    it."""
     spare, cordoned, failures = view.get("spare"), view.get("cordoned"), view.get("failures")
     said = [words.say("cli.not_in_inventory")] if view.get("undeclared") else []
     tunnel = view.get("tunnel")
@@ -235,7 +235,7 @@ def _role(view: View, words: Words) -> str:
 
 
 def skew(view: View, releases: list[str]) -> str:
-    """ "same" or "other" than the manager's release; "" where one of the two is not known."""
+    """ "same" as or "other" than the manager's release; "" if either is unknown."""
     release = str(view.get("release") or "")
     if not release or not releases:
         return ""
@@ -324,7 +324,7 @@ def _changed(state: object, words: Words) -> str:
 
 
 def summary(worker_views: list[View], host_views: list[View], colour: bool = False, words: Words = ENGLISH) -> str:
-    """workers: ● 3 running  ✖ 1 failed   agents: ● 2 connected"""
+    """The summary line: "workers: ● 3 running  ✖ 1 failed    agents: ● 2 connected"."""
 
     def counted(values: list[str], states: dict[str, tuple[str, str]], kind: str) -> str:
         names = [name for name in states if name in values]
@@ -339,7 +339,7 @@ def summary(worker_views: list[View], host_views: list[View], colour: bool = Fal
 
 
 def age(moment: Any, now: datetime, words: Words = ENGLISH) -> str:
-    """ "3 h 12 min" since an ISO time or a Unix time; "" when there is none."""
+    """ "3 h 12 min" since `moment`, an ISO 8601 time or Unix seconds; "" if there is none."""
     if not moment:
         return ""
     try:

@@ -17,45 +17,45 @@ from typing import Any, TextIO, cast
 
 from procguard.console.language import shown
 
-# Controls (C0, DEL, C1), what reorders or hides text (bidi, zero width, tags), line separators, lone surrogates.
-# Not tab and newline: `clean` leaves them, `line` does not.
+# Control characters (C0, DEL, C1), characters that reorder or hide text (bidi, zero width, tags), line separators and
+# lone surrogates. Not tab and newline, which `clean` keeps and `line` replaces.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-SHOWN = "\ufffd"  # stands for what is not printed
+SHOWN = "\ufffd"  # printed instead of unsafe characters
 _BREAKS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
 
 
 def clean(text: str) -> str:
-    """Without what steers a terminal; newlines and tabs stay."""
+    """`text` without characters that control a terminal; newlines and tabs are kept."""
     return _UNSAFE.sub(SHOWN, text)
 
 
 def line(text: object) -> str:
-    """The same, as one line: a newline of a stranger's must not look like a line of ours."""
+    """The same on one line, so that a newline in untrusted text cannot imitate a line of ProcGuard."""
     return clean(_BREAKS.sub(" ", str(text)))
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print one line of ours, in the language of the command."""
+    """Print one line of ProcGuard, in the language of the command."""
     _print(line(shown(str(text))), err)
 
 
 def say_as_is(text: object, *, err: bool = False) -> None:
-    """Print one line that others wrote, or whose language is chosen already."""
+    """Print one line of untrusted text, or of text that is already in the right language."""
     _print(line(text), err)
 
 
 def say_block(text: str, *, err: bool = False) -> None:
-    """Print several lines. All but the first are indented: none of them looks like the first of another message."""
+    """Print several lines. All but the first are indented, so that none of them looks like another message."""
     first, *rest = clean(shown(text)).split("\n")
     lines = [first, *(one if one[:1] in ("", " ") else f"  {one}" for one in rest)]
     _print("\n".join(lines), err)
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON for programs; a terminal can't be steered by it either. `indent=None`: one line of a stream."""
+    """Print JSON for programs, which cannot control a terminal either. `indent=None`: one line of a stream, flushed."""
     _print(json_escaped(json.dumps(value, indent=indent, ensure_ascii=indent is not None)), flush=indent is None)
 
 
@@ -64,7 +64,7 @@ def _print(text: str, err: bool = False, flush: bool = False) -> None:
 
 
 def json_escaped(text: str) -> str:
-    r"""JSON with \u202e and its like instead of the character: the same value."""
+    r"""JSON with escapes such as \u202e instead of unsafe characters; the value is the same."""
     return _UNSAFE.sub(_as_json, text)
 
 
@@ -77,7 +77,7 @@ def _as_json(found: re.Match[str]) -> str:
 
 
 class CleanStream:
-    """A text stream that writes nothing to the terminal that steers it. `buffer` is as careful."""
+    """A text stream that writes nothing that controls the terminal. `buffer` accepts bytes with the same guarantee."""
 
     def __init__(self, stream: TextIO) -> None:
         self.raw = stream
@@ -109,13 +109,13 @@ class _CleanBytes:
 
 
 def install() -> None:
-    """From now on what this process prints is clean, its last traceback too."""
+    """Clean all further output of this process, including a final traceback."""
     sys.stdout, sys.stderr = _clean(sys.stdout), _clean(sys.stderr)
 
 
 @contextlib.contextmanager
 def cleaned() -> Iterator[None]:
-    """Within it, what is printed is clean."""
+    """A context in which all output of this process is cleaned."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _clean(sys.stdout), _clean(sys.stderr)
     try:
@@ -129,14 +129,13 @@ def _clean(stream: TextIO) -> TextIO:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream itself, for who writes only what is clean, or what somebody asked for as it is."""
+    """The underlying stream, for output that is already clean or that was requested unchanged."""
     return stream.raw if isinstance(stream, CleanStream) else stream
 
 
 # ------------------------------------------------------------------------------------------------ a worker's output
 
-# What a terminal reads as a unit: SGR (colours), other CSI, strings up to their end (OSC, DCS and their like), ESC and
-# one character.
+# Escape sequences: SGR (colours), other CSI, strings up to their terminator (OSC, DCS, …), ESC and one character.
 _SEQUENCE = re.compile(
     r"\x1b\[(?P<sgr>[0-9;:]*)m|\x1b\[[0-?]*[ -/]*[@-~]"
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^_`-~]"
@@ -148,7 +147,8 @@ _RESET = "\x1b[0m"
 
 
 class Colours:
-    """A worker's output for a terminal: its colours, and nothing else that steers. A colour ends with its line."""
+    """Filters a worker's output for a terminal: of all escape sequences only colours are kept, each to the end of its
+    line."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -175,7 +175,7 @@ class Colours:
 
     @staticmethod
     def _is_colour(parameters: str) -> bool:
-        """38;5;8 is a colour whose number is 8; 8 alone conceals."""
+        """Whether SGR parameters set a colour and hide nothing: 38;5;8 is colour number 8, but 8 alone conceals."""
         words = re.sub(r"[34]8[;:](5[;:]\d*|2([;:]\d*){3,4})", "", parameters).replace(":", ";").split(";")
         return len(parameters) <= 64 and not _HIDING.intersection(words)
 

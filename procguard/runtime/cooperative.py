@@ -10,17 +10,17 @@ SLICE_S = 0.008
 
 
 def yield_to_hub() -> None:
-    """Let everybody else have a turn: sockets and timers too. `gevent.sleep(0)` gives them none before it has come back
-    fifty times (tests/unit/runtime/test_pace.py)."""
+    """Let all other greenlets, sockets and timers run. `gevent.sleep(0)` does not let sockets and timers run until it
+    has been called fifty times (tests/unit/runtime/test_pace.py)."""
     hub = gevent.get_hub()
     hub.wait(hub.loop.timer(0))
 
 
 class Pace:
-    """Called often by who has much to do: lets others run once it has worked for SLICE_S, and otherwise costs nothing.
+    """Called frequently during long work: yields to the event loop once SLICE_S have passed since it last did.
 
-    By time and not by count: in a loop that is overloaded each turn of the others takes long, and work that gives way
-    sixty times is never done.
+    The interval is a time and not a count, because in an overloaded loop each yield takes long, and work that yields
+    too often would never finish.
     """
 
     def __init__(self) -> None:

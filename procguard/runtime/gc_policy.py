@@ -14,34 +14,34 @@ import time
 
 log = logging.getLogger(__name__)
 
-GROWN_BY = 0.5  # of what was there after the last look
+GROWN_BY = 0.5  # share of the objects that remained after the last collection
 LEAST_NEW = 100_000  # objects
-REST = 50  # times as long as the last look took
-LONG_S = 0.25  # a look that is worth a line in the log
+REST = 50  # pause between collections, as a multiple of the duration of the last one
+LONG_S = 0.25  # longer collections are logged
 
 
 class GcScheduler:
-    """Call `start` again after much was allocated that stays, and `collect_if_due` from the event loop: it costs next
-    to nothing while nothing is due."""
+    """Decides when to collect. Call `start` again after allocating much memory that stays in use, and `collect_if_due`
+    regularly from the event loop; it costs almost nothing while no collection is due."""
 
     def __init__(self) -> None:
-        self._kept = 0  # objects after the last look
+        self._kept = 0  # objects after the last collection
         self._not_before = 0.0
 
     def start(self) -> None:
-        """What is here now is no reason to look."""
+        """Disable automatic collections, and count growth from the objects that exist now."""
         gc.disable()
-        gc.freeze()  # counts from 0 again
+        gc.freeze()  # resets the counter of new objects
         gc.unfreeze()
         self._kept = len(gc.get_objects())
 
     @property
     def new(self) -> int:
-        """Objects more than after the last look, about."""
+        """The approximate number of objects added since the last collection."""
         return gc.get_count()[0]
 
     def collect_if_due(self, now: float) -> bool:
-        """`now`: monotonic. Whether it was time to."""
+        """Collect if it is due; returns whether it was. `now`: monotonic seconds."""
         if now < self._not_before or self.new < max(LEAST_NEW, GROWN_BY * self._kept):
             return False
         began = time.perf_counter()

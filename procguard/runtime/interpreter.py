@@ -15,12 +15,12 @@ NEWER = "use a newer release of the same Python"
 
 
 def _cookies() -> bool:
-    """Quadratic time for backslashes in a quoted cookie (CVE-2024-7592): the repaired module has a substitution."""
+    """Quadratic time for backslashes in a quoted cookie (CVE-2024-7592). The fixed module has `_unquote_sub`."""
     return not hasattr(http.cookies, "_unquote_sub")
 
 
 def _tar() -> bool:
-    """A tar with a negative size is read without end (CVE-2025-8194): the repaired module refuses one."""
+    """Endless loop for a tar member with a negative size (CVE-2025-8194). The fixed module raises TarError."""
     try:
         tarfile.TarInfo()._block(-1)  # type: ignore[attr-defined]
     except tarfile.TarError:
@@ -35,6 +35,6 @@ HOLES: tuple[tuple[str, Callable[[], bool], str], ...] = (
 
 
 def known_holes() -> list[str]:
-    """A line for a person for each hole of this interpreter."""
+    """A message for each known vulnerability of this interpreter."""
     version = ".".join(str(part) for part in sys.version_info[:3])
     return [f"this Python ({version}) has {name}: {what}; {NEWER}" for name, has, what in HOLES if has()]

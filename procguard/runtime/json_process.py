@@ -1,7 +1,7 @@
-"""A process of ours that reads and writes JSON, one message a line: the SSH helper, the process that keeps tunnels.
+"""A helper process that reads and writes JSON, one message per line: the SSH helper, the process that holds tunnels.
 
-Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this: waits then cost
-the event loop nothing. Knows no message.
+Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this module, so that
+waiting does not block the event loop. Does not interpret messages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from procguard import resources
 
-END_S = 2.0  # after its input has ended
+END_S = 2.0  # time to exit after its input was closed
 
 Json = dict[str, Any]
 
 
 class JsonProcess:
-    """`on_message` takes what it writes, one at a time; `on_end`, this object, once it has ended. Both are called in a
-    thread of its own."""
+    """A running helper process. `on_message` is called with each message that it writes, one at a time; `on_end` with
+    this object once it has exited. Both are called in a dedicated thread."""
 
     def __init__(
         self, command: list[str], on_message: Callable[[Json], None], on_end: Callable[[JsonProcess], None]
@@ -35,18 +35,18 @@ class JsonProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
+            start_new_session=True,  # only the manager receives Ctrl-C from its terminal
         )
         self.pid: int = self._process.pid
         threading.Thread(target=self._read, daemon=True).start()
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """The exit code; None while the process runs."""
         code: int | None = self._process.poll()
         return code
 
     def send(self, messages: Iterable[Json]) -> None:
-        """Raises OSError or ValueError where it has ended."""
+        """Write messages to the process. Raises OSError or ValueError if it has exited."""
         self._process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
         self._process.stdin.flush()
 
@@ -55,7 +55,7 @@ class JsonProcess:
         self._process.wait()
 
     def close(self) -> None:
-        """It ends as its input does, or is killed."""
+        """Close the input, which makes the process exit; kill it if it does not within END_S."""
         try:
             self._process.stdin.close()
             self._process.wait(END_S)

@@ -25,29 +25,31 @@ from gevent.monkey import get_original
 log = logging.getLogger(__name__)
 
 PERIOD_S = (
-    0.05  # of the timer; with 0.02, and looks each 0.025 s, it was a twentieth of a small manager's processor time
+    0.05  # of the timer; 0.02, with a sample every 0.025 s, took a twentieth of a small manager's processor time
 )
-HELD_S = 0.1  # a lag worth a line in the log
-POLL_INTERVAL_S = 0.05  # at the stack, while the timer is overdue
-MAX_SAMPLES = 200  # at one stall: 10 s
-LINE_EVERY_S = 10.0  # of the log; stalls in between are counted and told with the next
-MOST_OBSERVED = 500  # of one stall
+HELD_S = 0.1  # longer lags are logged
+POLL_INTERVAL_S = 0.05  # between samples of the stack while the timer is overdue
+MAX_SAMPLES = 200  # of one stall: 10 s
+LINE_EVERY_S = 10.0  # in the log; stalls in between are counted and reported by the next line
+MOST_OBSERVED = 500  # observations for one stall
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 _HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 _OURS = (_HERE + "procguard" + os.sep, _HERE + "remote_agent" + os.sep)
-CodeLocation = tuple[str, str]  # what ran, and for whom
+CodeLocation = tuple[str, str]  # the function that ran, and the entry point of its greenlet
 
 
 class LagHistogram:
-    """A histogram of the lags that requests experience. `buckets`: counts up to each of BOUNDS_S, then longer ones."""
+    """A histogram of the lags that requests experience, in seconds. `buckets`: counts up to each of BOUNDS_S, the last
+    one for longer lags."""
 
     def __init__(self) -> None:
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
 
     def add(self, lag_s: float) -> None:
-        """A request that arrives during a stall waits for the rest of it: a stall counts once for each period of it."""
+        """Record a lag. Requests that arrive during a stall wait for the rest of it, so a stall is counted once per
+        period, each time with the remaining duration."""
         left_s = max(0.0, lag_s)
         for _ in range(MOST_OBSERVED):
             self.buckets[bisect_left(BOUNDS_S, left_s)] += 1
@@ -58,16 +60,16 @@ class LagHistogram:
 
 
 class LoopWatchdog:
-    """Of the event loop in whose thread it is started. `lags` is exported by /metrics."""
+    """Watches the event loop of the thread that starts it. `lags` is exported by /metrics."""
 
     def __init__(self) -> None:
         self.lags = LagHistogram()
         self._timer: Any = None
         self._thread_id = 0
-        self._run = 0  # a thread of an earlier `start` ends
+        self._run = 0  # number of the start; the thread of an earlier one exits
         self._ticked_at = 0.0  # by perf_counter; the thread reads it
         self._processor_s = 0.0
-        self._samples: list[CodeLocation] = []  # at the present stall; the thread appends
+        self._samples: list[CodeLocation] = []  # of the current stall; appended by the thread
         self._logged_at = float("-inf")
         self._suppressed, self._longest_suppressed_s = 0, 0.0
 
@@ -87,7 +89,7 @@ class LoopWatchdog:
             self._timer = None
 
     def _tick(self) -> None:
-        """In the hub."""
+        """Called by the timer, in the hub."""
         now, processor_s = time.perf_counter(), time.thread_time()
         lag_s = now - self._ticked_at - PERIOD_S
         self.lags.add(lag_s)
@@ -118,7 +120,7 @@ class LoopWatchdog:
         self._suppressed, self._longest_suppressed_s = 0, 0.0
 
     def _watch(self, run: int) -> None:
-        """In a native thread."""
+        """Sample the loop's stack while the timer is overdue. Runs in a native thread."""
         sleep = get_original("time", "sleep")
         while self._run == run:
             sleep(POLL_INTERVAL_S)
@@ -130,8 +132,8 @@ class LoopWatchdog:
 
 
 def place_of(frame: FrameType | None) -> CodeLocation:
-    """The innermost function of ours (of anybody, where there is none), and the one for which it ran: the outermost of
-    its greenlet. As `name (file:line)`."""
+    """The innermost function of ProcGuard on the stack (of any library if there is none) and the outermost one of its
+    greenlet, each as `name (file:line)`."""
     innermost, ours, whose = frame, None, None
     while frame is not None:
         if frame.f_code.co_filename.startswith(_OURS):
