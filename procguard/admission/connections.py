@@ -24,23 +24,24 @@ Cut = Callable[[], None]
 
 
 def _nothing() -> None:
-    """There is nothing left to cut."""
+    """Replaces `cut` of a connection that has ended."""
 
 
-# After a restart of the manager a thousand agents of one NAT may stand at the door at once: nobody is sent away who had
-# no time to speak, unless there are many times more strangers than the limit.
+# After a restart of the manager, a thousand agents behind one NAT may connect at the same time. A connection is not
+# evicted before it had time to send a request, unless there are many times more unproven connections than the limit.
 TIME_TO_SPEAK_S = 1.0
 HARD = 4
-UNSHARED_WORK = 40  # a new connection's: the request by which an agent proves itself waits for no stranger
-CHECKS_PER_TIMEOUT = 15  # a wait ends at most this fraction of its time late
-REST_EVERY = 2_000  # connections looked at in one go: well under a millisecond
+UNSHARED_WORK = 40  # of a new connection, so that the request that identifies an agent does not wait for strangers
+CHECKS_PER_TIMEOUT = 15  # a timeout is detected at most this fraction of its duration late
+REST_EVERY = 2_000  # connections checked without a pause: well under a millisecond
 
 
 class Unproven(Generic[Connection]):
     """Unidentified connections, oldest first, per address and in total."""
 
     def __init__(self, most: int, most_of_address: int, grace_s: float = 0.0) -> None:
-        """`grace_s`: who came less long ago stays, unless there are HARD times too many."""
+        """`most`, `most_of_address`: numbers of connections. `grace_s`: a connection younger than this is not evicted,
+        unless there are HARD times more than the limit."""
         self._most, self._most_of_address, self._grace_s = most, most_of_address, grace_s
         self._all: OrderedDict[Connection, tuple[str, float]] = OrderedDict()  # address, monotonic
         self._of_address: dict[str, OrderedDict[Connection, None]] = {}
@@ -53,8 +54,9 @@ class Unproven(Generic[Connection]):
         return next(iter(self._all), None)
 
     def add(self, connection: Connection, address: str, now: float) -> list[tuple[Connection, str]]:
-        """Whose place it needs, and the limit that says so. They are left out already."""
-        self.remove(connection)  # a descriptor that is used again
+        """Add a connection. Returns the connections to evict, which are already removed here, each with the name of the
+        limit that was exceeded."""
+        self.remove(connection)  # in case a file descriptor is reused
         address = address_group(address)
         self._all[connection] = (address, now)
         neighbours = self._of_address.setdefault(address, OrderedDict())
@@ -73,7 +75,7 @@ class Unproven(Generic[Connection]):
         return gone
 
     def remove(self, connection: Connection) -> None:
-        """It has ended, or has shown whose it is."""
+        """Remove a connection that has ended or has been identified; unknown ones are ignored."""
         address, _ = self._all.pop(connection, (None, 0.0))
         if address is not None:
             neighbours = self._of_address[address]
@@ -83,8 +85,9 @@ class Unproven(Generic[Connection]):
 
 
 class ConnectionHandle:
-    """One connection of HTTP. `caller` is set by its first identified request; `evicted`: it was told to go; `share`:
-    what it may do in one turn of the event loop, together with the caller's others or with all strangers."""
+    """One HTTP connection. `caller`: set by its first identified request. `evicted`: whether it was closed to make
+    room. `share`: the work per iteration of the event loop that it shares with the caller's other connections, or with
+    all strangers."""
 
     __slots__ = ("_book", "_unshared_work", "caller", "cut", "evicted", "share")
 
@@ -97,24 +100,25 @@ class ConnectionHandle:
         self._unshared_work = UNSHARED_WORK
 
     def spend(self, work: int) -> None:
-        """So much was done for this connection's peer; the next may be a turn of the event loop away."""
+        """Account for work done for this connection's peer (units: see turns.py). May yield until a later iteration of
+        the event loop."""
         if self._unshared_work > 0:
             self._unshared_work -= work
         else:
             self.share.spend(work)
 
     def prove(self, caller: str, agent: bool) -> None:
-        """A request on this connection came from `caller`."""
+        """A request on this connection was identified as one of `caller`. `agent`: whether that is an agent."""
         if self.caller != caller:
             self._book.proven(self, caller, agent)
 
     def leave(self) -> None:
         self._book.left(self)
-        self.cut = _nothing  # whose connection it was refers to this ticket: a circle, which would stay in memory
+        self.cut = _nothing  # breaks the reference cycle with the connection, which would stay in memory
 
 
 class _Caller:
-    """Whose connections these are, and what they may do together."""
+    """The proven connections of one caller, and the share of work that they have in common."""
 
     __slots__ = ("handles", "share")
 
@@ -124,19 +128,19 @@ class _Caller:
 
 
 class ConnectionLimiter:
-    """All connections of HTTP of a manager, over all its listeners."""
+    """All HTTP connections of a manager, of all its listeners."""
 
     def __init__(self, limits: WebLimits, most: int | None = None) -> None:
-        """`most`: connections in all, where the system allows fewer than the limits."""
+        """`most`: maximum number of connections, if the operating system allows fewer than `limits`."""
         self._limits = limits
         self.most = limits.connections if most is None else min(most, limits.connections)
         self._all = 0
         self._unproven: Unproven[ConnectionHandle] = Unproven(
             limits.unproven_connections, limits.unproven_per_address, TIME_TO_SPEAK_S
         )
-        self._callers: dict[str, _Caller] = {}  # who has proven connections
+        self._callers: dict[str, _Caller] = {}  # those with proven connections
         self.strangers_share = Share()
-        self.refused: Counter[str] = Counter()  # for /metrics: why -> how many
+        self.refused: Counter[str] = Counter()  # for /metrics: name of the limit -> number of refusals
 
     def __len__(self) -> int:
         return self._all
@@ -146,7 +150,8 @@ class ConnectionLimiter:
         return len(self._unproven)
 
     def admit(self, address: str, cut: Cut, now: float) -> ConnectionHandle | None:
-        """A new connection; None when there is no room even after a stranger was sent away."""
+        """Admit a new connection. `cut`: closes it. Returns None if the total is reached; then the oldest unproven
+        connection is evicted, so that there is room for a later one."""
         if self._all >= self.most:
             self._evict(self._unproven.oldest, "connections")  # its place is free once it has ended
             self.refused["connections"] += 1
@@ -183,7 +188,7 @@ class ConnectionLimiter:
             handle.cut()
 
     def _forget(self, handle: ConnectionHandle) -> None:
-        """Out of every order; it still counts until it has left."""
+        """Remove a connection from all lists; it is counted in the total until it has ended."""
         if not handle.caller:
             self._unproven.remove(handle)
             return
@@ -195,7 +200,8 @@ class ConnectionLimiter:
 
 
 class Waiting(Protocol):
-    """`waits_since`: monotonic seconds; 0.0 while it is not its peer's turn. `idle_timeout_s`: so long it may wait."""
+    """A connection that may wait for its peer. `waits_since`: monotonic seconds; 0.0 while it does not wait.
+    `idle_timeout_s`: how long it may wait."""
 
     waits_since: float
 
@@ -203,15 +209,15 @@ class Waiting(Protocol):
     def idle_timeout_s(self) -> float: ...
 
     def cut(self) -> None:
-        """End the connection below whoever reads or writes it."""
+        """Close the connection, which ends pending reads and writes."""
         ...
 
 
 class IdleTimeouts:
-    """One look at all connections now and then, instead of a timer for each wait.
+    """Closes connections that wait too long, by checking all of them periodically instead of with a timer per wait.
 
-    Beginning and ending a wait is an assignment (`Waiting.waits_since`): a timer would cost more than the reading it
-    guards, and tens of thousands of connections wait nearly all the time.
+    Starting and ending a wait is then only an assignment (`Waiting.waits_since`). A timer would cost more than the read
+    that it limits, and tens of thousands of connections wait nearly all the time.
     """
 
     def __init__(self, shortest_s: float) -> None:

@@ -14,14 +14,14 @@ import gevent.event
 
 from procguard.errors import LimitExceeded
 
-SMALL_BYTES = 64 * 1024  # what a live heartbeat or log line has: it never waits behind backlogs
+SMALL_BYTES = 64 * 1024  # no wait up to this size, so that live heartbeats and log lines do not wait behind backlogs
 SMALL_STRANGER_BYTES = 4 * 1024
 WAIT_S = 8.0
-ONE_OF = 4  # a caller's part of the known callers' share
+ONE_OF = 4  # a caller may use one part in this many of the known callers' share
 
 
 class ByteBudget:
-    """Bytes that may be taken by all together; first come, first served."""
+    """A number of bytes that requests share; first come, first served."""
 
     def __init__(self, total_bytes: int) -> None:
         self.left_bytes = total_bytes
@@ -29,8 +29,8 @@ class ByteBudget:
 
     @contextlib.contextmanager
     def room(self, size_bytes: int, timeout_s: float, crowd: str) -> Iterator[None]:
-        """`size_bytes`, given back at the end. Raises LimitExceeded (429) where they can't be had in time; `crowd` says
-        who has them."""
+        """A context that holds `size_bytes`. Raises LimitExceeded (429) with the message `crowd` if they are not
+        available within `timeout_s`."""
         with self.taken(size_bytes, timeout_s) as got:
             if not got:
                 raise LimitExceeded.for_now(crowd, "send it again", 1)
@@ -38,7 +38,8 @@ class ByteBudget:
 
     @contextlib.contextmanager
     def taken(self, size_bytes: int, timeout_s: float) -> Iterator[bool]:
-        """Whether `size_bytes` could be had in time; they are given back at the end."""
+        """A context that holds `size_bytes` if they become available within `timeout_s`; its value is whether they
+        did."""
         got = self.take(size_bytes) or self._wait(size_bytes, timeout_s)
         try:
             yield got
@@ -47,7 +48,8 @@ class ByteBudget:
                 self.give_back(size_bytes)
 
     def take(self, size_bytes: int) -> bool:
-        """Whether they can be had now, without overtaking anybody. `give_back` them."""
+        """Take `size_bytes` if they are available now and no other request waits; returns whether. The caller returns
+        them with `give_back`."""
         if self._waiting or size_bytes > self.left_bytes:
             return False
         self.left_bytes -= size_bytes
@@ -62,10 +64,10 @@ class ByteBudget:
         self._waiting.append(turn)
         try:
             turn[1].wait(timeout_s)
-            if turn[1].is_set():  # also where it came together with the end of its time
+            if turn[1].is_set():  # also if it was set just as the timeout passed
                 return True
         except BaseException:
-            if turn[1].is_set():  # it was ours already when this request was ended
+            if turn[1].is_set():  # the bytes were already assigned when this request was killed
                 self.left_bytes += size_bytes
             raise
         finally:
@@ -75,7 +77,7 @@ class ByteBudget:
         return False
 
     def _wake(self) -> None:
-        """Whose turn it is gets its bytes before it runs, so that nobody overtakes it."""
+        """Assign bytes to waiting requests in order, before they run, so that no other request overtakes them."""
         while self._waiting and self._waiting[0][0] <= self.left_bytes:
             size_bytes, event = self._waiting.popleft()
             self.left_bytes -= size_bytes
@@ -83,8 +85,8 @@ class ByteBudget:
 
 
 class Bodies:
-    """Larger bodies of requests: strangers have a small share of their own, and no known caller takes more than a
-    quarter of what the known ones have."""
+    """Memory for large request bodies. Strangers have a small share of their own, and no known caller may use more than
+    a quarter of the known callers' share."""
 
     CROWD = "too many large bodies at once"
 
@@ -92,11 +94,12 @@ class Bodies:
         self._known = ByteBudget(known_bytes)
         self._strangers = ByteBudget(strangers_bytes)
         self._one_bytes = known_bytes // ONE_OF
-        self._by_caller: dict[str, tuple[ByteBudget, int]] = {}  # its share, how many of its requests use it
+        self._by_caller: dict[str, tuple[ByteBudget, int]] = {}  # (its share, number of its requests that use it)
 
     @contextlib.contextmanager
     def turn(self, size_bytes: int, caller: str) -> Iterator[None]:
-        """Room for a body of that size; `caller` "" for a stranger. Raises LimitExceeded (429)."""
+        """A context that holds memory for a body of `size_bytes`. `caller`: "" for a stranger. Waits up to WAIT_S, then
+        raises LimitExceeded (429)."""
         if size_bytes <= (SMALL_BYTES if caller else SMALL_STRANGER_BYTES):
             yield
             return
@@ -125,23 +128,23 @@ class Bodies:
 
 
 class FrameReader(Protocol):
-    """Somebody for whom frames wait."""
+    """A reader with a queue of frames."""
 
     @property
     def queued_bytes(self) -> int: ...
 
     def overflow(self) -> None:
-        """Give up what waits, and the reader: it must end with less than before."""
+        """Drop queued frames or close the reader; `queued_bytes` must be lower afterwards."""
         ...
 
 
 class SendMemory:
-    """Frames that wait for slow readers, all of them together. One that many wait for is in memory once, and counts
-    once. Nobody waits for room here: the reader with the most has to go."""
+    """Memory for the frames queued for all slow readers. A frame that many readers wait for is in memory once and
+    counted once. There is no waiting for room: the reader with the most queued bytes overflows."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._held: dict[int, tuple[bytes, int]] = {}  # id -> frame (kept alive: ids stay unique), how many wait for it
+        self._held: dict[int, tuple[bytes, int]] = {}  # id -> (frame, which keeps its id unique; number of readers)
         self._readers: set[FrameReader] = set()
         self.bytes = 0
 
@@ -152,7 +155,8 @@ class SendMemory:
         self._readers.discard(reader)
 
     def take(self, frame: bytes) -> None:
-        """One more waits for this frame. Where that is too much, the reader with the most has to go."""
+        """One more reader waits for this frame. While the limit is exceeded, the reader with the most queued bytes
+        overflows."""
         _, waiting = self._held.get(id(frame)) or (frame, 0)
         self._held[id(frame)] = (frame, waiting + 1)
         if waiting:
@@ -161,11 +165,11 @@ class SendMemory:
         while self.bytes > self._most_bytes:
             most = max(self._readers, key=lambda reader: reader.queued_bytes, default=None)
             if most is None or not most.queued_bytes:
-                return  # what is left is being written right now
+                return  # the rest is being written at this moment
             most.overflow()
 
     def release(self, frame: bytes) -> None:
-        """One less waits for it; nothing for a frame that was never taken."""
+        """One reader fewer waits for this frame. Frames that were never taken are ignored."""
         held = self._held.get(id(frame))
         if held is None:
             return

@@ -28,7 +28,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, key: str, now_monotonic: float) -> float:
-        """Take one; 0.0 if it was there, else the seconds until one will be."""
+        """Take one token. Returns 0.0 if there was one, else the seconds until there will be one."""
         level, at = self._buckets.pop(key, (self._burst, now_monotonic))
         level = min(self._burst, level + (now_monotonic - at) * self._per_s)
         allowed = level >= 1.0
@@ -39,14 +39,16 @@ class RateLimiter:
 
 
 class RecordLimiter:
-    """How many records of what one caller causes are written; the others are counted and told with the next that is."""
+    """Limits how many records one caller can cause. Suppressed records are counted, and the next one that is written
+    reports their number."""
 
     def __init__(self, at_once: int, per_s: float) -> None:
         self._rate = RateLimiter(at_once, per_s)
         self._suppressed: OrderedDict[str, int] = OrderedDict()
 
     def suppressed(self, key: str, now_monotonic: float) -> int | None:
-        """None: not this one; else how many were not written since the last that was."""
+        """Whether to write a record: None for no, otherwise the number of records suppressed since the last one that
+        was written."""
         if self._rate.wait_s(key, now_monotonic) <= 0:
             return self._suppressed.pop(key, 0)
         self._suppressed[key] = self._suppressed.pop(key, 0) + 1
@@ -58,12 +60,12 @@ class RecordLimiter:
 class BackOff:
     """Doubling waits per address after wrong tokens.
 
-    Only wrong ones wait. Tokens are too long to be guessed: what the waits bound is what guessing costs the manager,
-    and nobody can lock out others who share an address (a NAT, a proxy, this machine).
+    Only wrong tokens have to wait. Tokens are too long to be guessed; the waits bound the cost of guessing to the
+    manager, and no caller can lock out others that share its address (a NAT, a proxy, this machine).
     """
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()  # count, waits until, last
+        self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()  # (count, end of wait, last time)
 
     def __len__(self) -> int:
         return len(self._failures)
@@ -74,8 +76,8 @@ class BackOff:
         return max(0.0, until - now)
 
     def wrong(self, address: str, now: float) -> float:
-        """A wrong token came from there. Seconds for which it is told nothing but to wait; 0.0: it was counted, and is
-        told what is wrong."""
+        """Report a wrong token from an address. Returns 0.0 if it was counted; otherwise the seconds for which the
+        address must still wait, and the response says only that."""
         wait_s = self.wait_s(address, now)
         if wait_s <= 0:
             self.failed(address, now)

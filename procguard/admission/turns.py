@@ -16,9 +16,9 @@ from typing import Any
 import gevent
 from gevent.hub import Waiter
 
-SLICE_WORK = 100  # of one connection, before the next one of the same caller has its turn: about 1 ms
+SLICE_WORK = 100  # of one connection before the next one of the same caller is served: about 1 ms
 SLICE_S = 0.001
-SLICES_PER_TURN = 4  # of one caller in one turn of the loop
+SLICES_PER_TURN = 4  # of one caller per iteration of the loop
 BYTES_PER_WORK = 8 * 1024  # to receive, copy or send them
 
 
@@ -27,7 +27,8 @@ def work_of(size_bytes: int) -> int:
 
 
 class _Watch:
-    """When any share's work was counted last: what has passed since then was the work of whoever is counted next."""
+    """The time when work of any share was last counted. The time since then is charged to the share that is counted
+    next."""
 
     __slots__ = ("loop", "since")
 
@@ -37,10 +38,11 @@ class _Watch:
 
 
 class Share:
-    """What the connections of one caller may do. Those that have used up their slice wait here for their next one.
+    """The work that the connections of one caller may do. Connections that have used up their slice wait here for the
+    next one.
 
-    `beside`: another share of the same event loop. Time is then charged to the connection that worked meanwhile, not to
-    all whose turn it was."""
+    `beside`: another share of the same event loop. Both then measure time together, so that it is charged only to the
+    connection that used it."""
 
     __slots__ = ("_left", "_left_s", "_loop", "_timer", "_turn", "_waiting", "_watch")
 
@@ -50,15 +52,16 @@ class Share:
         self._turn = -1
         self._left = 0
         self._left_s = 0.0
-        self._waiting: deque[Any] | None = None  # made by the first who waits: most never do
+        self._waiting: deque[Any] | None = None  # created by the first connection that waits
         self._timer: Any = None
 
     def go_on_from(self, before: Share) -> None:
-        """A connection's caller has changed: that begins no new slice for it."""
+        """Continue the slice of another share, when a connection's caller has changed."""
         self._turn, self._left, self._left_s = before._turn, before._left, before._left_s
 
     def spend(self, work: int) -> None:
-        """So much was done. Returns at once, or in a later turn of the loop where this one's slice is used up."""
+        """Account for work that was done. Returns immediately, or in a later iteration of the loop if the slice of this
+        one is used up."""
         now = time.perf_counter()
         watch, turn = self._watch, self._loop.iteration
         if turn != self._turn and not self._waiting:
@@ -85,12 +88,12 @@ class Share:
             raise
 
     def _start_timer(self) -> None:
-        """gevent.sleep(0) would come back fifty times before anybody's socket is looked at (runtime/cooperative.py)."""
+        """gevent.sleep(0) would return fifty times before any socket is polled (runtime/cooperative.py)."""
         self._timer = self._loop.timer(0)
         self._timer.start(self._next_turn)
 
     def _next_turn(self) -> None:
-        """In the hub: those who have waited longest get a slice each."""
+        """In the hub: the connections that have waited longest get a slice each."""
         self._timer.stop()
         self._timer.close()
         self._timer = None

@@ -1,4 +1,4 @@
-"""Notifications: which events are alerts, how they are grouped and formatted, and sending them.
+"""Notifications: classifies events as alerts, groups and formats them, and sends them.
 
-alerts.py and formats.py are pure; transport.py sends by HTTP and SMTP; notifier.py has the loop of each target.
+alerts.py and formats.py are pure; transport.py sends by HTTP and SMTP; notifier.py runs a loop for each target.
 """

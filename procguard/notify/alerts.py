@@ -2,8 +2,8 @@
 
     event ──► classified ──► Gathering (one for each target): dedup, one Group for each class ──► Message
 
-A group keeps a count, the newest few events and some names, however many come: 200 workers that fail at once are one
-message with a count, and an endpoint that is dead for days costs no memory.
+A group keeps a count, the newest events and some names, independent of the number of events: 200 workers that fail at
+the same time are one message with a count, and an endpoint that is down for days uses a bounded amount of memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Tails = Mapping[tuple[str, int], list[str]]
 Severity = Literal["critical", "warning", "info"]
 
 SAMPLES = 20  # events of a group that its message shows
-NAMES = 200  # subjects of a group that it remembers
-ENDED_SHOWN = 5  # workers that are over of which a message shows the last lines
-REMEMBERED = 10_000  # alerts that dedup knows
+NAMES = 200  # names of subjects that a group keeps
+ENDED_SHOWN = 5  # ended workers whose last lines a message shows
+REMEMBERED = 10_000  # alerts kept for deduplication
 
-# kind -> (class, severity). What ends an alert is of the same class, for information.
+# kind -> (class, severity). The event that ends an alert has the same class, with the severity "info".
 ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "worker_failed": ("failed", "critical"),
     "worker_suspect": ("suspect", "warning"),
@@ -60,14 +60,14 @@ FINISHED: tuple[str, Severity] = ("finished", "info")
 
 
 def classified(event: Event) -> tuple[str, Severity]:
-    """(class, severity) of an event; the class is its kind if it is no alert."""
+    """(class, severity) of an event; for an event that is not an alert, the class is its kind."""
     if event["kind"] == "worker_state" and event.get("after") == "exited":
         return FINISHED
     return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
 
 
 def kind_of(event: Event) -> str:
-    """Of the group that it goes into: `AlertGroup.kind`."""
+    """The kind of the group that receives the event (`AlertGroup.kind`)."""
     return "|".join(classified(event))
 
 
@@ -84,7 +84,7 @@ def subject_of(event: Event) -> str:
 
 
 def _rule_of(event: Event) -> tuple[str, ...]:
-    """Alerts of different rules, or of different GPUs, are different ones."""
+    """The part of the deduplication key for rules: alerts of different rules or GPUs are different alerts."""
     evidence = event.get("evidence")
     if event["kind"] != "alert_rule" or not isinstance(evidence, dict):
         return ()
@@ -103,7 +103,7 @@ class AlertGroup:
     first_seq: int = 0
     last_seq: int = 0
     events: list[Event] = field(default_factory=list)  # the newest
-    names: dict[str, None] = field(default_factory=dict)  # subjects, in the order they came
+    names: dict[str, None] = field(default_factory=dict)  # subjects, in order of arrival
 
     @property
     def is_end(self) -> bool:
@@ -132,8 +132,8 @@ class Gathering:
         self._target = target
         self._groups: dict[tuple[str, Severity], AlertGroup] = {}
         self._closed: list[AlertGroup] = []  # nothing is added to them; sent first
-        self._sent_at: OrderedDict[tuple[str, ...], float] = OrderedDict()  # (kind, subject, …) -> when
-        self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
+        self._sent_at: OrderedDict[tuple[str, ...], float] = OrderedDict()  # (kind, subject, …) -> time
+        self._silent: dict[str, tuple[float, Event]] = {}  # host -> (since when, its event), not yet reported
         self._reported_silent: set[str] = set()  # hosts whose silence was reported: their return is reported too
         self.deduplicated = 0
 
@@ -153,7 +153,7 @@ class Gathering:
         return bool(self._groups or self._closed)
 
     def close(self) -> None:
-        """What was added so far is a message of its own, whatever follows."""
+        """Send the alerts added so far as messages of their own, without those that follow."""
         self._closed += self._groups.values()
         self._groups = {}
 
@@ -215,7 +215,8 @@ class Gathering:
 
 @dataclass(frozen=True)
 class EndedJob:
-    """A worker that has finished or failed. `line`: what proves its cause. `last_lines`: of its log, oldest first."""
+    """A worker that has finished or failed. `line`: the log line that proves the cause. `last_lines`: of its log,
+    oldest first."""
 
     worker_id: str
     host: str
@@ -245,10 +246,10 @@ class Message:
     events: list[Event]
     fleet_id: str
     link: str = ""
-    undelivered: int = 0  # alerts before this one that this target never got
+    undelivered: int = 0  # earlier alerts that could not be delivered to this target
     test: bool = False
-    ended: list[EndedJob] = field(default_factory=list)  # of some of the workers that are over
-    message_id: str = ""  # the same where it is sent again, by whichever manager
+    ended: list[EndedJob] = field(default_factory=list)  # some of the ended workers
+    message_id: str = ""  # the same if the message is sent again, also by another manager
 
     @property
     def text(self) -> str:
@@ -258,7 +259,8 @@ class Message:
 def compose(
     group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, undelivered: int = 0, tails: Tails | None = None
 ) -> Message:
-    """`tails`: the last lines of (worker, attempt), where they are known."""
+    """The message of a group. `undelivered`: earlier alerts that could not be delivered. `tails`: known last log lines
+    by (worker id, attempt)."""
     ended = [_ended(event, link, tails or {}) for event in group.events[-ENDED_SHOWN:]] if group.is_end else []
     words = Words(target.language)
     names = list(group.names)
@@ -310,7 +312,7 @@ def test_message(target: AlertTarget, fleet_id: str, link: str, at: str) -> Mess
 
 
 def payload(message: Message) -> dict[str, Any]:
-    """The generic JSON, documented in docs/notifications.md. Fields are only ever added."""
+    """The JSON of a `webhook` target, documented in docs/notifications.md. Fields are only ever added."""
     return {
         "version": 1,
         "id": message.message_id,

@@ -1,7 +1,7 @@
 """Formats a message for each service and interprets the service's response. Pure.
 
-The services' own pages say how: Slack "incoming webhooks", Feishu "custom bot", DingTalk "custom robot", WeCom "group
-robot". Texts are cut to what each takes.
+The formats are documented by the services: Slack "incoming webhooks", Feishu "custom bot", DingTalk "custom robot",
+WeCom "group robot". Texts are truncated to the limit of each service.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class NotificationRequest(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """`retry`: trying again may help; `after_s`: not before so long, as the service asks."""
+    """The result of one attempt to send. `answer`: a short text for the status. `retry`: whether another attempt may
+    succeed. `after_s`: the delay that the service requests, in seconds."""
 
     ok: bool
     answer: str
@@ -88,7 +89,8 @@ def _slack(message: Message) -> dict[str, Any]:
 
 
 def _escaped(text: str) -> str:
-    """Slack's three characters: what a worker is called must not become a mention or a link."""
+    """`text` with Slack's three special characters escaped, so that a worker's name cannot become a mention or a
+    link."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -159,7 +161,7 @@ def email(target: AlertTarget, message: Message, now: Now) -> EmailMessage:
 
 # ------------------------------------------------------------------------------------------------ answers
 
-# Codes by which the robots say "too often" or "busy" with HTTP 200; all others will not get better by themselves.
+# Codes that the services return with HTTP 200 for "too often" or "busy". With any other code, a retry does not help.
 _PASSING = {"dingtalk": (130101, -1), "wecom": (45009, -1), "feishu": (9499, 11232, 11233)}
 RETRY_STATUSES = (408, 425, 429)
 MOST_RETRY_AFTER_S = 3_600.0
@@ -188,7 +190,7 @@ def judged(target: AlertTarget, status: int, headers: Headers, body: bytes, now:
 
 
 def retry_after_s(value: str | None, now: Now) -> float | None:
-    """`Retry-After`, in seconds or as a date; an hour at most. None: nothing was asked."""
+    """The delay requested by `Retry-After` (seconds or a date), in seconds, at most one hour; None if there is none."""
     if not value:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Mutes: alerts of some workers or hosts that nobody is sent for a while, now or in a maintenance window to come.
+"""Mutes: suppress the alerts of some workers or hosts for a time, starting now or later (a maintenance window).
 
-What happens stays in the history; only messages are left out. A mute ends by itself. The rows are kept in the store's
-table `mutes`, so that whichever manager leads knows them; who changes one writes its row in the same transaction.
+Events stay in the history; only messages are suppressed. A mute ends by itself. Mutes are stored in the table `mutes`,
+so that every leader knows them; the caller that changes one writes its row in the same transaction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from procguard.fleet.workers.selectors import Selector
 
 TABLE = "mutes"
 MAX_MUTES = 500
-LONGEST_S = 366 * 86_400.0  # one that is forgotten ends after all
+LONGEST_S = 366 * 86_400.0  # so that a forgotten mute ends eventually
 AHEAD_S = 366 * 86_400.0
 
 
@@ -38,7 +38,7 @@ class MuteView(TypedDict):
 
 @dataclass(frozen=True)
 class Mute:
-    """Times are Unix seconds. `by`: who made it, at `made`."""
+    """Times are Unix seconds. `by`: the actor who created it at `made`. `ends`: exclusive."""
 
     mute_id: str
     select: str
@@ -88,7 +88,7 @@ class Mutes:
         return self._mutes[mute_id][0]
 
     def made(self, select: str, begins: float | None, for_s: float, note: str, by: str, wall: float) -> Mute:
-        """Create a mute without adding it. `begins` None: now. Raises UsageError, LimitExceeded."""
+        """Create a mute without adding it. `begins`: None for now. Raises UsageError or LimitExceeded."""
         selectors.parse(select)
         if not 0 < for_s <= LONGEST_S:
             raise UsageError(f"a mute of {for_s:g} s", "write how long, more than 0 s and at most 366 days")
@@ -110,11 +110,12 @@ class Mutes:
         return [mute.view(wall) for mute in going]
 
     def cover(self, at: str, facts: Mapping[str, Any]) -> bool:
-        """Whether an alert of that moment (ISO) is muted."""
+        """Whether an alert with these facts at the time `at` (ISO 8601) is muted."""
         return bool(self._mutes) and self.covering(datetime.fromisoformat(at).timestamp(), facts) is not None
 
     def covering(self, wall: float, facts: Mapping[str, Any]) -> Mute | None:
-        """A mute of what `facts` describe at that moment, the one that lasts longest."""
+        """The mute that covers `facts` at the time `wall`; of several, the one that ends last. None if there is
+        none."""
         active = [mute for mute, one in self._mutes.values() if mute.begins <= wall < mute.ends and one.matches(facts)]
         return max(active, key=lambda mute: mute.ends, default=None)
 

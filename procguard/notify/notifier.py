@@ -25,15 +25,15 @@ from procguard.notify.formats import Outcome
 
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
-RETRY_FOR_S = 900.0  # a message older than this is dropped: what is newer says more
+RETRY_FOR_S = 900.0  # a message is dropped after this time, in favour of newer ones
 
-WAITING_CLASS = "host_unreachable"  # its alerts are sent late, those of later events before them
+WAITING_CLASS = "host_unreachable"  # its alerts are delayed, so that alerts of later events may be sent first
 LAST_LINES = 5  # of a log, for a target that gets `finished`
 
 log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
-Progress = dict[str, Any]  # of one target: what is delivered, and the message under way
+Progress = dict[str, Any]  # of one target: what has been delivered, and the message being sent
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Counts:
     """Counters of one target since the manager's start, in alerts; `sent` in messages."""
 
     sent: int = 0
-    failures: int = 0  # tries that failed
+    failures: int = 0  # failed attempts to send
     dropped: int = 0
     muted: int = 0
     last_ok: float | None = None
@@ -56,11 +56,11 @@ class _Loop:
         self.target = target
         self.gathering = Gathering(target)
         self.counts = Counts()
-        self.sending = 0  # alerts in the message under way
-        self.sending_seq: int | None = None  # the first of them
-        self.taken_seq = 0  # the last event that was looked at
-        self.done: dict[str, int] = {}  # kind of group -> the last event of it that was delivered or dropped
-        self.message: list[Any] | None = None  # under way: its group's kind, first and last event
+        self.sending = 0  # number of alerts in the message being sent
+        self.sending_seq: int | None = None  # seq of the first of them
+        self.taken_seq = 0  # seq of the last event that was processed
+        self.done: dict[str, int] = {}  # kind of group -> seq of its last event that was delivered or dropped
+        self.message: list[Any] | None = None  # being sent: kind of its group, first and last seq
         self.retry_at: float | None = None  # monotonic
         self._notifier = notifier
         self._undelivered = 0
@@ -90,8 +90,8 @@ class _Loop:
         return {"seq": self.cursor, **{name: value for name, value in more.items() if value}}
 
     def resume(self, kept: Progress, events: Sequence[Event], now: float) -> None:
-        """Take `events`, those behind the cursor, again: those of a message that was under way as that message, so that
-        it has the same id; none of a message that was delivered."""
+        """Process `events`, those after the cursor, again. Events of a message that was being sent form that message
+        again, with the same id; events of delivered messages are skipped."""
         done = {str(kind): int(seq) for kind, seq in (kept.get("done") or {}).items()}
         kind, first, last = kept.get("message") or ("", 0, 0)
         under_way = [one for one in events if alerts.kind_of(one) == kind and first <= one["seq"] <= last]
@@ -109,7 +109,7 @@ class _Loop:
         while True:
             try:
                 self._round()
-            except Exception:  # a mistake here must not silence this target for good
+            except Exception:  # an error must not stop this target's loop
                 log.exception("a notification failed name=%s", self.target.name)
                 gevent.sleep(RETRY_FIRST_S)
 
@@ -149,7 +149,7 @@ class _Loop:
                 self._undelivered = 0
                 return
             waited_s = clock.read().monotonic - began
-            pause_s = max(outcome.after_s or 0.0, delay_s * random.uniform(0.75, 1.25))  # noqa: S311 - spreads tries
+            pause_s = max(outcome.after_s or 0.0, delay_s * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries
             if not outcome.retry or waited_s + pause_s > self._notifier.retry_for_s:
                 self.counts.dropped += message.count
                 self._undelivered += message.count
@@ -172,7 +172,7 @@ class _Loop:
             self.counts.sent += 1
             self.counts.last_ok = now
             return
-        if outcome.answer != self.counts.last_error:  # a dead endpoint is logged once, not with each try
+        if outcome.answer != self.counts.last_error:  # logged once per error, not with each retry
             log.warning("notification failed name=%s error=%s", self.target.name, outcome.answer)
         self.counts.failures += 1
         self.counts.last_error, self.counts.last_error_at = outcome.answer, now
@@ -199,7 +199,8 @@ class _Loop:
 
 
 class Notifier:
-    """`fleet_id` and `link` are asked when a message is made: both are known only once the manager serves."""
+    """Sends the alerts of events to all targets. `fleet_id` and `link` are called when a message is composed, because
+    both are known only once the manager serves."""
 
     def __init__(
         self,
@@ -216,10 +217,10 @@ class Notifier:
         routes: Sequence[Mapping[str, Any]] = (),
         keep: Callable[[str, Progress], None] = lambda name, progress: None,
     ) -> None:
-        """`routed(event)`: the targets that get it by a route. `muted(event)`: it goes to nobody.
-        `keep(target, progress)`: store it before a message is sent; returns once it is durable, or cannot be.
-        `last_lines(worker, attempt, most)`: of its log. `notified_of_ends`: who gets `finished` by a route. `routes`:
-        as they are shown."""
+        """`routed(event)`: names of the targets that receive it by a route. `muted(event)`: whether no target receives
+        it. `keep(target, progress)`: stores the progress before a message is sent; returns once it is durable, or if
+        that is impossible. `last_lines(worker, attempt, most)`: last lines of its log. `notified_of_ends`: names of the
+        targets that receive `finished` by a route. `routes`: for the API."""
         self.fleet_id = fleet_id
         self.link = link
         self.send = send
@@ -229,7 +230,7 @@ class Notifier:
         self.keep = keep
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
-        self._first_seq = 0  # of the events of this run of the manager
+        self._first_seq = 0  # of the first event of this run of the manager
         self._kept: dict[str, Progress] = {}
 
     def resume(self, kept: Mapping[str, Mapping[str, Any]], events: Sequence[Event], wall: float) -> None:
@@ -237,7 +238,7 @@ class Notifier:
         target's cursor are sent unless they are too old."""
         self._kept = {name: dict(kept[name]) for name in self._loops if name in kept}
         since, now = iso(wall - self.retry_for_s) or "", clock.read().monotonic
-        for name in set(self._loops) - set(self._kept):  # a new target begins with what is to come
+        for name in set(self._loops) - set(self._kept):  # a new target receives only events from now on
             self._loops[name].taken_seq = max((event["seq"] for event in events), default=0)
         for name, progress in self._kept.items():
             loop, cursor = self._loops[name], int(progress["seq"])
@@ -250,11 +251,11 @@ class Notifier:
             loop.resume(progress, behind, now)
 
     def tables(self) -> dict[str, dict[str, Progress]]:
-        """What is delivered, in the form of the store's tables."""
+        """The progress of all targets, in the form of the store's tables."""
         return {"notifier": {name: loop.progress for name, loop in self._loops.items()}}
 
     def moved(self) -> dict[str, Progress]:
-        """What has changed of it since the previous call, for the store."""
+        """The progress of the targets for which it has changed since the previous call."""
         now = {name: loop.progress for name, loop in self._loops.items()}
         found = {name: progress for name, progress in now.items() if progress != self._kept.get(name)}
         self._kept = now
@@ -271,7 +272,7 @@ class Notifier:
                 loop.greenlet = None
 
     def take(self, event: Event) -> None:
-        """Sort an event into the targets; called for every event. O(targets), no I/O."""
+        """Pass an event to all targets; called for every event. O(targets), no I/O."""
         now = clock.read().monotonic
         self._first_seq = self._first_seq or int(event.get("seq") or 0)
         routed, muted = self.routed(event), self.muted(event)
@@ -279,7 +280,7 @@ class Notifier:
             loop.take(event, now, loop.target.name in routed, muted)
 
     def tails(self, group: alerts.AlertGroup, most: int) -> dict[tuple[str, int], list[str]]:
-        """The last log lines of the group's workers that have ended."""
+        """The last log lines of the ended workers that the group's message shows, by (worker id, attempt)."""
         if not group.is_end or not most:
             return {}
         shown = group.events[-alerts.ENDED_SHOWN :]
@@ -290,7 +291,8 @@ class Notifier:
         return [loop.view() for loop in self._loops.values()]
 
     def test(self, name: str = "") -> list[dict[str, Any]]:
-        """Send a test message to one target or to all, now and once, and say what each answered."""
+        """Send a test message once to one target or to all. Returns the result of each. Raises Conflict if there are no
+        targets, NotFound for an unknown name."""
         if not self._loops:
             raise Conflict("no notifications are configured", "see docs/notifications.md", code="not_configured")
         if name and name not in self._loops:

@@ -1,7 +1,7 @@
 """Applies the routes of `notify:` and mutes: additional targets of an event, or none at all. Pure.
 
-A route is a selector, a target and classes of alerts; a mute is a selector and a time. Both are asked about the worker
-or the host that an event is of.
+A route is a selector, targets and classes of alerts; a mute is a selector and a time. The selectors are matched against
+the worker or the host of an event.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Facts = dict[str, Any]
 
 
 def facts_of(state: FleetState, event: Event) -> Facts:
-    """What a selector may ask about whom an event is of: the worker as it is declared, in the event's state; of a host
-    its name alone."""
+    """The facts of an event that selectors match: its worker as declared, with the state after the event; for an event
+    of a host only its name."""
     facts: Facts = {"host": event.get("host") or "", "state": event.get("after") or ""}
     worker = state.workers_by_id.get(str(event.get("worker_id") or ""))
     if worker is None:

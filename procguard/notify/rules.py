@@ -1,10 +1,11 @@
-"""Alerts on measurements: the rules of `alerts:`, evaluated over what hosts reported last.
+"""Alerts on measurements: the rules of `alerts:`, evaluated on the latest reports of the hosts.
 
     not broken ──broken──► waits `for_s` ──► firing (event alert_rule) ──► not broken any more (event alert_rule_ok)
 
-A rule is a selector, a measurement, a limit and a duration. What fires is a row of the store's table `rule_alerts`,
-changed in the same commit as its event: a restart or another leader neither repeats nor loses one. What waits is in
-memory and begins again then. Where a host is out of reach nothing changes. Sends nothing (notifier.py does).
+A rule is a selector, a measurement, a limit and a duration. Each firing alert is a row of the table `rule_alerts`,
+changed in the same commit as its event, so that neither a restart nor another leader repeats or loses one. Waiting
+rules are in memory only and start to wait again after a restart. Alerts of unreachable hosts do not change. Sends
+nothing; notifier.py does.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Acknowledged(TypedDict):
 
 
 class FiringAlert(TypedDict):
-    """A rule that a worker, a host or a GPU breaks now. `alert` names it; `value`: the last one reported, null where it
-    is not measured now; `above` or `below`: the limit, both null where the rule is no longer configured."""
+    """A rule that a worker, a host or a GPU breaks now. `alert`: its identifier. `value`: the latest value, null if it
+    is not measured now. `above` or `below`: the limit; both are null if the rule is no longer configured."""
 
     alert: str
     rule: str
@@ -67,7 +68,8 @@ class FiringAlert(TypedDict):
 
 
 class Subject(NamedTuple):
-    """Whom a rule is about. `gpu` None: none. `value` None: it is not measured. `known`: its host is in reach."""
+    """What a rule is evaluated for: a worker, a host or a GPU. `gpu`: its index, or None. `value`: None if it is not
+    measured. `known`: whether the host is reachable."""
 
     worker_id: str
     host: str
@@ -104,12 +106,12 @@ class AlertRules:
 
     @property
     def count(self) -> int:
-        """Of the configured rules."""
+        """The number of configured rules."""
         return len(self._rules)
 
     @property
     def idle(self) -> bool:
-        """Nothing to evaluate, and nothing to end."""
+        """Whether there is nothing to evaluate and nothing fires."""
         return not self._rules and not self._firing
 
     def restore(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -119,13 +121,13 @@ class AlertRules:
         return {TABLE: self._firing}
 
     def firing(self, state: FleetState, mutes: Mutes, wall: float) -> list[FiringAlert]:
-        """What fires now, the latest first."""
+        """The alerts that fire now, the latest first."""
         rules = {rule.name: rule for rule, _ in self._rules}
         rows = sorted(self._firing.items(), key=lambda item: item[1]["since"], reverse=True)
         return [_firing_view(state, mutes, key, row, rules.get(row["rule"]), wall) for key, row in rows]
 
     def acknowledge(self, state: FleetState, key: str, note: str, actor: str, now: Now) -> None:
-        """Record with what fires that somebody has seen it; kept until it ends. Durable. Raises NotFound."""
+        """Acknowledge a firing alert; kept durably until the alert ends. `key`: its identifier. Raises NotFound."""
         row = self._firing.get(key)
         if row is None:
             raise NotFound(f"no alert {key[:200]!r} fires", "list them: invoke notify.firing", code="unknown_alert")
@@ -144,7 +146,8 @@ class AlertRules:
             )
 
     def evaluate(self, state: FleetState, now: Now, rest: Callable[[], None]) -> None:
-        """One pass. Raises ProcGuardError where the state refuses the change: the next pass tries again."""
+        """Evaluate all rules once. `rest`: called frequently to yield to the event loop. Raises ProcGuardError if the
+        state refuses the changes; the next evaluation repeats them."""
         changes, since, seen = [], {}, set()
         firing_of: dict[str, set[str]] = {}
         for key in self._firing:
@@ -174,7 +177,7 @@ class AlertRules:
         self._apply(state, changes[:MAX_CHANGES], now)
 
     def _is_gone(self, state: FleetState, row: Mapping[str, Any]) -> bool:
-        """The rule, the worker, the host or, where that is in reach, the GPU."""
+        """Whether the rule, the worker or the host no longer exists, or, on a reachable host, the GPU."""
         if row["rule"] not in {rule.name for rule, _ in self._rules}:
             return True
         if row["worker_id"]:
@@ -277,7 +280,7 @@ def breaks_of(rule: AlertRule) -> Breaks:
 def _subjects(
     state: FleetState, measure: str, breaks: Breaks, firing: Set[str], wall: float, rest: Callable[[], None]
 ) -> Iterator[Subject]:
-    """Those whose value breaks the rule, and those that are `firing`: nearly always nobody."""
+    """The subjects whose value breaks the rule and those in `firing`; usually there are none."""
     if measure in HOST_MEASURES:
         yield from _hosts(state, measure, breaks, firing, rest)
         return
@@ -287,7 +290,7 @@ def _subjects(
             rest()
         observed = state.worker_status.get(worker.worker_id)
         if observed is None:
-            continue  # removed while others had their turn
+            continue  # removed while this loop had yielded
         report = observed.report
         value = read(report, worker, wall) if report is not None and report.state == RUNNING else None
         if (value is not None and breaks(value)) or worker.worker_id in firing:
@@ -297,7 +300,7 @@ def _subjects(
 
 
 def worker_reader(measure: str) -> Callable[[WorkerReport, WorkerRecord, float], float | None]:
-    """(what a running worker reported, the worker, now) -> its value; None: not measured."""
+    """A function (report of a running worker, the worker, now in Unix seconds) -> value; None if it is not measured."""
     if measure.startswith(METRIC_PREFIX):
         name = measure[len(METRIC_PREFIX) :]
         return lambda report, _worker, _wall: next((one.value for one in report.metrics if one.name == name), None)
@@ -309,8 +312,8 @@ def worker_reader(measure: str) -> Callable[[WorkerReport, WorkerRecord, float],
 
 
 def _no_progress_s(report: WorkerReport, worker: WorkerRecord, wall: float) -> float | None:
-    """Since what it declares as its progress has changed, or since its start: the metric of restart.progress, else the
-    first with a total, else the first."""
+    """Seconds since the worker's progress metric has changed, or since its start. The metric is that of
+    restart.progress, else the first with a total, else the first."""
     if not worker.spec.metrics:
         return None
     named = worker.spec.restart.progress.removeprefix(METRIC_PREFIX)
@@ -330,7 +333,7 @@ def _hosts(
             rest()
         observed = state.agent_status.get(agent.agent_id)
         if observed is None or agent.kind != "deployed":
-            continue  # a launcher's host would be counted again for each of its workers
+            continue  # otherwise a host with launchers would be counted once for each of them
         beat = observed.heartbeat
         known = observed.state in KNOWN_STATES and beat is not None
         for gpu, value in _values(beat, read, of_gpus):

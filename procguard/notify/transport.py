@@ -37,6 +37,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def send(target: AlertTarget, message: Message, now: Now) -> Outcome:
+    """Send a message to a target. Takes at most `target.timeout` seconds; raises nothing."""
     try:
         with _Deadline(target.timeout):
             outcome = _mail(target, message, now) if target.type == "email" else _post(target, message, now)
@@ -44,7 +45,7 @@ def send(target: AlertTarget, message: Message, now: Now) -> Outcome:
         outcome = Outcome(False, f"no answer within {target.timeout:g} s", retry=True)
     except (OSError, http.client.HTTPException) as exc:
         outcome = Outcome(False, _words(exc), retry=True)
-    except ValueError as exc:  # an address or a header that cannot be sent at all
+    except ValueError as exc:  # an address or a header that cannot be sent
         outcome = Outcome(False, f"cannot be sent: {exc}")
     return outcome._replace(answer=target.scrubbed(outcome.answer))
 
@@ -95,7 +96,7 @@ def _reply(reply: tuple[int, bytes | str]) -> str:
 
 
 def _words(exc: Exception) -> str:
-    """A short cause for people, such as "refused" or "timed out", without the address, which may be secret."""
+    """A short cause, such as "connection refused" or "timed out", without the address, which may be secret."""
     cause = getattr(exc, "reason", exc)
     if isinstance(cause, (TimeoutError, gevent.Timeout)):
         return "timed out"
