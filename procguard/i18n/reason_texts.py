@@ -1,15 +1,15 @@
-"""The sentence of each code in English and Chinese: one line is one code. The English of what hosts report stands in
-remote_agent/protocol/host_reasons.py, because hosts show it too; its Chinese stands below.
+"""The text of each code in English and Chinese, one line per code. The English texts of hosts' codes are in
+remote_agent/protocol/host_reasons.py, because hosts show them too; their Chinese is below.
 
 A template is read by remote_agent/protocol/reasons.py and, in the portal, by web/js/reasons.js: {name} is a parameter,
 {name:duration}, {name:in}, {name:joined}, {name:state}, {name:verb}, {name:actor} say how it is shown, and
-"one form|other form" is chosen by `n`. Codes are added, never renamed: programs and stored histories go by them.
+"one form|other form" is chosen by `n`. Codes are added, never renamed: programs and stored histories depend on them.
 """
 
 from __future__ import annotations
 
 MANAGER: dict[str, tuple[str, str]] = {
-    "message": ("{en}", "{zh}"),  # what has no code of its own
+    "message": ("{en}", "{zh}"),  # a message without a code
     # agents and hosts
     "agent.no_heartbeat": ("no heartbeat for {silent_s:duration} (heartbeat_timeout {timeout_s:duration})", "已有 {silent_s:duration}没有心跳（heartbeat_timeout 为 {timeout_s:duration}）"),
     "agent.connection_closed": ("its connection closed and has not returned yet", "连接已断开，尚未恢复"),

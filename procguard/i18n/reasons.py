@@ -1,7 +1,7 @@
-"""Reasons in English and Chinese: makes one of a code of the manager's, and renders any of them. Pure.
+"""Reasons in English and Chinese: creates the manager's reasons from codes, and renders all reasons. Pure.
 
-`because("agent.removed", agent="gpu01")` makes one; tests/unit/i18n/test_reasons.py holds each call to the parameters
-of its template. The texts are in reason_texts.py, what a reason is in remote_agent/protocol/reasons.py.
+`because("agent.removed", agent="gpu01")` creates one; tests/unit/i18n/test_reasons.py compares each call with the
+parameters of its template. The texts are in reason_texts.py; remote_agent/protocol/reasons.py defines reasons.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ _TEXTS: dict[str, dict[str, str]] = {
 _WORDS = {"en": en.TEXTS, "zh": zh.TEXTS}
 _NAMED = ("state", "verb", "status", "agent", "opstatus")  # forms whose values are words of i18n: state.running
 _UNITS = {"s": "秒", "min": "分钟", "h": "小时", "d": "天"}
-_NESTED = 12  # objects of an answer within objects
-_IN_TURN = 8  # reasons within reasons; more than any of ours has
+_NESTED = 12  # maximum nesting of objects in a response
+_IN_TURN = 8  # maximum nesting of reasons; ProcGuard's own are less deep
 
 
 def because(code: str, /, **params: Any) -> Reason:
-    """The reason of a code. Raises KeyError."""
+    """The reason with a code and its parameters. Raises KeyError for an unknown code."""
     plain = {name: reasons.plain_value(value) for name, value in params.items()}
     return Reason(reasons.render(_TEXTS["en"][code], params, _english), code, plain)
 
 
 def of_message(text: str) -> Reason:
-    """A message of ours that has no code, such as an error's, as a reason: it brings its Chinese with it."""
+    """A message of ProcGuard without a code, such as that of an error, as a reason that contains its Chinese text."""
     from procguard.i18n.messages.catalogue import localized  # noqa: PLC0415 - 1,400 texts, for the few that need them
 
     return text if isinstance(text, Reason) else because("message", en=text, zh=localized(text, "zh"))
 
 
 def with_head(reason: Reason, head: Reason) -> Reason:
-    """`head` in the place of the first of these reasons."""
+    """`reason` with `head` instead of its first part."""
     rest = reasons.also_of(reason.params)
     return head.then(*(Reason(rendered(one["code"], one["params"], "en"), one["code"], one["params"]) for one in rest))
 
 
 def rendered(code: str, params: Mapping[str, Any], language: str, depth: int = 0) -> str:
-    """A code without a template is shown as it is, with its parameters."""
+    """The text of a code in a language. A code without a template is shown as it is, with its parameters."""
     texts = _TEXTS[language]
 
     def form(name: str, value: Any) -> str:
@@ -75,7 +75,7 @@ def rendered(code: str, params: Mapping[str, Any], language: str, depth: int = 0
 
 
 def written(value: Mapping[str, Any] | str, language: str, name: str = "reason") -> str:
-    """A reason, or the text NAME of what the API shows, in a language."""
+    """The text of a Reason, or of the reason `name` of a view of the API, in a language."""
     if isinstance(value, str):
         reason = reason_of(value)
         return rendered(reason.code, reason.params, language) if reason else ""
@@ -86,7 +86,7 @@ def written(value: Mapping[str, Any] | str, language: str, name: str = "reason")
 
 
 def translated(value: Any, language: str, depth: int = 0) -> Any:
-    """What the API shows, with each reason and each actor of ours in a language."""
+    """A response of the API, with every reason and every actor of ProcGuard in a language."""
     if depth > _NESTED or not isinstance(value, (dict, list)):
         return value
     if isinstance(value, list):
@@ -103,12 +103,12 @@ def translated(value: Any, language: str, depth: int = 0) -> Any:
 
 
 def texts(language: str) -> dict[str, str]:
-    """code -> template."""
+    """The templates of a language, by code."""
     return _TEXTS[language]
 
 
 def for_portal(language: str) -> dict[str, str]:
-    """What web/js/reasons.js renders by: reason.CODE, and the words of forms as word.state.running."""
+    """The templates for web/js/reasons.js: reason.CODE, and the words of forms, such as word.state.running."""
     words = {
         f"word.{name}": text
         for name, text in _WORDS[language].items()
@@ -119,7 +119,7 @@ def for_portal(language: str) -> dict[str, str]:
 
 
 def actor(name: str, language: str) -> str:
-    """Whoever of ours acts, by name; a person's is as it is."""
+    """The name of an actor of ProcGuard in a language; other names, such as those of tokens, are unchanged."""
     return _WORDS[language].get(f"actor.{name}", name)
 
 

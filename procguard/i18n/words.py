@@ -1,7 +1,7 @@
 """Sentences for people, in English and Chinese: durations, endings, events. Pure; knows texts, decides nothing.
 
-The texts of each language are in a module of its own (en.py, zh.py) with the same keys and the same {values}; reasons
-are rendered by reasons.py. What a job or a tool wrote as free text is never translated: it is quoted as evidence.
+The texts of each language are in its own module (en.py, zh.py), with the same keys and the same {values}; reasons are
+rendered by reasons.py. Free text of a job or a tool is never translated; it is quoted as evidence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _UNITS = (("unit.d", 86_400), ("unit.h", 3_600), ("unit.min", 60), ("unit.s", 1)
 
 
 def pick(*preferences: str | None) -> str:
-    """The first wish that is one of our languages: "zh", "zh_CN.UTF-8", or a browser's "de, zh-CN;q=0.8". Else "en"."""
+    """The first language of LANGUAGES that a preference names, else "en". A preference is "zh", "zh_CN.UTF-8", or an
+    Accept-Language header such as "de, zh-CN;q=0.8"."""
     for preference in preferences:
         for one in _by_preference(preference or ""):
             base = re.split(r"[-_.@]", one.strip().lower())[0]
@@ -41,7 +42,7 @@ def _by_preference(preference: str) -> list[str]:
 
 
 class Words:
-    """One language's sentences."""
+    """The texts of one language."""
 
     def __init__(self, language: str) -> None:
         self.language = language if language in LANGUAGES else "en"
@@ -51,7 +52,7 @@ class Words:
         return key in self._texts
 
     def say(self, key: str, **values: Any) -> str:
-        """The text of `key` with {name} filled in; of "one form|other form" the one that values["n"] needs."""
+        """The text of `key` with {name} filled in; of "one form|other form", the form for values["n"]."""
         text = self._texts[key]
         if "|" in text and "n" in values:
             one, _, other = text.partition("|")
@@ -59,7 +60,7 @@ class Words:
         return text.format(**values)
 
     def translated(self, value: Any) -> Any:
-        """What the API shows, with each reason and actor in this language."""
+        """A response of the API, with every reason and actor in this language."""
         return value if self.language == "en" else reasons.translated(value, self.language)
 
     def joined(self, sentences: list[str]) -> str:
@@ -72,18 +73,18 @@ class Words:
         return self.say("and_more", names=text, n=more) if more > 0 else text
 
     def reason(self, shown: Mapping[str, Any], name: str = "reason") -> str:
-        """The reason NAME of what the API shows."""
+        """The reason `name` of a view of the API, in this language."""
         return reasons.written(shown, self.language, name)
 
     def actor(self, name: str) -> str:
         return reasons.actor(name, self.language)
 
     def named(self, kind: str, name: object) -> str:
-        """The word for one of ours: agent_state.connected; English names are those of the API."""
+        """The word for a name of the API, such as agent_state.connected; in English, the name itself."""
         return str(name) if self.language == "en" else self._texts.get(f"{kind}.{name}", str(name))
 
     def head(self, title: str) -> str:
-        """Of a column or a line of facts."""
+        """The title of a column or of a line of facts."""
         return self._texts.get(f"column.{title}", title)
 
     def state(self, state: str) -> str:
@@ -92,7 +93,7 @@ class Words:
     # ------------------------------------------------------------------------------------------ time
 
     def duration(self, seconds: float) -> str:
-        """Two units at most: "0.4 s", "42 s", "3 h 12 min", "9 d 4 h"."""
+        """A duration in at most two units: "0.4 s", "42 s", "3 h 12 min", "9 d 4 h"."""
         whole = max(0, int(seconds))
         if whole < 1:
             return self.say("unit.s", n=f"{max(0.0, seconds):.1f}".rstrip("0").rstrip("."))
@@ -128,7 +129,7 @@ class Words:
             cause, detail = "not_started", reasons.written(record, self.language)
         if cause == "lost" and not record.get("duration_s"):
             cause = "lost_unseen"
-        if cause == "time_limit" and record.get("line"):  # Slurm's
+        if cause == "time_limit" and record.get("line"):  # a time limit of Slurm, which the line proves
             cause = ""
         if cause in ("not_started", "unhealthy", "start_timeout", "time_limit", "lost", "lost_unseen"):
             text = self.say(f"exit.{cause}", d=after)
@@ -148,7 +149,7 @@ class Words:
         return self.say("with_detail", text=text, detail=self._texts[hint]) if self.has(hint) else text
 
     def _proof(self, record: Mapping[str, Any]) -> str:
-        """Why it failed, with the line that proves it; "": not known."""
+        """The cause of the failure, with the log line that proves it; "" if it is unknown."""
         params = record.get("reason_params")
         for one in also_of(params) if isinstance(params, dict) else ():
             if one["code"] == "exit.proof" or one["code"].startswith("failure."):
@@ -158,7 +159,7 @@ class Words:
     # ------------------------------------------------------------------------------------------ events
 
     def event(self, event: Mapping[str, Any]) -> str:
-        """One event as a sentence without its subject's name. What has no words of its own keeps the manager's."""
+        """An event as a sentence without the name of its subject; its reason, if its kind has no text here."""
         kind, reason = str(event.get("kind")), reasons.written(event, self.language)
         values = {"reason": reason, "actor": self.actor(event.get("actor") or "?"), "host": event.get("host") or "?"}
         values |= {"worker": event.get("worker_id") or "?", "attempt": event.get("attempt") or 0}

@@ -1,9 +1,9 @@
-"""Finds the Chinese of a message by its English sentence. Pure; docs/decisions/0048-reasons-as-codes.md says why.
+"""Finds the Chinese of a message by its English sentence. Pure; see docs/decisions/0048-reasons-as-codes.md.
 
-A message is a chain of sentences joined by ": ", "; " and ", ": where, what, what to do next. It is cut at those of its
-joints where the keys that match its links have the most fixed text in all. A link without a key stays as it is: a path,
-a name, an error of SSH. A key's `{}` match any text, which is translated in turn. Joints within quotes and brackets are
-text. Work is bounded, since a message may quote what a stranger sent: at most `MAX_JOINTS` and `MAX_LOOKUPS`.
+A message is a chain of links (sentences or names) joined by ": ", "; " and ", ": where, what, what to do next. It is
+split at those joints for which the matching keys have the most fixed text in total. A link without a key is kept: a
+path, a name, an error of SSH. A key's `{}` match any text, which is translated in turn. Joints within quotes and
+parentheses are text. Work is bounded by MAX_JOINTS and MAX_LOOKUPS, because a message may quote what a stranger sent.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class MessageTemplate(NamedTuple):
 class MessageCatalogue(NamedTuple):
     whole: dict[str, str]  # keys without values
     by_start: dict[str, tuple[MessageTemplate, ...]]  # by the first two characters; longest fixed text first
-    headless: tuple[MessageTemplate, ...]  # those that any text may begin; part of each of `by_start`
+    headless: tuple[MessageTemplate, ...]  # those that begin with a value; contained in each of `by_start`
 
 
 def localized(text: str, language: str) -> str:
-    """A message of ours in a language, line by line; what is not ours is left as it is."""
+    """A message of ProcGuard in a language, translated line by line; other text is returned unchanged."""
     if language == "en":
         return text
     lines = text.split("\n")
@@ -63,7 +63,7 @@ def localized(text: str, language: str) -> str:
 
 
 def template_of(english: str) -> str:
-    """The Chinese of a key, with its slots."""
+    """The Chinese template of an English one; the English one if it has none."""
     return OURS.get(english, english)
 
 
@@ -84,7 +84,7 @@ def catalogue() -> MessageCatalogue:
 
 
 def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
-    """The values of an entry's slots; None where the text is not one of it."""
+    """The values of the template's slots in `text`; None if the text does not match."""
     if not text.startswith(entry.head) or not text.endswith(entry.tail):
         return None
     at, end = len(entry.head), len(text) - len(entry.tail)
@@ -100,7 +100,7 @@ def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
     values.append(text[at:end])
     inner = values[: max(1, len(values) - 1)]
     if not entry.head and any(_may_hold_more(value) for value in inner):
-        return None  # a whole message would fit in the slot; "there is no X" says of nobody that it is no X
+        return None  # the slot may contain a whole message; in "there is no X", "there" is not a value
     return values
 
 
@@ -124,7 +124,7 @@ class _Link(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Of several ways to cut a message, the greatest is taken."""
+    """One way to split a message. Of several, the greatest in the order of tuples is used."""
 
     weight: int
     negative_links: int
@@ -132,7 +132,7 @@ class _Chain(NamedTuple):
 
 
 class _MessageTranslation:
-    """Of one message."""
+    """Translates one message, with at most MAX_LOOKUPS."""
 
     def __init__(self, known: MessageCatalogue) -> None:
         self._known = known
@@ -143,7 +143,7 @@ class _MessageTranslation:
         return self._value(line).text
 
     def _value(self, line: str) -> _Shown:
-        """With the blanks around it."""
+        """Translate a text, keeping the blanks around it."""
         text = line.strip()
         if not text:
             return _Shown(0, line)
@@ -152,7 +152,7 @@ class _MessageTranslation:
         return shown._replace(text=before + shown.text + after)
 
     def _part(self, text: str) -> _Shown:
-        """A message, or a value within one."""
+        """Translate a message, or a value within one."""
         if len(text) > MAX_CHARS or not any(one.isalpha() for one in text):
             return _Shown(0, text)
         if text in self._known.whole:
@@ -164,7 +164,7 @@ class _MessageTranslation:
         return self._parts[text]
 
     def _cut(self, text: str) -> _Chain:
-        """Its links, found from the last to the first."""
+        """The best split of a message, computed from its last link to its first."""
         ends = [*joints_of(text), len(text)]
         best = {len(text) + 2: _Chain(0, 0, ())}
         for at in reversed([0, *(end + 2 for end in ends[:-1])]):
@@ -176,7 +176,7 @@ class _MessageTranslation:
             is_listed = text[at - 2 : at] == ", "
             for end in ahead:
                 if is_listed and " " not in text[at:end]:
-                    continue  # a name in a list, although it may be a word of ours, too
+                    continue  # a name in a list, even if it is also a key
                 rest = best[end + 2]
                 for shown in self._matches(text[at:end]):
                     made = (rest.weight + shown.weight, rest.negative_links - 1)
@@ -185,7 +185,7 @@ class _MessageTranslation:
         return best[0]
 
     def _aside(self, link: str) -> _Shown:
-        """A link that no key matches: a name, with what we say of it in brackets."""
+        """A link that no key matches, such as a name; a remark in parentheses after it is translated."""
         name, bracket, aside = link.partition(" (")
         if not bracket or not aside.endswith(")"):
             return _Shown(0, link)
@@ -193,7 +193,7 @@ class _MessageTranslation:
         return _Shown(shown.weight * 7 // 8, f"{name}（{shown.text}）") if shown.weight else _Shown(0, link)
 
     def _matches(self, run: str) -> Iterator[_Shown]:
-        """By each key that matches."""
+        """The translations by all keys that match."""
         if run in self._known.whole:
             yield _Shown(_letters(run), self._known.whole[run])
         if self._left <= 0:
@@ -204,12 +204,12 @@ class _MessageTranslation:
             if values is not None:
                 shown = [self._value(value) for value in values]
                 weight = entry.weight // (4 if entry.swallows(values) else 1)
-                within = sum(one.weight for one in shown) * 7 // 8  # of equals, the key that says more itself
+                within = sum(one.weight for one in shown) * 7 // 8  # of equals, the key with more fixed text wins
                 yield _Shown(weight + within, _filled(entry.chinese, shown))
 
 
 def _filled(chinese: str, values: list[_Shown]) -> str:
-    """Between a Chinese character and a Latin letter or digit of a value stands a blank."""
+    """Fill a template. A blank separates a Chinese character from a Latin letter or digit of a value."""
     following = iter(range(len(values)))
 
     def value(found: re.Match[str]) -> str:
@@ -240,8 +240,8 @@ def _letters(text: str) -> int:
 
 
 def _joined(text: str, links: tuple[_Link, ...]) -> str:
-    """Links with their joints, which are Chinese but for those between two links of a text that others wrote. A list of
-    names stays as it is, although some of them may be words of ours, too."""
+    """Join links. Joints become Chinese, except those between two links of foreign text. A list of names is kept as it
+    is, even if some of the names are also keys."""
     shown = links[0].text
     if len(links) > 1 and " " not in text.replace(", ", "") and not all(link.is_ours for link in links):
         return text
@@ -253,7 +253,7 @@ def _joined(text: str, links: tuple[_Link, ...]) -> str:
 
 
 def joints_of(text: str) -> list[int]:
-    """Where the joints of a message begin, at most MAX_JOINTS of them: those of sentences before commas."""
+    """The positions of a message's joints, ascending. Of more than MAX_JOINTS, commas are left out first."""
     outside = _QUOTED.sub(lambda quoted: "·" * len(quoted[0]), text)
     found = [at for joint in JOINTS for at in _occurrences(outside, joint)]
     return sorted(found[:MAX_JOINTS])

@@ -1,4 +1,4 @@
-"""Chinese of the messages of argparse and pydantic, which stand within ours."""
+"""Chinese of messages of argparse, pydantic and other libraries, which ProcGuard's messages contain."""
 
 from __future__ import annotations
 
