@@ -1,15 +1,15 @@
-"""The one tree of errors a person can meet. Every message names what, where and what to do next.
+"""The hierarchy of all errors that users can see. Every message names what, where and what to do next.
 
 ProcGuardError
 ├── UsageError            the call was wrong: exit code 1, HTTP 400
-│   ├── ConfigError       configuration: every bad key at once
+│   ├── ConfigError       configuration: all invalid keys together
 │   └── InventoryError    inventory: file and line
 ├── NotFound              unknown worker, host, command id: HTTP 404
 ├── Conflict              the state does not allow it: HTTP 409
-├── Refused               nobody we know: HTTP 401
-│   └── Forbidden         known, but without the right to it: HTTP 403
+├── Refused               unknown caller: HTTP 401
+│   └── Forbidden         known caller without the right to it: HTTP 403
 ├── LimitExceeded         too large, too slow or too often: HTTP 413, 408, 429
-├── HostError             one host could not do what it was asked
+├── HostError             an action failed on one host
 │   └── HostUnreachable   no SSH connection: refused, timeout, host key, auth, name
 ├── PartlyFailed          some hosts or workers failed: exit code 2
 └── ManagerUnreachable    exit code 3
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 
 class ProcGuardError(Exception):
-    """`message` says what went wrong and where; `next_step` what to do now; `code` is stable, for programs."""
+    """Base of all errors. `message`: what went wrong and where. `next_step`: what to do now. `code`: a stable code for
+    programs."""
 
     exit_code = 1
     http_status = 400
@@ -68,7 +69,7 @@ class Forbidden(Refused):
 
 
 class LimitExceeded(ProcGuardError):
-    """A bound on size, time or rate was met. `retry_after_s`: when it makes sense to come back (None: never)."""
+    """A limit on size, time or rate was reached. `retry_after_s`: seconds until a retry may succeed (None: never)."""
 
     http_status = 413
     default_code = "limit_exceeded"
@@ -82,7 +83,7 @@ class LimitExceeded(ProcGuardError):
 
     @classmethod
     def for_now(cls, message: str, next_step: str, retry_after_s: float, code: str = "busy") -> LimitExceeded:
-        """429: the same request may be granted in `retry_after_s`."""
+        """A 429 error: the same request may succeed after `retry_after_s` seconds."""
         return cls(message, next_step, status=429, code=code, retry_after_s=retry_after_s)
 
 

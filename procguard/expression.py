@@ -20,18 +20,18 @@ from procguard.errors import UsageError
 from procguard.expression_cost import NOTHING, Characters, Either, Node, Ranges, Repeat, Sequence
 
 MAX_CHARS = 512
-MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a text, each of its characters behind a backslash
+MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a literal text with a backslash before each character
 MAX_MEMORY_BYTES = 1024 * 1024  # of one compiled expression: its program and the states of its automaton
-MAX_INSTRUCTIONS = 2000  # at worst a line costs its length times this
+MAX_INSTRUCTIONS = 2000  # in the worst case, a line costs its length times this
 MAX_DEPTH = 50  # of groups; Python's compiler recurses
-MAX_MATCHED_CHARS = 16 * 1024  # of a line; hosts look at as much (remote_agent/logs/grep.py)
+MAX_MATCHED_CHARS = 16 * 1024  # of a line; the same limit as on hosts (remote_agent/logs/grep.py)
 MAX_CODE_POINT = 0x10FFFF
 DOCUMENT = "docs/protocol.md#regular-expressions"
 
 
 class Expression:
-    """A checked expression. `for_hosts`: the same for Python's `re`, without flags. `groups`: how many capture;
-    `tree`: what it is made of (expression_cost.py)."""
+    """A checked expression. `for_hosts`: the same for Python's `re`, without flags. `groups`: number of capturing
+    groups. `tree`: its syntax tree (expression_cost.py)."""
 
     def __init__(
         self, text: str, ignore_case: bool, for_hosts: str, compiled: Any, groups: int = 0, tree: Node = NOTHING
@@ -44,12 +44,12 @@ class Expression:
         self._search = compiled.search
 
     def found_in(self, text: str) -> bool:
-        """Whether it matches in `text` (its first MAX_MATCHED_CHARS). Linear, but never free: not for many lines on the
-        event loop."""
+        """Whether it matches anywhere in the first MAX_MATCHED_CHARS of `text`. Takes linear time, which is too much
+        for many lines on the event loop."""
         return self._search(text[:MAX_MATCHED_CHARS].encode("utf-8", "replace")) is not None
 
     def place_in(self, text: str) -> tuple[int, int] | None:
-        """[begin, end) of its first match, in characters; as costly as `found_in`."""
+        """[begin, end) of the first match, in characters; None without a match. As costly as `found_in`."""
         data = text[:MAX_MATCHED_CHARS].encode("utf-8", "replace")
         match = self._search(data)
         if match is None:
@@ -62,8 +62,8 @@ class Expression:
 def read(
     text: str, ignore_case: bool = False, name: str = "regex", max_chars: int = MAX_CHARS, captures: bool = False
 ) -> Expression:
-    """Check and compile an expression. `captures`: its groups capture on hosts. Raises UsageError: what, where in it,
-    and what to write instead."""
+    """Check and compile an expression. `name`: of the parameter, for messages. `captures`: its groups capture on hosts.
+    Raises UsageError with what is wrong, where, and what to write instead."""
     if len(text) > max_chars:
         raise _refusal(f"{name}: longer than {max_chars} characters", "search for a part of it")
     try:
@@ -78,7 +78,7 @@ def read(
         for_hosts, tree = translation.result()
     except _NotInDialect as exc:
         raise _refusal(f"{name}: {exc.what} at character {exc.at + 1} is not supported", exc.instead) from exc
-    except (IndexError, ValueError, OverflowError) as exc:  # RE2 says it better
+    except (IndexError, ValueError, OverflowError) as exc:  # RE2's own message is clearer
         raise _refusal(f"{name}: {error or exc}", "check its brackets and backslashes") from exc
     if compiled is None:
         hint = "use smaller repeat counts" if "large" in error or "repetition size" in error else "correct it"
@@ -87,7 +87,7 @@ def read(
 
 
 def literal(text: str) -> str:
-    """An expression that matches `text` as it stands."""
+    """An expression that matches `text` literally."""
     return "".join(one if one.isalnum() else "\\" + one if "!" <= one <= "~" and one != "_" else one for one in text)
 
 
@@ -96,7 +96,7 @@ def _refusal(what: str, instead: str) -> UsageError:
 
 
 def _compile(text: str, ignore_case: bool) -> tuple[Any, str]:
-    """(RE2's expression, "") or (None, why not)."""
+    """(the compiled expression, ""), or (None, the error)."""
     options = re2.Options()
     options.max_mem, options.never_capture, options.log_errors = MAX_MEMORY_BYTES, True, False
     options.case_sensitive = not ignore_case
@@ -128,7 +128,7 @@ class _Flags:
 
 
 class _Piece(NamedTuple):
-    """`repeatable`: whether a repeat may follow its text as it is."""
+    """A part of the translation. `repeatable`: whether a repeat may follow `text` without a group around it."""
 
     text: str
     repeatable: bool
@@ -189,7 +189,8 @@ _FOREIGN_GROUPS = (
 
 
 class _Translation:
-    """Rewrites one expression, read as RE2 reads it, for Python's `re`. Leaves what is malformed to RE2's own check."""
+    """Parses one expression in RE2's syntax and rewrites it for Python's `re`. Malformed expressions are left to RE2's
+    own check."""
 
     def __init__(self, text: str, ignore_case: bool, captures: bool) -> None:
         self._text = text
@@ -344,7 +345,7 @@ class _Translation:
         return _complement(found) if one.isupper() else found
 
     def _code(self, one: str, at: int) -> int:
-        """The code point that an escape stands for; `one` is what follows its backslash."""
+        """The code point of an escape; `one` is the character after the backslash."""
         if one == "x":
             found = re.compile(r"\{([0-9A-Fa-f]+)\}|([0-9A-Fa-f]{2})").match(self._text, self._at)
             if found is None:
@@ -376,7 +377,7 @@ class _Translation:
     # ------------------------------------------------------------------------------------------------ classes
 
     def _class(self) -> Ranges:
-        """The characters of [...], whose bracket has been read."""
+        """The characters of a class [...], whose opening bracket has been read."""
         negated = self._text[self._at] == "^"
         self._at += negated
         found: Ranges = []
@@ -445,14 +446,14 @@ def _complement(ranges: Ranges) -> Ranges:
 def _ranges_written(ranges: Ranges) -> str:
     ranges = _merged(ranges)
     if not ranges:
-        return "(?:(?!))"  # nothing is in it
+        return "(?:(?!))"  # matches nothing
     if ranges == [(0, MAX_CODE_POINT)]:
         return "(?s:.)"
     return "[" + "".join(_written(low) + (f"-{_written(high)}" if high > low else "") for low, high in ranges) + "]"
 
 
 def _written(code: int) -> str:
-    """A character for Python's `re`, the same inside and outside of a class."""
+    """A character as written for Python's `re`, both inside and outside of a class."""
     one = chr(code)
     if one.isascii():
         return one if one.isalnum() or one in " _" else f"\\x{code:02x}" if not one.isprintable() else "\\" + one
@@ -461,17 +462,17 @@ def _written(code: int) -> str:
 
 # ---------------------------------------------------------------------------------------------- upper, lower case
 
-# Where Unicode has letters with two cases, beyond ASCII.
+# Ranges of Unicode beyond ASCII that contain letters with two cases.
 _CASED_BLOCKS = (
     (0xB5, 0x587), (0x10A0, 0x10FF), (0x13A0, 0x13FF), (0x1C80, 0x1CBF), (0x1D79, 0x1FFF), (0x2126, 0x218F),
     (0x24B6, 0x24E9), (0x2C00, 0x2D2F), (0xA640, 0xA7FF), (0xAB30, 0xABBF), (0xFF21, 0xFF5A), (0x10400, 0x104FF),
     (0x10570, 0x105BF), (0x10C80, 0x10CFF), (0x118A0, 0x118DF), (0x16E40, 0x16E7F), (0x1E900, 0x1E943),
 )  # fmt: skip
-_DOTLESS_I = 0x131  # its capital is I, and yet simple folding keeps it apart
+_DOTLESS_I = 0x131  # its upper case is I, but simple case folding does not equate the two
 
 
 def _orbit(code: int) -> frozenset[int]:
-    """The characters that are the same as this one where case is ignored, itself among them."""
+    """The characters that equal this one if case is ignored, including itself."""
     if code < 0x80:
         one = chr(code)
         more = {"k": {0x212A}, "s": {0x17F}}.get(one.lower(), set())
@@ -481,7 +482,7 @@ def _orbit(code: int) -> frozenset[int]:
 
 @functools.cache
 def _orbits() -> dict[int, frozenset[int]]:
-    """Unicode's simple case folding, as RE2 has it: every character with another case -> all that are the same."""
+    """Unicode's simple case folding, as in RE2: every character with another case -> all characters that equal it."""
     same: dict[int, set[int]] = {}
     codes = [*range(0x41, 0x5B), *range(0x61, 0x7B), *(c for low, high in _CASED_BLOCKS for c in range(low, high + 1))]
     for code in codes:
@@ -496,13 +497,13 @@ def _orbits() -> dict[int, frozenset[int]]:
 
 @functools.cache
 def _pairs() -> tuple[list[int], list[int]]:
-    """Every pair of characters that differ only in case, both ways round, in two lists sorted by the first."""
+    """Every pair of characters that differ only in case, in both directions, as two lists sorted by the first."""
     pairs = sorted((code, other) for code, same in _orbits().items() for other in same if other != code)
     return [code for code, _ in pairs], [other for _, other in pairs]
 
 
 def _other_cases(low: int, high: int) -> Ranges:
-    """What lies outside of the range `low`-`high` and is the same as a character in it where case is ignored."""
+    """The characters outside of the range `low`-`high` that equal a character in it if case is ignored."""
     if high < 0x80:
         return [(other, other) for code in range(low, high + 1) for other in _orbit(code)]
     codes, others = _pairs()

@@ -1,9 +1,10 @@
-"""Whether Python's `re` could take unbounded time with an expression: can it match the same text in several ways?
+"""Decides whether an expression could take unbounded time in Python's `re`, because it matches the same text in several
+ways.
 
-RE2 needs time linear in a text, `re` tries one way after the other. The tree that expression.py reads becomes the
-automaton of Glushkov, in which each set of characters of the expression is a position. Where two next positions can
-take the same character there is a choice: within a repeat it is made again and again (exponential), outside of one a
-few do no harm. Conservative: some expressions that `re` would get through are refused. Pure.
+RE2 takes time linear in the text, while `re` backtracks. The syntax tree of expression.py is converted to the Glushkov
+automaton, in which each set of characters of the expression is a position. If two successors of a position can take the
+same character, there is a choice: within a repeat it multiplies (exponential time), outside of one a few are harmless.
+Conservative: some expressions that `re` could match quickly are refused. Pure.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass, field
 
 Ranges = list[tuple[int, int]]
 
-MAX_CHOICES = 6  # outside of repeats: at worst a line costs 2 to this power as much
-MAX_LOOSE_REPEATS = 2  # such as .* : at worst a line costs its length to this power as much
+MAX_CHOICES = 6  # outside of repeats; in the worst case, the cost of a line is multiplied by 2 to this power
+MAX_LOOSE_REPEATS = 2  # such as .* ; in the worst case, the cost is multiplied by the line's length to this power
 
 
 @dataclass
 class Characters:
-    """One character of these."""
+    """One character of these ranges of code points, both ends included."""
 
     ranges: Ranges
 
@@ -37,7 +38,7 @@ class Either:
 
 @dataclass
 class Repeat:
-    """`many`: the body may come more than once; `optional`: it may be missing."""
+    """`many`: the body may be repeated; `optional`: it may be missing."""
 
     body: Node
     many: bool
@@ -45,11 +46,11 @@ class Repeat:
 
 
 Node = Characters | Sequence | Either | Repeat
-NOTHING = Sequence([])  # what takes no character: an anchor, a word's end
+NOTHING = Sequence([])  # takes no character: an anchor, a word boundary
 
 
 def unbounded_because(tree: Node) -> str:
-    """ "" or what is wrong with it, for a person."""
+    """Why the expression could take unbounded time, as text for a message; "" if it cannot."""
     automaton = _Automaton()
     try:
         found = automaton.add(tree, within=False)
@@ -73,7 +74,8 @@ class _Ambiguous(Exception):
 
 @dataclass
 class _Part:
-    """The positions with which a part may begin and end, and all of its positions."""
+    """The positions with which a part of the expression may begin and end, and all its positions. `nullable`: whether
+    it may be empty."""
 
     nullable: bool = True
     first: list[int] = field(default_factory=list)
@@ -84,11 +86,11 @@ class _Part:
 class _Automaton:
     def __init__(self) -> None:
         self._ranges: list[Ranges] = []
-        self._follow: list[list[int]] = []  # a position twice: it is reached in two ways
+        self._follow: list[list[int]] = []  # a position is listed twice if it is reached in two ways
         self.repeat_of: dict[int, int] = {}  # position -> number of the outermost repeat that it is in
 
     def add(self, node: Node, within: bool) -> _Part:
-        """`within`: in a repeat. Raises _Ambiguous."""
+        """Add a node to the automaton. `within`: whether it is in a repeat. Raises _Ambiguous."""
         if isinstance(node, Characters):
             at = len(self._ranges)
             self._ranges.append(node.ranges)
@@ -135,7 +137,8 @@ class _Automaton:
         return part
 
     def choices(self, first: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """(position, those that may follow it) where two of them take the same character; -1 is the beginning."""
+        """(position, its successors) for each position with two successors that take the same character; -1 is the
+        beginning."""
         if self._overlap(first):
             yield -1, first
         for at, follows in enumerate(self._follow):

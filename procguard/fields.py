@@ -15,7 +15,7 @@ Unit = Literal["", "moment", "percent", "bytes", "bytes_per_s", "count", "labels
 
 
 class Label(NamedTuple):
-    """The head of its column."""
+    """The title of the field's column."""
 
     en: str
     zh: str
@@ -23,8 +23,8 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class PageColumn:
-    """In the portal's list. `key`: its name in the page's address, "" for the field's; `width` of a CSS grid, and
-    `narrow` on a small screen (None: left out there); `usual`: shown until somebody chooses."""
+    """The field's column in the portal's list. `key`: its name in the page's address; "" for the field's name. `width`:
+    of a CSS grid. `narrow`: width on a small screen; None to hide it there. `usual`: shown by default."""
 
     key: str = ""
     width: str = "minmax(80px, .8fr)"
@@ -34,7 +34,7 @@ class PageColumn:
 
 @dataclass(frozen=True)
 class Printed:
-    """In tables of the command line (console/grid.py). `title`: "" for the label."""
+    """The field's column in tables of the command line (console/grid.py). `title`: "" for the label."""
 
     title: str = ""
     rank: int = 9
@@ -44,7 +44,8 @@ class Printed:
 
 @dataclass(frozen=True)
 class Metric:
-    """In /metrics, after the prefix of its kind; percent become ratios. `help`: one line."""
+    """The field's metric in /metrics. `name`: without the prefix of its kind. Percentages are exported as ratios.
+    `help`: one line."""
 
     name: str
     help: str
@@ -52,13 +53,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class ShownField(Generic[S]):
-    """`type`: as Python writes it; `read`: its value, moments as Unix seconds: an attribute ("worker.host") or what a
-    function makes of the record's source or, where `part_of` names an object of the answer ("usage"), of that. `api`:
-    a key of its own there; `optional`: one that may be missing.
+    """A field of a worker, a host or an event.
 
-    With a label it is in the lists: a row of the live feed, a column to choose, a column of `-o wide`. `live` says
-    otherwise: "row" (told when something happened), "measure" (once a second), "" (not at all); `live_read`: another
-    value for it. `column` or `printed` None: not there."""
+    `type`: as a Python annotation. `read`: the attribute ("worker.host") or the function that yields the value from the
+    record's source or, if `part_of` names an object of the response ("usage"), from that object; times are Unix
+    seconds. `api`: whether the field is a key of the response. `optional`: whether that key may be missing.
+
+    A field with a label is part of the lists: the live feed, the portal's columns, and `-o wide`. `live` overrides how
+    the live feed sends it: "row" (on a change), "measure" (once a second), "" (not at all); `live_read`: another value
+    for the feed. `column` or `printed`: None if the field has no such column.
+    """
 
     name: str
     type: str
@@ -78,14 +82,14 @@ class ShownField(Generic[S]):
 
     @property
     def fed(self) -> Literal["row", "measure", ""]:
-        """How the live feed tells it."""
+        """How the live feed sends it; "" for not at all."""
         if self.live is not None:
             return self.live
         return ("measure" if self.part_of else "row") if self.label is not None else ""
 
     @property
     def chosen_as(self) -> str:
-        """The key of its column in the portal's list; "": it has none."""
+        """The key of its column in the portal's list; "" if it has none."""
         if self.label is None or self.column is None or not self.fed:
             return ""
         return self.column.key or self.name

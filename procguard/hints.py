@@ -53,7 +53,8 @@ _DOCUMENT = re.compile(r"(?<![A-Za-z0-9_/])docs/([a-z]+(?:/\d+-[a-z-]+)?\.md)")
 
 
 def commands(text: str) -> str:
-    """`text` with its commands in this installation's form. For readers elsewhere, too: no path of this machine."""
+    """`text` with its commands in the form of this installation. Adds no path of this machine, so that the result may
+    be read elsewhere."""
     if not resources.is_installed():
         return _COMMAND.sub(_in_checkout, text)
     text = _COMMAND.sub(lambda found: f"procguard {found[2].replace('.', ' ')}", text)
@@ -61,13 +62,13 @@ def commands(text: str) -> str:
 
 
 def local(text: str) -> str:
-    """The same for somebody on this machine: documents are named by where they lie here."""
+    """The same for a reader on this machine: documents are named by their paths here."""
     text = commands(text)
     return _DOCUMENT.sub(_installed_document, text) if resources.is_installed() else text
 
 
 def program(command: str) -> str:
-    """What starts `command` here: `invoke ps` or `procguard ps`."""
+    """The line that runs `command` in this installation: `invoke ps` or `procguard ps`."""
     return commands(f"procguard {command}")
 
 

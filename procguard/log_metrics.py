@@ -1,8 +1,8 @@
 """Numbers that a worker prints (`metrics` of its specification): checks the declared expressions, and rewrites them for
 hosts.
 
-Owns what may be declared: names, how many, groups, and that no expression can take unbounded time on a host. Matching
-is the host's (remote_agent/logs/number_reader.py); knows no workers.
+Owns the rules for declarations: their names, number and groups, and that no expression can take unbounded time on a
+host. Hosts do the matching (remote_agent/logs/number_reader.py); knows no workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IS_NAME = re.compile(LOG_METRIC_NAME).fullmatch
 
 
 def mistakes(metrics: Mapping[str, str]) -> list[str]:
-    """Each as one line: what, and what to write instead."""
+    """The errors in declared metrics, {name: expression}, each as one line: what, and what to write instead."""
     if len(metrics) > MAX_LOG_METRICS:
         return [f"metrics: {len(metrics)} expressions, at most {MAX_LOG_METRICS}"]
     found = []
@@ -36,7 +36,7 @@ def mistakes(metrics: Mapping[str, str]) -> list[str]:
 
 
 def for_hosts(metrics: Mapping[str, str]) -> dict[str, list[str]]:
-    """As Assignment.metrics has them; without those that this release refuses."""
+    """Declared metrics in the form of Assignment.metrics, without those that this release refuses."""
     found = {}
     for name, text in metrics.items():
         try:
@@ -48,8 +48,8 @@ def for_hosts(metrics: Mapping[str, str]) -> dict[str, list[str]]:
 
 @functools.lru_cache(maxsize=1024)
 def host_form(text: str) -> tuple[str, str]:
-    """One expression for Python's `re`, its groups capturing, and the longest text that whatever it matches contains:
-    lines without it are skipped quickly. Raises UsageError."""
+    """(the expression for Python's `re`, with capturing groups; the longest text that every match contains, so that
+    lines without it can be skipped quickly). Raises UsageError."""
     read = expression.read(text, name="metrics", max_chars=MAX_CHARS, captures=True)
     if read.groups not in (1, 2):
         raise UsageError(
@@ -66,7 +66,7 @@ def host_form(text: str) -> tuple[str, str]:
 
 
 def _required(node: expression_cost.Node) -> Iterator[str]:
-    """The characters that have to be there, in their order; a line feed where others may stand between."""
+    """The characters that every match contains, in order, with a line feed wherever other characters may occur."""
     if isinstance(node, expression_cost.Sequence):
         for part in node.parts:
             yield from _required(part)

@@ -5,17 +5,17 @@ The same as ./start_manager.sh and `invoke manager`. Exit codes: 0 success, 1 us
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything else is imported, and never in a process that merely imports us
+if __name__ == "__main__":  # before any other import, and not in a process that only imports this module
     import gc
     import sys
     from importlib.util import find_spec
 
-    gc.disable()  # imports leave no garbage; the manager collects by a rule of its own (runtime/gc_policy.py)
+    gc.disable()  # imports create no garbage; the manager schedules collections itself (runtime/gc_policy.py)
     if find_spec("gevent") is None:
         from procguard.manager.bootstrap import exec_script
 
         exec_script("start_manager.sh", sys.argv[1:], "gevent")
-    if "--demo" not in sys.argv:  # which only starts and watches other programs
+    if "--demo" not in sys.argv:  # the demo only starts and watches other programs
         from gevent import monkey
 
         monkey.patch_all()
@@ -90,7 +90,7 @@ def _port(text: str) -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    """What `main` does, with errors as ProcGuardError."""
+    """Run the program and return its exit code. Raises ProcGuardError."""
     arguments = parser().parse_args(argv)
     if arguments.managers is not None and not arguments.demo:
         raise UsageError("--managers is an option of --demo", "for a fleet of your own: docs/several_managers.md")

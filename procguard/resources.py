@@ -23,10 +23,10 @@ def root() -> str:
 
 
 def path(*parts: str) -> str:
-    """`path("inventory", "demo.yaml")`: where that file lies here."""
+    """The path of a file in this installation: `path("inventory", "demo.yaml")`."""
     return os.path.join(root(), *parts)
 
 
 def import_root() -> str:
-    """The folder that `import procguard` and `import remote_agent` are found in."""
+    """The folder from which procguard and remote_agent are imported."""
     return os.path.dirname(_PACKAGE)

@@ -159,7 +159,8 @@ def described(report: WorkerReport) -> str:
 
 
 def as_error(exc: LauncherError) -> ProcGuardError:
-    """As the other commands report theirs. Whom to trust is said with --ca, an argument: the launcher can't tell."""
+    """The error as other commands report it. For an untrusted manager the next step names --ca, an argument that
+    remote_agent does not know."""
     return ProcGuardError(exc.message, HOW if exc.code == UNTRUSTED else exc.next_step, code=exc.code)
 
 
