@@ -1,6 +1,6 @@
-"""That the hosts' bare Python 3.9 runs remote_agent: vermin, and imports of nothing but its standard library.
+"""Checks that remote_agent runs on a bare Python 3.9, as hosts have it: with vermin, and by its imports.
 
-python scripts/agent_check.py      one line for each finding; exit code 1 where there is any
+python scripts/agent_check.py      prints one line for each finding; exits with code 1 if there is any
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main() -> int:
 
 
 def too_new() -> list[str]:
-    """What Python 3.9 does not have. vermin takes seconds for all files, so it reads the changed ones alone."""
+    """What Python 3.9 does not have, as found by vermin. It takes seconds for all files, so it reads only changed
+    ones."""
     paths = [str(path.relative_to(ROOT)) for path in _files()]
     basis = ("vermin", importlib.metadata.version("vermin"), TARGET)
     findings = file_findings.of_files(ROOT, paths, ROOT / "build" / "vermin.json", basis, _vermin)
@@ -57,7 +58,7 @@ def _vermin(paths: list[str]) -> file_findings.Findings:
 
 
 def foreign_imports() -> list[str]:
-    """Imports of the agent that a bare Python does not have, but for those of `TRIED`."""
+    """Imports of the agent that a bare Python does not have, except those in `TRIED`."""
     return [one for path in _files() for one in _foreign_imports_of(path)]
 
 

@@ -14,7 +14,7 @@ import sys
 
 
 def wheel() -> str:
-    """Debian keeps it elsewhere than Python itself does."""
+    """The path of the bundled wheel, which Debian keeps in another folder than Python itself."""
     locations = [
         getattr(ensurepip, "_WHEEL_PKG_DIR", None),
         os.path.join(os.path.dirname(ensurepip.__file__), "_bundled"),

@@ -1,4 +1,4 @@
-"""`invoke chaos`: runs scenarios of the chaos suite and prints what they measured beside what they must reach.
+"""`invoke chaos`: runs scenarios of the chaos suite and prints their measurements beside their pass figures.
 
     python -m scripts.chaos [NUMBERS …] [--rounds N] [--short]
 
@@ -29,7 +29,7 @@ RESULTS = ROOT / "build" / "chaos"
 
 @dataclass(frozen=True)
 class Scenario:
-    """A row of the document's table."""
+    """One row of the table in docs/reliability.md."""
 
     number: int
     title: str

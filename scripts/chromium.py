@@ -15,16 +15,16 @@ ARGUMENTS = [
 ]
 HOW_TO_HAVE_IT = "needs chromium (apt-get install chromium fonts-noto-cjk)"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-_SHELL = "chromium-headless-shell"  # the same engine without windows that nobody sees: a third of the processor time
+_SHELL = "chromium-headless-shell"  # the same engine without windows, at a third of the processor time
 
 
 def path() -> str | None:
-    """The whole browser, as people have it; where there is none, the shell."""
+    """The full browser, as users have it; the headless shell if there is none."""
     return _first(*_PROGRAMS, _SHELL)
 
 
 def path_for_tests() -> str | None:
-    """The shell; where there is none, the whole browser."""
+    """The headless shell; the full browser if there is none."""
     return _first(_SHELL, *_PROGRAMS)
 
 

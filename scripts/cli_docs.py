@@ -1,6 +1,6 @@
-"""docs/cli.md, from the declarations of the commands (procguard/cli): what `procguard COMMAND -h` prints, by topic.
+"""Generates docs/cli.md from the declarations of the commands (procguard/cli): the help of each command, by topic.
 
-python scripts/cli_docs.py      writes it; tests/unit/scripts/test_docs.py fails where it is not what this writes
+python scripts/cli_docs.py      writes the page; tests/unit/scripts/test_docs.py fails if it is out of date
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAUNCHER = "Its options: `procguard worker --help`; the example is in the [READM
 
 
 def page() -> str:
-    """In the installed form, whatever this is started from."""
+    """The page, with commands in their installed form even in a checkout."""
     with mock.patch.object(resources, "is_installed", return_value=True):
         return HEAD + "\n".join([_contents(), *_sections()]).rstrip() + "\n"
 

@@ -1,7 +1,6 @@
-"""The key tables of docs/configuration.md, from the descriptions in procguard/config/schema.py.
+"""Generates the key tables of docs/configuration.md from the descriptions in procguard/config/schema.py.
 
-python scripts/config_docs.py      writes them; tests/unit/scripts/test_docs.py fails where they are not what this
-writes
+python scripts/config_docs.py      writes the tables; tests/unit/scripts/test_docs.py fails if they are out of date
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ END = "<!-- end of the tables -->\n"
 
 
 def tables() -> str:
-    """One table a section, in file order."""
+    """One table per section, in file order."""
     parts: list[str] = []
     section = ""
     for key in keys():

@@ -35,7 +35,8 @@ BIN = os.path.join(ROOT, ".venv", "bin")
 
 
 def _tool(name: str) -> list[str]:
-    """The tool from .venv, by its module: works after a checkout was moved, and where its path has spaces."""
+    """The command that runs a tool of .venv by its module, which also works after a checkout was moved, and if its path
+    contains spaces."""
     modules = {"lint-imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"]}
     return [sys.executable, *modules.get(name, ["-m", name])]
 
@@ -58,7 +59,8 @@ STATIC: dict[str, list[str]] = {
 
 
 def run_static() -> int:
-    """Every static check, two at a time, one line each, with its output where it fails. Returns how many failed."""
+    """Run every static check, two at a time. Prints one line for each, and the output of those that fail. Returns the
+    number of failures."""
     with ThreadPoolExecutor(2) as pool:
         return sum(pool.map(_run_check, STATIC.items()))
 
@@ -110,7 +112,8 @@ def _compile(output: str, more: list[str]) -> None:
 
 
 def without_addresses(text: str) -> str:
-    """Remove index options and temporary paths of constraints: a lock file names versions, never their source."""
+    """`text` of a lock file without index options and temporary paths of constraints: it names versions only, not their
+    source."""
     options = r"\s*(--(index-url|extra-index-url|find-links|trusted-host)\b|-i |-f )"
     kept = [line for line in text.splitlines() if not re.match(options, line)]
     kept = [line for line in kept if not re.match(r"\s*#\s+(via )?-c \S+$", line)]
@@ -174,7 +177,7 @@ def release(_context: Context, tag: str = "") -> None:
 
 
 def benches() -> dict[str, str]:
-    """name -> what it measures: the modules of scripts/bench that can be run, by the first line of their docstring."""
+    """Name -> what it measures, for every module of scripts/bench that can be run: the first line of its docstring."""
     found = {}
     folder = os.path.join(ROOT, "scripts", "bench")
     for file_name in sorted(os.listdir(folder)):

@@ -1,6 +1,7 @@
-"""What a slow tool finds in each file, by the digest of all that decides it: only changed files are read again.
+"""Caches the findings of a slow tool per file, by a digest of everything that they depend on, so that only changed
+files are read again.
 
-Knows no tool. What is remembered lies in build/, one file a tool; without it everything is read.
+Knows no tool. The cache is in build/, one file per tool; without it, all files are read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Findings = dict[str, list[Any]]
 def of_files(
     root: Path, paths: Iterable[str], memory: Path, basis: tuple[str, ...], read: Callable[[list[str]], Findings]
 ) -> Findings:
-    """Path below `root` -> findings. `basis`: what else decides, such as the version of the tool.
+    """The findings by path below `root`. `basis`: what they depend on besides the file, such as the tool's version.
     `read` is called with the changed files, if there are any."""
     digests = {path: _digest(root / path, (*basis, path)) for path in paths}
     try:

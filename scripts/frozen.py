@@ -1,16 +1,16 @@
-"""What others rely on, as sorted lines: kept for each release in tests/golden/frozen/<version>/*.txt.
+"""The frozen interfaces of a release, as sorted lines in tests/golden/frozen/<version>/*.txt.
 
-    invoke freeze       writes the folder of procguard.__version__; refuses where that release is tagged already
+    invoke freeze       writes the folder of procguard.__version__; fails if that release is already tagged
 
 messages.txt       the fields of every message between agents and the manager
-session.txt        what both sides compute when they prove who they are, for fixed values
+session.txt        what both sides compute for mutual authentication, for fixed values
 worker.txt         the keys of a worker in an inventory
 configuration.txt  configuration keys, environment variables, names of metrics
 commands.txt       commands, their options and arguments, those of manager and launcher
-api.txt            routes, who may call them, parameters, and every field that is sent or answered
+api.txt            routes, who may call them, parameters, and every field of requests and responses
 
-A line that is gone breaks somebody. A line that begins with `must` names what a caller has to give: there a new one
-breaks somebody. tests/unit/scripts/test_frozen.py compares.
+Removing a line is a breaking change. A line that begins with `must` names what a caller must provide; adding such a
+line is a breaking change. tests/unit/scripts/test_frozen.py compares.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MUST = "must "
 
 
 def surface() -> dict[str, list[str]]:
-    """File name -> its lines, sorted."""
+    """The frozen interfaces of this checkout: {file name: sorted lines}."""
     parts = {
         "messages.txt": _messages(),
         "session.txt": _session(),
@@ -56,7 +56,7 @@ def surface() -> dict[str, list[str]]:
 
 
 def differences(frozen: list[str], now: list[str]) -> tuple[list[str], list[str]]:
-    """(lines that are gone, new demands on those who called before)."""
+    """(removed lines, new requirements for existing callers)."""
     before, after = set(frozen), set(now)
     owners = {line.removeprefix(MUST).partition(" | ")[0] for line in frozen}
     gone = [line for line in frozen if line not in after and not line.startswith(MUST)]
@@ -164,7 +164,7 @@ def _flat(
     one: dict[str, Any], whole: dict[str, Any], where: str, owner: str, inside: tuple[str, ...] = (),
     answered: bool = False,
 ) -> Iterator[str]:  # fmt: skip
-    """A line for each field, with its type; a line for each word that it may be."""
+    """A line for each field, with its type, and a line for each of its literal values."""
     whole = whole or one
     reference = one.get("$ref", "")
     if reference:

@@ -2,9 +2,9 @@
 
     python3 scripts/gpu_try.py [--seconds 10] [--no-load]
 
-Prints what NVML and nvidia-smi say through remote_agent/telemetry/nvml_helper.py, puts a load on GPU 0 (by torch, else
-by the CUDA driver library itself) below a stand-in for a runner, and checks that this load is seen and attributed to
-its worker. Ends with 0 where all of it holds, 1 where not; 77 where there is no NVIDIA driver at all.
+Prints what NVML and nvidia-smi report through remote_agent/telemetry/nvml_helper.py, puts a load on GPU 0 (with torch,
+else with the CUDA driver library itself) below a fake runner, and checks that this load is measured and attributed to
+its worker. Exits with 0 on success, with 1 on failure, and with 77 if there is no NVIDIA driver.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check(holds: bool, what: str) -> None:
 
 
 def sources() -> dict[str, list[dict[str, Any]]]:
-    """What either source says by itself."""
+    """What each source reports by itself."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, read in (("nvml", lambda: nvml_helper.Nvml().read()), ("nvidia-smi", nvml_helper.read_smi)):
         started = time.monotonic()

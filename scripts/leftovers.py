@@ -1,11 +1,11 @@
-"""Proof that a test run left nothing behind: processes, namespaces, links, mounts, control groups and files.
+"""Checks that a test run left nothing behind: processes, namespaces, links, mounts, control groups and files.
 
     leftovers.py snapshot FILE     before the run
-    leftovers.py compare FILE [S]  after it: exit 1 and one line for each thing that is there now and was not before;
-                                   what is just ending has S seconds (10) to end
+    leftovers.py compare FILE [S]  after it: prints one line for everything that did not exist before, and then exits
+                                   with code 1; waits up to S seconds (10) for what is just ending
 
-A process counts when it carries this run's mark in its environment (PROCGUARD_CI_MARK), names this checkout in its
-command line, or lives in a process namespace that was not there before. Standard library only.
+A process counts if its environment contains this run's mark (PROCGUARD_CI_MARK), if its command line names this
+checkout, or if it is in a process namespace that did not exist before. Standard library only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def _ancestors() -> set[int]:
 
 
 def processes() -> dict[str, dict[str, str]]:
-    """Every process but our own ancestors: "pid start" -> command line, process namespace, whether it has the mark."""
+    """Every process except the ancestors of this one: "pid start" -> command line, process namespace, and whether it
+    has the mark."""
     found = {}
     own = _ancestors()
     mark = f"{MARK}={os.environ.get(MARK, 'no mark')}".encode()
@@ -76,7 +77,7 @@ def lines_of(*command: str) -> list[str]:
 
 
 def control_groups() -> list[str]:
-    """The runners' control groups, wherever the second version is mounted."""
+    """The control groups of runners, in every mount of cgroup v2."""
     mounts = [line.split() for line in _read("/proc/self/mountinfo").decode().splitlines()]
     roots = [words[4] for words in mounts if "cgroup2" in words]
     return sorted(

@@ -66,7 +66,7 @@ def _git(*words: str) -> str:
 
 
 def all_passages(commit: str = "") -> list[Passage]:
-    """Of the product's modules and English documents, in a fixed order."""
+    """All passages of the product's modules and English documents, in a fixed order. `commit`: "" for the checkout."""
     listed = _git("ls-tree", "-r", "--name-only", commit) if commit else _git("ls-files")
     names = [
         name

@@ -1,12 +1,12 @@
-"""Pictures of every page of the portal, to be looked at: both themes, both languages, three widths, of a busy fleet.
+"""Takes pictures of every page of the portal for review: a busy fleet in both themes, both languages and three widths.
 
     .venv/bin/python -m scripts.pictures                          60 hosts with GPUs and failures, into build/pictures
     .venv/bin/python -m scripts.pictures --hosts 100 --each 10    1,000 workers
     .venv/bin/python -m scripts.pictures --only overview --width 390 --theme dark --language zh-CN
 
-They are not kept: `scripts.screenshots` takes those of docs/product.md. Beside the pictures lie sheets of several
-(sheet-*.png). It also names what is wider than the screen, which a person may miss on a small picture. Needs Chromium;
-ends everything it started.
+They are not committed; `scripts.screenshots` takes those of docs/product.md. Also writes sheets of several pictures
+(sheet-*.png), and reports elements that are wider than the screen, which are easy to miss on a small picture. Needs
+Chromium; ends everything it started.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main(words: list[str]) -> int:
 def _take(
     browser: Browser, world: World, folder: Path, theme: str, language: str, widths: list[int], only: list[str] | None
 ) -> list[str]:
-    """What is wrong with them, as far as a program sees it."""
+    """Take the pictures of all pages for one theme and language. Returns the problems that a program can detect."""
     context = browser.new_context(
         locale=language,
         color_scheme="dark" if theme == "dark" else "light",
@@ -123,7 +123,7 @@ def _take(
 
 
 def _sheets(browser: Browser, folder: Path, view: View) -> None:
-    """Several pictures beside each other, as a page that Chromium shows."""
+    """Write sheets with several pictures side by side, rendered by Chromium."""
     columns, most, width = ON_A_SHEET[view.width_px]
     pictures = sorted(folder.glob(f"{view.width_px}-{view.theme}-{view.language}-*.png"))
     page = browser.new_page(viewport={"width": columns * (width + 8) + 8, "height": 600})

@@ -1,4 +1,4 @@
-"""The wheel, built and unpacked into a folder: for what looks at the bundled portal without installing anything."""
+"""Builds the wheel and unpacks it into a folder, for tests of the bundled portal that install nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def missing() -> str:
-    """Why the portal cannot be bundled here; "" where it can."""
+    """Why the portal cannot be bundled on this machine; "" if it can."""
     if shutil.which("node") is None:
         return "needs node (apt-get install nodejs npm)"
     if not (ROOT / "scripts" / "web" / "node_modules" / "esbuild").is_dir():
@@ -22,7 +22,7 @@ def missing() -> str:
 
 
 def unpacked(folder: Path) -> Path:
-    """The folder that `import procguard` finds the wheel's copy in. Raises CalledProcessError."""
+    """The folder from which `import procguard` imports the wheel's copy. Raises CalledProcessError."""
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     environment = {**os.environ, "PROCGUARD_WEB_BUNDLE": "required"}
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True, timeout=120, env=environment)

@@ -1,7 +1,7 @@
-"""Runs the agent's own tests on Debian's pypy3, a Python 3.9: hosts have what they have.
+"""Runs the agent's own tests on Debian's pypy3, a Python 3.9, because hosts may have other interpreters than CPython.
 
 Owns the list of these tests and .venv-pypy, an environment with a pytest for that interpreter (requirements/pypy.lock).
-Left out of each file is only what measures CPython's memory or its list of modules.
+Of each file, only tests that measure CPython's memory or its list of modules are left out.
 
     python -m scripts.pypy [arguments for pytest]
 """

@@ -2,8 +2,8 @@
 
     python scripts/release.py [--tag v0.2.0] [--out dist]
 
-Refuses where the tag, procguard.__version__ and CHANGELOG.md do not say the same. The same commit gives the same wheel:
-file times are the commit's. The SBOM lists what requirements/runtime.lock pins, with its hashes.
+Fails if the tag, procguard.__version__ and CHANGELOG.md name different versions. The same commit gives the same wheel:
+file times are the commit's. The SBOM lists the packages that requirements/runtime.lock pins, with their hashes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def version_of(source: str) -> str:
 
 
 def notes_of(changelog: str, version: str) -> str:
-    """The section of this version."""
+    """The section of the changelog for this version."""
     found = re.search(rf"^## \[?{re.escape(version)}\]?[^\n]*\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if found is None:
         sys.exit(f"release: CHANGELOG.md has no section {version}")
@@ -83,7 +83,7 @@ def sbom(path: Path, version: str) -> None:
 
 
 def sums(folder: Path) -> str:
-    """As `sha256sum --check SHA256SUMS` reads it."""
+    """The hashes in the format of `sha256sum --check SHA256SUMS`."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS and not path.name.startswith("."))
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
 

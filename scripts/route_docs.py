@@ -1,8 +1,7 @@
-"""The table of routes in docs/protocol.md, from their declarations at the handlers (procguard/portal/api,
+"""Generates the table of routes in docs/protocol.md from the declarations at the handlers (procguard/portal/api,
 procguard/agent_api/handlers.py).
 
-python scripts/route_docs.py      writes it; tests/unit/portal/api/test_protocol_doc.py fails where it is not what this
-writes
+python scripts/route_docs.py      writes it; tests/unit/portal/api/test_protocol_doc.py fails if it is out of date
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where the tests write: a folder in memory where there is room, else in the usual place.
+"""Chooses the folder to which tests write: in memory if there is room, else the usual temporary folder.
 
-A test's database waits for the disk with each commit, and a fifth of the processor time of such a test is fsync's.
-What depends on the file system of a disk asks for `disk_path` (tests/unit/conftest.py).
+On a disk, every commit of a test's database waits, and fsync takes a fifth of the processor time of such a test. Tests
+that depend on the file system of a disk use `disk_path` (tests/unit/conftest.py).
 
-    python scripts/scratch.py      makes a folder and prints its path, for run_tests.sh, which removes it
+    python scripts/scratch.py      creates a folder and prints its path, for run_tests.sh, which removes it
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ LEAST_FREE_BYTES = 4 << 30  # tests/unit leaves 0.6 GiB there, most of it logs
 
 
 def base(memory: str = MEMORY, meminfo: str = "/proc/meminfo") -> str | None:
-    """`memory`, if programs may run from it and both it and the machine have room; None: the usual place."""
+    """The folder `memory`, if programs may be run from it and both it and the machine have room; None for the usual
+    one."""
     try:
         found = os.statvfs(memory)
         with open(meminfo, encoding="ascii") as file:
@@ -30,7 +31,8 @@ def base(memory: str = MEMORY, meminfo: str = "/proc/meminfo") -> str | None:
 
 
 def make() -> str:
-    """Its path is short, as unix sockets must be, and other users may pass through it: tests become them."""
+    """Create a folder. Its path is short enough for unix sockets, and other users may traverse it, because tests run
+    processes as other users."""
     path = tempfile.mkdtemp(prefix="pgt.", dir=base() or "/tmp")  # noqa: S108 - the same
     os.chmod(path, 0o711)  # noqa: S103
     return path

@@ -1,10 +1,10 @@
-"""The pictures of docs/product.md: the demo with a simulated fleet beside it, as a real Chromium shows the portal.
+"""Takes the pictures of docs/product.md: the portal of the demo with a simulated fleet, in a real Chromium.
 
     .venv/bin/python -m scripts.screenshots                    all of them, into docs/pictures
     .venv/bin/python -m scripts.screenshots --only overview    those of one page
 
-Nothing is drawn or changed by hand: three real workers of `./start_manager.sh --demo`, simulated hosts (invoke swarm),
-and failures made to happen. Needs Chromium; takes about two minutes; ends everything it started.
+Nothing is edited by hand: the pictures show three real workers of `./start_manager.sh --demo`, simulated hosts (invoke
+swarm), and failures that this script causes. Needs Chromium; takes about two minutes; ends everything it started.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def file_name(shot: Shot, theme: str, locale: str) -> str:
 
 
 def themes(shot: Shot) -> list[tuple[str, str]]:
-    """(theme, locale) of each of its pictures."""
+    """(theme, locale) of each picture of a page."""
     return [("light", "en"), ("dark", "en"), *([("light", "zh-CN")] if shot.chinese else [])]
 
 
@@ -103,8 +103,8 @@ def main(words: list[str]) -> int:
 
 @contextmanager
 def _demo() -> Iterator[str]:
-    """The demo on a port and in folders of its own. Its checkout is reached through a link, so that no picture shows
-    where somebody keeps this repository."""
+    """The demo, on its own port and in its own folders. It runs from a link to the checkout, so that no picture shows
+    the checkout's path."""
     folder = tempfile.mkdtemp(prefix="pg")
     checkout = os.path.join(folder, "ProcGuard")
     os.symlink(ROOT, checkout)
@@ -146,7 +146,8 @@ def _demo() -> Iterator[str]:
 
 
 def _swarm(url: str, hosts: int) -> Swarm:
-    """Simulated hosts, called so on every picture. They stay in the manager, whose state goes with the demo."""
+    """Simulated hosts, labelled as such on every picture. They stay in the manager, whose state is removed with the
+    demo."""
     behaviour = Behaviour(log_lines_per_s=0.3)
     return Swarm(url, hosts, 2, seed=4, behaviour=behaviour, prefix="sim", spec=_spec, keep=True)
 
@@ -168,7 +169,7 @@ def _spec(host: int, number: int) -> dict[str, Any]:
 
 
 def _happen(client: ManagerClient, swarm: Swarm) -> None:
-    """What a fleet looks like on a day when something happens: crashes, work that is done, work that is held."""
+    """Cause crashes, finished workers and held workers, so that the pictures show them."""
     print("waiting for things to happen …", flush=True)
     swarm.wait_running(UP_WITHIN_S)
     lasting, passing = ["sim-00003-w0", "sim-00011-w1"], ["sim-00005-w0", "sim-00014-w1", "sim-00026-w0"]
@@ -212,7 +213,7 @@ def _wait(reached: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 
 def _take(browser: Browser, url: str, shot: Shot, folder: str) -> None:
-    """All pictures of one page. Exits where the page complains or a picture is too large to keep."""
+    """Take all pictures of one page. Exits if the page reports an error or a picture is larger than MAX_BYTES."""
     for theme, locale in themes(shot):
         context = browser.new_context(
             locale=locale,

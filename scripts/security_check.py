@@ -1,9 +1,9 @@
-"""What `invoke check` asks about security, without leaving the machine: bandit, the locked packages, their licences.
+"""The security checks of `invoke check`, which need no network: bandit, the locked packages, and their licences.
 
-    python scripts/security_check.py      one line for each finding; exit code 1 where there is any
+    python scripts/security_check.py      prints one line for each finding; exits with code 1 if there is any
 
-bandit's exceptions stand in pyproject.toml ([tool.bandit] and [tool.procguard.bandit]), each with its reason. The locks
-must pin every package with hashes and name no address; no locked version may be one that is known to be bad.
+Exceptions from bandit's rules are in pyproject.toml ([tool.bandit] and [tool.procguard.bandit]), each with a reason.
+Lock files must pin every package with hashes and contain no address; versions with known vulnerabilities are findings.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def bandit(exceptions: dict[str, str]) -> list[str]:
-    """`exceptions`: {"path:test": reason}; one that nothing needs any more is a finding itself."""
+    """bandit's findings. `exceptions`: {"path:test": reason}; an exception without a finding is itself a finding."""
     try:
         results = _bandit_results()
     except ValueError as exc:
@@ -87,7 +87,7 @@ def bandit(exceptions: dict[str, str]) -> list[str]:
 
 
 def _bandit_results() -> list[dict[str, Any]]:
-    """What it finds in every file; it reads those alone that have changed since it last did. Raises ValueError."""
+    """bandit's results for every file, of which it reads only those that have changed. Raises ValueError."""
     basis = (importlib.metadata.version("bandit"), sys.version, (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     findings = file_findings.of_files(ROOT, _checked_files(), ROOT / "build" / "bandit.json", basis, _run_bandit)
     return [one for found in findings.values() for one in found]
@@ -114,7 +114,7 @@ def _checked_files() -> list[str]:
 
 
 def lock_mistakes(name: str, text: str) -> list[str]:
-    """What is wrong with a lock file: an address in it, a package without hashes or without an exact version."""
+    """The errors in a lock file: addresses, and packages without hashes or without an exact version."""
     found = []
     for line in text.splitlines():
         if re.search(r"https?://|git\+|file:|--(extra-)?index-url|--find-links|--trusted-host|^-[if] ", line):
@@ -135,7 +135,7 @@ def lock_mistakes(name: str, text: str) -> list[str]:
 
 
 def licence_mistakes(runtime_lock: str) -> list[str]:
-    """Packages of the manager whose licence, as they say it themselves, is none of LICENCES."""
+    """The packages of the manager whose licence, according to their metadata, is none of LICENCES."""
     found = []
     for entry in _entries(runtime_lock):
         name = entry.split("==")[0]
@@ -158,12 +158,12 @@ def licence_of(fields: Iterable[tuple[str, str]]) -> str:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """Good for comparing releases: 2024.7.4 < 2026.10.19.post1"""
+    """A release as a value that can be compared: 2024.7.4 < 2026.10.19.post1."""
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+", maxsplit=1)[0])[:4])
 
 
 def _entries(text: str) -> list[str]:
-    """Each requirement with its lines of hashes."""
+    """The requirements of a lock file, each with its lines of hashes."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     entries: list[str] = []
     for line in lines:

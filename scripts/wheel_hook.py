@@ -1,8 +1,8 @@
-"""Hatchling's hook: a wheel carries the portal's files bundled, in procguard/data/web/dist.
+"""A hook of Hatchling that bundles the portal's files into the wheel, in procguard/data/web/dist.
 
-It bundles where node and esbuild are there (scripts/setup_web.sh) and downloads nothing itself. Where they are not,
-`pip install .` gives a wheel that serves the modules as they are, and says so; PROCGUARD_WEB_BUNDLE=required makes that
-an error, as `invoke release` does. PROCGUARD_WEB_BUNDLE=FOLDER takes a bundle that was made elsewhere.
+It bundles if node and esbuild are installed (scripts/setup_web.sh), and downloads nothing. Without them, `pip install
+.` gives a wheel that serves the modules unbundled, and prints a note; PROCGUARD_WEB_BUNDLE=required makes this an
+error, as in `invoke release`. PROCGUARD_WEB_BUNDLE=FOLDER uses an existing bundle.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WebBundle(BuildHookInterface):  # type: ignore[type-arg,misc]
 
 
 def why_not(root: str) -> str:
-    """What is missing to bundle; "" where nothing is."""
+    """What is missing for bundling; "" if nothing is."""
     if shutil.which("node") is None:
         return "there is no node"
     if not os.path.isdir(os.path.join(root, "scripts", "web", "node_modules", "esbuild")):

@@ -1,8 +1,8 @@
-"""docs/worker.schema.json and the key tables of docs/worker.md, from the descriptions in
+"""Generates docs/worker.schema.json and the key tables of docs/worker.md from the descriptions in
 remote_agent/protocol/worker_spec.py.
 
-python scripts/worker_schema.py   writes them; tests/unit/fleet/workers/test_worker_schema.py fails where they are not
-what it writes
+python scripts/worker_schema.py   writes them; tests/unit/fleet/workers/test_worker_schema.py fails if they are out of
+date
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TABLES = (
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of one worker as an inventory may write it, short forms included."""
+    """The JSON Schema (2020-12) of a worker in an inventory, including short forms."""
     made = TypeAdapter(messages.WorkerSpec).json_schema()
     for part in (made, *made["$defs"].values()):
         part["additionalProperties"] = False
@@ -57,7 +57,7 @@ def schema() -> dict[str, Any]:
 
 
 def _allow_short_forms(properties: dict[str, Any]) -> None:
-    """What procguard/deploy/inventory/workers.py takes as well: a word for a list of one, numbers for text."""
+    """Allow the short forms of procguard/deploy/inventory/workers.py: a word for a list of one, numbers for text."""
     for name in ("env", "labels"):
         properties[name]["additionalProperties"] = {"type": ["string", "number", "boolean", "null"]}
     for name, short in (

@@ -1,5 +1,5 @@
-"""`python -m scripts.bench NAME …`: runs one benchmark. SIGTERM, or the death of the process that started it, ends it
-as Ctrl-C does: it stops the servers and agents that it started."""
+"""`python -m scripts.bench NAME …`: runs one benchmark. SIGTERM, or the death of the parent process, ends it in the
+same way as Ctrl-C: it stops the servers and agents that it started."""
 
 from __future__ import annotations
 

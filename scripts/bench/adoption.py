@@ -1,7 +1,7 @@
 """invoke bench adoption: the agent killed again and again under a job that prints numbered lines at a steady pace.
 
-The job must not notice: the same pid all the time, no line lost, none doubled, and soon after its start each new agent
-has told the manager of it.
+The job must not be affected: its pid stays the same, no line is lost or repeated, and every new agent reports the job
+to the manager soon after its start.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """invoke bench archive: the processor time of a manager that archives logs in S3, beside one that does not, in turns.
 
-Simulated agents ship the lines of their workers over HTTP to a real manager, first without an archive, then with one in
-`rclone serve s3` (moto's server where there is no rclone), and again. What counts is the processor time of the manager
-and its helper processes while they take the same logs; the server and the agents are other processes. Then the page of
-a month-old log: the index is filled with a month of entries, the disk is wiped, and each page is timed beside a GET of
-its object by boto3, from the same server.
+Simulated agents ship the lines of their workers over HTTP to a real manager, alternately without an archive and with
+one in `rclone serve s3` (moto's server if there is no rclone). The result is the processor time of the manager and its
+helper processes for receiving the same logs; the server and the agents are other processes. Then pages of a month-old
+log: the index is filled with a month of entries, the disk is wiped, and each page is timed beside a GET of its object
+by boto3 from the same server.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Spent(NamedTuple):
 
 
 class S3(Server):
-    """A server with S3's interface in `folder`."""
+    """A server with the S3 API, with its data in `folder`."""
 
     def __init__(self, folder: str, core: int) -> None:
         self.folder, port = os.path.join(folder, "buckets"), free_port()
@@ -168,7 +168,7 @@ def _archived(manager: Manager) -> dict[str, Any]:
 
 
 def _spent_s(manager: Manager) -> float:
-    """By the manager and every process that it has, or had."""
+    """Processor seconds of the manager and of all its child processes, including ended ones."""
     total = common.cpu_s(manager.pid)
     for one in psutil.Process(manager.pid).children(recursive=True):
         with contextlib.suppress(OSError):
@@ -210,8 +210,8 @@ def _lines(worker: int, number: int) -> bytes:
 
 
 def _a_month(folder: str, s3: S3, fleet_id: str, began: float) -> tuple[list[str], int]:
-    """The index of a month's archive of one worker among a thousand, and the objects of the month's beginning. Returns
-    their names, and how many bytes of its log each has."""
+    """Create the index of a month's archive of one worker among a thousand, and the first objects of the month. Returns
+    their names, and the number of bytes of the worker's log in each."""
     place = BucketStore(BUCKET, "logs", fleet_id, BucketOptions(endpoint=s3.url), dict(zip(
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), KEYS, strict=True)))  # fmt: skip
     path = os.path.join(folder, "state.archive.db")
@@ -280,7 +280,7 @@ def _timed(report: common.Report, manager: Manager, s3: S3, fleet_id: str, names
 
 
 def _places() -> Iterator[int]:
-    """Objects whose surroundings no earlier page has brought."""
+    """Numbers of objects that lie outside of what earlier pages have loaded."""
     for one in range(PAGES):
         yield 2 + one * (REAL_OBJECTS - 4) // PAGES
 

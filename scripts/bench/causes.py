@@ -1,7 +1,7 @@
 """invoke bench causes: what it costs a runner, in processor time, to find why an attempt failed.
 
-Over tests/golden/last_lines, each text once as it is and once at the end of a log of a megabyte. Anchor in the same
-run: one start of /bin/true by fork and exec, which every attempt costs as well.
+Reads every text of tests/golden/last_lines, once by itself and once at the end of a log of one megabyte. The anchor in
+the same run is one start of /bin/true by fork and exec, a cost that every attempt has as well.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _costs(folder: str, before: bytes) -> list[float]:
-    """Of each text the least processor time of some rounds, in ms."""
+    """The minimum processor time of several rounds for each text, in ms."""
     found = []
     for path in sorted(Path(common.ROOT, "tests", "golden", "last_lines").glob("*.log")):
         head, _, text = path.read_bytes().partition(b"\n")
@@ -57,7 +57,7 @@ def _costs(folder: str, before: bytes) -> list[float]:
 
 
 def _start_ms() -> float:
-    """Processor time of one start, of both processes."""
+    """Processor time of one start, of both processes together, in ms."""
     began = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     for _ in range(20):
         subprocess.run(["/bin/true"], check=True)

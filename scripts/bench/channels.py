@@ -1,8 +1,9 @@
 """invoke bench channels: the same heartbeats and commands by HTTP and by zmq, to one manager on one core, in one run.
 
-HTTP is loaded by wrk as in `bench heartbeats`, zmq by as many connections, each with CURVE. Both ways the manager
-identifies, validates, updates the registry and answers from it. What is compared is heartbeats per processor second of
-the manager's whole process, libzmq's own thread included. Commands: from an operator's POST until the agent has them.
+HTTP is loaded by wrk as in `bench heartbeats`, zmq by the same number of connections, each with CURVE. In both cases
+the manager identifies the sender, validates, updates the registry and replies. The result is heartbeats per processor
+second of the manager's whole process, including libzmq's thread. Commands are timed from an operator's POST until the
+agent has received them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from scripts.bench.zmq_load import Client, Sender, ZmqLoad, zmq_ports
 
 GOAL = 3.0
 COMMANDS = 200  # by each channel
-# The operator is a process of its own, as in life: agents are on other machines. It posts where each line says.
+# The operator is a separate process, because agents are on other machines in practice. It posts to the path on each
+# line.
 OPERATOR = """
 import http.client, json, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
@@ -93,7 +95,7 @@ def _measure(folder: str, options: argparse.Namespace) -> common.Report:
 
 
 def _command_delays(manager: Manager, senders: list[Sender]) -> dict[str, list[float]]:
-    """Seconds from an operator's request until the held one is answered."""
+    """Seconds from each operator's request until the agent's long poll is answered, by channel."""
     context = zmq.Context()
     by_zmq = [Client(context, manager.port, asdict(one)) for one in senders]
     by_http = [http.client.HTTPConnection("127.0.0.1", manager.port, timeout=60) for _ in senders]

@@ -1,4 +1,4 @@
-"""A line chart as SVG, by hand: a logarithmic axis below, a panel for each quantity. Knows numbers, not their sense."""
+"""Draws a line chart as SVG, with a logarithmic x axis and one panel per quantity. Does not know what numbers mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT, LEFT, BELOW, ABOVE, RIGHT = 420, 220, 56, 40, 34, 16
 
 
 class Panel(NamedTuple):
-    """`points`: (x > 0, y >= 0), rising in x."""
+    """The panel of one quantity. `points`: (x > 0, y >= 0), ascending in x."""
 
     title: str
     unit: str

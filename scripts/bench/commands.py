@@ -1,7 +1,8 @@
 """invoke bench commands: from a click to the child, with 1,000 agents connected.
 
-A real agent with a real child among simulated ones. The clock runs from the POST of a restart until the child has the
-signal: it says so itself, into a pipe. The anchor, in the same run: the same child signalled by kill(2) right here.
+A real agent with a real child runs among simulated ones. The time is from the POST of a restart until the child has
+received the signal, which it reports through a pipe. The anchor in the same run is the same child signalled directly by
+kill(2).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GOAL_P50_MS, GOAL_P99_MS = 10.0, 50.0
 WORKER = "clicked"
 PAUSE_S = 0.05
 
-# Says when it runs and when it is told to end: a line into the pipe, with the time. Then it ends.
+# Writes a line with the time to the pipe when it runs and when it receives a signal; ends after SIGTERM.
 CHILD = """
 import os, signal, sys, time
 told = os.open(sys.argv[1], os.O_WRONLY)

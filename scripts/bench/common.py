@@ -1,6 +1,6 @@
-"""What the benchmarks share: a table with anchor, ratio and goal, the JSON file beside it, rented programs.
+"""Common code of the benchmarks: a table with anchor, ratio and goal, its JSON file, and external programs.
 
-What counts is the ratio within one run: the machines are noisy, so every benchmark runs its anchor beside ProcGuard.
+The result is the ratio within one run: because machines are noisy, every benchmark runs its anchor beside ProcGuard.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RESULTS = os.path.join(ROOT, "build", "bench")
-# Whoever uses ProcGuard has it unset: with it, each start of a tool and of an agent compiles what it imports.
+# Unset, as for users: with it, every start of a tool or an agent compiles the modules that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @dataclass
 class Figure:
-    """One line of the table. `goal` bounds `value` (or the ratio to `anchor`, where there is one) from above."""
+    """One line of the table. `goal`: the upper bound of `value`, or of its ratio to `anchor` if there is one."""
 
     name: str
     value: float | None  # None: not measured, `note` says why
@@ -42,7 +42,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """None: there is no goal, or nothing to hold against it."""
+        """Whether the goal was met; None if there is no goal or no value."""
         measured = self.ratio if self.anchor_name else self.value
         if self.goal is None or measured is None:
             return None
@@ -59,7 +59,7 @@ class Report:
         self.figures.append(Figure(name, value, unit, **more))
 
     def finish(self) -> int:
-        """Print the table, write build/bench/<name>.json. Returns 1 where a goal was missed."""
+        """Print the table and write build/bench/<name>.json. Returns 1 if a goal was missed, else 0."""
         print(f"\n{'':44} {'measured':>12} {'anchor':>22} {'ratio':>6}  goal")
         for one in self.figures:
             value = "–" if one.value is None else f"{one.value:.2f} {one.unit}"
@@ -86,7 +86,7 @@ class Report:
 
 
 def program(name: str, package: str) -> tuple[str, str]:
-    """(path of a Debian program, ""), installed where we are root; ("", reason) where it can't be had."""
+    """(path of a Debian program, ""); installs it if this user is root. ("", reason) if it is unavailable."""
     found = shutil.which(name)
     if found:
         return found, ""
@@ -99,13 +99,13 @@ def program(name: str, package: str) -> tuple[str, str]:
 
 
 def python_program(package: str, name: str) -> tuple[str, str]:
-    """(path of a program of a PyPI package, ""), in a virtual environment of its own; ("", reason)."""
+    """(path of a program of a PyPI package, ""), in a separate virtual environment; or ("", reason)."""
     python, missing = python_with(package.partition("==")[0], [package])
     return (os.path.join(os.path.dirname(python), name), "") if python else ("", missing)
 
 
 def python_with(name: str, packages: Sequence[str]) -> tuple[str, str]:
-    """(path of a Python that has these PyPI packages, ""), in build/bench/venv-<name>; ("", reason)."""
+    """(path of a Python with these PyPI packages, ""), in build/bench/venv-<name>; or ("", reason)."""
     folder = os.path.join(RESULTS, f"venv-{name}")
     python = os.path.join(folder, "bin", "python")
     if os.path.exists(os.path.join(folder, "complete")):

@@ -1,8 +1,8 @@
 """invoke bench container: starts of a worker in a container, beside plain `podman run` of the same image in turns.
 
-From the command until the job has written its first line: seconds by the clock, and processor time of everything that
-was started for it (podman, conmon, runtime, the runner and its Python). Where nothing else needs the processors both
-mean the same; otherwise trust the processor time.
+From the command until the job has written its first line: elapsed seconds, and processor time of everything that was
+started for it (podman, conmon, runtime, the runner and its Python). On a busy machine, only the processor time is
+meaningful.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
             try:
                 for name, measure in (("plain", _plain), ("worker", _worker), ("runner", _runner_alone)):
                     cost = measure(folder)
-                    if number:  # the first of each reads everything from the disk, and compiles
+                    if number:  # the first start of each reads everything from the disk, and compiles
                         costs[name].append(cost)
                     podman.remove_all()
                     _reap()
@@ -163,7 +163,7 @@ def _reaped_s() -> float:
 
 
 def _waited_for_s(pid: int) -> float:
-    """Processor time of the children that a living process has waited for, to 10 ms."""
+    """Processor seconds of the children that a running process has waited for, with a resolution of 10 ms."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         fields = file.read().rpartition(b") ")[2].split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

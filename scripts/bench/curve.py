@@ -1,8 +1,9 @@
 """invoke bench curve: what one more agent costs the manager, from 10 agents to 10,000: is the curve flat?
 
-For each size a manager of its own on one core, the swarm on another: processor time, memory, bytes on the wire,
-each divided by the agents. docs/performance-agents.svg and docs/performance-workers.svg (the same agents with 1 to 32
-workers each) are made of it; docs/performance-logs.svg shows what a megabyte of logs costs, from a trickle to a flood.
+For each size, a new manager runs on one core and the swarm on another. Measured are processor time, memory and bytes on
+the wire, each divided by the number of agents. The results are drawn in docs/performance-agents.svg and
+docs/performance-workers.svg (the same agents with 1 to 32 workers each); docs/performance-logs.svg shows the cost of a
+megabyte of logs at different rates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scripts.bench.server import CROWD, Manager, agents_possible, cores
 from scripts.swarm import Behaviour, Swarm
 
 GOAL_FLAT = 1.5
-FROM = 100  # below, what a manager costs without agents is most of it
+FROM = 100  # for fewer agents, the cost of a manager without agents dominates
 UP_WITHIN_S = 300.0
 SETTLE_S = 4.0
 LOGGING_AGENTS = 20

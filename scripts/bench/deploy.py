@@ -1,11 +1,11 @@
 """invoke bench deploy: a whole verified deployment of real SSH hosts, beside what ssh alone needs for the same bytes.
 
-The floor, in the same run: parallel `ssh`, tar over stdin, a link, a file, and two Pythons started on each host, as any
-agent must. Ours ends only when the manager has heard each agent after its connection closed, and includes the start of
-the command line. Both modes are measured: `--no-wait`, and the default, which ends once the workers have been up for
-their start_secs (1 s here; ssh waits for nothing). --processor: which processes spend the processor, in rounds of
-their own, for looking takes its part. Ansible: the shipped playbook, as many forks, pipelining. Needs root
-(network namespaces).
+The anchor in the same run is parallel `ssh` with tar over stdin, a link, a file, and two starts of Python on each host,
+which any agent needs. ProcGuard's deployment ends only once every agent has sent a heartbeat after its SSH session
+closed, and includes the start of the command line. Both modes are measured: `--no-wait`, and the default, which ends
+once the workers have been up for their start_secs (1 s here; ssh does not wait). `--processor` shows which processes
+use the processor, in separate rounds, because measuring it takes time. Ansible runs the shipped playbook with the same
+number of forks and pipelining. Needs root (network namespaces).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLOOR = (
 )
 
 
-# Words of a command line -> whose process it is; the first that fits.
+# Words of a command line -> kind of process; the first match is used.
 KINDS = (
     (("sshd",), "sshd"),
     (("remote_agent/runner/__main__.py",), "runner"),
@@ -51,7 +51,7 @@ def kind_of(words: list[str]) -> str:
 
 
 class Hosts:
-    """The fleet, a manager and an operator with an inventory of one worker a host."""
+    """The fleet, a manager, and an operator with an inventory of one worker per host."""
 
     def __init__(self, fleet: Fleet, manager: Manager, operator: Operator, folder: Path) -> None:
         self._fleet = fleet
@@ -73,7 +73,7 @@ class Hosts:
         self.inventory = jobs.write_inventory(folder / "hosts.yaml", variables)
 
     def floor(self) -> float:
-        """Seconds for `ssh` in parallel to put the same bytes there and start something."""
+        """Seconds that parallel `ssh` takes to copy the same bytes and start a program on every host."""
         data = bundle.build().data
         began = time.monotonic()
         running = []
@@ -99,7 +99,7 @@ class Hosts:
         return took
 
     def spending(self, *options: str) -> dict[str, float]:
-        """Processor seconds by kind of process of a whole deployment."""
+        """Processor seconds of a whole deployment, by kind of process."""
         with processor.Spending(kind_of) as spending:
             self.invoke("deploy", *options)
         spent = spending.by_kind()

@@ -1,7 +1,8 @@
 """invoke bench failover: two managers on one PostgreSQL, simulated agents behind one address, changes all the while.
-The leader is lost in several ways; how soon the other one serves and has answered every agent, and what was lost.
+The leader is lost in several ways. Measured are the time until the other manager serves, the time until it has answered
+every agent, and what was lost.
 
-Anchor in the same run: one manager of the same database that is killed and started again on the same machine.
+The anchor in the same run is a single manager of the same database that is killed and restarted on the same machine.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _measure(report: common.Report, world: SeveralManagers, url: str, options: a
 
 
 def _restarted(world: SeveralManagers, agents: int) -> float:
-    """Seconds from SIGKILL of the only manager until it has answered every agent again."""
+    """Seconds from SIGKILL of the only manager until the restarted one has answered every agent."""
     leader = world.leader()
     [other] = world.others(leader)
     other.kill()
@@ -102,7 +103,7 @@ def _restarted(world: SeveralManagers, agents: int) -> float:
 
 
 def _round(world: SeveralManagers, declarer: Declarer, harm: str, agents: int, number: int) -> tuple[float, float]:
-    """(seconds until another one serves, until every agent is answered)."""
+    """Seconds until another manager serves, and until it has answered every agent."""
     leader = world.leader()
     [standby] = world.others(leader)
     wait_until(lambda: _stands_by(leader, standby), 60, f"{standby.name} stands by")
@@ -132,7 +133,7 @@ def _lose(leader: OneOfSeveral, standby: OneOfSeveral, harm: str) -> None:
 
 
 def _restore(leader: OneOfSeveral, harm: str) -> None:
-    """The former leader stands by again."""
+    """Start the former leader again, as a standby."""
     if harm == "SIGSTOP":
         leader.send(signal.SIGCONT)
     elif harm == "cut from the database":
@@ -157,7 +158,7 @@ def _all_answered(leader: OneOfSeveral, agents: int) -> None:
 
 
 def _instances(leader: OneOfSeveral, *, swarm_only: bool) -> dict[str, tuple[int, int, int]]:
-    """(epoch, attempt, pid) by worker; those that were only declared run nowhere."""
+    """(epoch, attempt, pid) by worker, without workers that are only declared and run nowhere."""
     found = leader.get("/api/remote-workers")["workers"]
     return {
         one["worker_id"]: (one["epoch"], one["attempt"], one["pid"])

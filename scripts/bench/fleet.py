@@ -1,9 +1,9 @@
 """invoke bench fleet: 10,000 simulated agents at the interval that the manager assigns, on one core, the portal open.
 
-All the time children crash, agents die and return, connections break, operators give commands. At the end 1 % of the
-agents are gone at once: one half is killed, the other falls silent without closing anything, as in a power cut. The
-manager has one core, the swarm another; the swarm must not be what is measured, so its own CPU and lateness stand in
-the table. `--for 3600` is the long form.
+Meanwhile, children crash, agents die and return, connections break, and operators send commands. At the end, 1 % of the
+agents are lost at the same time: one half is killed, the other falls silent without closing connections, as after a
+power failure. The manager has one core, the swarm another. The table includes the swarm's own CPU usage and lag, to
+show that the swarm is not the bottleneck. `--for 3600` is the long form.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
 def _beside_bare(
     report: common.Report, folder: str, beside: Beside, quota: Quota | None, cores: tuple[int, int]
 ) -> None:
-    """Bare pywsgi at the same rate over as many connections, with the same share of the processor."""
+    """Bare pywsgi at the same rate and with the same number of connections and share of the processor."""
     server = bare_server(folder, cores[0])
     server.quota = quota
     server.start()
@@ -99,7 +99,7 @@ def _beside_bare(
 
 
 class Beside(NamedTuple):
-    """What bare pywsgi is to be asked, and what it is compared with."""
+    """The load for bare pywsgi, and the result that it is compared with."""
 
     agents: int
     per_s: float
@@ -170,13 +170,13 @@ def _measure(
 
 
 def _delays(swarm: Swarm, since: float) -> list[float]:
-    """Seconds, sorted, of the replies to what was sent since then."""
+    """The delays of replies to requests sent since then, in seconds, sorted."""
     flat = swarm.samples()["beats"]
     return sorted(delay for sent, delay in zip(flat[::2], flat[1::2], strict=True) if sent >= since)
 
 
 class Churn:
-    """What happens to the fleet meanwhile. `changed`: the hosts of which it may be said that they were away."""
+    """Causes failures in the fleet during the measurement. `changed`: the hosts that the manager may report as lost."""
 
     def __init__(self, swarm: Swarm, port: int) -> None:
         self._swarm = swarm
@@ -232,7 +232,7 @@ def _events(manager: Manager, after: int, kinds: tuple[str, ...]) -> list[dict[s
 
 
 def _one_percent(swarm: Swarm, manager: Manager, churn: Churn) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """({agent: seconds until the manager called it suspect or unreachable}, what it said of others)."""
+    """({lost agent: seconds until the manager reported it as suspect or unreachable}, reports about other agents)."""
     time.sleep(2 * HEARTBEAT_TIMEOUT_S / 3)  # whoever came back last has been heard
     newest, began = _newest_event(manager), time.time()
     count = max(2, round(0.01 * len(swarm.agent_ids)))

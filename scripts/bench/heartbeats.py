@@ -1,12 +1,13 @@
 """invoke bench heartbeats: heartbeats per second that one core of the manager takes in, beside two bare servers.
 
-The same requests go to all of them: the documented single-worker heartbeat (POST /api/workers/ID/heartbeat), from 64
-launchers over 64 connections. ProcGuard identifies the sender, validates, updates the registry and answers from it; the
-anchors read the body and answer something fixed (gevent's pywsgi with TCP_NODELAY) or keep it in a dict and answer JSON
-(Flask-SocketIO with threads, the design of the seed). And the agent's own endpoint with eight workers in each request.
+All servers receive the same requests: the documented single-worker heartbeat (POST /api/workers/ID/heartbeat) from 64
+launchers over 64 connections. ProcGuard identifies the sender, validates, updates the registry and replies; the anchors
+read the body and return a fixed response (gevent's pywsgi with TCP_NODELAY), or store it in a dict and return JSON
+(Flask-SocketIO with threads, the design of the seed). Also measured: the agents' endpoint with eight workers per
+request.
 
-Server and load have a core each. What is compared is requests per processor second of the server: the same as per
-second where its core is its own, and still right where others work on it.
+Server and load each have one core. The result is requests per processor second of the server, which equals requests per
+second on an idle core and stays valid on a shared one.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Subject:
-    """A server, what it is sent, and what it answered in each round."""
+    """A server, the requests that it receives, and its responses in each round."""
 
     def __init__(self, name: str, server: Server, requests: list[bytes]) -> None:
         self.name, self.server, self.requests = name, server, requests
@@ -172,7 +173,7 @@ def bare_server(folder: str, core: int) -> Server:
 
 
 def bare_request_us(folder: str, server_core: int, load_core: int, seconds: float = 4.0) -> float:
-    """What a request costs that nobody looks at, now and on this core: how fast the machine is today."""
+    """Processor time of a request to a bare server on this core, in µs: the current speed of the machine."""
     server = bare_server(folder, server_core)
     body = json.dumps({"state": "running", "pid": 1})
     head = f"POST / HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -198,7 +199,7 @@ def _flask(folder: str, core: int) -> tuple[Server | None, str]:
 
 
 def plain_requests(manager: Manager) -> list[bytes]:
-    """Of hand-started launchers, as the quick start of docs/protocol.md sends them."""
+    """The requests of launchers, as in the quick start of docs/protocol.md."""
     requests = []
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", manager.port, timeout=60)) as connection:
         for number in range(SENDERS):
@@ -228,7 +229,7 @@ def _plain_beat(number: int, variant: int) -> dict[str, Any]:
 
 
 def agent_requests(manager: Manager) -> list[bytes]:
-    """Of deployed agents with eight workers each, that have heard what they are to run."""
+    """The requests of deployed agents with eight workers each, after they have received their assignments."""
     hosts = declared_hosts()
     names = [host["host"] for host in hosts]
     workers = {host["host"]: [worker["worker_id"] for worker in host["workers"]] for host in hosts}

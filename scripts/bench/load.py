@@ -1,7 +1,7 @@
-"""HTTP load from one core: wrk (installed from Debian where we are root), or where it cannot be had our own generator.
+"""HTTP load from one core: by wrk (installed from Debian if this user is root), or else by a generator of this module.
 
-Both send whole prepared requests in turn over CONNECTIONS kept-alive connections, each the next as soon as it has the
-answer to the one before.
+Both send prepared requests in turn over CONNECTIONS keep-alive connections. Each connection sends its next request as
+soon as it has received the response to the previous one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scripts.bench.server import on_core
 
 CONNECTIONS = 64
 
-# The file holds the requests one after the other, each behind its length in 4 bytes.
+# The file contains the requests in order, each preceded by its length in 4 bytes.
 _LUA = """
 local file = io.open("%s", "rb")
 local text = file:read("*a")
@@ -44,7 +44,7 @@ end
 
 @dataclass
 class Answered:
-    """What a server answered in a while. `refused`: answers that were no 2xx, and connections that broke."""
+    """The responses of a server during one measurement. `refused`: responses other than 2xx, and broken connections."""
 
     requests: int
     took_s: float
@@ -54,7 +54,7 @@ class Answered:
 
 
 class Load:
-    """`program`: the path of wrk, "" for our own."""
+    """The load generator. `program`: the path of wrk; "" for the generator of this module."""
 
     def __init__(self, folder: str, core: int | None) -> None:
         self._folder, self._core = folder, core
@@ -101,7 +101,7 @@ def _seconds(number: str, unit: str) -> float:
 
 
 class KeptConnection:
-    """One connection."""
+    """One keep-alive connection."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port))
@@ -114,7 +114,7 @@ class KeptConnection:
         self.sock.sendall(request)
 
     def answer(self) -> int | None:
-        """The status once the answer is whole, None before, 0 where the connection has ended."""
+        """The status of the response once it is complete, None before, and 0 if the connection has ended."""
         data = self.sock.recv(65536)
         if not data:
             return 0

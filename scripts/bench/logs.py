@@ -1,8 +1,8 @@
 """invoke bench logs: log bytes from one agent to one manager on loopback, beside a bare pywsgi app that stores nothing.
 
-A worker prints a large file; the clock runs from the first byte that the manager has to the last one, durable. The
-anchor is the same bytes, POSTed by one client in bodies of the same size to a pywsgi app that reads and answers. While
-the agent ships, /healthz is asked every 10 ms: how responsive does the manager stay?
+A worker prints a large file. The time is from the first byte that the manager has received until the last one is
+durable. The anchor is the same bytes, POSTed by one client in bodies of the same size to a pywsgi app that reads and
+responds. While the agent ships, /healthz is requested every 10 ms, to measure how responsive the manager stays.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ server.serve_forever()
 
 
 class Asker(threading.Thread):
-    """Asks /healthz again and again, and notes how long each answer took."""
+    """Requests /healthz repeatedly and records how long each response took."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -74,7 +74,7 @@ class Asker(threading.Thread):
 
 
 def bare_mb_per_s(data_path: str, size: int) -> float:
-    """The anchor: no proof, no files, no durability."""
+    """The rate of the anchor, in MB/s: without authentication, files or durability."""
     app = subprocess.Popen([sys.executable, "-c", BARE_APP], stdout=subprocess.PIPE)
     try:
         assert app.stdout is not None
@@ -91,7 +91,7 @@ def bare_mb_per_s(data_path: str, size: int) -> float:
 
 
 def agent_mb_per_s(folder: Path, data_path: str, size: int) -> tuple[float, Asker, float]:
-    """(rate, how /healthz answered meanwhile, processor seconds of manager and agent)."""
+    """(rate in MB/s, times of the /healthz responses, processor seconds of manager and agent)."""
     with Rig(folder / "rig", "logs.keep_local=4 GiB") as rig:
         rig.declare({"w1": {"command": ["cat", data_path], "restart": {"policy": "never"}}})
         rig.start_agent()

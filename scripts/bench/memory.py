@@ -44,7 +44,7 @@ class Supervisord:
 
 
 class Cost:
-    """Of one agent and its runners, at one moment."""
+    """The memory of one agent and its runners at one time."""
 
     def __init__(self, host: Host) -> None:
         assert host.agent is not None

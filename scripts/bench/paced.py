@@ -1,7 +1,8 @@
-"""Requests at a given rate over many connections, however long the answers take: what agents do, without their work.
+"""Requests at a given rate over many connections, independent of the response times: the load of agents without their
+work.
 
-As a program of its own, for a core of its own: `python -m scripts.bench.paced PORT CONNECTIONS PER_S SECONDS`. A delay
-counts from when the request was due, so that a slow answer does not hide how late those behind it are.
+Also a program, so that it can run on its own core: `python -m scripts.bench.paced PORT CONNECTIONS PER_S SECONDS`. A
+delay is counted from the time when the request was due, so that a slow response does not hide the delay of later ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WAITS_S = 10.0  # at the end, for answers that are missing
 
 @dataclass
 class Paced:
-    """What was answered. `late_ms`: how late the load itself was at worst."""
+    """The responses. `late_ms`: the largest delay of the load generator itself."""
 
     answered: int
     per_s: float
@@ -57,7 +58,7 @@ def drive(port: int, connections: int, per_s: float, seconds: float) -> Paced:
         while now < ends and (due := began + sent / per_s) <= now:
             one = kept[sent % connections]
             sent += 1
-            if one.sock.fileno() not in due_at:  # else its last answer is still to come: an agent waits for it, too
+            if one.sock.fileno() not in due_at:  # otherwise its last response is pending
                 due_at[one.sock.fileno()] = due
                 late = max(late, now - due)
                 one.ask(request)

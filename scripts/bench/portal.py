@@ -1,9 +1,10 @@
 """invoke bench portal: the portal's budgets, in a real Chromium against 1,000 and 10,000 simulated workers.
 
-The gates are absolute, so each figure is the best of three: others use this machine too. What a page does by itself
-(filter, sort, lines of a log) is timed inside it, with the layout that follows; a scroll by what each of its frames
-costs the page's thread (portal_frames.py); what is sent is counted as it was sent. Where esbuild is installed
-(scripts/setup_web.sh) the manager runs from a wheel built for this, and requests, bytes and a far browser are measured.
+The goals are absolute, so each figure is the best of three, because the machine may be shared. Actions within the page
+(filter, sort, lines of a log) are timed in the page, including the layout; scrolling by the processor time of each
+frame in the page's thread (portal_frames.py); transferred bytes as sent. If esbuild is installed
+(scripts/setup_web.sh), the manager runs from a wheel built for this, and requests, bytes and a distant browser are
+measured as well.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FAR_MS = 200.0  # a round trip to a browser far away
 UP_WITHIN_S = 400.0
 MB = 1024 * 1024
 
-# When the first row of the list stands in the page, in ms since the navigation began.
+# The time when the first row of the list is in the page, in ms since the navigation began.
 FIRST_ROW = """() => {
   const look = () => {
     const row = document.querySelector('.workers-table .table-body .table-row a');
@@ -125,7 +126,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _delivery(browser: Browser, report: common.Report, workers: int, rounds: int) -> None:
-    """From the wheel: what the list of workers costs the network, and a browser far away."""
+    """With the wheel: the network traffic of the list of workers, and its load time in a distant browser."""
     folder = Path(common.short_folder())
     try:
         root = str(portal_wheel.unpacked(folder))
@@ -152,7 +153,7 @@ def _with_fleet(browser: Browser, workers: int, measure: Callable[[Bench], None]
 
 
 class Bench:
-    """One fleet, measured. Times in ms."""
+    """The measurements of one fleet. Times are in ms."""
 
     def __init__(self, browser: Browser, manager: Manager, workers: int, swarm: Swarm) -> None:
         self._browser, self._manager, self._workers, self._swarm = browser, manager, workers, swarm
@@ -194,7 +195,7 @@ class Bench:
             report.add(words, min(one["first_row_ms"] for one in far), "ms", goal=most_ms)
 
     def _cold_and_warm(self, round_trip_ms: float) -> list[dict[str, Any]]:
-        """With an empty cache, and again by a reload. A request that the browser's cache answers is none."""
+        """Load the page with an empty cache, then reload it. Requests served by the browser's cache are not counted."""
         page = self._open()
         traffic = Traffic(page)
         if round_trip_ms:
@@ -235,7 +236,8 @@ class Bench:
             page.reload()
 
     def _until(self, page: Page, expression: str, timeout_s: float = 60.0) -> None:
-        """Playwright's own waiting evaluates text in the page, which its Content-Security-Policy forbids."""
+        """Wait for a condition. Playwright's own function evaluates text in the page, which the page's
+        Content-Security-Policy forbids."""
         deadline = time.monotonic() + timeout_s
         while not page.evaluate(expression):
             if time.monotonic() > deadline:
@@ -247,7 +249,8 @@ class Bench:
             page.wait_for_timeout(20)
 
     def _first_row(self, measures: list[list[int]]) -> float:
-        """With nothing in the browser's cache; its first frame with the measures of all is kept in `measures`."""
+        """The time until the first row with an empty browser cache. The first frame with measurements of all workers is
+        stored in `measures`."""
         page = self._open()
         frames: list[bytes] = []
         keep = lambda payload: frames.append(payload) if isinstance(payload, bytes) else None  # noqa: E731
@@ -265,7 +268,7 @@ class Bench:
         return found
 
     def _snapshot_bytes(self) -> int:
-        """As sent, and checked to be what it should."""
+        """The size of a snapshot as sent; also checks its content."""
         connection = http.client.HTTPConnection("127.0.0.1", self._manager.port, timeout=60)
         connection.request("GET", "/api/live/workers", headers={"Accept-Encoding": "gzip"})
         body = connection.getresponse().read()
@@ -274,20 +277,20 @@ class Bench:
         return len(body)
 
     def _update(self, report: common.Report, name: str, raw: dict[str, Any]) -> None:
-        """Of frames that tell all of 1,000 workers at least three measures of each."""
+        """Report the compressed size of a frame with at least three measurements of each of 1,000 workers."""
         whole = [size for size, rows, columns in raw["measures"] if rows >= 1_000 and columns >= 3]
         value = min(whole) / 1000 if whole else None
         report.add(f"{name}: update of 1,000 rows × 3 measures, compressed", value, "KB", goal=10)
 
     def _day(self, report: common.Report, name: str, raw: dict[str, Any], seconds: int) -> None:
-        """A tab that is fed so many seconds of frames, as fast as it takes them."""
+        """Feed a tab this many seconds of frames, as fast as it processes them, and report its heap."""
         page = self._open()
         portal_day.prepare(page)
         self._goto(page, "#/workers")
         self._until(page, "window.firstRowMs && window.fed?.seq")
         raw["day_heap_before"] = heap_bytes(page)
         portal_day.feed(page, self._workers, seconds)
-        self._until(page, portal_day.SHOWN)  # it took them: they are on the screen
+        self._until(page, portal_day.SHOWN)  # the frames were processed: their content is on the screen
         page.wait_for_timeout(3_000)
         raw["day_heap"] = heap_bytes(page)
         raw["day_seconds"] = seconds
@@ -304,7 +307,7 @@ class Bench:
         page.wait_for_timeout(300)
         raw["sort_ms"] = [page.evaluate(SORT, one) for _ in range(rounds) for one in ("cpu", "host")]
         page.evaluate(SORT, "worker")
-        portal_frames.scroll(page)  # the first runs what is not compiled yet
+        portal_frames.scroll(page)  # the first one runs code that is not compiled yet
         scrolls = [portal_frames.scroll(page) for _ in range(rounds)]
         raw["scroll_worst_ms"] = [max(one.processor_ms for one in scroll) for scroll in scrolls]
         raw["scroll_middle_clock_ms"] = [statistics.median(one.clock_ms for one in scroll) for scroll in scrolls]
@@ -333,7 +336,7 @@ class Bench:
         page.context.close()
 
     def _state(self, page: Page, number: int) -> float:
-        """A host is cordoned: from before the request until its row says so."""
+        """The time from before the request that cordons a host until its row shows it."""
         host = self._swarm.agent_ids[number]
         self._goto(page, f"#/hosts?q={host}")
         self._until(page, f"document.querySelector('.hosts-table')?.textContent.includes('{host}')")
@@ -345,7 +348,7 @@ class Bench:
 
 
 def heap_bytes(page: Page) -> int:
-    """What the page's JavaScript holds after a garbage collection."""
+    """The size of the page's JavaScript heap after a garbage collection."""
     session = page.context.new_cdp_session(page)
     session.send("HeapProfiler.collectGarbage")
     session.send("Performance.enable")

@@ -1,7 +1,8 @@
-"""A page of the portal that is open while a benchmark runs: one WebSocket, subscribed as the page does.
+"""A client that behaves like an open page of the portal while a benchmark runs: one WebSocket with the page's
+subscriptions.
 
-The lists of workers and hosts begin with their snapshot from a request of its own; what is subscribed to is what came
-after it. Where the manager answers that it does not know that any more (`gap`), the snapshot is taken anew.
+For the lists of workers and hosts it requests a snapshot and subscribes to the changes after it. If the manager no
+longer has these changes (`gap`), it requests another snapshot.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _KIND = re.compile(rb'"t": ?"([a-z]+)"')  # near the beginning of a frame's text
 
 
 def page_topics() -> tuple[list[str], list[str]]:
-    """(the lists, the other topics) that every page subscribes to: read from its own source, so that it stays true."""
+    """(lists, other topics) to which every page subscribes, read from the page's source to stay up to date."""
     source = (WEB / "main.js").read_text(encoding="utf-8")
     lists, others = (
         re.findall(r"'(\w+)'", re.findall(rf"^const {name} = \[(.*)\];", source, re.MULTILINE)[0])
@@ -37,7 +38,7 @@ def page_topics() -> tuple[list[str], list[str]]:
 
 
 class PortalClient(threading.Thread):
-    """Reads everything, and counts it."""
+    """Reads all frames and counts them."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -53,11 +54,11 @@ class PortalClient(threading.Thread):
             self._socket.say({"t": "sub", "topic": topic, "seq": 0})
 
     def counts(self) -> Counter[str]:
-        """So far: frames by their kind, "snapshots" taken, "bytes" as they were sent."""
+        """The counts so far: frames by kind, "snapshots", and "bytes" as sent."""
         return self._counts.copy()
 
     def _begin(self, name: str) -> None:
-        """The list's snapshot, then what follows it."""
+        """Request a list's snapshot, then subscribe to the changes after it."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
             connection.request("GET", f"/api/live/{name}", headers={"Accept-Encoding": "gzip"})
             reply = connection.getresponse()

@@ -1,5 +1,5 @@
-"""A tab that is fed a day of frames, sped up: the page itself plays the manager for the list of workers, so that the
-frames come as fast as it takes them, through everything a frame goes through (inflated, parsed, stored, drawn)."""
+"""Feeds a tab the frames of a day in a short time. The page itself simulates the manager for the list of workers, so
+that frames arrive as fast as they are processed, by the same code as in production (inflate, parse, store, draw)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from playwright.sync_api import Page
 
 AT_ONCE = 500  # seconds of frames for each call into the page
 
-# The page's socket, with the list of workers taken out of the manager's hands.
+# A replacement of the page's socket that serves the list of workers instead of the manager.
 SOCKET = """() => {
   const Real = window.WebSocket;
   window.WebSocket = class extends Real {
@@ -18,7 +18,7 @@ SOCKET = """() => {
     }
   };
 }"""
-# So many seconds: measures of all in each, and a state that changes.
+# Frames for a number of seconds: measurements of all workers in each, and a change of state.
 FEED = """async ({ workers, seconds }) => {
   const { fed } = window;
   const numbers = (make) => Array.from({ length: workers }, make);
@@ -51,7 +51,7 @@ SHOWN = "document.querySelector('.workers-table')?.textContent.includes('restart
 
 
 def prepare(page: Page) -> None:
-    """Before the page is opened."""
+    """Prepare a page; must be called before it is opened."""
     page.add_init_script(f"({SOCKET})()")
 
 

@@ -1,6 +1,6 @@
-"""What each frame of a scroll costs the page's thread: handlers, rows refilled, style, layout, paint and whatever
-else (live frames, garbage) falls between it and the next. In processor time, from Chromium's own trace: others use this
-machine too, and a frame that waits for a processor is no fault of the page. By the clock as well, for comparison."""
+"""Measures the cost of each frame of a scroll in the page's thread: handlers, refilled rows, style, layout, paint, and
+anything else (live frames, garbage collection) before the next frame. The cost is processor time from Chromium's trace,
+because on a shared machine a frame may wait for a processor; the elapsed time is reported for comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 
 CATEGORIES = ["blink.user_timing", "disabled-by-default-devtools.timeline"]
 MARK = "scrolled"
-# Most of a screen in each of 200 frames.
+# Scrolls by most of a screen in each of 200 frames.
 SCROLL = """async (mark) => {
   const grid = document.querySelector('.workers-table');
   grid.scrollTop = 0;
@@ -38,7 +38,7 @@ def scroll(page: Page) -> list[Frame]:
 
 
 def frames(events: list[dict[str, Any]]) -> list[Frame]:
-    """One for each task of the page's thread that bears a mark, with the tasks up to the next such."""
+    """One frame for each task of the page's thread with a mark, including the tasks up to the next such task."""
     marks = [one for one in events if one["name"] == MARK and "blink.user_timing" in one["cat"]]
     threads = {(one["pid"], one["tid"]) for one in marks}
     assert len(threads) == 1, f"marks of {len(threads)} threads"

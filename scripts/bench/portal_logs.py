@@ -1,8 +1,8 @@
 """invoke bench portal_logs: 50,000 log lines into the view, in Chromium: live pieces, and the manager's store.
 
-The clock runs in the page: from the first frame (or the click on "Older lines") until the lines are there and painted.
-Filtering is timed as well: a regular expression typed, until only its lines are painted. Best of several rounds; what
-`invoke bench portal` shows of logs is `measure`.
+Times are taken in the page: from the first frame (or the click on "Older lines") until the lines are painted. Filtering
+is timed as well, from typing a regular expression until only matching lines are painted. Each figure is the best of
+several rounds; `invoke bench portal` uses `measure`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ STORE = """async (lines) => {
 
 
 def measure(page: Page, url: str, rounds: int = 3) -> dict[str, float]:
-    """{"pieces_ms", "filter_ms"}: best of `rounds`, on any page of a portal at `url`."""
+    """{"pieces_ms", "filter_ms"}: the best of `rounds`, on any page of the portal at `url`."""
     page.goto(f"{url}/#/events")
     page.wait_for_selector("h1")
     found: list[dict[str, Any]] = [
@@ -82,7 +82,7 @@ def measure(page: Page, url: str, rounds: int = 3) -> dict[str, float]:
 
 
 def store_ms(page: Page, url: str, rounds: int) -> float:
-    """The whole way: the manager reads its files, answers, the page shows."""
+    """The time of the whole path in ms: the manager reads its files and responds, the page shows the lines."""
     best = float("inf")
     for _ in range(rounds):
         page.goto("about:blank")

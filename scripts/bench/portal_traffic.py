@@ -1,4 +1,4 @@
-"""What a page costs the network: its requests and their bytes as they came, and how long a far browser waits."""
+"""Measures the network traffic of a page: its requests, their transferred bytes, and the wait of a distant browser.
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 
 @dataclass
 class Traffic:
-    """Requests that reached the manager since `begin`; what the browser's cache answered is none."""
+    """Requests that reached the manager since `begin`, without those served by the browser's cache."""
 
     page: Page
     sent: dict[str, str] = field(default_factory=dict)  # by request: its address
@@ -30,7 +30,7 @@ class Traffic:
         self.sizes.clear()
 
     def slow(self, round_trip_ms: float) -> None:
-        """Of each request, as Chromium emulates it; a WebSocket's too."""
+        """Add latency to every request, including WebSockets, as emulated by Chromium."""
         limits = {"offline": False, "latency": round_trip_ms, "downloadThroughput": -1, "uploadThroughput": -1}
         self._session.send("Network.emulateNetworkConditions", limits)
 

@@ -1,6 +1,6 @@
-"""Which of this process's descendants spend the processor while something is measured: each is looked at often.
+"""Samples the processor time of this process's descendants during a measurement.
 
-What the last look before its end did not see of a process is lost: a few ms of it, under load less.
+The time between the last sample of a process and its end is lost: a few ms, under load less.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ POLL_INTERVAL_S = 0.03
 
 
 class Spending:
-    """Processor seconds by kind of process, within a `with` block. `kind` names a process by its command line."""
+    """Processor seconds by kind of process within a `with` block. `kind`: maps a command line to the kind."""
 
     def __init__(self, kind: Callable[[list[str]], str]) -> None:
         self._kind = kind
@@ -67,7 +67,7 @@ class Spending:
 
 
 def parent(pid: int) -> int:
-    """0 where there is none, or it is gone."""
+    """The pid of the parent; 0 if there is none, or if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b") ")[2].split()[1])
@@ -76,7 +76,7 @@ def parent(pid: int) -> int:
 
 
 def spent_s(pid: int) -> float:
-    """By all its threads so far; 0 where it is gone."""
+    """Processor seconds of all threads of a process so far; 0 if it has ended."""
     total = 0
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -88,7 +88,7 @@ def spent_s(pid: int) -> float:
 
 
 def command_line(pid: int) -> list[str]:
-    """[] where it is gone, or the kernel's own."""
+    """The command line of a process; [] if it has ended, or for a kernel thread."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]

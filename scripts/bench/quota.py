@@ -1,8 +1,8 @@
-"""A processor as slow as another machine's: a control group whose quota makes a bare request of pywsgi take as long.
+"""Emulates a slower processor: a control group whose quota makes a bare request of pywsgi take a given time.
 
-The quota bounds how much of one core a server gets, in slices of 10 ms, by the kernel's CFS bandwidth control
-(`cpu.max` of cgroup v2, `cpu.cfs_quota_us` of v1). Needs root and a writable control group; else the bench says so and
-runs without.
+The quota limits the share of one core that a server gets, in periods of 10 ms, by the kernel's CFS bandwidth control
+(`cpu.max` of cgroup v2, `cpu.cfs_quota_us` of v1). Needs root and a writable control group; otherwise the benchmark
+reports this and runs without a quota.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENDS_WITHIN_S = 5.0
 
 
 class Quota:
-    """`share` of one core for those whose pids are added; `why_not` says why there is none, "" where there is."""
+    """A control group whose processes get `share` of one core. `why_not`: why there is no quota; "" if there is one."""
 
     def __init__(self, share: float, v1: str = V1, v2: str = V2) -> None:
         self.share = min(1.0, share)
@@ -41,12 +41,12 @@ class Quota:
             self.close()
 
     def add(self, pid: int) -> None:
-        """It and what it starts from now on."""
+        """Add a process, with all processes that it starts from now on."""
         if not self.why_not:
             _write(os.path.join(self._folder, "cgroup.procs"), str(pid))
 
     def close(self) -> None:
-        """Once its processes have ended."""
+        """Remove the control group; its processes must have ended."""
         deadline = time.monotonic() + ENDS_WITHIN_S
         while os.path.isdir(self._folder) and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -56,8 +56,8 @@ class Quota:
 
 
 def slowed(bare_us: float, slow_to_us: float) -> Quota | None:
-    """As much of a core that a request of `bare_us` takes `slow_to_us`; None: none is asked for, or it takes as long
-    without."""
+    """A quota with which a request of `bare_us` takes `slow_to_us`, both in µs; None if `slow_to_us` is not larger, for
+    example 0 for no quota."""
     return Quota(bare_us / slow_to_us) if slow_to_us > bare_us else None
 
 

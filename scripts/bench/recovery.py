@@ -1,7 +1,8 @@
 """invoke bench recovery: from SIGKILL of a child to the first line of the next one, beside runit's runsv.
 
-Both supervisors keep the very same script at the same time and are killed in turn. The child says its pid into a pipe;
-the clock stops when that line is read. runsv waits a second after a child that lived shorter, so kills keep a distance.
+Both supervisors run the same script at the same time, and their children are killed in turn. The child writes its pid
+to a pipe; the time ends when that line is read. runsv waits a second after a child that lived for less than a second,
+so kills are further apart.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Subject:
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Between two kills, outside the measured time."""
+        """Wait between two kills, outside of the measured time."""
 
     def stop(self) -> None:
         raise NotImplementedError
@@ -79,7 +80,7 @@ class Runsv(Subject):
 
 
 class ProcGuard(Subject):
-    """A runner as an agent starts it, with one agent listening to it."""
+    """A runner as an agent starts it, with one agent connected to it."""
 
     def start(self) -> None:
         worker_dir, self._runtime = os.path.join(self.folder, "w-0123456789"), os.path.join(self.folder, "r")

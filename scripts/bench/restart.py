@@ -1,7 +1,8 @@
 """invoke bench restart: the manager is killed under 10,000 simulated agents and started again on the same state.
 
-How soon it is ready, how soon everybody has come back, whether they come evenly (the busiest second beside the mean),
-and that nobody is taken for lost. The manager has one core, the swarm another.
+Measured are the time until the manager is ready, the time until all agents are connected again, and how evenly they
+return (the busiest second beside the mean); no agent may be reported as lost. The manager has one core, the swarm
+another.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GOAL_READY_S, GOAL_BACK_S, GOAL_PEAK = 3.0, 15.0, 3.0
 GOAL_CPU_BESIDE_BARE = 1000 / 135  # 1 ms of processor time where a bare request takes 135 µs
 UP_WITHIN_S = 300.0
 BACK_WITHIN_S = 120.0
-WATCH_S = 40.0  # after all are back: past the manager's start grace, when the unheard would be looked for
+WATCH_S = 40.0  # after all are back: longer than the start grace, after which silent agents are recovered
 TROUBLE = "agent_suspect,agent_unreachable,recovery,recovery_gave_up,circuit_breaker_open"
 
 

@@ -79,7 +79,7 @@ def _run(report: common.Report, options: argparse.Namespace, folder: str, settin
 
 
 def _compare(report: common.Report, beside: common.Report) -> None:
-    """Add PostgreSQL's figures, each with SQLite's of the same run as its anchor."""
+    """Add PostgreSQL's figures, each with SQLite's figure of the same run as its anchor."""
     sqlite = {one.name: one.value for one in report.figures}
     goals = {DURABLE: (GOAL_POSTGRESQL, False), HEARTBEATS: (GOAL_HEARTBEATS, True)}
     report.raw["postgresql"] = beside.raw
@@ -100,7 +100,7 @@ def _measure(report: common.Report, options: argparse.Namespace, manager: Manage
         before, cpu_before, since = swarm.summary(), manager.cpu_s(), time.monotonic()
         watch = _SaveWatch(manager.pid)
         watch.start()
-        # With a token: whether a local caller is a forwarder takes a look at all connections, which is not meant here.
+        # With a token, because recognising a local forwarder reads all connections, which should not be measured here.
         secret = str(manager.ask("POST", "/api/tokens", {"scope": "operator", "name": "bench"})["token"])
         posts, asks, syncs = _command(swarm, manager.port, folder, options.commands, secret)
         time.sleep(max(0.0, since + options.for_s - time.monotonic()))
@@ -137,7 +137,8 @@ def _measure(report: common.Report, options: argparse.Namespace, manager: Manage
 
 
 def _saves(report: common.Report, pairs: list[tuple[float, float]], saves: list[tuple[float, float]]) -> None:
-    """The worst reply while the state is written, against the worst in as many windows, as long, in which it is not."""
+    """Report the slowest reply while the state is written, and the slowest one in as many periods of the same length
+    without a write."""
     if not saves:
         report.add(
             "worst reply while the state is written", None, "ms", note="no save within the time: watch longer, --for"
@@ -160,12 +161,13 @@ def _saves(report: common.Report, pairs: list[tuple[float, float]], saves: list[
 
 
 def _worst(pairs: list[tuple[float, float]], begin: float, end: float) -> float:
-    """Of the replies under way in that time."""
+    """The longest delay of the replies that were pending in that time."""
     return max((delay for sent, delay in pairs if sent + delay >= begin and sent <= end), default=0.0)
 
 
 class _SaveWatch(threading.Thread):
-    """When the manager had its state written: (begin, end), monotonic seconds, a little wider on both sides."""
+    """The times at which the manager's state was written: (begin, end) in monotonic seconds, slightly extended on both
+    sides."""
 
     def __init__(self, manager_pid: int) -> None:
         super().__init__(daemon=True)
@@ -201,7 +203,7 @@ class _SaveWatch(threading.Thread):
 def _command(
     swarm: Swarm, port: int, folder: str, count: int, secret: str
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of each POST of a command, of each bare request and each bare fdatasync, in turns."""
+    """Seconds of each POST of a command, each bare request and each bare fdatasync, which alternate."""
     chance = random.Random(5)
     workers = [worker_id for ids in swarm.workers.values() for worker_id in ids]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

@@ -1,4 +1,5 @@
-"""A manager of a benchmark's own, and the anchors that serve HTTP: started, pinned to one core, looked at, ended."""
+"""The manager of a benchmark, and the anchors that serve HTTP: starts them, pins them to one core, measures and ends
+them."""
 
 from __future__ import annotations
 
@@ -27,20 +28,20 @@ OTHER_DESCRIPTORS = 200  # of a manager, beside its agents' connections
 
 
 def cores() -> tuple[int, int]:
-    """(the server's, the load's): two different ones where this process may use two."""
+    """(core of the server, core of the load): two different ones if this process may use two."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 
 
 def agents_possible() -> int:
-    """How many agents the descriptors of one process suffice for, at two connections each; a few end while others of
-    the same agents begin."""
+    """The number of agents for which the descriptors of one process suffice, at two connections each; a few connections
+    end while their successors begin."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 10**6 if hard == resource.RLIM_INFINITY else max(1, int(0.95 * (hard - OTHER_DESCRIPTORS)) // 2)
 
 
 def fitting(agents: int) -> tuple[int, str]:
-    """(so many as this machine lets one process serve, why not all)."""
+    """(the number of agents that one process can serve on this machine, why not all)."""
     most = agents_possible()
     return (
         (agents, "") if agents <= most else (most, f"{most} agents: more need more descriptors than a process has here")
@@ -58,7 +59,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A process that serves HTTP on 127.0.0.1:`port`. `output`: a file that what it says goes to."""
+    """A process that serves HTTP on 127.0.0.1:`port`. `output`: the file that receives its output."""
 
     quota: Quota | None = None  # of the processor; set before `start`
     root = common.ROOT  # where its modules are; another one where it runs from a wheel

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of what reads the bytes of others: `invoke fuzz`. targets.py, seeds in tests/corpus/."""
+"""Coverage-guided fuzzing of parsers of untrusted input: `invoke fuzz`. Targets: targets.py, seeds: tests/corpus/."""

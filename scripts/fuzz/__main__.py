@@ -1,9 +1,9 @@
 """`python -m scripts.fuzz [--only NAME…] [--seconds N] [--keep DIR] [--adopt]`: fuzzes one target after the other.
 
-Each runs in a process of its own, with atheris (libFuzzer for Python), from the seeds in tests/corpus/. What it learns
-stays in DIR, by default a folder that is gone afterwards; --adopt copies the little of it into the tree that reaches
-something new. Bytes that break a target are shown, written to build/fuzz/<target>-<digest>, and the exit code is 1. At
-the end a table: inputs tried, new ones kept, lines covered.
+Each target runs in its own process with atheris (libFuzzer for Python), starting from the seeds in tests/corpus/. New
+inputs are stored in DIR, by default a temporary folder; --adopt copies those that reach new code into the tree. Bytes
+that break a target are printed and written to build/fuzz/<target>-<digest>, and the exit code is 1. At the end, a table
+shows the number of inputs tried, of new ones kept, and of lines covered.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _one(name: str, seconds: int, learnt: Path, scratch: str) -> bool:
 
 
 def fuzz(name: str, seconds: int, learnt: Path) -> None:
-    """In the process that does nothing else; ends it."""
+    """Fuzz one target. Runs in a dedicated process and ends it."""
     import atheris
 
     target = targets.TARGETS[name]
@@ -93,7 +93,7 @@ def fuzz(name: str, seconds: int, learnt: Path) -> None:
 
 
 class Tracer:
-    """Which steps, from one line to the next, an input takes through the functions that the target is about."""
+    """Records the steps, from one line to the next, that an input takes through the target's functions."""
 
     def __init__(self, name: str) -> None:
         target = targets.TARGETS[name]
@@ -134,7 +134,7 @@ class Tracer:
 
 
 def covered(name: str, inputs: list[bytes]) -> tuple[int, int]:
-    """(lines that these inputs reach, lines in all) of the functions that the target is about."""
+    """(number of lines that these inputs reach, total number of lines) of the target's functions."""
     tracer = Tracer(name)
     hit = {(code, line) for data in inputs for code, _, line in tracer.steps(data)}
     every = {
@@ -144,8 +144,8 @@ def covered(name: str, inputs: list[bytes]) -> tuple[int, int]:
 
 
 def adopt(name: str, learnt: Path, folder: Path) -> int:
-    """Copy what was learnt into the tree's corpus, the smallest first, where it takes a step that nothing there takes.
-    Returns how many files."""
+    """Copy new inputs into the tree's corpus, the smallest first, if they take a step that no input there takes.
+    Returns the number of files."""
     tracer, known, adopted = Tracer(name), set(), 0
     for data in sorted((path.read_bytes() for path in folder.iterdir()), key=len):
         known |= tracer.steps(data)
@@ -160,7 +160,7 @@ def adopt(name: str, learnt: Path, folder: Path) -> int:
 
 
 def _codes(module: types.ModuleType) -> set[types.CodeType]:
-    """Of every function that the module's file defines."""
+    """The code objects of all functions that the module's file defines."""
     assert module.__file__ is not None
     whole = compile(Path(module.__file__).read_text("utf-8"), module.__file__, "exec")
     found: set[types.CodeType] = set()

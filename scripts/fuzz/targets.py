@@ -1,8 +1,8 @@
-"""What is fuzzed: each target takes bytes, and raises only where ProcGuard is wrong.
+"""The targets of fuzzing: each takes bytes and raises only for an error in ProcGuard.
 
-A target says which functions it is about (their coverage is reported) and which bytes to begin with: the files of
-tests/corpus/<target>/. Bytes that once broke it stay there; tests/unit/scripts/test_fuzz_targets.py runs all of them.
-Nothing here opens a connection or starts a process.
+A target names its functions, whose coverage is reported. It starts from the files in tests/corpus/<target>/, where
+bytes that once broke it are kept; tests/unit/scripts/test_fuzz_targets.py runs all of them. No target opens a
+connection or starts a process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 class Pieces:
-    """A socket whose peer sends these and then ends."""
+    """A socket whose peer sends these pieces and then closes the connection."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._left = [piece for piece in pieces if piece]
@@ -57,14 +57,14 @@ class Pieces:
 
 
 def scratch() -> str:
-    """A folder until this process ends."""
+    """A folder that exists until this process ends."""
     folder = tempfile.mkdtemp(prefix="pgfuzz-", dir=MEMORY)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def cut(data: bytes, width: int) -> list[bytes]:
-    """As a whole (0), or in pieces of `width` bytes."""
+    """The data as a whole (`width` 0), or in pieces of `width` bytes."""
     return [data] if not width else [data[at : at + width] for at in range(0, len(data), width)]
 
 
@@ -72,7 +72,7 @@ def cut(data: bytes, width: int) -> list[bytes]:
 
 
 def http() -> Callable[[bytes], None]:
-    """Heads and bodies of one connection: the same requests, however their bytes arrive."""
+    """Heads and bodies of one connection: the same requests, independent of how their bytes arrive."""
     from procguard.config.limits import WebLimits
     from procguard.portal.http import parser, server
     from procguard.portal.http.body import BadBody, Body
@@ -120,14 +120,14 @@ def http() -> Callable[[bytes], None]:
 
 
 def websocket() -> Callable[[bytes], None]:
-    """Frames of one client: the same messages, however their bytes arrive; every close has a code that may be sent."""
+    """Frames of one client: the same messages, independent of how their bytes arrive; every close has a valid code."""
     from procguard.portal.http import frames
     from procguard.portal.http.buffer import SocketReader
     from procguard.portal.http.websocket import WebSocketConnection
 
     class Signal:
         def set(self) -> None:
-            """Nobody writes here."""
+            """Discards the data."""
 
     class Connection(WebSocketConnection):
         def __init__(self, pieces: list[bytes]) -> None:
@@ -163,7 +163,7 @@ def websocket() -> Callable[[bytes], None]:
 
 
 def heartbeat() -> Callable[[bytes], None]:
-    """Heartbeats of agents and workers: what is taken can be written and read again, and is the same."""
+    """Heartbeats of agents and workers: accepted ones can be encoded and decoded again without a change."""
     from procguard.agent_api import decode
     from procguard.errors import ProcGuardError
     from remote_agent.protocol import messages
@@ -182,7 +182,7 @@ def heartbeat() -> Callable[[bytes], None]:
 
 
 def zmq() -> Callable[[bytes], None]:
-    """Requests on one zmq connection, cut apart by NUL NUL: each has one answer, with a status below 500."""
+    """Requests on one zmq connection, separated by NUL NUL: each has one response with a status below 500."""
     from procguard.admission.memory import Bodies
     from procguard.agent_api.handlers import AgentRoute, Answer
     from procguard.agent_api.routes import RouteTable
@@ -210,7 +210,7 @@ def zmq() -> Callable[[bytes], None]:
             self.answers.append(data)
 
         def flush(self) -> None:
-            """All is sent."""
+            """Does nothing: all data has been sent."""
 
     class Channel(ZmqChannel):
         def __init__(self) -> None:
@@ -241,7 +241,8 @@ def zmq() -> Callable[[bytes], None]:
 
 
 def times() -> Callable[[bytes], None]:
-    """When the bytes of a log were written: as an agent says it, as its file and the manager's index hold it."""
+    """The times when the bytes of a log were written: as sent by an agent, as in its file, as in the manager's
+    index."""
     from procguard.agent_api.handlers import _times
     from procguard.errors import UsageError
     from procguard.portal.logs import reader
@@ -284,7 +285,7 @@ def times() -> Callable[[bytes], None]:
 
 
 def mux() -> Callable[[bytes], None]:
-    """Frames of a tunnel: the same frames, however their bytes arrive; what waits stays within its bounds."""
+    """Frames of a tunnel: the same frames, independent of how their bytes arrive; queues stay within their limits."""
     from remote_agent.tunnel import mux as tunnel
 
     class Wire(tunnel.Wire):
@@ -321,7 +322,7 @@ def mux() -> Callable[[bytes], None]:
 
 
 def inventory() -> Callable[[bytes], None]:
-    """An inventory file, YAML or INI by its first byte: read, or refused with its mistakes."""
+    """An inventory file, YAML or INI by its first byte: it is read, or refused with a list of its errors."""
     from procguard.deploy.inventory import groups, model, names
     from procguard.errors import InventoryError
 
@@ -329,7 +330,7 @@ def inventory() -> Callable[[bytes], None]:
     locations = ("a.yaml", "b.ini", "c", "group_vars/all.yml")
 
     def load(source: Path) -> None:
-        """With its bounds made small: how long a large inventory takes is no finding."""
+        """Load an inventory with small limits, because the time for a large inventory is not a finding."""
         with mock.patch.object(names, "MAX_HOSTS", 100), mock.patch.object(groups, "MOST_HOSTS", 300):
             found = model.load(source, within_bounds=False)
             assert 0 < len(found.hosts) <= 300 and found.select("all")
@@ -353,7 +354,7 @@ def inventory() -> Callable[[bytes], None]:
 
 
 def release() -> Callable[[bytes], None]:
-    """A release as it comes to a host: nothing outside its folder, nothing but files and folders in it."""
+    """A release as received by a host: it writes nothing outside its folder, and only files and folders."""
     from remote_agent.install import release as unpacking
 
     folder = scratch()
@@ -378,7 +379,8 @@ def release() -> Callable[[bytes], None]:
 
 
 def archive() -> Callable[[bytes], None]:
-    """The header of an object in the log archive, as it is stored or as its JSON alone; a piece: read, or damaged."""
+    """The header of an object in the log archive, as stored or as JSON, and a piece: each is read, or reported as
+    damaged."""
     from procguard.portal.logs.archive import objects
     from procguard.portal.logs.archive.object_store import ObjectDamaged
 
@@ -409,8 +411,8 @@ def archive() -> Callable[[bytes], None]:
 
 
 def numbers() -> Callable[[bytes], None]:
-    """An expression of `metrics`, and behind a NUL lines that a job prints: refused, or a number read from them in
-    bounded time, by Python's `re` as by RE2."""
+    """An expression of `metrics` and, after a NUL, lines that a job prints: the expression is refused, or Python's `re`
+    matches the same lines as RE2, in bounded time, and their groups are read as numbers."""
     from procguard import expression, log_metrics
     from procguard.errors import UsageError
     from remote_agent.logs import number_reader
@@ -497,7 +499,7 @@ TARGETS = {
 
 
 def checked(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """The same, for which time is a finding, too."""
+    """The target with a limit on processor time, so that excessive time is also a finding."""
 
     def timed(data: bytes) -> None:
         began = time.process_time()
@@ -513,7 +515,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def tar(members: dict[str, bytes]) -> bytes:
-    """For seeds: an archive without times and owners."""
+    """A tar archive for seeds, without times and owners."""
     import tarfile
 
     out = io.BytesIO()

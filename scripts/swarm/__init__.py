@@ -1,8 +1,8 @@
 """A swarm of simulated agents: the real protocol over real HTTP, thousands of them in one process, on this machine.
 
-For benchmarks, browser and chaos tests, and `invoke swarm`. What is real: the conversation (remote_agent.agent.session:
-heartbeats at the manager's interval, held requests, retries with jitter), the proof before the secret, the restart
-decisions and the table of states. What is simulated: hosts, runners and children.
+For benchmarks, browser and chaos tests, and `invoke swarm`. The protocol is real (remote_agent.agent.session:
+heartbeats at the manager's interval, long polls, retries with jitter), as are authentication, restart decisions and the
+table of states. Hosts, runners and children are simulated.
 
     from scripts.swarm import Behaviour, Swarm
 
@@ -12,8 +12,9 @@ decisions and the table of states. What is simulated: hosts, runners and childre
         swarm.bring_back(gone)
         print(swarm.summary().replies.quantile(0.99))
 
-Only a manager on loopback is accepted. `with` ends the agents and takes the hosts out of the manager again, also after
-an error and Ctrl-C; a swarm whose owner was killed ends with it (its hosts then stay: `invoke swarm --clean`).
+Only a manager on loopback is accepted. At its end, `with` stops the agents and removes the hosts from the manager, also
+after an error or Ctrl-C. If the owner of a swarm is killed, the agents end, but the hosts stay in the manager; to
+remove them: `invoke swarm --clean`.
 """
 
 from scripts.swarm.behaviour import Behaviour

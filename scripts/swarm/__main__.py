@@ -103,7 +103,7 @@ def _script(path: str | None) -> list[Step]:
 
 
 def _play(swarm: Swarm, steps: list[Step], for_s: float) -> None:
-    """Until the time is over; each step at its time."""
+    """Run the steps of the script, each at its time, until the time is over."""
     began = time.monotonic()
     left, progress_at, last = list(steps), began + PROGRESS_EVERY_S, swarm.summary()
     width = 0

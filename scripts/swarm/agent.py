@@ -1,8 +1,8 @@
-"""A simulated agent: the real conversation (`remote_agent.agent.session`: when it speaks, how it retries) over wires of
-the loop, and simulated workers behind it.
+"""A simulated agent: the real session logic (`remote_agent.agent.session`: heartbeats, retries) over connections of the
+event loop, with simulated workers.
 
-Owns one agent: its connections, the proof it asks for on each, the orders it carries out. Its credentials are its own,
-as deployed. Knows nothing of the other agents.
+Owns one agent: its connections, their authentication, and the commands that it executes. It has its own credentials,
+as deployed. Knows nothing about other agents.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Job = Callable[[Any], Any]
 
 
 class WireCaller:
-    """What `remote_agent.transport.client.Caller` is to the conversation, without its thread: one request at a time on
-    a kept-alive connection, which is opened and has the manager prove itself first. The same rules as link.Connection:
-    a kept-alive connection that turns out to be closed is opened anew once, a proof that fails is no manager of
-    ours."""
+    """Replaces `remote_agent.transport.client.Caller` for the session, without a thread: sends one request at a time
+    over a keep-alive connection, on which the manager must first prove its identity. The rules are those of
+    link.Connection: a keep-alive connection that turns out to be closed is opened once more, and a failed proof is
+    reported as UnprovenManager."""
 
     def __init__(self, agent: SimulatedAgent, name: str) -> None:
         self.busy = False
@@ -57,7 +57,7 @@ class WireCaller:
         self._session: session.ClientSession | None = None
         self._timeout_s = REQUEST_TIMEOUT_S
         self._sent = 0.0
-        self._nonce = ""  # a proof is awaited
+        self._nonce = ""  # not empty while a proof is pending
         self._reused = False
 
     def start(self) -> None:
@@ -75,14 +75,14 @@ class WireCaller:
     def request(
         self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> None:
-        """As link.Connection.request, but the answer comes by the loop."""
+        """Like link.Connection.request, but the event loop delivers the response."""
         self._request = (method, path, body)
         self._timeout_s = timeout_s
         self._reused = self._wire.is_open
         self._go()
 
     def break_off(self) -> None:
-        """The network ends this connection."""
+        """Simulate that the network resets this connection."""
         if self._wire.is_open:
             self._wire.fail("the connection was reset")
 
@@ -118,7 +118,7 @@ class WireCaller:
         self._wire.send(self._signed(), self._timeout_s)
 
     def _signed(self) -> bytes:
-        """The request with its MAC; answers are taken as they are."""
+        """The request with its MAC. Responses are not verified."""
         assert self._session is not None
         method, path, body = self._request
         headers = "".join(f"{name}: {value}\r\n" for name, value in self._session.sign(method, path, body).items())
@@ -144,7 +144,7 @@ class WireCaller:
         self._nonce = ""
         self._agent.tally.losses += 1
         if not self.busy:
-            return  # between two requests: the next one opens it anew
+            return  # between two requests: the next one opens the connection again
         if self._reused and not timed_out:
             self._reused = False
             self._go()
@@ -156,7 +156,8 @@ class WireCaller:
 
 
 class SimulatedAgent:
-    """`start`, then the loop drives it. `kill`, `silence` and `come_back` are what happens to its host."""
+    """One simulated agent. After `start`, the event loop runs it. `kill`, `silence` and `come_back` simulate events on
+    its host."""
 
     def __init__(
         self,
@@ -190,7 +191,7 @@ class SimulatedAgent:
         self._new_process()
 
     def _new_process(self) -> None:
-        """What an agent process knows when it starts: what is on disk (workers, events), and nothing else."""
+        """Reset the state to that of a new agent process, which knows only what is on disk (workers, events)."""
         self._pid = self._chance.randrange(1000, 4_000_000)
         self._started_at = time.time()
         self._rev, self._seq = "", 0
@@ -224,7 +225,7 @@ class SimulatedAgent:
 
     @property
     def linked(self) -> bool:
-        """Its newest heartbeat was answered."""
+        """Whether its newest heartbeat was answered."""
         return self._state == "on" and self._link.up
 
     def start(self) -> None:
@@ -232,12 +233,12 @@ class SimulatedAgent:
         self._wake(time.monotonic())
 
     def kill(self) -> None:
-        """The agent's process dies; its workers' children run on."""
+        """The agent's process is killed; its workers' children keep running."""
         self._hang_up()
         self._state = "off"
 
     def silence(self) -> None:
-        """It hangs: nothing is closed, nothing said, what comes in is not read."""
+        """The agent hangs: it closes nothing, sends nothing and reads nothing."""
         self._state = "silent"
 
     def come_back(self) -> None:
@@ -248,14 +249,14 @@ class SimulatedAgent:
             self.start()
 
     def storm(self) -> None:
-        """Its connections break, as when a switch restarts."""
+        """All its connections break, as when a switch restarts."""
         for caller in self._callers:
             caller.break_off()
         self._log_wire.close()
         self._log_worker = None
 
     def happened(self, now: float) -> None:
-        """Something was done to its workers from outside."""
+        """Its workers were changed from outside, for example crashed."""
         if self._state == "on":
             self._after(now)
 
@@ -288,7 +289,7 @@ class SimulatedAgent:
         self._after(now)
 
     def _after(self, now: float) -> None:
-        """What every change leads to: news leaves soon, finished orders are counted, the next wake-up is set."""
+        """After every change: send news soon, count finished commands, and schedule the next wake-up."""
         for worker in self.workers.values():
             if worker.changed:
                 worker.changed = False
@@ -319,7 +320,7 @@ class SimulatedAgent:
     # ---------------------------------------------------------------------------------------------------- messages
 
     def head(self, method: str, path: str, body: bytes | None, *, secret: bool = False) -> bytes:
-        """`secret`: with the bearer secret, as a launcher of one's own making sends it."""
+        """The head of a request. `secret`: with the bearer secret, as a self-written launcher sends it."""
         text = f"{method} {path} HTTP/1.1\r\nHost: {self._netloc}\r\nAccept-Encoding: identity\r\n"
         if secret:
             mine = self.credentials
@@ -366,7 +367,8 @@ class SimulatedAgent:
         return beat
 
     def _gpus(self) -> list[dict[str, Any]]:
-        """Of every 8 one that nobody of ours holds and somebody uses, one full and doing nothing; the rest idle."""
+        """The host's GPUs. Of every eight, one is used by a process of no worker, one has full memory and no load, and
+        the rest are idle unless assigned to a worker."""
         running = [worker for worker in self.workers.values() if worker.report.usage is not None]
         held = {index: worker for worker in running for index in worker.report.usage.gpus or []}  # type: ignore[union-attr]
         return [messages.encode(self._gpu(index, held.get(index))) for index in range(self._behaviour.gpus_per_host)]
@@ -459,7 +461,7 @@ class SimulatedAgent:
                 self.tally.command_ended("done", now - accepted)
 
     def _search_logs(self, search: messages.LogSearch) -> None:
-        """A search answered at once, as if each worker's log were its newest line; one at a time."""
+        """Answer a search immediately, as if each worker's log consisted of its newest line; one search at a time."""
         if self._search.busy:
             return
         flags = re.IGNORECASE if search.ignore_case else 0
@@ -479,7 +481,7 @@ class SimulatedAgent:
     # -------------------------------------------------------------------------------------------------------- logs
 
     def _ship_logs(self, now: float) -> None:
-        """One post at a time, as the real shipper; on a connection of its own."""
+        """Ship logs on a separate connection, one POST at a time, like the real shipper."""
         if now < self._log_not_before or not self._link.up:
             return
         worker = next((one for one in self.workers.values() if one.logs and one.logs[0][2]), None)

@@ -1,6 +1,6 @@
-"""What the simulated agents and workers do by themselves, and the script that tells what happens to them when.
+"""The behaviour of simulated agents and workers, and scripts of events that happen to them at given times.
 
-A script is a text file, one step a line: TIME ACTION [AMOUNT]
+A script is a text file with one step per line: TIME ACTION [AMOUNT]
 
     # at    what       how many (a share or a number; without one: all)
     10s     kill       10%        agents die; their workers' processes run on
@@ -25,7 +25,7 @@ WORKER_ACTIONS = ("crash", "finish")
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Rates are of the whole swarm unless they say otherwise; shares from 0 to 1."""
+    """Rates are those of the whole swarm unless stated otherwise; shares are from 0 to 1."""
 
     crashes_per_s: float = 0.0  # children that end by SIGKILL
     log_lines_per_s: float = 0.0  # of each running worker
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 def read_script(text: str, name: str) -> list[Step]:
-    """Raises UsageError naming the line."""
+    """The steps of a script. Raises UsageError that names the line."""
     steps = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()

@@ -1,7 +1,7 @@
-"""One thread, thousands of connections: an epoll loop with timers, and the leanest HTTP/1.1 client that will do.
+"""An epoll loop with timers for thousands of connections in one thread, and a minimal HTTP/1.1 client.
 
-Owns sockets and time; knows nothing of agents. Every answer of the manager has a Content-Length, so that is all the
-client understands; whatever else comes is an answer that cannot be used.
+Owns sockets and time; knows nothing about agents. The client supports only responses with a Content-Length, which all
+responses of the manager have; any other response is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Handler(Protocol):
 
 
 class Loop:
-    """`call_at` runs something once; nothing is ever cancelled: whoever is called looks whether it still matters."""
+    """The event loop. `call_at` schedules a call; calls cannot be cancelled, so the callee checks whether it still
+    applies."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -60,7 +61,7 @@ class Loop:
             self._waiting[wire] = at
 
     def run(self) -> None:
-        """Until `ending`."""
+        """Run the loop until `ending` is set."""
         self.call_at(time.monotonic() + SWEEP_EVERY_S, self._sweep)
         while not self.ending:
             self._run_timers()
@@ -77,7 +78,7 @@ class Loop:
         self._epoll.close()
 
     def _run_timers(self) -> None:
-        """What is due now, but not what these add: input is looked after in between."""
+        """Run the timers that are due now, but not those that they add, so that input is processed in between."""
         now = time.monotonic()
         due = []
         while self._timers and self._timers[0][0] <= now:
@@ -95,8 +96,8 @@ class Loop:
 
 
 class Wire:
-    """One connection, one request at a time. `answered(status, body)` or `lost(why, timed_out)` follows each `send`;
-    `lost` also when an idle connection ends. Opens with the first `send`; `opened` is told when it stands."""
+    """One connection with one request at a time. After each `send`, `answered(status, body)` or `lost(why, timed_out)`
+    is called; `lost` also if an idle connection ends. The first `send` opens the connection and calls `opened`."""
 
     __slots__ = (
         "_address",
@@ -122,7 +123,7 @@ class Wire:
         opened: Callable[[], None] = lambda: None,
         source: str = "",
     ) -> None:
-        """`source`: the IPv4 address that it comes from; "" for what the system chooses."""
+        """`source`: the IPv4 source address; "" for the system's choice."""
         self._loop, self._address, self._source = loop, address, source
         self._answered, self._lost, self._opened = answered, lost, opened
         self._sock: socket.socket | None = None
@@ -146,7 +147,7 @@ class Wire:
             self._flush()
 
     def close(self) -> None:
-        """At once and without a word to anybody."""
+        """Close the connection immediately, without a callback."""
         self.busy = False
         self._loop.deadline(self, None)
         self._out = self._read = b""
@@ -176,7 +177,7 @@ class Wire:
             self._fail_later(os.strerror(problem))
 
     def _fail_later(self, why: str) -> None:
-        """Told from the loop, as every other failure: never in the middle of `send`."""
+        """Report a failure from the loop, like every other failure, and never during `send`."""
         sock = self._sock
 
         def notify() -> None:

@@ -1,9 +1,9 @@
-"""python -m scripts.swarm.process PLAN: some of the swarm's agents, told what to do by JSON lines on stdin.
+"""python -m scripts.swarm.process PLAN: runs some of the swarm's agents, controlled by JSON lines on stdin.
 
-PLAN is a file, removed once read, for it holds the agents' secrets: {"address", "netloc", "seed", "behaviour",
-"ramp_s", "crashes_per_s", "agents": [[id, fleet, secret, key, [worker…]]…]}. The orders: {"do": "kill" | "silence" |
-"return" | "storm" | "crash" | "finish", "ids": […]}, {"do": "samples", "path"}, {"do": "end"}. Every half second it
-writes a line with what it has counted. It ends when stdin does: nobody leaves a swarm behind.
+PLAN is a file that is removed once read, because it contains the agents' secrets: {"address", "netloc", "seed",
+"behaviour", "ramp_s", "crashes_per_s", "agents": [[id, fleet, secret, key, [worker…]]…]}. Commands: {"do": "kill" |
+"silence" | "return" | "storm" | "crash" | "finish", "ids": […]}, {"do": "samples", "path"}, {"do": "end"}. Every half
+second it writes a line with its counters. It exits when stdin is closed, so that no swarm is left behind.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Process:
     # ------------------------------------------------------------------------------------------------ being told
 
     def on_io(self, _events: int) -> None:
-        """Orders have come."""
+        """Read commands from stdin."""
         try:
             data = os.read(0, 1 << 20)
         except BlockingIOError:
@@ -140,7 +140,7 @@ class Process:
             self._loop.ending = True
 
     def _write_samples(self, path: str) -> None:
-        """Complete when the file is there under its name."""
+        """Write the samples to a file that appears under its name only once it is complete."""
         with open(path + ".new", "w", encoding="ascii") as file:
             json.dump({"beats": self._tally.samples.tolist(), "connects": self._tally.connected_at.tolist()}, file)
         os.replace(path + ".new", path)

@@ -1,6 +1,7 @@
-"""The swarm as its users see it: declared in the manager as an operator would, run in processes, steered, cleaned up.
+"""The interface of the swarm: declares its hosts in the manager like an operator, runs and controls the processes, and
+cleans up.
 
-Owns the simulated hosts in the manager and the processes. Only ever talks to a manager on this machine.
+Owns the simulated hosts in the manager and the processes. Connects only to a manager on this machine.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Spec = Callable[[int, int], dict[str, Any]]
 
 
 def default_spec(host: int, number: int) -> dict[str, Any]:
-    """What the simulated worker `number` of `host` is declared as: enough for selectors to choose among."""
+    """The declaration of the simulated worker `number` of `host`, with enough variety for selectors."""
     return {
         "command": f"python train.py --shard {host} --part {number}",
         "labels": {"swarm": "true", "rack": f"r{host // 32}", "part": str(number)},
@@ -112,7 +113,7 @@ class Swarm:
     # ------------------------------------------------------------------------------------------------ life
 
     def start(self) -> Swarm:
-        """Declare the hosts and start their agents. Returns at once: `wait_connected` waits for them."""
+        """Declare the hosts and start their agents. Returns immediately; `wait_connected` waits for them."""
         self.declare()
         self._folder = tempfile.mkdtemp(prefix="pgswarm")
         for index in range(self._process_count):
@@ -137,7 +138,7 @@ class Swarm:
         self.declared_in_s = time.monotonic() - began
 
     def stop(self) -> None:
-        """End the agents; take the simulated hosts out of the manager, unless told to keep them."""
+        """Stop the agents and remove the simulated hosts from the manager, unless `keep` is set."""
         for part in self._parts:
             part.end()
         self._parts = []
@@ -147,7 +148,7 @@ class Swarm:
             self.clean_up()
 
     def clean_up(self) -> None:
-        """Forget the hosts. Raises ProcGuardError where the manager keeps any for CLEAN_UP_WITHIN_S."""
+        """Remove the hosts from the manager. Raises ProcGuardError if any remains after CLEAN_UP_WITHIN_S."""
         deadline = time.monotonic() + CLEAN_UP_WITHIN_S
         kept: list[str] = []
 
@@ -199,31 +200,31 @@ class Swarm:
     # ------------------------------------------------------------------------------------------------ what happens
 
     def kill(self, some: Some = None) -> list[str]:
-        """Agents die: their connections close, their workers' children run on. Returns which."""
+        """Kill agents: their connections close, their workers' children keep running. Returns their ids."""
         return self.act("kill", some)
 
     def silence(self, some: Some = None) -> list[str]:
-        """Agents hang: nothing closes, nothing is said."""
+        """Make agents hang: they close nothing and send nothing. Returns their ids."""
         return self.act("silence", some)
 
     def bring_back(self, some: Some = None) -> list[str]:
-        """Killed agents start anew and adopt their workers; silent ones go on."""
+        """Restart killed agents, which adopt their workers, and let silent ones continue. Returns their ids."""
         return self.act("return", some)
 
     def storm(self, some: Some = None) -> list[str]:
-        """Their connections break; they come back by the real agent's retry rule."""
+        """Break the agents' connections; they reconnect by the real agent's retry rule. Returns their ids."""
         return self.act("storm", some)
 
     def crash(self, some: Some = None) -> list[str]:
-        """Workers' children end by SIGKILL; `some` counts or names workers."""
+        """End workers' children with SIGKILL; `some` counts or names workers. Returns their ids."""
         return self.act("crash", some)
 
     def finish(self, some: Some = None) -> list[str]:
-        """Workers' children end with exit code 0."""
+        """End workers' children with exit code 0. Returns the workers' ids."""
         return self.act("finish", some)
 
     def act(self, action: str, some: Some = None) -> list[str]:
-        """One of the above by its name in a script. Returns the ids it was done to."""
+        """Run an action by its name in a script. Returns the affected ids."""
         if action in WORKER_ACTIONS:
             of = {worker_id: agent_id for agent_id, ids in self.workers.items() for worker_id in ids}
             chosen = self._choose(list(of), some)
@@ -255,14 +256,14 @@ class Swarm:
     # ------------------------------------------------------------------------------------------------ looking
 
     def summary(self) -> Summary:
-        """What all processes have counted up to half a second ago. Raises ProcGuardError where one has died."""
+        """The counters of all processes, at most half a second old. Raises ProcGuardError if a process has died."""
         whole = Summary()
         for part in self._parts:
             whole.add(part.latest())
         return whole
 
     def wait(self, reached: Callable[[Summary], bool], timeout_s: float, what: str) -> Summary:
-        """Until the summary satisfies `reached`. Raises ProcGuardError after `timeout_s`."""
+        """Wait until the summary satisfies `reached`. Raises ProcGuardError after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
             now = self.summary()
@@ -278,17 +279,17 @@ class Swarm:
             time.sleep(0.1)
 
     def wait_connected(self, timeout_s: float = 60.0) -> Summary:
-        """Until every agent that is not away was answered."""
+        """Wait until every agent that is not killed or silent has been answered."""
         count = len(self.agent_ids) - len(self.away)
         return self.wait(lambda now: now.linked >= count, timeout_s, f"{count} agents answered")
 
     def wait_running(self, timeout_s: float = 60.0) -> Summary:
-        """Until every worker runs (and so every agent has its assignments)."""
+        """Wait until every worker runs, which implies that every agent has its assignments."""
         count = sum(len(ids) for ids in self.workers.values())
         return self.wait(lambda now: now.workers["running"] >= count, timeout_s, f"{count} workers running")
 
     def samples(self) -> dict[str, list[float]]:
-        """{"beats": [sent, delay, sent, delay, …], "connects": [when, …]}: monotonic seconds of this machine."""
+        """{"beats": [sent, delay, sent, delay, …], "connects": [time, …]}, in monotonic seconds of this machine."""
         found: dict[str, list[float]] = {"beats": [], "connects": []}
         for part in self._parts:
             for name, values in part.samples().items():
@@ -371,7 +372,8 @@ class _Part:
 
 
 def loopback(url: str) -> tuple[tuple[str, int], str]:
-    """((address, port), netloc) of a manager on this machine. Raises UsageError for any other: a swarm is a flood."""
+    """((address, port), netloc) of a manager on this machine. Raises UsageError for any other, which a swarm would
+    flood."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise UsageError(f"swarm: {url[:80]!r} is no plain http address", "e.g. http://localhost:5000")

@@ -1,4 +1,4 @@
-"""What one process of the swarm has counted: requests, delays, commands. Plain numbers, sent as JSON; they add up."""
+"""Counters of one process of the swarm: requests, delays, commands. Plain numbers, sent as JSON and added up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Delays:
         return sum(self.buckets.values())
 
     def quantile(self, share: float) -> float:
-        """Seconds; 0.0 where nothing was counted."""
+        """A quantile in seconds; 0.0 if nothing was counted."""
         left = share * self.count
         for bucket in sorted(self.buckets):
             left -= self.buckets[bucket]

@@ -1,4 +1,4 @@
-"""A simulated worker: the states, attempts and answers of a real one, without a process.
+"""A simulated worker: the states, attempts and replies of a real one, without a process.
 
 Owns one worker's life on its simulated host. The decisions are the real ones (`remote_agent.runner.restart`, the table
 of
@@ -23,7 +23,7 @@ STEPS, STEPS_PER_S = 20_000, 10.0  # of a simulated training
 
 
 class SimulatedWorker:
-    """`changed` is set when the manager should hear at once."""
+    """One simulated worker. `changed`: set if the manager should be informed immediately."""
 
     def __init__(self, worker_id: str, behaviour: Behaviour, chance: random.Random) -> None:
         self.worker_id = worker_id
@@ -70,14 +70,14 @@ class SimulatedWorker:
         self._converge(now)
 
     def grant(self, lease: messages.Lease, sent: float) -> None:
-        """A lease counts from when the heartbeat that it answers was sent."""
+        """Apply a lease, which counts from the time when the heartbeat that it answers was sent."""
         if self.assignment is None or lease.epoch < self.assignment.epoch:
             return
         self._lease_epoch, self.lease_until = lease.epoch, max(self.lease_until, sent + lease.lease_s)
         self._converge(sent)
 
     def restart(self, attempt: int, now: float) -> tuple[str, str]:
-        """(status, message) of the command; it acts on exactly this attempt."""
+        """Restart exactly this attempt. Returns (status, message) of the command."""
         if self.refuses:
             return "failed", "planted: this worker refuses restarts and kills"
         if self.report.attempt != attempt or self.report.state in states.SETTLED:
@@ -88,7 +88,7 @@ class SimulatedWorker:
         return "done", ""
 
     def kill(self, attempt: int, now: float, generation: int = 0) -> tuple[str, str]:
-        """`generation`: of the wish to end it, which may come a moment after the command."""
+        """Kill the child. `generation`: of the desired state to stop it, which may arrive shortly after the command."""
         if self.refuses or self._is_deaf(generation):
             return "failed", "planted: this worker refuses restarts and kills"
         if self.report.state in states.SETTLED:
@@ -112,12 +112,12 @@ class SimulatedWorker:
         return newest <= self._deaf_to
 
     def crash(self, now: float, signal: int = 9) -> None:
-        """Its child ends, as if somebody had killed it."""
+        """End the child, as if it had been killed."""
         if self.report.state in (states.STARTING, states.RUNNING):
             self._ended(now, decider.Ending(signal=signal, **self._how_long(now)))
 
     def finish(self, now: float) -> None:
-        """Its child ends well."""
+        """End the child with exit code 0."""
         if self.report.state in (states.STARTING, states.RUNNING):
             self._ended(now, decider.Ending(code=0, **self._how_long(now)))
 
@@ -135,7 +135,7 @@ class SimulatedWorker:
         return due
 
     def step(self, now: float) -> None:
-        """Whatever is due."""
+        """Do what is due."""
         if self._alive and self._lease_over(now) and self.report.state != states.STOPPING:
             self._stop(now, "its lease ended: nobody renewed its right to run here", then="stopped", held=False)
         if self.report.state == states.STOPPING and now >= min(self._due, self._kill_at):
@@ -150,7 +150,7 @@ class SimulatedWorker:
             self._write_log(now)
 
     def refresh(self, now: float) -> None:
-        """New numbers for the heartbeat that leaves now."""
+        """Update the measurements for the heartbeat that is sent now."""
         report = self.report
         if report.state != states.RUNNING:
             report.usage = None
@@ -171,7 +171,7 @@ class SimulatedWorker:
             report.lease_left_s = round(max(0.0, self.lease_until - now), 1)
 
     def _metrics(self, now: float) -> list[messages.LogMetric]:
-        """Of the names that are declared: `step` counts towards a total, whatever else falls as a loss does."""
+        """The values of the declared metrics: `step` counts towards a total, all others fall like a loss."""
         steps = int(STEPS_PER_S * (now - self._child_since))
         left_s = max(0.0, STEPS / STEPS_PER_S - (now - self._child_since))
         at = time.time()
@@ -185,7 +185,7 @@ class SimulatedWorker:
 
     @property
     def gone(self) -> bool:
-        """It was to be removed, and has ended."""
+        """Whether it should be removed and has ended."""
         return self.assignment is not None and self.assignment.desired == "removed" and not self._alive
 
     @property
@@ -224,7 +224,7 @@ class SimulatedWorker:
             self._up_to_date()
 
     def _up_to_date(self) -> None:
-        """What it does now is what this generation asked for."""
+        """Whether its state is the one that the current generation requests."""
         assert self.assignment is not None
         if (self.report.generation, self.report.epoch) != (self.assignment.generation, self.assignment.epoch):
             self.report.generation, self.report.epoch = self.assignment.generation, self.assignment.epoch
@@ -325,13 +325,13 @@ class SimulatedWorker:
         )
 
     def log_line(self) -> str:
-        """What its log's newest line looks like; a simulated log is found by searches, and is nowhere kept."""
+        """The newest line of its log. A simulated log can be searched but is not stored."""
         rate, at = 950.0, time.strftime("%H:%M:%S")
         loss = 2.0 / (1 + self._log_number * 0.01)
         return LOG_LINE.format(at=at, number=self._log_number, worker=self.worker_id, loss=loss, rate=rate).rstrip()
 
     def _write_log(self, now: float) -> None:
-        """Numbered lines, so that a reader can tell lost from doubled."""
+        """Write numbered lines, so that a reader can detect lost and repeated ones."""
         rate = self._behaviour.log_lines_per_s
         lines = max(1, min(1000, int((now - self._log_due) * rate) + 1))
         self._log_due = max(self._log_due + lines / rate, now)
@@ -357,7 +357,7 @@ class SimulatedWorker:
 
 
 def hash_of(text: str) -> int:
-    """The same in every process, which hash() is not."""
+    """A hash that is the same in every process, unlike hash()."""
     value = 2166136261
     for byte in text.encode():
         value = ((value ^ byte) * 16777619) & 0xFFFFFFFF
