@@ -71,7 +71,8 @@ def _command_line(words: list[str]) -> int:
 
 
 def run_agent(agent_dir: str) -> int:
-    """Until SIGTERM or SIGINT; runners and children live on. Exit code 1 where it can't be the agent of `agent_dir`."""
+    """Run the agent of `agent_dir` until SIGTERM or SIGINT; runners and children keep running. Returns the exit code: 1
+    if it cannot be that agent."""
     from remote_agent.agent import settings as settings_module
     from remote_agent.system import memory
 

@@ -41,8 +41,8 @@ class HttpChannel:
             app.route(route.path, route.method, answer, who=route.who)
 
     def frequent(self) -> list[tuple[str, str, Callable[[dict[str, Any], str], Answer]]]:
-        """What every agent asks again and again, for a server that has a short way: (method, path, answer), where
-        `answer(environ, id)` may raise ProcGuardError; the id is "" where the path has none."""
+        """The requests that every agent repeats, for a server with a fast path: (method, path, answer).
+        `answer(environ, id)` may raise ProcGuardError; the id is "" if the path has none."""
         return [
             (route.method, route.path, functools.partial(self._answer_shortly, route))
             for route in self._agent_api.routes()

@@ -22,8 +22,8 @@ class Leadership(Protocol):
 
     @property
     def grace_s(self) -> float:
-        """For how long from its start an earlier leader, without its database, may go on renewing leases
-        (`state.database_grace_s` of that one). 0: all of them handed over, or have none."""
+        """How long after this leader's start an earlier leader without its database may continue to renew leases, in
+        seconds (the earlier one's `state.database_grace_s`). 0 if all earlier leaders handed over or have no grace."""
 
     def may_direct(self) -> bool:
         """Whether assignments and commands may leave at this moment."""

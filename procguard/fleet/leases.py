@@ -112,7 +112,7 @@ class Leases:
         return instance.reason if instance.gone else NONE
 
     def judge(self, worker_id: str, now: Now) -> InstanceStatus:
-        """Whether the instance is confirmed stopped, or why not and for how long."""
+        """The status of the worker's instance: confirmed stopped with the reason, or why not and for how long."""
         worker = self._state.workers_by_id[worker_id]
         ended = self._reported_ended(worker)
         if ended:

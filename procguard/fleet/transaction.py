@@ -35,7 +35,7 @@ Wait = Literal["durable", "tried", "nothing"]
 
 
 class Changeable(Protocol):
-    """What a transaction needs of the state (state.py)."""
+    """The part of the state (state.py) that a transaction uses."""
 
     tables_by_name: dict[str, RecordTable[Any]]
     event_log: EventLog
@@ -46,7 +46,7 @@ class Changeable(Protocol):
         """Add to `agent_ids` whom it concerns that these fields (None: all) of a record have changed."""
 
     def reassigned(self, agent_id: str, number: int) -> None:
-        """What this agent is told has changed; it hears of it once the change of this number is durable."""
+        """The assignments of this agent have changed; it is notified once the change `number` is durable."""
 
 
 class Transaction:

@@ -184,7 +184,7 @@ class WebMonitor:
 
     @property
     def agents_port(self) -> int:
-        """Where agents that come through a tunnel are served; once bound."""
+        """The port that serves agents behind tunnels. Only available once it is bound."""
         assert self._agents_server is not None
         return int(self._agents_server.server_port or 0)
 
@@ -285,13 +285,14 @@ class WebMonitor:
         self._stopped.set()
 
     def manager_urls(self) -> list[str]:
-        """Where agents may find this manager: `web.advertise` first, then this machine's own addresses. The latter are
-        candidates: a deployment keeps those that prove to lead here from its host."""
+        """The addresses of this manager for agents: `web.advertise` first, then this machine's own addresses. The
+        latter are candidates: a deployment keeps those that lead to this manager from its host."""
         web = self._config.web
         return own_addresses.manager_urls(web.advertise, self._scheme, web.host, self.port)
 
     def for_agents(self, *, local: bool) -> dict[str, Any]:
-        """What an agent gets of this manager over SSH, as in a deployment's request; `local`: one of this machine."""
+        """The facts about this manager that an agent receives over SSH, as in a deployment's request. `local`: for an
+        agent on this machine."""
         urls = [f"{self._scheme}://127.0.0.1:{self.port}"] if local else []
         pinned = self.pinned()
         return {
@@ -343,7 +344,8 @@ class WebMonitor:
 
 
 def _keep_sessions(sessions: BrowserSessions, fleet: Fleet) -> None:
-    """In the database that several managers share; durable with the next commit, which a log-in's audit makes."""
+    """Store sessions in the database that several managers share. They are durable with the next commit, which a login
+    causes by its audit entry."""
     sessions.restore(fleet.kept_tables.get("sessions", {}), clock.read().monotonic)
     sessions.keep_by(lambda digest, record: fleet.state.durability.hand_in([("sessions", digest, record)]))
     fleet.state.more_tables.append(lambda: {"sessions": sessions.kept()})
@@ -369,7 +371,7 @@ _STATUS_CODES = {
 
 
 def _error_as_json(error: bottle.HTTPError) -> bytes:
-    """What bottle itself refuses (no route, wrong method), in the one shape of errors."""
+    """An error of bottle itself (no route, wrong method) in the common JSON form."""
     identifier = http_io.request_id()
     if error.exception is not None:
         log.error("request failed request_id=%s", identifier, exc_info=error.exception)

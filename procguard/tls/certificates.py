@@ -29,8 +29,8 @@ MAX_NAMES = 200
 
 @dataclass(frozen=True)
 class Pinned:
-    """What agents and launchers are to trust. `ca`: PEM, "" = what their machines know; `any_name`: the certificate
-    need not name the address, because its CA signs for nobody else."""
+    """The CA that agents and launchers trust. `ca`: PEM; "" for those of their operating system. `any_name`: the
+    certificate need not contain the address, because its CA signs for no other server."""
 
     ca: str = ""
     any_name: bool = False
@@ -41,7 +41,8 @@ class Pinned:
 
 
 class Certificates:
-    """Of one running manager. `context` is for its listener; `refresh` renews, or reads files that were replaced."""
+    """The certificates of a running manager. `context`: for its listener. `refresh`: renews them, or reads files that
+    were replaced."""
 
     def __init__(self, settings: Tls, names: Iterable[str], now: datetime) -> None:
         self._settings = settings
@@ -130,7 +131,7 @@ class OwnCa(Certificates):
 
 
 def open_certificates(config: Config, names: Iterable[str], now: datetime) -> Certificates | None:
-    """What `web.tls` asks for; None: plain HTTP. Raises ProcGuardError."""
+    """The certificates configured by `web.tls`; None for plain HTTP. Raises ProcGuardError."""
     settings = config.web.tls
     if settings.mode == "auto":
         return OwnCa(settings, names, now, os.path.join(config.state_directory, "tls"))
@@ -138,7 +139,7 @@ def open_certificates(config: Config, names: Iterable[str], now: datetime) -> Ce
 
 
 def pinned_by(settings: Tls) -> Pinned:
-    """What agents are to trust where the manager's own CA plays no part: `web.tls.ca`, which may also be a proxy's."""
+    """The CA for agents if the manager does not use its own CA: `web.tls.ca`, which may also be that of a proxy."""
     if not settings.ca:
         return Pinned()
     try:
@@ -158,7 +159,7 @@ def new_context() -> ssl.SSLContext:
 
 
 def names_for(addresses: Iterable[str], advertised: Iterable[str], host: str) -> list[str]:
-    """What the certificate of `auto` names: this machine in every way it can be called."""
+    """The names in the certificate of `tls: auto`: all names and addresses of this machine."""
     asked = [urlsplit(url).hostname or "" for url in advertised]
     own = socket.gethostname()
     listening = [] if host in ("0.0.0.0", "::", "") else [host]

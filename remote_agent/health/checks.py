@@ -89,7 +89,8 @@ class Checks:
                 worker.health.result(due, True, because("health.too_many"), now)
 
     def elsewhere(self, worker: CheckedWorker) -> Elsewhere:
-        """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
+        """The context for checks of the running attempt: the rights of its user, the environment of its
+        specification."""
         status, python = worker.status, self._python
         facts = {
             "worker_dir": worker.directory,

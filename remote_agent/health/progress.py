@@ -54,7 +54,8 @@ class ProgressWatch:
             self._submit((TAG, worker.worker_id), self._reading(worker, rule))
 
     def next_at(self, worker: CheckedWorker) -> Optional[float]:
-        """Of its file. Metrics are passed on whenever the loop comes round."""
+        """The time of the next check of the worker's progress file; None if there is none. Metrics are processed in
+        every iteration."""
         return self._next_file.get(worker.worker_id) if worker.link is not None else None
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker]) -> bool:

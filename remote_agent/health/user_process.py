@@ -109,7 +109,8 @@ def main() -> int:
 
 
 def _load(request: "dict[str, Any]") -> "Any":
-    """What is to be done, with all it imports: the user may not be able to read the release or the interpreter."""
+    """The function for this request. Imports everything that it needs first, because the user may not be able to read
+    the release or the interpreter."""
     from remote_agent.runner import environment  # noqa: F401
     from remote_agent.runner import launch as child  # noqa: F401
     from remote_agent.system import identity, paths, processes  # noqa: F401
@@ -143,7 +144,7 @@ def _probe(request: "dict[str, Any]", _worker: "_Worker") -> "Any":
 
 
 class _Worker:
-    """What the agent wrote for it, read before anything is given up."""
+    """The files that the agent wrote for a worker, read before privileges are dropped."""
 
     def __init__(self, request: "dict[str, Any]") -> None:
         from remote_agent.system import paths
@@ -189,8 +190,9 @@ class _Worker:
         return os.WEXITSTATUS(status) == 0, because("health.command", command=command, code=os.WEXITSTATUS(status))
 
     def _environment(self) -> "dict[str, str]":
-        """As a hook's: the specification's, without its setup lines. Those are not run again under a living job; what
-        they set is known only from what the job was started with, as far as its own user may read that."""
+        """The environment of a check, as for a hook: that of the specification without its setup lines, which are not
+        run again for a running job. Variables that they set are taken from the job's initial environment, if its user
+        may read it."""
         from remote_agent.runner import environment
 
         own = {str(name): str(value) for name, value in (self._spec["spec"].get("env") or {}).items()}
@@ -208,8 +210,8 @@ class _Worker:
 
 
 def environment_of(pid: "Any", start: "Any") -> "dict[str, str]":
-    """What a process was started with; {} where this user may not read it. Without our cookie: a check is no part of
-    the tree that is swept."""
+    """The initial environment of a process; {} if this user may not read it. Without ProcGuard's cookie, because a
+    check is not part of the process tree that is terminated."""
     from remote_agent.system import processes
 
     try:
@@ -235,7 +237,7 @@ def _stat(path: str) -> "Any":
 
 
 def output(argv: "list[str]", folders: str, timeout_s: float, max_bytes: int) -> str:
-    """What a program of one of these folders prints, "" where none has it."""
+    """The output of a program from the first of these folders that has it; "" if none has."""
     import select
     import subprocess
 

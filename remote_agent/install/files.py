@@ -48,7 +48,7 @@ def send(request: Json, say: "Callable[[Json], None]", out: "IO[bytes]") -> Json
 
 
 def _copy(file: "IO[bytes]", left: int, out: "IO[bytes]") -> bool:
-    """What was there when it was found; a log that grows meanwhile ends where it did then."""
+    """Copy the bytes that the file had when it was found; what a log has gained since is left out."""
     try:
         while left:
             data = file.read(min(left, PIECE_BYTES))
@@ -90,7 +90,7 @@ def _absolute(pattern: str) -> str:
 
 
 def _actor(pattern: str) -> "Optional[owners.Actor]":
-    """Whose place the part before the first wildcard is in."""
+    """The owner of the path before the first wildcard."""
     fixed = pattern if os.path.lexists(pattern) else _WILD_ON.split(pattern, maxsplit=1)[0].rpartition("/")[0]
     try:
         found = owners.walk(fixed or "/")

@@ -90,7 +90,7 @@ class Installer:
         return value if isinstance(value, dict) else {}
 
     def keeping(self) -> Json:
-        """install.json: {"service": what was asked for, "keep_alive": what it came to, "reason": why}."""
+        """The contents of install.json: {"service": as requested, "keep_alive": the method in use, "reason": why}."""
         try:
             value = paths.read_json(self._keeping_file())
         except ValueError:

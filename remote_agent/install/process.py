@@ -95,7 +95,7 @@ def start(config: "dict[str, Any]", agent_dir: str) -> int:
 
 
 def await_running(runtime_dir: str, agent_dir: str, timeout_s: float = START_TIMEOUT_S) -> bool:
-    """For an agent that somebody else (systemd) starts."""
+    """Wait for an agent that is started by another program (systemd). Returns whether it runs within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (is_running(runtime_dir) and pid(runtime_dir, agent_dir)):
         if time.monotonic() > deadline:

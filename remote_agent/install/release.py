@@ -20,7 +20,7 @@ _TAR_BLOCK = 512
 
 
 class InstallError(Exception):
-    """What a person must know: `message` with path and cause, `next_step`, and a stable `code`."""
+    """An error for the operator: `message` with path and cause, `next_step`, and a stable `code`."""
 
     def __init__(self, code: str, message: str, next_step: str = "") -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ def present(home: str, digest: str) -> bool:
 
 
 def free_bytes(directory: str) -> int:
-    """What a user may still write where `directory` is, or will be."""
+    """The bytes that a user can still write in `directory`, or in its nearest existing parent."""
     while not os.path.isdir(directory) and os.path.dirname(directory) != directory:
         directory = os.path.dirname(directory)
     usage = os.statvfs(directory)
@@ -153,7 +153,8 @@ def _text(field: bytes) -> bytes:
 
 
 def _inflate(bundle: bytes) -> bytes:
-    """At once, and never more than an agent can be: a stream through tarfile's own reader takes twice as long."""
+    """Decompress the bundle in one call, up to the maximum size of an agent. tarfile's own streaming reader takes twice
+    as long."""
     import zlib
 
     inflater = zlib.decompressobj(wbits=31)
@@ -256,7 +257,8 @@ def switch(agent_dir: str, home: str, digest: str) -> bool:
 
 
 def forget_previous(agent_dir: str, earlier: str = "", home: str = "") -> None:
-    """After a way back: `previous` is the release `earlier` than the present one; "": none is known."""
+    """Set the link `previous` after a rollback: to the release `earlier` than the current one, or remove it if there is
+    none ("")."""
     link = os.path.join(agent_dir, "previous")
     if earlier and earlier != current(agent_dir) and present(home, earlier):
         _replace_link(release_dir(home, earlier), link)

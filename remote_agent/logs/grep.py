@@ -99,7 +99,7 @@ class File:
 
 
 def _first_data(descriptor: int, size: int) -> int:
-    """Where the file's bytes begin: what was given back to the disk is a hole."""
+    """The offset of the file's first data; freed parts before it are a hole."""
     try:
         return min(size, os.lseek(descriptor, 0, os.SEEK_DATA))
     except (OSError, AttributeError):
@@ -107,7 +107,8 @@ def _first_data(descriptor: int, size: int) -> int:
 
 
 def last_state(line: bytes) -> bytes:
-    """What a terminal shows of a line: what stands behind its last carriage return (the very end's rewinds only)."""
+    """The part of a line that a terminal shows: the text after its last carriage return, not counting those at the
+    end."""
     line = line.rstrip(b"\r")
     return line[line.rfind(b"\r") + 1 :]
 
@@ -119,7 +120,7 @@ def shown_form(line: bytes) -> str:
 
 
 def cut_out(text: str, begin: int, end: int) -> tuple[str, int, int]:
-    """At most SHOWN_CHARS of a line, with what matched in it."""
+    """An excerpt of at most SHOWN_CHARS of a line around the match, and the match's begin and end in it."""
     if len(text) <= SHOWN_CHARS:
         return text, begin, end
     start = min(max(0, begin - SHOWN_BEFORE), len(text) - SHOWN_CHARS)
@@ -310,7 +311,7 @@ def end_after(timeout_s: float) -> None:
 
 
 def be_humble(cpu_s: Optional[int] = None, memory_bytes: int = MAX_MEMORY_BYTES) -> None:
-    """With the lowest priority, and limits. `cpu_s`: of its whole life."""
+    """Set this process to the lowest priority and limit its memory and CPU time. `cpu_s`: total processor seconds."""
     import resource
 
     os.nice(19)

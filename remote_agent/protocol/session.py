@@ -60,7 +60,7 @@ def manager_proof(shared: bytes, url: str, uid: int, machine: str) -> str:
 
 
 def token_mark(token_sha256: str) -> str:
-    """By which a manager finds a token that it is not shown."""
+    """The identifier by which a manager finds a token that is not sent to it."""
     return str(_mac(token_sha256.encode(), 16, "procguard-token").hexdigest())
 
 
@@ -79,7 +79,7 @@ def seal_in_answer(key: bytes, number: int, secret: str) -> str:
 
 
 def unseal_in_answer(key: bytes, number: int, text: str) -> str:
-    """What is not sealed is as it is."""
+    """Decrypt a sealed text of a response; text that is not sealed is returned unchanged."""
     if not text.startswith(SEALED):
         return text
     return unseal(_mac(key, 32, "answer", str(number)).digest(), text[len(SEALED) :]) or ""

@@ -45,7 +45,7 @@ class Attempt:
         self.launch = launch
         self.launch_digest = launch_digest
         self.started = now
-        self.failure = ""  # why the exec did not come about
+        self.failure = ""  # why exec failed
         self.cause = ""  # why we ended it ourselves ("start_timeout", "unhealthy"), for the exit record
         self.detail = ""
         self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command is still to come
@@ -68,7 +68,7 @@ class Attempt:
         self.hook_until = now + float(str(self.hook.get("timeout_s") or 0)) if self.hook else 0.0
         self.pid, self.exec_fd = child.start(launch)
         self.executed = self.exec_fd < 0
-        found = processes.read_process(self.pid)  # not reaped yet, so still there even if it has died
+        found = processes.read_process(self.pid)  # not reaped yet, so it exists even if it has died
         self.pid_start = found.start if found else 0
 
     def adopt(self, keeper: int, first: int, start: int, ooms: OomCounter, ooms_before: int) -> None:

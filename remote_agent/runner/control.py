@@ -207,7 +207,7 @@ class RunnerLink(JsonConnection):
         self.send({"op": "time_limit", "attempt": attempt, **reasons.fields("detail", detail)})
 
     def progress(self, value: float) -> None:
-        """What restart.progress names: the value of a metric, or when a file was changed."""
+        """Send the progress value of restart.progress: the value of a metric, or the time when a file was changed."""
         self.send({"op": "progress", "value": value})
 
     def health(self, status: str, detail: Reason, restart: bool) -> None:

@@ -58,8 +58,8 @@ class LeaseGuard:
 
     @property
     def keeps_until_ns(self) -> int:
-        """Until when running processes may continue; the former epoch's lease remains valid for them, but not for new
-        ones."""
+        """The time until which running processes may continue. The former epoch's lease remains valid for them, but not
+        for new ones."""
         return max(self.until_ns, self._before_ns)
 
     def open(self, now: float) -> bool:

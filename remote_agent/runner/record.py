@@ -128,7 +128,7 @@ class WorkerFiles:
         self.flush_events()
 
     def unwritten_events(self) -> list[dict[str, object]]:
-        """For an agent that has just come: on the disk it does not find them."""
+        """The events that are not on the disk yet, for an agent that has just connected."""
         return [lean_json.loads(line) for line in self._unwritten_events]
 
     def flush_events(self) -> None:

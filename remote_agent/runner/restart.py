@@ -236,7 +236,7 @@ def _how(ending: Ending) -> Reason:
 
 
 def describe_left(count: int, names: list[str], ending: Ending) -> Reason:
-    """For the reason, after a command that put processes into the background: they are ended, and what to do."""
+    """The reason after a command that left processes in the background: that they were ended, and what to do."""
     left = because("exit.left_named", n=count, names=names) if names else because("exit.left", n=count)
     return left.then(because("exit.foreground")) if ending.code == 0 else left
 

@@ -170,7 +170,8 @@ class Terminal:
 
 
 def _prepare(slave: int, rows: int, columns: int) -> None:
-    """Its size, and output as it is written: a terminal would make carriage return and newline of each newline."""
+    """Set the terminal's size, and disable output processing, which would turn every newline into carriage return and
+    newline."""
     attributes = termios.tcgetattr(slave)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(slave, termios.TCSANOW, attributes)

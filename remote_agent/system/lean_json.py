@@ -65,8 +65,8 @@ def loads(data: str | bytes) -> Any:
 
 
 def dumps(value: object) -> str:
-    """As short as possible, in ASCII. Raises TypeError where there is no JSON for a part of it, RecursionError where it
-    is nested too deeply."""
+    """The shortest JSON of `value`, in ASCII. Raises TypeError for a part without a JSON form, RecursionError if it is
+    nested too deeply."""
     if _encode is not None:
         return "".join(_encode(value, 0))
     import json

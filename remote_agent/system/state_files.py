@@ -46,7 +46,8 @@ def read(worker_dir: str, runtime_dir: str = "") -> State | None:
 
 
 def make_reserve(worker_dir: str) -> bool:
-    """Once per worker, while there is room: written and synced, so that its blocks are its own."""
+    """Create the reserve file, once per worker, while there is space. It is written and synced, so that its blocks are
+    allocated. Returns whether it exists."""
     path = paths.state_reserve(worker_dir)
     try:
         if os.stat(path).st_size == 2 * SLOT_BYTES:
@@ -106,7 +107,7 @@ def forget_runtime(runtime_dir: str, worker_dir: str) -> None:
 
 
 def _fitting(state: State) -> bytes:
-    """As JSON that fits a slot: long texts are cut, never what decides anything."""
+    """The state as JSON that fits into a slot: long texts are truncated, but no value that decisions depend on."""
     data = lean_json.dumps(state).encode()
     if len(data) <= SLOT_BYTES - _HEADER_BYTES:
         return data

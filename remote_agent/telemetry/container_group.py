@@ -1,5 +1,5 @@
-"""What a container uses as its control groups count it: CPU time with that of processes too short-lived to be seen, and
-memory in which shared pages count once.
+"""The usage of a container according to its control groups: CPU time including short-lived processes, and memory in
+which shared pages count once.
 
 Reads the kernel's files of either version, in the directories that the runner noted. Knows no processes.
 """

@@ -18,7 +18,7 @@ from remote_agent.telemetry.gpus import Reading
 if TYPE_CHECKING:  # no agent need hold it in memory
 
     class GpuWorker(Protocol):
-        """What is read here of a worker, and noted on it: agent/worker.py has them."""
+        """The attributes of a worker (agent/worker.py) that this module reads and sets."""
 
         worker_id: str
         gpus: list[int]
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
         def needs_runner(self) -> bool: ...
 
     class GpuReadings(Protocol):
-        """What was read of the GPUs, and whom it asks for their owners: telemetry/sampler.py has them."""
+        """The latest reading of the GPUs, and the function that returns their owners (telemetry/sampler.py)."""
 
         owner_of: Callable[[int], str]
 
@@ -65,13 +65,13 @@ class GpuAllocator:
             pass  # told again by the next answer after a restart
 
     def adopt(self, workers: Mapping[str, GpuWorker]) -> None:
-        """What living processes have is known before any spec.json is written."""
+        """Register the GPUs of running workers, before any spec.json is written."""
         for worker in workers.values():
             self._note(worker)
 
     @property
     def awaited(self) -> bool:
-        """Some worker waits: the GPUs should be read often."""
+        """Whether a worker waits for GPUs, which should then be read often."""
         return bool(self._waiting)
 
     def settle(self, worker: GpuWorker) -> bool:
@@ -193,7 +193,7 @@ def _waits(wanted: int, *why: Reason) -> Reason:
 
 
 def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]], cordoned: frozenset[str]) -> Reason:
-    """Who has this GPU, in words; "" = free."""
+    """Why this GPU is not available to the worker; an empty reason if it is."""
     if gpu.uuid in cordoned or f"#{gpu.index}" in cordoned:
         return because("gpu.cordoned", index=gpu.index)
     for other, indexes in held.items():

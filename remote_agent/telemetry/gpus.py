@@ -262,7 +262,7 @@ def owner(pid: int) -> str:
 
 
 def fill_usage(usage: WorkerUsage, worker_id: str, gpus: list[GpuUsage], held: list[int]) -> None:
-    """What one worker has of the GPUs: those handed to it and those its processes are on."""
+    """Fill in a worker's usage of GPUs: those assigned to it and those that its processes use."""
     own = [gpu for gpu in gpus if gpu.index in held or any(one.worker_id == worker_id for one in gpu.processes)]
     usage.gpus = sorted({gpu.index for gpu in own} | set(held))
     loads = [gpu.utilization_percent for gpu in own if gpu.utilization_percent is not None]

@@ -35,7 +35,7 @@ def choose_meter(disk_path: str) -> Meter:
 
 
 def host_facts() -> HostFacts:
-    """What does not change while the agent runs."""
+    """The facts about the host that do not change while the agent runs."""
     uname = os.uname()
     try:
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

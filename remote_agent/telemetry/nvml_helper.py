@@ -109,7 +109,7 @@ class Nvml:
         return gpu
 
     def _health(self, device: ctypes.c_void_p) -> dict[str, object]:
-        """Where it is, and what is wrong with it. What the driver does not say is left out."""
+        """The GPU's bus address and errors, without values that the driver does not report."""
         found: dict[str, object] = {}
         pci, count = _Pci(), ctypes.c_ulonglong()
         if self._ask("nvmlDeviceGetPciInfo_v3", device, ctypes.byref(pci)) == 0:

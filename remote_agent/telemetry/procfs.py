@@ -82,7 +82,7 @@ def _below(children: dict[int, list[Proc]], root: int) -> list[Proc]:
 
 
 class _Before:
-    """What was read of one tree last time."""
+    """The previous sample of one process tree."""
 
     def __init__(self) -> None:
         self.at = 0.0  # monotonic
@@ -198,7 +198,8 @@ class ProcMeter:
 
 
 def _count_container(usage: WorkerUsage, before: _Before, elapsed_s: float, groups: list[str]) -> None:
-    """In place of the sums over its processes. A control group unknown before is younger than the last sample."""
+    """Replace the sums over processes by the values of the container's control groups. A control group that was unknown
+    before is younger than the last sample."""
     memory = container_group.memory_bytes(groups)
     if memory is not None:
         usage.rss_bytes = memory

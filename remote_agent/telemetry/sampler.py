@@ -31,7 +31,7 @@ Submit = Callable[[Any, Callable[[], Any]], bool]
 if TYPE_CHECKING:  # no agent need hold it in memory
 
     class MeasuredWorker(Protocol):
-        """What is read here of a worker, and noted on it: agent/worker.py has them."""
+        """The attributes of a worker (agent/worker.py) that this module reads and sets."""
 
         worker_id: str
         directory: str
@@ -181,7 +181,7 @@ class Measuring:
         return self._suspicion(worker).rhythm.limit_s
 
     def _remember(self, workers: Mapping[str, MeasuredWorker]) -> None:
-        """What is known of each job's rhythm, for the agent that comes after this one."""
+        """Store what is known about each job's output rhythm, for the next agent process."""
         for worker_id, suspicion in self._suspicions.items():
             stored = suspicion.rhythm.stored()
             if worker_id in workers and stored["writes"] and self._remembered.get(worker_id) != stored:
@@ -194,7 +194,7 @@ class Measuring:
     # --------------------------------------------------------------------------------------------------- reports
 
     def host_usage(self, workers: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
-        """For the heartbeat; fills in the workers' share of the GPUs, too."""
+        """The host's usage for the heartbeat. Also fills in the workers' usage of GPUs."""
         reading = self.reading
         if reading is None or not reading.present:
             return self._host
@@ -209,7 +209,7 @@ class Measuring:
         return self._host
 
     def gpus_of(self, worker_id: str) -> list[GpuUsage]:
-        """Those it uses, and those handed to it."""
+        """The GPUs that the worker uses, and those assigned to it."""
         gpus = self.reading.gpus if self.reading is not None else []
         return [
             gpu

@@ -106,8 +106,8 @@ class Addresses:
             self._silent.pop(url, None)
 
     def read_again(self) -> list[str]:
-        """After a failure: the addresses in agent.json that have replaced these, [] mostly. One stat() while nothing
-        was written."""
+        """Read agent.json again after a failure. Returns the addresses that have replaced the current ones, usually [].
+        Takes one stat() if the file has not changed."""
         news = self._file.news() if self._file is not None else None
         if news is None:
             return []
@@ -133,8 +133,9 @@ class Addresses:
         return 0 < term < self.term
 
     def learn(self, term: int, managers: list[str], by: Any = None) -> bool:
-        """From a reply that was proven and not refused: its term and its list, [] where it has none. True where another
-        manager leads since: connections but `by` belong to the leader of before, and are interrupted."""
+        """Learn the term and the managers' addresses ([] if there are none) of an authenticated response. Returns True
+        if another manager leads since then; all connections except `by` are those of the former leader and are
+        interrupted."""
         if term == self.term and (not managers or managers == self._learned) and not self._unwritten():
             return False
         with self._lock:

@@ -81,8 +81,8 @@ class Wire:
 
 
 class StreamBuffer:
-    """What may wait in all streams of a process together: when it is full, a stream keeps no more than an equal share.
-    Used from the threads of all of them."""
+    """A limit on the bytes that wait in all streams of a process together. When it is reached, a stream may keep no
+    more than an equal share. Thread-safe."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
@@ -189,7 +189,7 @@ class Mux:
         self._flush()
 
     def _watch_writing(self) -> None:
-        """What can be written is watched only where something waits; nothing is read that could not be passed on."""
+        """Watch a socket for writing only while data waits for it, and for reading only while the output has room."""
         room = len(self._out) < HIGH_BYTES
         for number, end in self._ends.items():
             events = (selectors.EVENT_READ if room and not end.closing else 0) | (

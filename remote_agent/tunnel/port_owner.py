@@ -72,7 +72,7 @@ def _packed(address: str) -> Optional[bytes]:
 
 
 def _written(packed: bytes, port: int) -> str:
-    """As /proc/net/tcp writes it: each word of four bytes in the machine's own order."""
+    """An address as in /proc/net/tcp, where each word of four bytes is in the machine's byte order."""
     words = ["%08X" % struct.unpack("=I", packed[at : at + 4])[0] for at in range(0, len(packed), 4)]
     return "".join(words) + ":%04X" % port
 

@@ -27,7 +27,7 @@ LOCK = "relay.lock"
 
 
 class RelayError(Exception):
-    """What a person must know: `message` with its cause, `next_step`, and a stable `code`."""
+    """An error for the operator: `message` with its cause, `next_step`, and a stable `code`."""
 
     def __init__(self, code: str, message: str, next_step: str) -> None:
         super().__init__(message)

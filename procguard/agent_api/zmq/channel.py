@@ -184,8 +184,8 @@ class ZmqChannel:
             gevent.get_hub().loop.run_callback(self._go_on)
 
     def _go_on(self) -> None:
-        """In the hub, when nobody works or who did waits (for the disk, or because the request is one that is held):
-        what is answered leaves, and a greenlet takes what has come."""
+        """Send pending responses, and let a greenlet process pending requests. Called in the hub when no greenlet is
+        working, or when those that do are waiting (for the disk, or on a long poll)."""
         self._called = False
         self._flush()
         if self._inbox:

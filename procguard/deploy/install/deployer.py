@@ -173,7 +173,7 @@ class Deployer:
         return self._noted(self._declare({**self.request(wave), **records}))
 
     def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
-        """What runs on each host according to its own files, without unreadable hosts. The manager needs it after
+        """The workers on each host according to its own files, without unreadable hosts. The manager needs them after
         its state was rebuilt."""
         fleet_id = self._asked(hosts)["fleet_id"]
 
@@ -464,8 +464,8 @@ class Deployer:
             return {"reason": exc.message}
 
     def _secret(self, host: Host, mine: Json, current_sha256: str) -> str:
-        """What the host asks for while it takes orders from us alone: a new secret, which the manager is told; "" where
-        the one that it has is good by now, because another deployment was a moment quicker."""
+        """The secret that the host requests while this deployment holds its lock: a new one, registered with the
+        manager; "" if the host's current secret is valid by now, because another deployment has just set it."""
         may_be_good = current_sha256 and not self._options.rotate_secrets
         if may_be_good and self._asked([host])["hosts"][host.name].get("secret_sha256") == current_sha256:
             return ""
@@ -577,7 +577,7 @@ def port_of(url: str) -> int:
 
 
 def would_change(found: Json, release: bundle.Bundle, mine: Json) -> list[str]:
-    """For --check: what a deployment would change on the agent, as texts."""
+    """The changes that a deployment would make on the agent, as texts, for --check."""
     if not found.get("installed"):
         return ["would install the agent"]
     changes = []

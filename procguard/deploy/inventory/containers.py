@@ -19,7 +19,7 @@ class HostLack(NamedTuple):
 
 
 def asked_of(host: Host) -> dict[str, Any]:
-    """For the first message to the host: whether podman has to be there."""
+    """The fields of the first message to the host: whether it needs podman."""
     return {"podman": True} if _workers(host) else {}
 
 
@@ -29,7 +29,7 @@ def used_by(host: Host) -> str:
 
 
 def findings(host: Host, found: dict[str, Any]) -> list[HostLack]:
-    """What is wrong, after it was asked; empty = nothing."""
+    """What the host lacks for containers, according to its reply `found`; empty if nothing."""
     if not asked_of(host):
         return []
     version, user = str(found.get("podman") or ""), str(found.get("podman_user") or "")

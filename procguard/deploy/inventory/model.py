@@ -87,8 +87,8 @@ class Inventory:
 
     @property
     def identity(self) -> str:
-        """By which a later deployment knows it again: "head:/home/ml/inventory/prod.yaml"; "" for hosts named on the
-        command line."""
+        """The name by which later deployments identify this inventory: "head:/home/ml/inventory/prod.yaml"; "" for
+        hosts named on the command line."""
         paths = [os.path.realpath(one) for one in self.sources if os.path.exists(one)]
         return f"{socket.gethostname()}:{','.join(paths)}" if len(paths) == len(self.sources) else ""
 

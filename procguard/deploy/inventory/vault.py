@@ -26,7 +26,7 @@ SHOWN_CHARS = 4  # of a secret that was cut short in a message: so few say nothi
 
 
 class VaultMistake(ValueError):
-    """What can't be decrypted, in words; the caller adds where it stands."""
+    """An error in decrypting a value, as text; the caller adds its location."""
 
 
 class Vault:
@@ -55,7 +55,7 @@ class Vault:
         return self._plain[text]
 
     def reveal(self, text: str) -> str:
-        """As `decrypt`, for one value; no message shows it from now on."""
+        """Like `decrypt`, for one value, which messages no longer show from then on."""
         return self.keep_secret(self.decrypt(text))
 
     def keep_secret(self, plain: str) -> str:

@@ -1,6 +1,6 @@
-"""What a host's agent says of the disk under its procguard_home: that it refuses writes, and which way. Pure.
+"""Problems of the disk under a host's procguard_home, as its agent reports them: writes fail, and why. Pure.
 
-space inodes quota read_only io     as docs/protocol.md lists them; what a newer agent says besides is "io"
+space inodes quota read_only io     as listed in docs/protocol.md; any other value of a newer agent counts as "io"
 """
 
 from __future__ import annotations

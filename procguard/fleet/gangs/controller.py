@@ -62,8 +62,8 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ which are gangs
 
     def reconcile(self, tx: Transaction) -> None:
-        """After a change of workers or groups: gangs begin and end, members join and leave. Touches no child: who runs
-        runs on, and who joins a gang that runs is held until its next start."""
+        """Create and remove gangs, and add and remove members, after a change of workers or groups. Affects no process:
+        running workers keep running, and a worker that joins a running gang is held until its next start."""
         names = {
             name
             for name, policy in self.groups.policies().items()
@@ -346,7 +346,7 @@ class Gangs:
         )
 
     def environment(self, worker: WorkerRecord) -> dict[str, str]:
-        """What the manager adds to a member's environment; {} for everybody else."""
+        """The variables that the manager adds to the environment of a gang's member; {} for other workers."""
         gang = self.records.get(worker.spec.group) if worker.gang else None
         mark = gang.members.get(worker.worker_id) if gang is not None else None
         if gang is None or mark is None or mark.rank < 0:

@@ -44,8 +44,8 @@ class FleetGroups:
         return "inventory" if group in self._declared else ""
 
     def declare(self, tx: Transaction, declared: Mapping[str, GroupPolicy], used: set[str]) -> None:
-        """What a deployment says of groups. `used`: the groups of its workers; of these, what it no longer says
-        anything about is an ordinary group again."""
+        """Apply the group policies of a deployment. `used`: the groups of its workers; those without a policy in
+        `declared` become ordinary groups again."""
         for name in used - set(declared):
             if name in self._declared:
                 self._declare(tx, name, None)

@@ -91,8 +91,8 @@ CAUSE_OF_KIND = {
 class EventBounds:
     """`events.*` of the configuration."""
 
-    keep: int = 5_000  # the newest, in memory: what the portal shows by itself
-    disk_bytes: int = 32 * 1024 * 1024  # in the database, indexes included: what queries and the export read
+    keep: int = 5_000  # number of newest events in memory, for the portal
+    disk_bytes: int = 32 * 1024 * 1024  # size in the database, including indexes, for queries and the export
 
 
 @dataclass

@@ -124,8 +124,8 @@ def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
 
 
 def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
-    """Its own newest events and its host's between them; a failure is told once. `host` "": a launcher's worker, whose
-    launcher's events are its own."""
+    """The worker's newest events and those of its host in the same period; a failure is listed once. `host`: "" for a
+    launcher's worker, because its launcher's events are its own."""
     found = fleet.state.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
     own = [event for before, event in zip([None, *found], found, strict=False) if not _repeats(before, event)]
     first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # what was before these is left out

@@ -112,7 +112,7 @@ class Reassignment:
         return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
-        """Its host is back, or it was restarted: its own host runs it again."""
+        """Whether the worker's own host runs it again, because the host has returned or the worker was restarted."""
         if cause == "host_lost":
             return self._fleet.state.agent_status[worker.agent_id].state == "connected"
         report = self._fleet.state.worker_status[worker.worker_id].report

@@ -21,7 +21,7 @@ MAX_SHOWN = 8  # faults of one GPU
 
 
 class GpuFaultView(TypedDict):
-    """What its host has reported of it since the boot; `fatal`: it needs a reset or a replacement."""
+    """A fault of a GPU that its host has reported since its boot. `fatal`: the GPU needs a reset or a replacement."""
 
     kind: str
     code: int

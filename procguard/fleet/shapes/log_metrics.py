@@ -14,7 +14,7 @@ def listed(report: WorkerReport | None) -> list[dict[str, Any]]:
 
 
 def values(report: WorkerReport | None) -> dict[str, float | None] | None:
-    """For the live feed; None: there are none."""
+    """The metrics for the live feed; None if there are none."""
     if report is None or not report.metrics:
         return None
     return {one.name: one.value for one in report.metrics}

@@ -138,7 +138,7 @@ class HostSource:
 
     @property
     def newest_failure(self) -> dict[str, Any] | None:
-        """As `last_failure`, with its time in Unix seconds."""
+        """Like `last_failure`, with the time in Unix seconds."""
         return views.plain(self.agent.failures[-1]) if self.agent.failures else None
 
     @property

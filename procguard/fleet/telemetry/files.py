@@ -81,7 +81,7 @@ class _Series:
             self.file = None
 
     def load(self, now: float) -> tuple[dict[int, str], list[Row], float]:
-        """What the files say: who has which slot, the rows of the span before `now`, and when the last was written."""
+        """Read the files: the owner of each slot, the rows of the span before `now`, and the time of the last one."""
         owners: dict[int, str] = {}
         rows: list[Row] = []
         columns = len(SERIES[self.kind])
@@ -155,7 +155,7 @@ class MeasurementFiles:
             self._warn_once(f"the history of measurements is not written: {exc}")
 
     def _warn_once(self, trouble: str) -> None:
-        """Once for each trouble: it is history, and nothing waits for it."""
+        """Log a problem once. It concerns history only, so that nothing else has to be done."""
         if trouble != self._trouble:
             log.warning("%s", trouble)
         self._trouble = trouble

@@ -1,4 +1,4 @@
-"""What faults of GPUs mean, and which are fatal. Pure.
+"""The meaning of GPU faults, and which of them are fatal. Pure.
 
 The numbers are those of NVIDIA's Xid catalogue (docs.nvidia.com/deploy/xid-errors); of an SXid the driver itself writes
 "Fatal" or "Non-fatal" (Fabric Manager's user guide). A number that is not in the table is never fatal.
@@ -49,5 +49,5 @@ def words(fault: GpuFault) -> Reason:
 
 
 def gpu_key(uuid: str, index: int | None) -> str:
-    """By which a GPU is cordoned: indexes shift when one has fallen off the bus."""
+    """The key by which a GPU is cordoned. It is not the index, because indexes shift when a GPU falls off the bus."""
     return uuid or (ON_HOST if index is None else f"#{index}")

@@ -311,8 +311,8 @@ class Measurements:
 
     @staticmethod
     def _read_metrics(state: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
-        """Those that are declared, in any case: they keep their slots while nothing is printed. Nothing is read while
-        the worker does not run, or its host is silent."""
+        """The values of all declared metrics, which keep their slots while nothing is printed. They have no value while
+        the worker does not run or its host is silent."""
         found: dict[str, Values] = {}
         for number, worker in enumerate(list(state.workers_by_id.values()), 1):
             if number % REST_EVERY == 0:

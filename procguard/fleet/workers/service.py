@@ -50,7 +50,7 @@ class WorkerService:
         operation_id: str = "",
         origin: str = "",
     ) -> CommandRecord:
-        """As `command`, within the caller's transaction: an operation accepts a hundred commands in one commit."""
+        """Like `command`, within the caller's transaction: an operation accepts a hundred commands in one commit."""
         worker = self._state.find(worker_id)
         if verb not in messages.VERBS:
             raise UsageError(
@@ -140,7 +140,7 @@ class WorkerService:
             self.take_out(tx, worker_id)
 
     def take_out(self, tx: Transaction, worker_id: str) -> None:
-        """As `forget`, within the caller's transaction: a purge removes a hundred workers in one commit."""
+        """Like `forget`, within the caller's transaction: a purge removes a hundred workers in one commit."""
         worker = self._state.find(worker_id)
         view = self._state.worker(worker_id)
         if view["state"] not in (*states.SETTLED, states.UNKNOWN):

@@ -348,5 +348,5 @@ def _as_json(lines: Iterable[LogLine]) -> list[Line]:
 
 
 def _text_headers() -> dict[str, str]:
-    # Worker output is data: never rendered, never sniffed.
+    # Output of workers is untrusted: browsers must not render it or guess its type.
     return {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}

@@ -43,8 +43,9 @@ def read_paths(text: str) -> list[str]:
 
 
 def embedded(environ: dict[str, Any], paths: Sequence[str], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By path: {"body": its JSON, "etag"}, for each that answered with status 200 in time. `allowed`: the rules of the
-    routes that may be called. The others are left out; a request of their own says why."""
+    """Call other routes of this application. Returns {path: {"body": its JSON, "etag"}} for those that responded with
+    status 200 in time; the client requests the others itself and sees the error. `allowed`: rules of the routes that
+    may be called."""
     asked = {path: gevent.spawn(_answer, environ, path, allowed) for path in paths}
     gevent.joinall(list(asked.values()), timeout=WITHIN_S)
     return {path: one.value for path, one in asked.items() if one.successful() and one.value is not None}

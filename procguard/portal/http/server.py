@@ -57,7 +57,7 @@ class _HeadersTimeout(gevent.Timeout):
 
 
 class _ThrottledLog:
-    """What peers can cause is not said more often than anybody could read it; what was left out is counted."""
+    """A log for messages that peers can cause. Limits their rate and counts those that are left out."""
 
     def __init__(self) -> None:
         self._throttled_log = RecordLimiter(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
@@ -153,7 +153,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         return True
 
     def _forget(self) -> None:
-        """What belonged to this request is not kept while the connection waits for the next one."""
+        """Release the data of this request while the connection waits for the next one."""
         del self._head
         self.environ = self.application = self.wsgi_input = self.response_headers = self.status = None
 
@@ -280,7 +280,8 @@ class ConnectionHandler(websocket.UpgradeHandler):
             pass
 
     def _say_and_linger(self, answer: tuple[str, bytes]) -> None:
-        """What is still coming in would reset the connection before the peer has read why."""
+        """Send a response, then read the remaining input for a while; unread input would reset the connection before
+        the peer has read the response."""
         try:
             self.socket.sendall(answer[1])
         except OSError:

@@ -119,8 +119,8 @@ class OwnSearch:
         return found
 
     def _may_reveal(self, part: Part, match: LogMatch) -> bool:
-        """Where the manager's copy takes precedence: attempts that ran on another host before, and the line at which
-        the host's log was cut, possibly in the middle."""
+        """Whether the manager's copy takes precedence: for attempts that ran on another host before, and for the line
+        at which the host's log was cut, possibly in the middle."""
         first = ((part.held or {}).get(match.worker_id) or {}).get(f"{match.attempt}.{match.stream}", 0)
         earlier = match.attempt <= self._search.attempts_before.get(match.worker_id, 0)
         return earlier or 0 < match.offset <= first

@@ -217,7 +217,7 @@ class TimesOf:
         return self._record(behind)[0] if behind < self._records else None
 
     def offset_before(self, moment: float) -> int:
-        """Where what was being written at `moment` begins: after it the next record may be long in coming."""
+        """The offset of the last record at or before `moment`, which contains what was written then."""
         behind = bisect_right(range(self._records), moment, key=lambda number: self._record(number)[1])
         return self._record(behind - 1)[0] if behind else 0
 

@@ -109,5 +109,5 @@ def share(held: Mapping[str, int], keep_bytes: int) -> int | None:
 
 
 def bound_of_disk(directory: str, keep_bytes: int) -> int:
-    """At most half of the file system of the logs."""
+    """The limit for all logs in bytes: `keep_bytes`, but at most half of the file system of the logs."""
     return min(keep_bytes, shutil.disk_usage(directory).total // 2)

@@ -35,7 +35,7 @@ STEP_S = 30.0  # per megabyte of a download
 
 
 class SpooledLogStore(LogStore):
-    """Without `attach` it is an ordinary log store."""
+    """A log store whose logs are also archived. Until `attach` is called, it is an ordinary log store."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -321,7 +321,8 @@ def restore(base: str, covered: Sequence[Range], written_at: float) -> bool:
 
 
 def find_again(base: str, covered: Sequence[Range]) -> None:
-    """What was noted as lost while it was not known that the archive has it. Raises OSError. In a thread."""
+    """Correct ranges that were recorded as lost although the archive has them (`covered`). Runs in a thread. Raises
+    OSError."""
     size = os.path.getsize(base + ".log")
     gaps = read_gaps(base + ".gaps", size)
     found = [part for start, end, _ in gaps for part in common(covered, start, end)]

@@ -43,7 +43,8 @@ class Family:
         self.lines.append(f"{self.name}{labels} {value}")
 
     def text(self) -> str:
-        """Its samples after HELP and TYPE; both stand there without a sample too, so that a name is always known."""
+        """The metric in the exposition format. HELP and TYPE are written without samples as well, so that the name is
+        always known."""
         return "\n".join((f"# HELP {self.name} {self.help}", f"# TYPE {self.name} {self.kind}", *self.lines, ""))
 
 
@@ -145,7 +146,7 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
 
 
 def _state_of(fleet: Fleet, worker: WorkerRecord, observed: WorkerObserved) -> str:
-    """As the API shows it; a gang's member may be failed by its gang."""
+    """The worker's state as in the API, where a member may be failed because of its gang."""
     if worker.gang:
         return str(fleet.state.worker_view(worker)["state"])
     reachable = fleet.state.agent_status[worker.agent_id].state in KNOWN_STATES

@@ -16,7 +16,8 @@ _BOUNDS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
 
 
 class _Durations:
-    """Of one route. `buckets`: how many took so long, one more for what took longer than all bounds."""
+    """The durations of one route's requests. `buckets`: numbers of requests within each bound, the last one for longer
+    requests."""
 
     def __init__(self, timed: bool) -> None:
         self.timed = timed
@@ -52,7 +53,8 @@ class RequestCounts:
 
 
 def histogram(name: str, bounds: Sequence[float], buckets: Sequence[int], sum_s: float, **labels: str) -> Iterable[str]:
-    """Its samples. `buckets`: how many lie within each bound and above the one before it; one more for the rest."""
+    """The samples of a histogram. `buckets`: numbers of values within each bound and above the previous one; the last
+    for all others."""
     total = 0
     for bound, number in zip((*bounds, "+Inf"), buckets, strict=True):
         total += number

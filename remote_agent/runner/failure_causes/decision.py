@@ -176,7 +176,8 @@ def _is_launchers(one: Traceback) -> bool:
 
 
 def _of_child(found: Sequence[Traceback], lower: Sequence[str], code: int, oom_lately: bool) -> Cause | None:
-    """Of a launcher that says only that its child failed: what the child printed above, or how it ended."""
+    """The cause if a launcher reports only that its child failed: from the child's output above, or from how it
+    ended."""
     last = found[0]
     shown = lower[: last.at + 1]
     number = _signal_named(last.text.lower())
@@ -243,7 +244,7 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
 
 
 def _strict_word(text: str, lower: Sequence[str], own: Sequence[int], code: int) -> str:
-    """Of the very last line; in lower case, without what a launcher put before it."""
+    """The cause named by the last line. `text`: that line in lower case, without a launcher's prefix."""
     if code in (1, 127) and (
         "error while loading shared libraries:" in text
         or "symbol lookup error:" in text

@@ -55,7 +55,8 @@ def _missing_gpus(container: dict[str, object]) -> list[Reason]:
 
 
 def remove_step() -> Hook:
-    """Also after a kill: what podman knows of a container whose conmon was killed keeps its mounts."""
+    """The hook that removes the container. Runs after a kill as well, because podman keeps the mounts of a container
+    whose conmon was killed."""
     shown = reasons.fields("shown", because("hook.podman_remove"))
     return {"kind": REMOVE, "argv": ["podman"], **shown, "timeout_s": REMOVE_S, "always": True}
 

@@ -30,7 +30,8 @@ class Job:
         self.fd = _pidfd(first)
 
     def check(self) -> None:
-        """After any event. Once the job has ended, podman removes its control group within tenths of a second."""
+        """Count OOM kills once the job has ended. Called after every event, because podman removes the job's control
+        group within tenths of a second."""
         if self.fd >= 0 and not processes.is_alive(self.first):
             self.ooms.read()
             os.close(self.fd)
@@ -38,8 +39,8 @@ class Job:
 
 
 class JobOoms(OomCounter):
-    """Also after the container's control group was removed. `before`: what was counted before the container began.
-    `bundle`: where conmon leaves a file at an OOM kill (not with the first version of control groups)."""
+    """Counts the OOM kills of a container, also after its control group was removed. `before`: the count before the
+    container began. `bundle`: folder in which conmon creates a file at an OOM kill (not with cgroup v1)."""
 
     def __init__(self, first: int, bundle: str) -> None:
         super().__init__(first)
@@ -74,8 +75,9 @@ def members_of(first: Identity) -> list[Identity]:
 
 
 def end_pause(env: dict[str, str]) -> None:
-    """For a user who is not root podman keeps a process that only sleeps, to find its namespaces again, and makes
-    another one where it is missing. Below this runner it would be taken for a part of the job. `env`: of podman."""
+    """End podman's pause process if it is a child of this runner, where it would count as part of the job. For users
+    other than root, podman keeps this sleeping process to find its namespaces again, and starts a new one if it is
+    missing. `env`: of podman."""
     pid = _read_pid(os.path.join(podman.runtime_directory(env), "libpod", "tmp", "pause.pid"))
     found = processes.read_process(pid) if pid else None
     if found is not None and found.ppid == os.getpid():
@@ -83,7 +85,8 @@ def end_pause(env: dict[str, str]) -> None:
 
 
 def _note_groups(first: int, worker_dir: str) -> None:
-    """For what removes the container, innermost first: podman leaves them behind where conmon was killed."""
+    """Write down the container's control groups, innermost first, for its removal: podman leaves them behind if conmon
+    was killed."""
     found = []
     for innermost in cgroup.directories_of(first) if first else ():
         directory = innermost
@@ -132,7 +135,7 @@ def _read_pid(path: str) -> int:
 
 
 def forget(worker_dir: str) -> None:
-    """What is known of a former container's processes."""
+    """Delete the pid files of a former container."""
     unlink(pid_file(worker_dir))
     unlink(conmon_file(worker_dir))
 

@@ -423,7 +423,8 @@ class TaskRunner:
             task.decide(ending, now)
 
     def _wait_for_room(self, now: float, reason: Reason, problem: Reason) -> None:
-        """Nothing was started: the host's disk refuses its log, or to note the start, which could then come twice."""
+        """Wait because nothing was started: the host's disk refuses the log or the record of the start, without which
+        an attempt could be started twice."""
         task = self.task
         task.enter(phases.BACKOFF)
         waits = problem.then(NO_ROOM_NEXT)

@@ -175,7 +175,7 @@ class WorkerProcesses:
         return self._namespace.path
 
     def end_helpers(self) -> None:
-        """Nothing of a container is to live any more: what is left in its pid namespace ends, and what podman keeps."""
+        """End all remaining processes of a container: those in its pid namespace, and podman's pause process."""
         if self._namespace is not None:
             self._namespace.end()
             self._namespace = None

@@ -64,8 +64,8 @@ class Bounds:
 
 
 def run(work: Callable[[Bounds], T]) -> T:
-    """What `work` returns, which is pickled on its way. Raises what it raises of ProcGuardError, and InventoryError
-    that names the template where the bounds ended it."""
+    """Run `work` in a child process and return its result, which must be picklable. Raises the ProcGuardError that
+    `work` raises, or an InventoryError that names the template if a limit ended the child."""
     note = mmap.mmap(-1, NOTE_BYTES)
     reads, writes = os.pipe()
     child = os.fork()
@@ -120,7 +120,7 @@ def _limit() -> None:
 
 
 def _received(descriptor: int) -> bytes:
-    """Until it ends; nothing where that takes too long or is too much."""
+    """Everything written to the pipe until its end; empty if that takes too long or exceeds MAX_RESULT_BYTES."""
     data, deadline = bytearray(), time.monotonic() + ALL_S * 2
     while len(data) <= MAX_RESULT_BYTES and time.monotonic() < deadline:
         if not select.select([descriptor], [], [], 1.0)[0]:

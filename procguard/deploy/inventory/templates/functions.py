@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 1024 * 1024
 
 
 class TemplateMistake(ValueError):
-    """What a template can't do, in words; the caller adds where it stands."""
+    """An error in a template, as text; the caller adds its location."""
 
 
 # ----------------------------------------------------------------------------------------------------------- text
@@ -214,7 +214,8 @@ def ipaddr(value: Any, query: Any = "") -> Any:
 
 
 def read_file(path: str, base: str) -> str:
-    """For lookup('file', …): a file of this machine, relative to `base`, without the end of its last line."""
+    """The contents of a file of this machine, relative to `base`, without the final line break, for lookup('file',
+    …)."""
     full = os.path.join(base, os.path.expanduser(path))
     try:
         with open(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -128,7 +128,7 @@ class Renderer:
             raise exc if isinstance(exc, TemplateMistake) else TemplateMistake(f"{exc} in {_short(text)}") from exc
 
     def _one_expression(self, text: str) -> Callable[[], Any] | None:
-        """Where nothing but one expression stands there: its value keeps its type."""
+        """The compiled expression if `text` is a single expression, whose value keeps its type; else None."""
         import jinja2  # noqa: PLC0415
 
         text = text.strip()
