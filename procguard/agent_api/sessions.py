@@ -27,7 +27,7 @@ MOST = 256  # of one agent within OPEN_WITHIN_S: none of these may be forgotten,
 SIGNED = "procguard.signed"  # in a request's environment: its `Signed`
 _HEADER = wire.SCHEME + " "
 
-ProofKey = Callable[[str], str]  # by the agent's id; "" where there is none
+ProofKey = Callable[[str], str]  # by the agent's id; "" if there is none
 
 
 class AgentSession:

@@ -60,7 +60,7 @@ class Durability:
         acknowledged (NotDurable).
 
         A later call goes on where they are back, or writes everything again from memory, and returns what it found;
-        "" where nothing was amiss.
+        "" if nothing was amiss.
         """
         in_place = self._store.in_place()
         if in_place and not self.displaced:

@@ -28,7 +28,7 @@ SETTINGS = ("listen_addresses=127.0.0.1", "max_connections=50", "shared_buffers=
 
 
 def programs() -> str:
-    """The folder of the newest PostgreSQL server's programs. Raises UsageError where there is none, or no psycopg."""
+    """The folder of the newest PostgreSQL server's programs. Raises UsageError if there is none, or no psycopg."""
     if importlib.util.find_spec("psycopg") is None:
         raise UsageError("--managers needs psycopg", "install procguard[postgres], or leave --managers out")
     folders = [*glob.glob(DEBIAN), *os.environ.get("PATH", "").split(os.pathsep)]

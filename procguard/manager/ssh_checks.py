@@ -48,7 +48,7 @@ class StandbyChecks:
     def __init__(self, helper: SshHelper, warm: WarmCopy) -> None:
         self._helper = helper
         self._warm = warm
-        self._working: dict[str, str] = {}  # host -> why not; "" where it works
+        self._working: dict[str, str] = {}  # host -> why not; "" if it works
         self._next = 0
 
     def run(self) -> None:

@@ -200,7 +200,7 @@ class WebMonitor:
 
     @property
     def ca_file(self) -> str:
-        """The manager's own CA, for clients on this machine; "" where it has none."""
+        """The manager's own CA, for clients on this machine; "" if it has none."""
         return self._certificates.ca_file if self._certificates is not None else ""
 
     def pinned(self) -> tls.Pinned:

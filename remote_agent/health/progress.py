@@ -59,7 +59,7 @@ class ProgressWatch:
         return self._next_file.get(worker.worker_id) if worker.link is not None else None
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker]) -> bool:
-        """A helper's result; False where it is none of ours."""
+        """A helper's result; False if it is none of ours."""
         if not isinstance(tag, tuple) or tag[0] != TAG:
             return False
         worker = workers.get(tag[1])

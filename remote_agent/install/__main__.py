@@ -51,7 +51,7 @@ class InstallerSession:
     -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
        deploying side's ("magic" in the answer to hello)
                                                        <- {"need": "secret", "secret_sha256": "…"}: of the present one
-    -> {"secret": "…"}, "" where the present one is good
+    -> {"secret": "…"}, "" if the present one is good
     -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (maintenance.py)
     -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
     -> {"op": "others"}: other fleets on this host                    <- {"report": {"others": [{"fleet_id", …}]}}

@@ -154,10 +154,10 @@ class Installer:
     ) -> Json:
         """Bring this host to what `request` says; see `procguard/deploy/install/deployer.py` for its fields.
 
-        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" where it is made here) are called only
+        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" if it is made here) are called only
         when the release is not here yet. `fetch_secret`, with the digest of the secret that is here, only for a request
         with `new_secret`: while nobody else deploys here, so that the manager's newest is the one that stays here; it
-        answers "" where the present one is good. A release whose agent does not start is rolled back to the one before.
+        answers "" if the present one is good. A release whose agent does not start is rolled back to the one before.
         """
         if not request.get("another_fleet"):
             self.refuse_what_another_runs(request)

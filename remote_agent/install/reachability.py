@@ -58,7 +58,7 @@ class Probe:
         self._answered.set()
 
     def _why_not(self, url: str, timeout_s: float) -> str:
-        """ "" where the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
+        """ "" if the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
         agent_id, fleet_id, _ = self._identity
         nonce = session.new_nonce()
         address = split_url(url)

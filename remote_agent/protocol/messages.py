@@ -91,7 +91,7 @@ class Assignment:
     boot of the host. `gang`: a member never restarts alone; its end, whatever it was, is the manager's to answer.
     `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
     `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
-    in its reports; "" where the worker is to be removed.
+    in its reports; "" if the worker is to be removed.
     `causes`: the configuration's own causes of failure, each with an expression for Python's `re`.
     `metrics`: those of the specification, each as [expression, a text that is in whatever it matches; "": not known].
     """

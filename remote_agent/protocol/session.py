@@ -110,7 +110,7 @@ def body_digest(body: Optional[bytes]) -> str:
 
 
 def request_mac(key: bytes, number: int, method: str, path: str, query: str, digest: str) -> str:
-    """`path` without percent encoding, which proxies may change; `query` as it is sent, "" where there is none."""
+    """`path` without percent encoding, which proxies may change; `query` as it is sent, "" if there is none."""
     text = f"request\0{number}\0{method}\0{path}\0{query}\0{digest}".encode("utf-8", "surrogateescape")
     made: str = blake2b(text, digest_size=MAC_BYTES, key=key).hexdigest()
     return made
@@ -122,7 +122,7 @@ def answer_mac(key: bytes, number: int, status: int, body: bytes) -> str:
 
 
 def machine_mark() -> str:
-    """The same for all processes of this machine until it boots; "" where the kernel does not say."""
+    """The same for all processes of this machine until it boots; "" if the kernel does not say."""
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return str(blake2b(b"procguard-machine\0" + file.read(64).strip(), digest_size=16).hexdigest())

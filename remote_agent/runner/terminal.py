@@ -43,7 +43,7 @@ class Terminal:
 
     def __init__(self, rows: int, columns: int, log: int, cookie: str, uid: int = -1) -> None:
         """`log`: open for appending; duplicated. `cookie`: of the attempt. `uid`: the owner of the terminal; -1: this
-        process. Raises OSError naming PTMX where the host has no terminal left."""
+        process. Raises OSError naming PTMX if the host has no terminal left."""
         self._cookie = cookie
         self.keeper = 0  # its pid; 0: none
         self._revive_at = 0.0

@@ -41,7 +41,7 @@ else:
             self._handle = _ctypes.dlopen(None, 0)
 
         def __getattr__(self, name: str) -> _Function:
-            """Raises AttributeError where the library has no such function."""
+            """Raises AttributeError if the library has no such function."""
             if name.startswith("__"):
                 raise AttributeError(name)
             function = _Function((name, self))

@@ -16,7 +16,7 @@ from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 
-# manager: an address of its manager, "" where none is known. workers: ids of those whose runner lives here. insists: it
+# manager: an address of its manager, "" if none is known. workers: ids of those whose runner lives here. insists: it
 # was itself deployed with --another-fleet.
 Other = namedtuple("Other", ["fleet_id", "host", "directory", "manager", "agent_runs", "workers", "insists"])
 

@@ -126,7 +126,7 @@ def boot_id() -> str:
 
 
 def read_process(pid: int) -> StatLine | None:
-    """The kernel's line on `pid`, or None where there is no such process."""
+    """The kernel's line on `pid`, or None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()

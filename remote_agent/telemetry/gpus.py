@@ -209,7 +209,7 @@ def attribute(
 
 
 def _describe(process: GpuProcess, workers: dict[int, str]) -> bool:
-    """False where there is no such process in this pid namespace."""
+    """False if there is no such process in this pid namespace."""
     found = procfs.read(process.pid)
     if found is None:
         return False

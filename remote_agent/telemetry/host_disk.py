@@ -49,7 +49,7 @@ class HostDisk:
 
 
 def probe(directory: str, thorough: bool) -> str:
-    """A word of KINDS, "space" or "inodes"; "" where a small file can be made. It is tried where room is low."""
+    """A word of KINDS, "space" or "inodes"; "" if a small file can be made. It is tried where room is low."""
     try:
         if not thorough and not disk_space.is_low(directory):
             return ""

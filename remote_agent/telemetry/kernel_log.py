@@ -102,7 +102,7 @@ def parsed(line: str) -> Optional[tuple[Key, float, str]]:
 
 
 def bus_of(text: str) -> str:
-    """ "00000000:3B:00.0" and "0000:3b:00" are one place: "0:3b:00"; "" where it is none."""
+    """ "00000000:3B:00.0" and "0000:3b:00" are one place: "0:3b:00"; "" if it is none."""
     parts = text.partition(".")[0].split(":")
     try:
         return ":".join(f"{int(part, 16):x}" for part in parts) if len(parts) == 3 else ""

@@ -59,7 +59,7 @@ class _ProcessV2(ctypes.Structure):  # of the calls that end in _v2 and _v3
 
 
 class Nvml:
-    """`read()` gives every GPU. Raises NoNvml where library or driver cannot be used."""
+    """`read()` gives every GPU. Raises NoNvml if library or driver cannot be used."""
 
     def __init__(self, library: str = NVML_LIBRARY) -> None:
         try:
@@ -125,7 +125,7 @@ class Nvml:
         return found
 
     def _ask(self, name: str, *arguments: object) -> int | None:
-        """The call's return code; None where this library has no such call."""
+        """The call's return code; None if this library has no such call."""
         function = getattr(self._library, name, None)
         return None if function is None else int(function(*arguments))
 

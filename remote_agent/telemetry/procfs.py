@@ -36,7 +36,7 @@ def available() -> bool:
 
 
 def read(pid: int) -> Optional[Proc]:
-    """None where there is no such process (any more)."""
+    """None if there is no such process (any more)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()
@@ -213,7 +213,7 @@ def _count_container(usage: WorkerUsage, before: _Before, elapsed_s: float, grou
 
 
 def _sum(values: list[Optional[int]]) -> Optional[int]:
-    """None where nothing could be read: another user's processes."""
+    """None if nothing could be read: another user's processes."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 

@@ -122,7 +122,7 @@ class Measuring:
     # ------------------------------------------------------------------------------------------------ the results
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, MeasuredWorker], now: float) -> bool:
-        """A helper's result; False where it is none of ours."""
+        """A helper's result; False if it is none of ours."""
         if tag not in ("usage", "gpus"):
             return False
         self._busy.discard(tag)

@@ -68,15 +68,15 @@ class Wire:
         raise NotImplementedError
 
     def write_fileno(self) -> int:
-        """Writable when `write` would take something; -1 where nobody can tell."""
+        """Writable when `write` would take something; -1 if nobody can tell."""
         return -1
 
     def read(self) -> bytes:
-        """Some bytes; b"" where nothing is there after all. Raises MuxEnded, OSError."""
+        """Some bytes; b"" if nothing is there after all. Raises MuxEnded, OSError."""
         raise NotImplementedError
 
     def write(self, data: bytes) -> int:
-        """How many bytes were taken, 0 where it is full. Raises MuxEnded, OSError."""
+        """How many bytes were taken, 0 if it is full. Raises MuxEnded, OSError."""
         raise NotImplementedError
 
 

@@ -22,7 +22,7 @@ _MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address written as one of IP
 
 
 def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> bool:
-    """Whether the socket that listens on 127.0.0.1:`port` belongs to this user. False where there is none."""
+    """Whether the socket that listens on 127.0.0.1:`port` belongs to this user. False if there is none."""
     owner = os.getuid() if uid < 0 else uid
     wanted = _written(socket.inet_aton("127.0.0.1"), port)
     return [line_owner for address, line_owner in _listeners(table) if address == wanted][:1] == [owner]
@@ -30,7 +30,7 @@ def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> b
 
 def may_be_ours(sock: socket.socket, managers_uid: int = ELSEWHERE) -> bool:
     """Whether a connection leads to another machine, or on this one to a listener of this user, of root or of
-    `managers_uid`. Raises OSError where the kernel does not say."""
+    `managers_uid`. Raises OSError if the kernel does not say."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     address, port = sock.getpeername()[:2]

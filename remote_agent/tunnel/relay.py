@@ -88,7 +88,7 @@ class _Stdio(Wire):
 
 
 def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket:
-    """A listening socket of this machine alone. Raises RelayError where the port can't be had."""
+    """A listening socket of this machine alone. Raises RelayError if the port can't be had."""
     candidates = [port] if port else []
     if may_move or not port:
         start = _number(fleet_id, host)
@@ -174,7 +174,7 @@ def _alive(pid: int, start: str) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """Clock ticks since boot: with the pid, a process for good. "" where there is none, or a dead one."""
+    """Clock ticks since boot: with the pid, a process for good. "" if there is none, or a dead one."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -230,7 +230,7 @@ class RouterPort:
             self._with_socket(too_many, lambda one: one.shutdown(socket.SHUT_RDWR))
 
     def _with_socket(self, descriptor: int, use: Callable[[Any], Any]) -> Any:
-        """`use` of a connection that is libzmq's; None where it has ended. Its thread may have closed the descriptor
+        """`use` of a connection that is libzmq's; None if it has ended. Its thread may have closed the descriptor
         meanwhile: what has another port of ours, or none, is left alone."""
         try:
             same = _socket.socket(fileno=descriptor)

@@ -87,7 +87,7 @@ def _unbalanced(key: str, quote: str, text: str) -> str:
 
 
 def open_quote(text: str, comments: bool = True) -> str:
-    """The quote that is still open at the end of a line for a shell; "" where all are closed. `comments`: # begins one.
+    """The quote that is still open at the end of a line for a shell; "" if all are closed. `comments`: # begins one.
 
     Not valid for a text with a here-document, whose content is not shell syntax.
     """

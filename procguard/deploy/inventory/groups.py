@@ -173,7 +173,7 @@ class Groups:
         return merged
 
     def place_of(self, host: str, variable: str) -> str:
-        """File and line of the value that a host's variable has; "" where it is not known."""
+        """File and line of the value that a host's variable has; "" if it is not known."""
         groups = self.groups_of(host)[::-1]
         own = [self._place_in("host_vars", host, variable)]
         own += [_place(variables, where, variable) for variables, where in reversed(self._said.get(host, []))]

@@ -135,7 +135,7 @@ def load(
     """Read and check an inventory as a whole: a file (YAML, INI, executable), a folder of these, or `host1,host2`; of
     several, the later ones count more. `within_bounds`: the time and memory limits of templates.
 
-    Raises InventoryError with every mistake found, UsageError where the vault's password can't be read.
+    Raises InventoryError with every mistake found, UsageError if the vault's password can't be read.
     """
     sources = (os.fspath(source),) if isinstance(source, (str, os.PathLike)) else tuple(source)
     return _InventoryReader(sources, Vault(vault_password_file)).read(within_bounds)

@@ -21,9 +21,9 @@ class MemberAddress(NamedTuple):
     """The addresses under which other members may reach a member's host."""
 
     local: bool  # the manager's own machine, reached without SSH
-    ssh_hostname: str  # what the manager connects to; "" where the inventory names none
+    ssh_hostname: str  # what the manager connects to; "" if the inventory names none
     host: str  # the host's name in the inventory
-    peer: str  # from where its agent's connection came, "" where that is not known
+    peer: str  # from where its agent's connection came, "" if that is not known
     free_port: int  # a port that its agent found free, 0 = none named
 
 

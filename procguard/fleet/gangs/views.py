@@ -53,7 +53,7 @@ def of_group(
     members: list[dict[str, Any]],
     max_attempts: int,
 ) -> dict[str, Any]:
-    """One group. `said_by`: configuration, inventory, or "" where it is only a name."""
+    """One group. `said_by`: configuration, inventory, or "" if it is only a name."""
     return {
         "group": name,
         "restart": policy.restart,

@@ -35,5 +35,5 @@ _HOW = {
 
 
 def how(names: Iterable[str]) -> str:
-    """ "nginx -g 'daemon off;'", or "" where none of these programs is known."""
+    """ "nginx -g 'daemon off;'", or "" if none of these programs is known."""
     return next((_HOW[one] for one in (name.partition(":")[0] for name in names) if one in _HOW), "")

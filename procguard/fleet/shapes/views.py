@@ -44,7 +44,7 @@ def host_view(source: HostSource) -> dict[str, Any]:
 def measured(
     feed: Feed, source: HostSource | WorkerObserved, usage: messages.WorkerUsage | messages.HostUsage | None
 ) -> Row:
-    """`usage`: None where nothing was measured."""
+    """`usage`: None if nothing was measured."""
     return (*feed.own(source), *(feed.usage(usage) if usage is not None else [None] * feed.of_usage))
 
 

@@ -252,7 +252,7 @@ class PlacementService:
                 tx.event("gpu_uncordoned", host=host, reason=reason, evidence={"gpu": index})
 
     def _gpu_key(self, agent: AgentRecord, index: int) -> str:
-        """Raises NotFound where its last heartbeat names no such GPU, and none of that number is cordoned."""
+        """Raises NotFound if its last heartbeat names no such GPU, and none of that number is cordoned."""
         beat = self._state.agent_status[agent.agent_id].heartbeat
         gpus = beat.usage.gpus if beat is not None and beat.usage is not None else []
         for gpu in gpus:

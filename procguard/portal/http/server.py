@@ -158,7 +158,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self.environ = self.application = self.wsgi_input = self.response_headers = self.status = None
 
     def _read_head(self) -> bytes | None:
-        """Up to the empty line; None where the connection has ended. Raises BadHead, _HeadersTimeout."""
+        """Up to the empty line; None if the connection has ended. Raises BadHead, _HeadersTimeout."""
         if not self.rfile.wait():  # idle until a request begins
             return None
         if self.rfile.begins_with(TLS_HANDSHAKE):  # its head would never come

@@ -299,7 +299,7 @@ class LogStore:
             self._cut(os.path.join(self._directory, name), found[name], share or 0, at)
 
     def _cut(self, folder: str, streams: list[retention.Held], keep: int, at: float) -> None:
-        """Raises OSError where the file system can't give back parts of a file: the sender keeps its bytes then."""
+        """Raises OSError if the file system can't give back parts of a file: the sender keeps its bytes then."""
         cut = retention.decide(streams, keep)
         if cut is None:
             return

@@ -35,7 +35,7 @@ def begin(
 ) -> None:
     """`lease`: (epoch, until_ns) as the agent knew it when it started this runner; (0, 0): none. `wanted`: {"desired",
     "generation", "epoch"} of an assignment that a full disk may have kept from spec.json. `seen`: (pid, start) of
-    processes that the agent of this boot saw below a former runner. Raises ValueError or OSError where spec.json is
+    processes that the agent of this boot saw below a former runner. Raises ValueError or OSError if spec.json is
     unusable."""
     task = runner.task
     record, values = task.state.record, task.state.values
