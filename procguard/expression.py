@@ -174,7 +174,7 @@ _REPEAT = re.compile(r"\{(0|[1-9][0-9]{0,8})(,(0|[1-9][0-9]{0,8})?)?\}")
 _FLAG_GROUP = re.compile(r"\(\?([imsU]*)(?:-([imsU]+))?([:)])")
 _NAMED_GROUP = re.compile(r"\(\?P?<[^<>=!]+>")
 _POSIX_CLASS = re.compile(r"\[:(\^?)([a-z]+):\]")
-# What stands behind "(?" and is not RE2's: the longest first.
+# Groups beginning with "(?" that RE2 does not have, the longest first.
 _FOREIGN_GROUPS = (
     ("(?<=", "a look-behind (?<=…)", "put what stands before it into the expression itself"),
     ("(?<!", "a look-behind (?<!…)", "put what may stand before it into the expression, e.g. [^a]b"),

@@ -6,8 +6,8 @@
 
 From this come the route itself, who may call it, what is read from the query and the body, the OpenAPI document, the
 table in docs/protocol.md and the row of the access test. The docstring's first paragraph is the summary, the rest the
-description (Markdown). Parameters named `query`, `body` and `caller` are filled in by whoever mounts the handler
-(portal/api/resource.py); all others are names in the path. Knows types and texts; calls nothing.
+description (Markdown). Parameters named `query`, `body` and `caller` are filled in by the module that mounts the
+handler (portal/api/resource.py); all others are names in the path. Knows types and texts; calls nothing.
 """
 
 from __future__ import annotations

@@ -322,7 +322,7 @@ def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[st
 
 
 def in_callers_language(text: str) -> str:
-    """A message of ours, for the page that made the current request."""
+    """A message of ProcGuard in the language of the current request."""
     return hints.commands(localized(text, _language(accept_language())))
 
 

@@ -22,7 +22,7 @@ class Durability:
         self.displaced = False  # the store's files are not where they should be
         self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
         self.written_again: Callable[[], None] = lambda: None  # after a refusal: all is on disk
-        self.lines: Callable[[], list[Line]] = list  # what else belongs to the commit of whoever commits now
+        self.lines: Callable[[], list[Line]] = list  # further data for the commit in progress
 
     def hand_in(self, changes: Iterable[Change]) -> int:
         """Queue changes for the next commit. Returns the number of the last one, for `wait_for`."""
@@ -56,11 +56,11 @@ class Durability:
         return False
 
     def keep_in_place(self, tables: Callable[[], Tables]) -> str:
-        """Notice that the state's files were deleted, moved away or made read-only: from then on nothing is
+        """Detect that the state's files were deleted, moved away or made read-only. From then on nothing is
         acknowledged (NotDurable).
 
-        A later call goes on where they are back, or writes everything again from memory, and returns what it found;
-        "" if nothing was amiss.
+        A later call continues once the files are back, or writes everything again from memory. Returns what it found;
+        "" if nothing was wrong.
         """
         in_place = self._store.in_place()
         if in_place and not self.displaced:

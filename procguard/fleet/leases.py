@@ -31,8 +31,8 @@ CLOCK_DRIFT = 0.001  # drift between two clocks, each slewed by NTP by at most 5
 
 
 class InstanceStatus(NamedTuple):
-    """`wait_s`: so long until time alone makes it certain; None: it never will. `by_time`: nobody said so, but nothing
-    can have outlived its lease."""
+    """Whether an instance can still be running. `wait_s`: seconds until it has certainly ended by the lapse of time;
+    None: never. `by_time`: its end was not reported, but its lease has expired."""
 
     gone: bool
     reason: Reason
@@ -156,8 +156,9 @@ def _longest_s(spec: messages.WorkerSpec) -> float:
 
 
 def replace_spec(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
-    """Give the worker another specification. Its host may go by the one before until it has heard of it: a longer lease
-    or grace goes on counting, and an instance that was just fenced must be confirmed again."""
+    """Give the worker another specification. Its host may use the previous one until it has received the new one, so a
+    longer lease or grace of the previous one still counts, and an instance that was just fenced must be confirmed
+    again."""
     if fenced(worker) and (worker.gang or spec.on_partition == "fence"):
         worker.lease_bound_s = max(worker.lease_bound_s, _longest_s(worker.spec))
     else:

@@ -5,14 +5,14 @@
         worker.desired = "stopped"
         tx.event("stop_all", reason="…")
 
-Leaving it makes the changes and their events durable in one commit; then the affected agents are notified, and the
-bus publishes what has changed. An exception inside takes everything back: records, tables and their indexes are as
-before, no event was added, nobody hears anything. What is only observed (`AgentObserved`, `WorkerObserved`) is no part
-of it. Nothing inside may wait: others would see what is half done.
+At the end of the block, the changes and their events become durable in one commit; then the affected agents are
+notified, and the bus publishes the changes. An exception inside reverts everything: records, tables and their indexes
+are as before, no event is added, and nothing is published. Observed state (`AgentObserved`, `WorkerObserved`) is not
+part of a transaction. The block must not wait, because others would see incomplete changes.
 
-`wait` says what leaving waits for: "durable" (raises NotDurable where the disk refuses: the change holds in memory, is
-not acknowledged, and is written with the next commit), "tried" (the same without raising; while the disk refuses it is
-not even tried) or "nothing" (durable with the next commit, whoever makes it). No agent is told before it is durable.
+`wait` is what the end of the block waits for: "durable" (raises NotDurable if the disk refuses: the change is kept in
+memory, not acknowledged, and written with the next commit), "tried" (the same without raising; not tried while the disk
+refuses) or "nothing" (durable with the next commit). Agents are notified only once the change is durable.
 """
 
 from __future__ import annotations

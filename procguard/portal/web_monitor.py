@@ -208,7 +208,7 @@ class WebMonitor:
         return self._certificates.pinned if self._certificates is not None else tls.pinned_by(self._config.web.tls)
 
     def bind(self) -> None:
-        """Take the port. Raises ProcGuardError in one line when it can't be had."""
+        """Bind the port. Raises ProcGuardError with a one-line message if that is impossible."""
         if self._server is not None:
             return
         limits = self._config.web.limits

@@ -30,7 +30,7 @@ BEGINS = datetime(2020, 1, 1, tzinfo=timezone.utc)  # also for a clock that is y
 
 
 class Authority:
-    """The CA in `directory`, made where there is none."""
+    """The CA in `directory`, created if there is none."""
 
     def __init__(self, directory: str, now: datetime) -> None:
         self._directory = directory

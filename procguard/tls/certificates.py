@@ -73,8 +73,8 @@ class Certificates:
 
 
 class OwnFiles(Certificates):
-    """`web.tls: {cert, key}`. Replaced files are taken up by themselves; ones that can't be used are left where they
-    are, and the manager goes on with what it has."""
+    """The certificate of `web.tls: {cert, key}`. Replaced files are loaded automatically; if they cannot be used, the
+    manager continues with the previous ones."""
 
     @property
     def pinned(self) -> Pinned:

@@ -15,7 +15,8 @@ HOW = "give --ca FILE (tls/ca.pem beside the manager's state), or --ca sha256:â€
 
 
 def trust_for(url: str, ca: str) -> Trust:
-    """`ca`: a file in PEM, sha256:HEX, or "". Raises UsageError, LinkDown (a fingerprint has to be asked for)."""
+    """The trust for a launcher. `ca`: a PEM file, sha256:HEX, or "". Raises UsageError, or LinkDown if a fingerprint is
+    given and the manager cannot be asked for its CA."""
     if ca.startswith(FINGERPRINT_PREFIX):
         return _by_fingerprint(url, ca.lower())
     if ca:
@@ -37,7 +38,8 @@ def _read(path: str) -> str:
 
 
 def _by_fingerprint(url: str, wanted: str) -> Trust:
-    """The manager's CA, asked of whoever answers and believed only if it is the one whose fingerprint was given."""
+    """The manager's CA, requested from the address without authentication, and accepted only if it has the given
+    fingerprint."""
     digits = wanted.removeprefix(FINGERPRINT_PREFIX)
     if len(digits) != 64 or digits.strip("0123456789abcdef"):
         raise UsageError(f"--ca {wanted[:80]}: expected {FINGERPRINT_PREFIX} and 64 hexadecimal digits", HOW)

@@ -1,4 +1,4 @@
-"""Commands from the manager: each is carried out at most once, on its attempt, or expires visibly.
+"""Commands from the manager: each is executed at most once, on its attempt, or expires visibly.
 
 Owns the journal's command entries and the results for the manager. restart and kill go to the runner, which checks
 attempt and time again; start and stop need nothing here, because assignments contain them. Main loop only; knows no
@@ -32,8 +32,9 @@ class CommandExecutor:
         self._news = False
 
     def receive(self, commands: list[Command], workers: dict[str, WorkerHandle], now: float, asked: float) -> None:
-        """`asked`: when the request left that this answers. What may be too late since then is not taken: the manager
-        tells it again, with the time that is left, or says that it has expired."""
+        """Accept the commands of a response. `asked`: the time when its request was sent. Commands that may have
+        expired since are not accepted: the manager sends them again with the remaining time, or reports that they
+        expired."""
         for command in sorted(commands, key=lambda one: one.seq):
             acts = command.command in ("restart", "kill")
             expires = asked + max(0.0, command.ttl_s)
@@ -53,7 +54,7 @@ class CommandExecutor:
 
     def runner_result(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         command_id = str(message.get("id", ""))
-        # Told again to an agent that has just come: news only if its predecessor died before it heard it.
+        # Sent again to an agent that has just started: new only if its predecessor died before it received it.
         open_since_before = self._journal.acted(command_id) and self._journal.result(command_id) is None
         if worker.waiting.pop(command_id, None) is not None or open_since_before:
             status = str(message.get("status"))

@@ -1,4 +1,4 @@
-"""The agent's durable memory: which commands it has carried out, and which events the manager has stored.
+"""The agent's durable memory: the commands that it has executed, and the events that the manager has stored.
 
 Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Room is set
 aside in it, so that a full disk does not keep a line from it; what cannot be written waits in memory. Knows
@@ -29,7 +29,7 @@ AHEAD_BYTES = 256 * 1024  # set aside
 
 
 class AgentJournal:
-    """Call `acted(id)` to check for duplicates, `begin(id)` just before a command is carried out, and `end(...)`
+    """Call `acted(id)` to check for duplicates, `begin(id)` just before a command is executed, and `end(...)`
     afterwards."""
 
     def __init__(self, path: str) -> None:

@@ -17,7 +17,7 @@ class LeaseHolder:
     def __init__(self) -> None:
         self._leases = WorkerLeases()
         self._ended: Any = None  # (attempt, event_seq) of the last end of all that ran
-        self._ended_ns = 0  # when that was heard of, on CLOCK_BOOTTIME
+        self._ended_ns = 0  # when it was received, on CLOCK_BOOTTIME
 
     def take(self, lease: Lease, asked_ns: int) -> int:
         """Apply a granted lease. Returns its end (CLOCK_BOOTTIME, ns) if that has changed, else 0.

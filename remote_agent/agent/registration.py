@@ -71,8 +71,8 @@ class LauncherRegistrar(Registrar):
         def job(connection: Connection) -> Reply:
             payload = json.dumps(body).encode()
             if mine.proof_key:
-                # An old acquaintance: it proves itself, then the secret shows that a changed command is ours. A token
-                # is spent only where that does not let us in.
+                # A launcher that was registered before: the manager proves its identity, then the secret proves that a
+                # changed command comes from this launcher. A token is used only if that is not sufficient.
                 try:
                     reply = connection.request("POST", "/api/workers/register", payload)
                     if not token or (reply.ok and reply.status != PENDING_STATUS):

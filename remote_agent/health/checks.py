@@ -18,7 +18,7 @@ from remote_agent.protocol.worker_spec import HealthCheck
 from remote_agent.runner.control import RunnerLink
 from remote_agent.telemetry.sampler import Measuring, log_mark
 
-EVIDENCE_TIMEOUT_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
+EVIDENCE_TIMEOUT_S = 30.0  # longer than evidence.py takes; a hanging host must not delay the end of the job
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
@@ -48,7 +48,8 @@ class _EvidenceGathering:
 
 
 class Checks:
-    """`say(event, **facts)` logs; `changed()` is called when the manager should hear of a verdict."""
+    """Runs the health checks of workers. `say(event, **facts)` logs. `changed()` is called when a result should be
+    reported to the manager."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Checks:
         self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
         self._python, self._base_env = python, base_env
         self._gathering: dict[str, _EvidenceGathering] = {}
-        self._over_time: dict[str, int] = {}  # the attempts whose evidence was asked for at their time limit
+        self._over_time: dict[str, int] = {}  # attempts for which evidence was requested at their time limit
 
     def tick(self, worker: CheckedWorker, now: float) -> None:
         checks = worker.assignment.spec.health if worker.assignment is not None else []

@@ -21,7 +21,7 @@ from remote_agent.system import paths, processes
 from remote_agent.system.bounded import Bounded, HangsError
 from remote_agent.telemetry import procfs
 
-WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
+WHOLE_S = 20.0  # in total; the caller's timeout is slightly longer
 PROCESS_S = 2.0
 PY_SPY_S = 5.0
 PY_SPY_BYTES = 64 * 1024

@@ -1,7 +1,7 @@
-"""Watches what restart.progress of a worker names, and passes each higher value to its runner.
+"""Watches the value that restart.progress of a worker names, and passes each higher one to its runner.
 
 A metric's value comes with its readings; the time of a file is read on a helper thread, with the rights of the worker's
-user. The runner decides what is progress (runner/restart.py). Main loop only, but for the reading.
+user. The runner decides what counts as progress (runner/restart.py). Main loop only, except for the reading.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ProgressWatch:
         return self._next_file.get(worker.worker_id) if worker.link is not None else None
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker]) -> bool:
-        """A helper's result; False if it is none of ours."""
+        """Process a helper's result. Returns False if the result is not for this module."""
         if not isinstance(tag, tuple) or tag[0] != TAG:
             return False
         worker = workers.get(tag[1])

@@ -71,7 +71,7 @@ class Elsewhere:
     home: str
     other_user: bool
     check: Callable[[HealthCheck], Result]
-    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also where there is no answer
+    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also on a timeout
 
 
 @record
@@ -132,7 +132,7 @@ class HealthMonitor:
     def result(self, due: Due, healthy: Optional[bool], detail: Reason, now: float) -> bool:
         """Returns whether the worker has just become failing under a check whose action is restart.
 
-        `healthy` None changes nothing: a host too busy to look is no evidence against the job."""
+        `healthy` None changes nothing: a host that is too busy for the check is not evidence against the job."""
         if due.attempt != self._attempt or due.index >= len(self._tracks):
             return False  # of an attempt that is over
         track = self._tracks[due.index]

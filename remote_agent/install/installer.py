@@ -24,7 +24,7 @@ from remote_agent.system.locks import lock_held
 
 LOCK_TIMEOUT_S = 90.0
 
-# Variables of the deploying session, which are no part of the user's environment on this host.
+# Variables of the deploying session, which are not part of the user's environment on this host.
 SESSION_VARIABLES = (
     "PWD",
     "OLDPWD",
@@ -152,7 +152,7 @@ class Installer:
         fetch_code: "Callable[[], bytes]" = bytes,
         fetch_secret: "Callable[[str], str]" = lambda current: "",
     ) -> Json:
-        """Bring this host to what `request` says; see `procguard/deploy/install/deployer.py` for its fields.
+        """Bring this host to the state in `request`; see `procguard/deploy/install/deployer.py` for its fields.
 
         `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" if it is made here) are called only
         when the release is not here yet. `fetch_secret`, with the digest of the secret that is here, only for a request
@@ -327,7 +327,7 @@ class Installer:
         return self._report(["started"])
 
     def stop(self) -> Json:
-        """End the agent and keep it ended (keep-alive respects the mark). Children run on."""
+        """End the agent and keep it ended (keep-alive respects the mark). Children keep running."""
         with self.locked():
             paths.write_atomic(
                 self._stop_mark(), b"stopped by hand; `remote_agent.install start` or a deploy starts it again\n"

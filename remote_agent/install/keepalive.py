@@ -147,7 +147,7 @@ class KeepAlive:
 
 
 def _read_crontab() -> "Optional[list[str]]":
-    """The user's lines; [] when there are none; None when there is no crontab program."""
+    """The user's crontab lines; [] if there are none; None if there is no crontab program."""
     if not _program("crontab"):
         return None
     return (_call(["crontab", "-l"]) or "").splitlines()

@@ -56,7 +56,7 @@ def is_frozen(number: int) -> bool:
 
 
 def _state(number: int) -> str:
-    """One letter as in /proc/<pid>/stat, "" when there is no such process."""
+    """The state letter in /proc/<pid>/stat; "" if there is no such process."""
     try:
         with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0]
@@ -105,7 +105,7 @@ def await_running(runtime_dir: str, agent_dir: str, timeout_s: float = START_TIM
 
 
 def stop(runtime_dir: str, agent_dir: str) -> bool:
-    """End the agent: SIGTERM, then SIGKILL. True when one was running. Its runners and children live on."""
+    """End the agent: SIGTERM, then SIGKILL. Returns whether one was running. Its runners and children keep running."""
     if not is_running(runtime_dir):
         return False
     for signum, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):

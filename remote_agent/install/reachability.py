@@ -58,7 +58,7 @@ class Probe:
         self._answered.set()
 
     def _why_not(self, url: str, timeout_s: float) -> str:
-        """ "" if the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
+        """Why `url` does not lead to the fleet's manager; "" if it does. Raises OSError, ValueError or WireTrouble."""
         agent_id, fleet_id, _ = self._identity
         nonce = session.new_nonce()
         address = split_url(url)
@@ -79,7 +79,7 @@ class Probe:
             connection.close()
 
     def _proven_by(self, reply: "dict[str, Any]", url: str, nonce: str) -> "tuple[bool, int]":
-        """Whether it is the manager, and as which user it runs on this machine (ELSEWHERE: not here)."""
+        """Whether it is the manager, and the user as whom it runs on this machine (ELSEWHERE: on another one)."""
         agent_id, fleet_id, proof_key = self._identity
         offer = session.Offer.read(reply.get("session"))
         if offer is None:

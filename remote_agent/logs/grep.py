@@ -167,7 +167,7 @@ class Watch:
 
 class GrepSearch:
     def __init__(self, request: dict[str, Any], say: Callable[[Any], None]) -> None:
-        """Raises re.error (ValueError, RecursionError, OverflowError) for what is no regular expression."""
+        """Raises re.error (ValueError, RecursionError, OverflowError) for an invalid regular expression."""
         self._say = say
         self._since = request.get("since") or float("-inf")
         self._until = request.get("until") or float("inf")
@@ -331,7 +331,7 @@ def be_humble(cpu_s: Optional[int] = None, memory_bytes: int = MAX_MEMORY_BYTES)
 
 
 def _idle_disk_class() -> None:
-    """ioprio_set(2): reads only when nobody else does. Python has no call for it."""
+    """Read from the disk only when no other process does, by ioprio_set(2), for which Python has no function."""
     number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
     try:
         import ctypes

@@ -125,7 +125,7 @@ def _data_from(descriptor: int, start: int, end: int) -> int:
 
 
 def trim(path: str, end: int) -> None:
-    """Replace a log that nobody writes to by a sparse copy without the bytes before `end`. Raises OSError."""
+    """Replace a log without a writer by a sparse copy without the bytes before `end`. Raises OSError."""
     copy = path + ".trim"
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -65,7 +65,7 @@ else:
 
 
 def evaluate() -> None:
-    """Put `typing`'s own in place of what stands for it in every module of ours."""
+    """Replace the placeholders of `typing` in all modules of remote_agent by the originals."""
     for name, module in list(sys.modules.items()):
         if name.startswith(__name__.partition(".")[0] + "."):
             for key, value in list(vars(module).items()):

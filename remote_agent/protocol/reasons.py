@@ -1,8 +1,8 @@
 """Reasons: why something is as it is, as a code with parameters, and the English of the codes that hosts use.
 
 A `Reason` is a str: its English sentence. It keeps the code and the parameters that the sentence was made of, so that a
-program can compare them and another language can render them. Where a reason becomes JSON (the wire, disks, the API),
-two keys stand beside its text:
+program can compare them and another language can render them. In JSON (messages, files, the API), two keys accompany
+the text:
 
     {"reason": "exit code 1 after 3 s; restart 1 of 3 in 5 s", "reason_code": "exit.code",
      "reason_params": {"code": 1, "ran_s": 3.0, "also": [{"code": "restart.next",
@@ -118,7 +118,7 @@ def plain_value(value: Any) -> Any:
 
 
 def fields(name: str, text: str) -> dict[str, Any]:
-    """{name, name_code, name_params} of a text; what is no reason is one of code `text`."""
+    """{name, name_code, name_params} of a text; a text that is not a Reason gets the code `text`."""
     reason = reason_of(text)
     return {name: str(reason), f"{name}_code": reason.code, f"{name}_params": reason.params}
 
@@ -135,7 +135,8 @@ def read(values: Mapping[str, Any], name: str = "reason") -> Reason:
 
 
 def accepted(text: Any, code: Any, params: Any) -> Reason:
-    """A reason of what somebody sent or stored. What is no code, or more than the bounds, leaves the text alone."""
+    """The Reason of a received or stored text. If the code or parameters are invalid or exceed the limits, only the
+    text is used."""
     if not isinstance(text, str):
         text = ""
     if isinstance(text, Reason):

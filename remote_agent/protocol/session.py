@@ -55,7 +55,8 @@ def handshake(proof_key: str, fleet_id: str, agent_id: str, nonce: str, session_
 
 
 def manager_proof(shared: bytes, url: str, uid: int, machine: str) -> str:
-    """`url`: the address that the agent used; `uid`, `machine`: as whom the manager runs on which machine."""
+    """The manager's proof of identity. `url`: the address that the agent used. `uid`, `machine`: the user and the
+    machine of the manager."""
     return str(_mac(shared, 32, "manager", url, str(uid), machine).hexdigest())
 
 
@@ -141,7 +142,7 @@ class Offer:
 
     @classmethod
     def read(cls, data: Any) -> Optional[Offer]:
-        """None for what is no offer; it is not proven yet."""
+        """Decode an offer, which is not verified yet; None for any other value."""
         if not isinstance(data, dict):
             return None
         found = cls(data.get("id"), data.get("uid"), data.get("machine"), data.get("proof"))  # type: ignore[arg-type]

@@ -196,7 +196,7 @@ class WorkerSpec:
     requires: dict[str, str] = key(dict, "Labels that a spare must have to run this worker (procguard_labels)")
 
 
-# What a running child depends on: a change here needs a restart, a change elsewhere applies at once.
+# Keys on which a running child depends: a change needs a restart; changes of other keys apply immediately.
 LAUNCH_FIELDS = ("command", "working_dir", "env", "shell", "stderr")
 # Added later: they count only where they are used, or an upgrade would call every running child outdated.
 LATER_LAUNCH_FIELDS = (

@@ -72,8 +72,8 @@ class Attempt:
         self.pid_start = found.start if found else 0
 
     def adopt(self, keeper: int, first: int, start: int, ooms: OomCounter, ooms_before: int) -> None:
-        """The command of this attempt was started by somebody else, and is below this process: `first` (its start time;
-        0: it has ended) below `keeper`, which ends with its exit code and is waited for. `ooms`: where it runs."""
+        """Adopt a command that another process has started below this one: `first` (with its start time; 0: it has
+        ended) is below `keeper`, which exits with its code and is waited for. `ooms`: counts its OOM kills."""
         self._ooms, self.ooms_before = ooms, ooms_before
         self.pid, self.first_pid, self.pid_start = keeper, first, start
         self._forget_exec()

@@ -68,7 +68,7 @@ def refuse_second(worker_dir: str, runtime_dir: str = "", timeout_s: float = LOC
 
 
 def listen(path: str) -> _socket.socket:
-    """The control socket. Only the holder of the lock may call this: it replaces what lies there."""
+    """Create the control socket. Only the holder of the lock may call this, because it replaces an existing socket."""
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -22,7 +22,7 @@ from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
 RESTART = "restart"
 FINISH = "finish"
 FAIL = "fail"
-STOP = "stop"  # never a decision of this module: somebody asked for it
+STOP = "stop"  # never decided by this module, only requested
 
 
 class RestartDecision:
@@ -43,7 +43,7 @@ DEFAULT_BACKOFF_S = (0.0, 5.0, 30.0, 120.0, 300.0)
 
 
 class RestartRules:
-    """A worker's restart policy, from protocol.RestartPolicy as JSON. What is missing or absurd takes its default."""
+    """A worker's restart policy, from protocol.RestartPolicy as JSON. Missing and invalid values get defaults."""
 
     def __init__(self, values: dict[str, object] | None = None) -> None:
         values = values or {}
@@ -140,8 +140,8 @@ def remaining_restarts(restarts: int, ran_s: float, policy: RestartRules) -> int
 
 
 def has_progressed(highest: object, value: object) -> tuple[bool, float | None]:
-    """(whether `value` is progress, the highest so far). The first value is none: it is where the job stands. An
-    attempt that repeats what an earlier one did makes no progress."""
+    """(whether `value` is progress, the highest value so far). The first value is not progress, only the current
+    position. An attempt that repeats the work of an earlier one makes no progress."""
     before = highest if isinstance(highest, float) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
         return False, before
@@ -241,7 +241,7 @@ def describe_left(count: int, names: list[str], ending: Ending) -> Reason:
     return left.then(because("exit.foreground")) if ending.code == 0 else left
 
 
-# The names as Linux numbers them on every machine we run on (x86, ARM, RISC-V, POWER).
+# The numbers on Linux are the same on all supported machines (x86, ARM, RISC-V, POWER).
 _SIGNALS = {
     1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE",
     9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM",
@@ -256,7 +256,7 @@ def signal_name(number: int) -> str:
 
 
 def signal_number(name: str, default: int = 15) -> int:
-    """'TERM', 'SIGTERM' or '15' -> 15; what is no signal gives `default`."""
+    """The number of a signal: 'TERM', 'SIGTERM' or '15' -> 15; `default` for any other text."""
     text = str(name).strip().upper()
     if text.isdigit() and 0 < int(text) < 65:
         return int(text)

@@ -38,8 +38,8 @@ F_DUPFD_CLOEXEC = 1030  # pypy's fcntl lacks the name
 
 
 class Terminal:
-    """A pseudo-terminal and its keeper. `path` is the slave's: whoever opens it as the leader of a new session has it
-    as its controlling terminal."""
+    """A pseudo-terminal and its keeper. `path`: of the slave; a process that opens it as the leader of a new session
+    gets it as its controlling terminal."""
 
     def __init__(self, rows: int, columns: int, log: int, cookie: str, uid: int = -1) -> None:
         """`log`: open for appending; duplicated. `cookie`: of the attempt. `uid`: the owner of the terminal; -1: this
@@ -128,7 +128,7 @@ class Terminal:
             os.kill(self.keeper, signal.SIGKILL)  # our own child, not reaped yet
 
     def finish(self) -> None:
-        """No process has the terminal any more, and there is no keeper: append what is left of it."""
+        """Append the remaining output once no process has the terminal open, if there is no keeper."""
         self.started()
         copied = 0
         try:
@@ -197,8 +197,8 @@ def _keep(master: int, log: int, ask: int) -> None:
 
 
 def _copy(master: int, log: int, ask: int) -> None:
-    """Append what comes from the terminal until nobody has it open. A byte that comes from `ask` is returned once
-    everything before it is in the log."""
+    """Append the terminal's output to the log until no process has it open. A byte received from `ask` is sent back
+    once everything before it is in the log."""
     poller = select.poll()
     poller.register(master, select.POLLIN)
     poller.register(ask, select.POLLIN)

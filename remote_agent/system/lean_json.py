@@ -49,7 +49,7 @@ _scan, _encode = _of_c()
 
 
 def loads(data: str | bytes) -> Any:
-    """The value that `data` (UTF-8 where it is bytes) describes. Raises ValueError if that is no JSON."""
+    """Decode JSON. `data`: text, or bytes in UTF-8. Raises ValueError if it is not JSON."""
     if _scan is not None:
         try:
             text = data if isinstance(data, str) else data.decode("utf-8", "surrogatepass")

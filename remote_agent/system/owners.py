@@ -40,7 +40,7 @@ class Walk:
 
 
 def walk(path: str) -> Walk:
-    """Follow an absolute path, part by part. Raises OSError, but for a part that does not exist."""
+    """Follow an absolute path, part by part. Raises OSError, except for a part that does not exist."""
     folder: "Optional[int]" = os.open("/", _PATH_ONLY)
     actor: "Optional[Actor]" = None
     shared, links, root = False, 0, os.geteuid() == 0

@@ -45,7 +45,7 @@ class StatLine(tuple[int, int, int, str, int]):
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
-# The same numbers on every Linux architecture we run on (x86-64, aarch64, riscv64, ppc64le).
+# The numbers are the same on all supported architectures of Linux (x86-64, aarch64, riscv64, ppc64le).
 SYS_PIDFD_SEND_SIGNAL = 424
 SYS_PIDFD_OPEN = 434
 MAX_ENVIRON_BYTES = 1024 * 1024
@@ -79,8 +79,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def mark_descendants(cookie: str) -> int | None:
-    """Whatever this process starts from now on carries the mark of `cookie`, and so does it itself: until `unmark` is
-    given what this returns. None: there is no mark here, the limit being lower already."""
+    """Mark this process and all processes that it starts with `cookie`, until the returned value is passed to `unmark`.
+    Returns None if marking is impossible, because the limit that carries the mark is already lower."""
     limits = (c.c_uint64 * 2)()  # soft, hard
     if c.sizeof(c.c_long) != 8 or _libc.getrlimit(RLIMIT_RTTIME, limits) != 0:
         return None
@@ -126,7 +126,7 @@ def boot_id() -> str:
 
 
 def read_process(pid: int) -> StatLine | None:
-    """The kernel's line on `pid`, or None if there is no such process."""
+    """The process according to the kernel; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()

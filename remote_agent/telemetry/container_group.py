@@ -40,7 +40,7 @@ def cpu_ns(groups: list[str]) -> Optional[int]:
 
 
 def memory_bytes(groups: list[str]) -> Optional[int]:
-    """Memory that cannot be taken back at once: all but the inactive part of the file cache. None: not counted."""
+    """Memory that cannot be reclaimed immediately: all except the inactive file cache. None if it is not counted."""
     for group in groups:
         for usage, inactive in (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file")):
             value = _number(os.path.join(group, usage))

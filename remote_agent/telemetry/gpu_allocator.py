@@ -54,15 +54,15 @@ class GpuAllocator:
         measuring.owner_of = self.owner_of
 
     def cordon(self, gpus: Optional[list[str]]) -> None:
-        """The GPUs that the manager lets nobody have (uuids, or "#" and an index); None: as before. A worker that has
-        one already keeps it until it is stopped."""
+        """Set the GPUs that the manager assigns to no worker (uuids, or "#" and an index); None: unchanged. A worker
+        that already has one keeps it until it is stopped."""
         if gpus is None or set(gpus) == self._cordoned:
             return
         self._cordoned = frozenset(gpus)
         try:
             self._store(self.held)
         except OSError:
-            pass  # told again by the next answer after a restart
+            pass  # sent again by the next response after a restart
 
     def adopt(self, workers: Mapping[str, GpuWorker]) -> None:
         """Register the GPUs of running workers, before any spec.json is written."""
@@ -236,7 +236,7 @@ def environment(indexes: list[int]) -> dict[str, str]:
 
 
 def _read(path: str) -> tuple[dict[str, list[int]], frozenset[str]]:
-    """(who has which, those that nobody may have)"""
+    """(the GPUs of each worker, the cordoned GPUs)"""
     try:
         value = paths.read_json(path)
     except (OSError, ValueError):

@@ -25,7 +25,7 @@ class HostDisk:
         self._well = 0
 
     def next_at(self) -> float:
-        """When `tick` is to be called at the latest."""
+        """The latest time at which `tick` must be called."""
         return float("inf") if self._busy else self._probed_at + (RECHECK_S if self.trouble else POLL_INTERVAL_S)
 
     def tick(self, now: float, suspected: bool) -> None:

@@ -219,7 +219,7 @@ def _sum(values: list[Optional[int]]) -> Optional[int]:
 
 
 def _open_files(pid: int) -> Optional[int]:
-    """Up to MAX_FDS: counting a job's million of descriptors would cost everybody else's measurements."""
+    """The number of open descriptors, counted up to MAX_FDS: counting millions would delay all other measurements."""
     folder = f"/proc/{pid}/fd"
     try:
         known = os.stat(folder).st_size  # their number, since Linux 6.2

@@ -73,7 +73,7 @@ class Measuring:
         return bool(self._meter.available)
 
     def next_at(self) -> float:
-        """When `tick` is to be called at the latest."""
+        """The latest time at which `tick` must be called."""
         times = [self._next_driver]
         if "usage" not in self._busy and self.available:
             times.append(self._next_usage)
@@ -122,7 +122,7 @@ class Measuring:
     # ------------------------------------------------------------------------------------------------ the results
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, MeasuredWorker], now: float) -> bool:
-        """A helper's result; False if it is none of ours."""
+        """Process a helper's result. Returns False if the result is not for this module."""
         if tag not in ("usage", "gpus"):
             return False
         self._busy.discard(tag)

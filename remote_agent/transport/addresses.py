@@ -17,7 +17,7 @@ from remote_agent.transport.address_file import AddressFile
 from remote_agent.transport.http import split_url
 from remote_agent.transport.tls import Trust
 
-SILENT_S = 10.0  # an address that did not answer in time is left out for so long, while a standby answers at another
+SILENT_S = 10.0  # how long an address that did not answer in time is skipped while a standby answers at another one
 WRITE_AGAIN_S = 2.0
 QUICK_CONNECT_S, PATIENT_CONNECT_S = 2.0, 6.0
 

@@ -24,13 +24,13 @@ MAX_TIMEOUT_MS = 600_000
 
 
 class Channels:
-    """Shared by the connections of one agent; thread-safe. `say(text)`: told when the channel changes, from any
-    thread: "zmq", "http", or "http: " and why not zmq."""
+    """The channel in use, shared by the connections of one agent; thread-safe. `say(text)` is called from any thread
+    when the channel changes, with "zmq", "http", or "http: " and why not zmq."""
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self._say = say
         self._lock = threading.Lock()
-        self._zmq: Optional[Zmq] = None  # once it was offered and could be had
+        self._zmq: Optional[Zmq] = None  # once it was offered and is available
         self._cannot = ""  # why this Python never can
         self._failures = 0
         self._again_at = 0.0  # monotonic

@@ -46,7 +46,7 @@ class SecretRotation:
         self._replacing, self._replaced = replacing, replaced
         self._say = say
         self._thread: Optional[threading.Thread] = None
-        self._done = ""  # the rotation that was carried out last
+        self._done = ""  # the last completed rotation
         self._connection: Optional[Connection] = None
 
     def take(self, rotation: str) -> None:
@@ -86,7 +86,7 @@ class SecretRotation:
         if not reply.ok:
             self._say("secret not replaced", why=reply.why)
             return
-        self._replacing(secret)  # the manager takes it already: whoever writes agent.json now does no harm
+        self._replacing(secret)  # the manager accepts it already, so that any writer of agent.json is harmless now
         if not self._store(secret):
             self._say("secret not replaced", why="a deployment is under way on this host")
             return

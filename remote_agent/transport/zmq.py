@@ -18,7 +18,7 @@ import time
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import ZMQ_INLINE_BYTES, ZmqOffer
 
-PING_EVERY_MS, PONG_WITHIN_MS = 10_000, 5_000  # a busy manager is no dead one: its pongs are libzmq's own
+PING_EVERY_MS, PONG_WITHIN_MS = 10_000, 5_000  # a busy manager still answers pings, because libzmq sends its pongs
 DEAD_AFTER_MS = 30_000  # without an acknowledgement for this time the connection is dead
 MAX_WAITING = 16  # messages, in each direction
 _EVENT = struct.Struct("=H")

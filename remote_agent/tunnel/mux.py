@@ -68,7 +68,7 @@ class Wire:
         raise NotImplementedError
 
     def write_fileno(self) -> int:
-        """Writable when `write` would take something; -1 if nobody can tell."""
+        """A descriptor that is writable when `write` would accept data; -1 if there is none."""
         return -1
 
     def read(self) -> bytes:

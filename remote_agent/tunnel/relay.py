@@ -55,7 +55,7 @@ class Relay:
         with contextlib.suppress(MuxEnded, OSError):
             Mux(_Stdio(), accept=self.listener).run()
         self.listener.close()
-        with contextlib.suppress(OSError):  # before an agent is installed nothing else lies there
+        with contextlib.suppress(OSError):  # before an agent is installed, the directory contains nothing else
             os.unlink(os.path.join(self._directory, LOCK))
             os.rmdir(self._directory)
 
@@ -88,7 +88,7 @@ class _Stdio(Wire):
 
 
 def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket:
-    """A listening socket of this machine alone. Raises RelayError if the port can't be had."""
+    """A socket that listens on this machine only. Raises RelayError if the port is unavailable."""
     candidates = [port] if port else []
     if may_move or not port:
         start = _number(fleet_id, host)
@@ -112,10 +112,10 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
 
 
 def take_over(host: str, directory: str) -> int:
-    """Be the only relay of this agent: whoever was it before is ended. Raises RelayError.
+    """Become the only relay of this agent by ending the previous one. Raises RelayError.
 
-    `directory`: private, where its lock lies. Returns the lock's descriptor, to be kept open for as long as this is the
-    relay.
+    `directory`: the private directory of its lock. Returns the lock's descriptor, which must stay open for as long as
+    this process is the relay.
     """
     path = os.path.join(directory, LOCK)
     held: "list[int]" = []
@@ -174,7 +174,8 @@ def _alive(pid: int, start: str) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """Clock ticks since boot: with the pid, a process for good. "" if there is none, or a dead one."""
+    """The process's start in clock ticks since boot, which with the pid identifies it permanently. "" if it does not
+    exist or is dead."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -5,11 +5,11 @@
     … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
     … code    --host NAME --dir DIR     procguard_sync: packs what is not packed yet -> [{"dest", "digest", "archive"}]
-    … verify  --host NAME --dir DIR     returns once the manager has heard the agent
-    … removal, forget --host NAME --dir DIR     undeploy: once its workers are gone; the manager forgets it
+    … verify  --host NAME --dir DIR     returns once the agent has sent a heartbeat to the manager
+    … removal, forget --host NAME --dir DIR     undeploy: returns once its workers are gone; removes it from the manager
 
-Everything that decides is the deployer's; this only cuts it into steps. The request holds the agent's secret: give it
-to `install.pyz install` on stdin, and keep it out of logs (no_log).
+All decisions are the deployer's; this module only splits a deployment into steps. The request contains the agent's
+secret: pass it to `install.pyz install` on stdin, and keep it out of logs (no_log).
 """
 
 from __future__ import annotations

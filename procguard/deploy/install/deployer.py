@@ -361,7 +361,7 @@ class Deployer:
         self._note_started(result)
 
     def _note_started(self, result: HostResult) -> None:
-        """Which workers are to come up now; of the others what they are is said at once."""
+        """Note which workers should come up now; the state of the others is reported immediately."""
         if self._restarts and self._options.plan.serial:
             self._restart(result, self._views())
         if self._readiness is None:
@@ -454,8 +454,8 @@ class Deployer:
         }
 
     def _tunnel(self, host: Host) -> Json:
-        """The host's way through the manager's SSH, where the inventory asks for one. Whether it is needed turns out on
-        the host; why there is none is told there."""
+        """The host's tunnel through the manager's SSH, if the inventory requests one. The host decides whether it is
+        needed, and reports why there is none."""
         if not host.tunnel or host.target.local:
             return {}
         try:

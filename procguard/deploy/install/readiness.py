@@ -12,7 +12,7 @@ from procguard.errors import HostError
 
 NOT_UP = "worker_not_up"
 MAX_NAMED = 5
-FRESH_VIEW_S = 1.0  # what was seen so long ago need not be asked again where nothing was started
+FRESH_VIEW_S = 1.0  # views up to this age are reused if nothing was started
 DECLARED = ("new", "changed", "unchanged", "moved")
 
 

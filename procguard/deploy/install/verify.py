@@ -16,7 +16,7 @@ from procguard.errors import HostError
 POLL_S = 0.15
 QUICK_POLL_S = 0.02  # where the manager answers so quickly that it does not notice
 POLL_SHARE = 0.1  # at most this share of the manager's time
-RECHECK_S = 900.0  # on a host where nothing changed, that the manager can reach it is believed for so long
+RECHECK_S = 900.0  # on an unchanged host, a successful SSH check by the manager is valid for this long
 
 Json = dict[str, Any]
 

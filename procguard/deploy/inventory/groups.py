@@ -207,7 +207,7 @@ class Groups:
     def _loaded(self, path: Path) -> Any:
         try:
             return positions.load(path, self.vault, self.warn)
-        except positions.EncryptedFile as exc:  # no mistake as long as nobody needs it
+        except positions.EncryptedFile as exc:  # not an error unless it is used
             self.warn(str(path), "is encrypted, its variables are not known", exc.next_step)
             return None
 

@@ -392,7 +392,7 @@ def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
 
 
 def _meant_for(variable: str, variables: dict[str, Any]) -> str:
-    """The variable that is probably meant by one that is not ProcGuard's; "": it is somebody's own."""
+    """The variable of ProcGuard that an unknown one probably means; "" if it is the user's own."""
     if variable in PROCGUARD_VARIABLES:
         return ""
     if variable.lower().replace("-", "_") in PROCGUARD_VARIABLES:

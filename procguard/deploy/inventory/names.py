@@ -47,8 +47,8 @@ def check(name: str) -> None:
 
 
 def fleet_id(name: str) -> str:
-    """The host's id in the fleet: its name, or if that is no valid id (an IPv6 address, other letters than
-    ASCII's, more than 64) what can stay of it, and a digest."""
+    """The host's id in the fleet: its name, or if that is not a valid id (an IPv6 address, non-ASCII letters, more than
+    64 characters), its valid part with a digest."""
     if messages.valid_id(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -107,8 +107,8 @@ _SecretLoader.add_constructor("tag:procguard,name", lambda loader, node: str(nod
 
 
 def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
-    """The parsed file; a key that stands twice is told to `warn`. Raises InventoryError: missing, not UTF-8, not YAML
-    (with its line), encrypted by another password; EncryptedFile where there is none."""
+    """The parsed file. `warn` is called for duplicate keys. Raises InventoryError if the file is missing, not UTF-8,
+    not YAML (with the line), or encrypted with another password, and EncryptedFile if there is no password."""
     text, kind = read_text(path), _InventoryLoader
     if text.startswith(MARK):
         if not vault.opens:

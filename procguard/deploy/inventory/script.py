@@ -24,7 +24,7 @@ def read(path: Path, groups: Groups) -> None:
     for name, body in answer.items():
         _take_group(groups, str(name), body, path)
     for host, values in (meta.get("hostvars") or {}).items() if isinstance(meta, dict) else ():
-        if isinstance(values, dict):  # of a host that no group has, they are nobody's
+        if isinstance(values, dict):  # variables of a host that is in no group are ignored
             groups.host_variables.get(str(host), {}).update(values)
     if meta is None:
         for host, variables in groups.host_variables.items():

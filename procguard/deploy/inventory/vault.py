@@ -22,7 +22,7 @@ MARK = "$ANSIBLE_VAULT;"
 ITERATIONS = 10_000
 MAX_PASSWORD_BYTES = 64 * 1024
 PROGRAM_TIMEOUT_S = 60.0
-SHOWN_CHARS = 4  # of a secret that was cut short in a message: so few say nothing
+SHOWN_CHARS = 4  # of a secret that is truncated in a message: so few characters reveal nothing
 
 
 class VaultMistake(ValueError):
@@ -79,7 +79,7 @@ class Encrypted:
     __slots__ = ("plain", "text", "vault", "where")
 
     def __init__(self, text: str, vault: Vault, where: str, plain: bool = False) -> None:
-        """`plain`: its whole file was encrypted, and is no more."""
+        """`plain`: whether `text` is decrypted already, because its whole file was encrypted."""
         self.text, self.vault, self.where, self.plain = text, vault, where, plain
 
     def reveal(self) -> str:

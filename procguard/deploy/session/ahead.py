@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Ahead:
-    """`make` runs at once in a child process. It does not run without `os.fork`, or if the process has other
+    """Runs `make` immediately in a child process. It does not run without `os.fork`, or if the process has other
     threads."""
 
     def __init__(self, make: Callable[[], Any]) -> None:

@@ -135,7 +135,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
 
 
 def _is_refusal(exc: paramiko.SSHException) -> bool:
-    """Whether more keys could help; host keys and broken connections are no refusals of a log-in."""
+    """Whether more keys could help; errors of host keys and broken connections are not refused logins."""
     refused = isinstance(exc, (paramiko.AuthenticationException, paramiko.PasswordRequiredException))
     return refused or "No authentication methods" in str(exc)
 

@@ -105,7 +105,7 @@ class LoginCredentials:
 
 def ask_on_terminal(question: str) -> str:
     """Prompt for one line without echo. Raises UsageError without a terminal."""
-    import getpass  # noqa: PLC0415 - termios; only where somebody is asked
+    import getpass  # noqa: PLC0415 - termios; only for a prompt
 
     if not sys.stdin.isatty():
         raise UsageError(

@@ -19,7 +19,7 @@ USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 
 
 class LockedKey(paramiko.PasswordRequiredException):
-    """The log-in was refused, and there is a key that might have helped but for its passphrase."""
+    """The login was refused, and there is a key that might have been accepted but needs a passphrase."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"the key {path} needs a passphrase")

@@ -2,7 +2,7 @@
 
 sshd randomly drops connections beyond 10 that have not logged in yet (MaxStartups), so that a jump host for a hundred
 targets must not receive them all at once. A slot is released at the end of its work or at its deadline, whichever
-comes first, so that a hanging connection blocks nobody.
+comes first, so that a hanging connection does not block others.
 """
 
 from __future__ import annotations

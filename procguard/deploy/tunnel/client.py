@@ -42,7 +42,7 @@ class TunnelProcess:
                 self._send([{"op": "drop", "agent_id": agent_id}])
 
     def kick(self, agent_id: str) -> None:
-        """The host has just been reached: a tunnel that is down is tried at once."""
+        """Retry a tunnel that is down immediately, because the host has just been reached."""
         with self._lock:
             if agent_id in self._specs:
                 self._send([{"op": "kick", "agent_id": agent_id}])

@@ -1,14 +1,15 @@
-"""The manager's tunnels, as a process of its own: python -m procguard.deploy.tunnel.process.
+"""The process that holds the manager's tunnels: python -m procguard.deploy.tunnel.process.
 
-One SSH session to each host that has no other way to the manager; what its agent sends to a port of its own machine
-comes out at the manager's listener for agents. A session that breaks is opened again, with growing pauses and jitter,
-for as long as it is wanted. JSON lines on stdin and stdout; the end of stdin ends the process, and all tunnels.
+It keeps one SSH session to each host that has no other route to the manager. Connections of the host's agent to a port
+on its own machine are forwarded to the manager's listener for agents. A broken session is opened again with increasing
+pauses and jitter, until it is dropped. JSON lines on stdin and stdout; the end of stdin ends the process and all
+tunnels.
 
     -> {"op": "keep", "agent_id": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "port": 23456,
         "may_move": false, "to": 40123}                   `port` 0: none is known yet; `to`: the manager's listener
     -> {"op": "kick" | "drop", "agent_id": "gpu01"}       kick: try now, the host has just been reached
     <- {"agent_id": "gpu01", "state": "up", "port": 23456}
-    <- {"agent_id": "gpu01", "state": "down", "reason": "…", "code": "refused"}      told when it changes
+    <- {"agent_id": "gpu01", "state": "down", "reason": "…", "code": "refused"}      sent on every change
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def main() -> int:
             continue
         if isinstance(request, dict):
             tunnels.take(request)
-    os._exit(0)  # the kernel closes every connection; nobody waits for threads
+    os._exit(0)  # the kernel closes every connection, without waiting for threads
 
 
 if __name__ == "__main__":

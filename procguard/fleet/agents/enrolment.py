@@ -88,8 +88,8 @@ class Enrolment:
             and agent.secret_sha256 == registration.secret_sha256
         )
         if not trusted:
-            # The hash is no secret: it shows who is meant, and changes nothing. Changes need the secret itself. Whether
-            # the id is held elsewhere is not for strangers: the operator who approves learns it.
+            # The hash is not a secret: it identifies the launcher and changes nothing. Changes need the secret itself.
+            # Strangers are not told whether the id is in use elsewhere; the operator who approves sees it.
             if known and worker is not None:
                 return self._registered(worker, now, give_key=False)
             return self._keep_pending(registration, agent_id, peer, now)

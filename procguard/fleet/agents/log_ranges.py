@@ -78,7 +78,7 @@ class LogRanges:
         return due
 
     def admits(self, agent_id: str, range_id: str, worker_id: str, attempt: int, stream: str) -> bool:
-        """Whether this agent was asked for this range of this log."""
+        """Whether this range of this log was requested from this agent."""
         question = self._open.get(range_id)
         if question is None or (question.agent_id, question.asked.worker_id) != (agent_id, worker_id):
             return False

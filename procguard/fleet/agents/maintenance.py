@@ -67,8 +67,8 @@ class AgentMaintenance:
         self._busy: dict[str, str] = {}  # host -> action in progress
 
     def begin(self, action: MaintenanceAction, host: str, actor: str) -> int:
-        """Start the action and return at once. Returns an event sequence number; the result is a later event. Raises
-        NotFound, Conflict."""
+        """Start the action without waiting for it. Returns an event sequence number; the result is a later event.
+        Raises NotFound, Conflict."""
         agent = self._deployed(host)
         if host in self._busy:
             raise Conflict(f"{host}: {self._busy[host]} of its agent is in progress", "wait for its event", code="busy")

@@ -14,7 +14,7 @@ SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 
 
 def how_to_replace(scope: str) -> str:
-    """The next step for somebody whose token of this scope is invalid, as a message."""
+    """The next step for a caller whose token of this scope is invalid, as a message."""
     make = f"make another on the manager's machine: invoke token.create --scope {scope}"
     if scope != "enroll":
         return make

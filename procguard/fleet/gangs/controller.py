@@ -133,7 +133,7 @@ class Gangs:
                     break
 
     def _one_step(self, tx: Transaction, gang: GangRecord) -> bool:
-        """Apply one decision. True if another may follow at once."""
+        """Apply one decision. Returns whether another may follow immediately."""
         workers, now = self.groups.members(gang.group), tx.now
         if not workers:
             tx.remove(gang)
@@ -201,7 +201,8 @@ class Gangs:
         self._show(tx, workers)
 
     def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, Reason] | None:
-        """(when, member, how) it failed in this launch, by itself and before `limit`; manager's wall clock."""
+        """(time, member, how) if the member failed first in this launch, before `limit`; else None. Times are the
+        manager's wall clock."""
         mark, observed = gang.members.get(worker.worker_id), self._state.agent_status[worker.agent_id]
         report = self._state.worker_status[worker.worker_id].report
         if mark is None:
@@ -216,8 +217,8 @@ class Gangs:
         return (at, worker.worker_id, _culprit(worker, reason_of(record.reason))) if at < limit else None
 
     def _gone(self, worker: WorkerRecord, report: messages.WorkerReport | None, now: Now) -> bool:
-        """Surely ended: also where a host said so, in answer to what is in force now, before it went out of reach.
-        Held, it starts nothing until it hears of another generation."""
+        """Whether the member has certainly ended; also if its host reported so for the current assignment before it
+        became unreachable. A held member starts nothing until it receives another generation."""
         ended = (
             report is not None
             and worker.assigned_state == "stopped"

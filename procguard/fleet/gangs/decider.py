@@ -1,7 +1,7 @@
 """Gangs: groups that fail and restart together. The facts about a gang and the decision on its next step. Pure.
 
-`decide` is handed a gang's record, what is known of each member now, and how long its restart has waited; it returns
-one step with a reason a person can read. It does no I/O and reads no clock; controller.py carries the steps out.
+`decide` receives a gang's record, the current facts about each member, and how long its restart has waited; it returns
+one step with a readable reason. It does no I/O and reads no clock; controller.py executes the steps.
 
              all members surely gone, hosts there, pause over: LAUNCH (one new epoch for all)
     restarting ───────────────────────────────────────────────────────────────────────► running
@@ -10,9 +10,9 @@ one step with a reason a person can read. It does no I/O and reads no clock; con
         │                                                                                  ▼             ▼
         └──────── FORM: an operator starts it ◄── stopped, failed ◄── STOP, FAIL ──────────┘         finished
 
-Members may run in `running` only, and only those that were part of the launch, under its epoch: everywhere else they
-are held, which never touches what the operator wants of them. Two epochs never run at once, because LAUNCH comes only
-when every member is confirmed stopped.
+Members may run only in `running`, and only those that were part of the launch, under its epoch. In all other phases
+they are held, which does not change their desired state. Two epochs never run at the same time, because LAUNCH requires
+that every member is confirmed stopped.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class GangRecord(Record):
     master_addr: str = ""
     master_port: int = 0
     reason: Reason = NONE  # why it is as it is
-    delay_s: float = 0.0  # restarting: not before so long after `since`
+    delay_s: float = 0.0  # restarting: minimum time after `since`
     since: float = 0.0  # wall time of the phase
     incident: GangFailure | None = None  # the last one
 
@@ -171,8 +171,8 @@ def _watch(gang: GangRecord, members: Sequence[Member], limits: GangLimits, heal
 
 
 def broke(member: Member, mark: Mark) -> Reason:
-    """How this member of a running gang has failed it, "" while it has not. A host out of reach is no failure before
-    its lease has surely ended: the job may go on there."""
+    """How this member of a running gang has failed; "" if it has not. An unreachable host is not a failure until its
+    lease has certainly ended, because the job may continue there."""
     if member.epoch != mark.epoch:
         return because("gang.given", host=member.host)
     if _finished(member):
@@ -180,7 +180,7 @@ def broke(member: Member, mark: Mark) -> Reason:
     if member.lost and member.gone:
         return because("gang.host_lost", host=member.host)
     if not member.current:
-        return NONE  # it has not heard of this launch yet
+        return NONE  # it has not received this launch yet
     if member.state == states.FAILED:
         return member.reason or because("gang.member_failed")
     if member.attempt <= mark.attempt_base:
@@ -235,7 +235,8 @@ def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Gan
 
 
 def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_wall: float) -> GangRecord:
-    """The record of a group that has become a gang. What runs runs on: it is a gang from its next restart."""
+    """The record of a group that has become a gang. Running members keep running and form a gang from the next restart
+    on."""
     gang = GangRecord(group, since=now_wall)
     ran = [member for member in members if member.attempt > 0]
     if any(member.state in (*states.ALIVE, states.BACKOFF) for member in ran):

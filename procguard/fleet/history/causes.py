@@ -1,4 +1,4 @@
-"""Why something happened, as one stable word for programs: filters, notifications and explanations go by it. Pure.
+"""Why something happened, as a stable code for programs. Filters, notifications and explanations use it. Pure.
 
     exit_code signal oom finished          how the attempt ended by itself
     not_started                            it could not be started, and trying again would not help

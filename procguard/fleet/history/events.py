@@ -26,7 +26,7 @@ FEW_OF = 250  # a source may always have this part of the events in memory: 20 o
 LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
-PIECE = 200  # events of an export that are read at once: about 2 ms
+PIECE = 200  # events of an export that are read together: about 2 ms
 
 # {"seq","at","kind","worker_id","host","before","after","reason","reason_code","reason_params","actor","attempt",
 # "cause","evidence"}; events of older

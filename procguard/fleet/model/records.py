@@ -358,7 +358,7 @@ class WorkerRecord(Record):
     # Lease + stop grace of an earlier specification if they were longer: the host may still use them.
     lease_bound_s: float = 0.0
     attempts_before: int = 0  # the last attempt that an earlier host may have run; 0: it never changed its host
-    home: str = ""  # the agent its inventory declares it on, while it lives on another
+    home: str = ""  # the agent on which its inventory declares it, while it runs on another one
     moves: int = 0  # times it was reassigned without having been healthy since
     moving: Move | None = None
     # The last that was durably heard; shown while the agent is out of reach.
@@ -432,7 +432,7 @@ class CommandRecord(Record):
     reason: str = ""  # the operator's reason
     operation_id: str = ""  # the operation that it belongs to
     origin: str = ""  # origin of the request: "127.0.0.1, local"
-    by_manager: bool = False  # carried out by the manager itself, with a whole gang: never sent to an agent
+    by_manager: bool = False  # executed by the manager itself, with a whole gang: never sent to an agent
     finished_wall: float = 0.0
 
     @property

@@ -34,7 +34,7 @@ KEEP_CAUSES = 50
 EXAMPLES = 5
 MAX_MESSAGE_CHARS = 300
 
-# What stands behind an item's result, as a word for programs; its text is the reason of code cause.WORD.
+# The cause of an item's result, as a code for programs; its text is the reason with the code cause.WORD.
 CAUSES = (
     "already_running", "already_stopped", "already_wanted", "being_removed", "stopped_by_operator", "unreachable",
     "host_away", "gone", "overtaken", "timeout", "manager_away", "cancelled", "halted",
@@ -313,7 +313,7 @@ class Operation:
 
     def stored_chunk(self, number: int) -> dict[str, Any]:
         part = self.items[number * CHUNK : (number + 1) * CHUNK]
-        # One text: the snapshot is YAML, and ten thousand lists in it would cost what nobody reads.
+        # One text, because ten thousand lists in the YAML snapshot would be expensive and of no use.
         return {"items": json.dumps([item.stored() for item in part], separators=(",", ":"))}
 
     @classmethod

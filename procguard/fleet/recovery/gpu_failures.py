@@ -1,11 +1,11 @@
-"""Acts on what agents report of failing GPUs: events, cordons, and moves to a spare, as `recovery.gpu_failures` says.
+"""Acts on GPU faults that agents report: events, cordons, and moves to a spare, as set by `recovery.gpu_failures`.
 
     log       an event and an alert for each (the default)
-    cordon    a fatal one also cordons its GPU, or the whole host where it is of none: no worker is given it
-    move      as cordon, and the workers that run on it go to a spare; a gang goes on as a whole
+    cordon    a fatal one also cordons its GPU, or the whole host if it concerns no single GPU: no worker is assigned it
+    move      as cordon, and the workers that run on it move to a spare; a gang moves as a whole
 
-What is known of each agent's faults is stored with it, so that neither a restart nor another leader repeats an event,
-and a cordon that an operator has lifted is not set again for the same fault. Heartbeats only note who reports faults.
+Known faults are stored with each agent, so that neither a restart nor another leader repeats an event, and a cordon
+that an operator has lifted is not set again for the same fault. Heartbeats only note which agents report faults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from procguard.i18n.reasons import of_message
 from remote_agent.protocol.messages import GpuFault
 
 ACTOR = "failure handler"
-AGAIN_S = 3600.0  # the same fault of the same GPU is no news before that
+AGAIN_S = 3600.0  # the same fault of the same GPU is not reported again before that
 MAX_KNOWN = 64  # of one agent
 EVENTS_PER_HOUR = 60  # of one agent
 

@@ -42,7 +42,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.i18n.reasons import NONE, Reason, because
 
 PROBE_RETRY_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
-START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard: the last one repeats
+START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # after a start without a heartbeat; the last one repeats
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Migration:
 
 
 def found(path: str, database: str) -> bool:
-    """Whether a state of the earlier format lies at `path`."""
+    """Whether there is a state of the earlier format at `path`."""
     if _segments(path):
         return True
     if path == database:

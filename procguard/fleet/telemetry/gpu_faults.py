@@ -15,7 +15,7 @@ ON_HOST = "host"  # of no GPU that is known
 FATAL_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120, 140})
 # Of the job, most often: an access out of bounds, a kernel that hangs, an end by the driver because of another error.
 OF_JOBS = frozenset({13, 31, 32, 43, 45, 68, 69})
-# Said in words; all others are "not in the table".
+# Descriptions of the known faults; all others are "not in the table".
 KNOWN_XIDS = FATAL_XIDS | OF_JOBS | {63, 92, 94, 109, 154}
 FATAL_KINDS = frozenset({"row_remap_failed"})
 

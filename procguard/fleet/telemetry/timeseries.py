@@ -1,12 +1,13 @@
-"""What was measured of workers, hosts and GPUs, for 15 minutes, an hour and a day. Bounded in bytes for each.
+"""Time series of measurements of workers, hosts and GPUs, over 15 minutes, an hour and a day. Bounded in size.
 
     15m: every 10 s, 90 points    1h: every 30 s, 120 points    24h: every 5 min, 288 points
 
-All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
-ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
-shows), of numbers from logs four bytes (float32: a loss that is nearly flat, a step in the millions). The coarser ones
-hold means, of memory and temperature the highest: what matters before an out-of-memory kill or a GPU that slows down is
-the peak.
+All series are sampled at the same times. A time is a row with one value per slot, and each worker has a slot, so that
+ten thousand workers need no objects, only columns with two bytes per value (bfloat16, whose three digits suffice for a
+chart), or four bytes for numbers from logs (float32: a loss that is nearly flat, a step in the millions). The coarser
+series contain means, but for memory and temperature maxima, because the peak matters before an out-of-memory kill or a
+GPU that slows down.
+
 Reads the fleet's records; knows no files (files.py) and no clock.
 """
 
@@ -58,7 +59,7 @@ Values = tuple[float | None, ...]
 
 
 class Row(NamedTuple):
-    """One moment. A column of None: nobody had a value."""
+    """The values at one time. A column is None if there was no value at all."""
 
     at: float  # Unix seconds
     columns: list[bytearray | None]
@@ -223,7 +224,7 @@ class Table:
         self._free.append(slot)
 
     def adopt(self, slots: dict[str, int], rows: dict[str, list[Row]]) -> None:
-        """Begin with what an earlier run left. Called before the first sample."""
+        """Load the series of an earlier run. Must be called before the first sample."""
         self.slots = dict(slots)
         self.size = max(slots.values(), default=-1) + 1
         taken = set(slots.values())
@@ -265,7 +266,7 @@ class Measurements:
         self.tables = {kind: Table(kind) for kind in SERIES}
 
     def sample(self, state: FleetState, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
-        """Read what everybody reported last. Returns the rows that are complete, to be kept."""
+        """Sample the latest reports of all workers and hosts. Returns the rows that are complete, to be stored."""
         at = float(wall // SAMPLE_S * SAMPLE_S)
         workers = self._read_workers(state, rest)
         hosts: dict[str, Values] = {}

@@ -102,7 +102,7 @@ def against(task: Task, candidate: Candidate) -> Reason:
 
 
 def _nowhere(rejected: dict[str, Reason]) -> Reason:
-    """The reason why there is no candidate, as one sentence. Hosts that are no spares are not named individually."""
+    """The reason why there is no candidate, as one sentence. Hosts that are not spares are not named individually."""
     spares = {host: why for host, why in rejected.items() if why.code not in NEVER_SPARES}
     if not spares:
         return because("place.no_spares")

@@ -353,7 +353,8 @@ def shut_down(descriptor: int, how: int) -> None:
 
 
 class Server(pywsgi.WSGIServer):
-    """`websocket_guard` serves /ws; None: there is no such thing. `book`: of all connections, over several servers."""
+    """The HTTP server. `websocket_guard`: serves /ws; None if there is no such route. `book`: the limiter of all
+    connections, shared by several servers."""
 
     max_accept = ACCEPTED_AT_ONCE
     ending = False

@@ -2,7 +2,7 @@
 
 Only the handshake is used; frames.py encodes and reads frames:
 - one writer greenlet per client sends everything, including pongs and close frames, so frames are never interleaved;
-- frames wait in a bounded queue: a stalled reader delays nobody else, and overflow closes with 4408;
+- frames wait in a bounded queue: a stalled reader does not delay others, and overflow closes with 4408;
 - messages are capped at 1 MiB; close codes are sent and echoed as they are;
 - foreign origins and bad keys are refused before the 101;
 - silent peers are pinged and closed by `PingReaper`.

@@ -27,7 +27,7 @@ class LiveEndpoint:
         self._max_clients = max_clients
 
     def check(self, environ: dict[str, Any]) -> None:
-        """Refuse pages of other sites, whoever the user is."""
+        """Refuse pages of other sites, regardless of the user."""
         if not auth.same_origin(environ):
             raise websocket.Refusal(
                 "403 Forbidden",

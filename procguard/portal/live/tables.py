@@ -112,7 +112,7 @@ class RowTopic:
         return bool(self._new)
 
     def mark_changed(self, item_id: str) -> bool:
-        """Note that an item may have changed. Returns whether anybody is subscribed. O(1)."""
+        """Note that an item may have changed. Returns whether there are subscribers. O(1)."""
         if self.seen:
             self._dirty.add(item_id)
             return True

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 _NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.(log|idx|gaps|absent)$")
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
 ROOM = 8  # frees an eighth more than needed, so that it is not done for every line
-GONE = ".gone"  # how the folder of a worker that is no more ends
+GONE = ".gone"  # suffix of the folder of a removed worker
 
 
 @dataclass(frozen=True)

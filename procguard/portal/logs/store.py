@@ -46,7 +46,7 @@ from remote_agent.system import paths
 READ_THREADS = 2
 MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 CHECKS = 16  # at the disk, while as much as a bound is written
-WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
+WRITE_HERE_BYTES = 64 * 1024  # up to this size the event loop writes itself, because a thread would take longer
 LAST_LINE_CHARS = 300
 MAX_FLOORS = 50_000  # workers
 STEP_S = 0.1
@@ -58,7 +58,7 @@ AppendHook = Callable[[str, int, str, int, bytes, float], None]  # worker, attem
 
 
 def in_one_go(function: Callable[P, Generator[None, None, T]]) -> Callable[P, T]:
-    """`function` without its steps: what comes of them all."""
+    """`function` without steps: runs all of them and returns the result."""
 
     def whole(*arguments: P.args, **named: P.kwargs) -> T:
         steps = function(*arguments, **named)
@@ -343,7 +343,7 @@ class LogStore:
 
     @contextlib.contextmanager
     def _exclusive(self, base: str) -> Iterator[None]:
-        """One writer of a stream at a time: the same bytes may arrive twice at once."""
+        """A context for the only writer of a stream, because the same bytes may arrive twice at the same time."""
         lock, wanted = self._writing.get(base) or (gevent.lock.BoundedSemaphore(), 0)
         self._writing[base] = (lock, wanted + 1)
         try:
@@ -502,7 +502,7 @@ class LogStore:
         return [found[number] for number in range(len(matches))]
 
     def beside(self, work: Callable[..., T], *arguments: Any) -> T:
-        """`work` that reads files, in a thread: it may touch many megabytes of disk. The event loop goes on."""
+        """Run `work`, which reads files, in a thread, because it may read many megabytes. The event loop continues."""
         result: T = self._readers.apply(work, arguments)
         return result
 

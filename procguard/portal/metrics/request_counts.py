@@ -33,7 +33,7 @@ class RequestCounts:
     def count(self, route: str, method: str, status: int, seconds: float) -> None:
         self._requests[route, method if method in _METHODS else "other", status] += 1
         durations = self._durations.get(route)
-        if durations is None:  # requests that are held say nothing about the manager
+        if durations is None:  # the duration of long polls says nothing about the manager
             durations = self._durations[route] = _Durations(not route.endswith(("/commands", "/command", "/logs")))
         if durations.timed:
             durations.buckets[bisect_left(_BOUNDS_S, seconds)] += 1

@@ -198,8 +198,8 @@ class WorkerProcesses:
     # ------------------------------------------------------------------------------------------ finding, ending
 
     def collect(self) -> tuple[dict[int, int], bool]:
-        """(pid -> wait status of every child that has died, adopted ones too; whether no child is left). Then the tree
-        is gone, for a subreaper's orphans become its children before it hears of their parent's death."""
+        """(pid -> wait status of every child that has died, including adopted ones; whether no child is left). With no
+        child left the tree is gone, because orphans become children of the subreaper before their parent is reaped."""
         dead: dict[int, int] = {}
         if self._job:
             self._job.check()
@@ -239,7 +239,7 @@ class WorkerProcesses:
             self._terminal = None
 
     def members(self) -> list[Identity]:
-        """All live processes below this runner, but for the keeper of its terminal: that one ends after them."""
+        """All live processes below this runner, except the keeper of its terminal, which ends after them."""
         keeper = self._terminal.keeper if self._terminal else 0
         return [one for one in processes.members_below(os.getpid()) if one.pid != keeper]
 

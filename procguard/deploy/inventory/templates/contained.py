@@ -86,7 +86,7 @@ def run(work: Callable[[Bounds], T]) -> T:
             f"{where}: exceeds the limits of a template ({most})",
             f"simplify it (ended with {os.waitstatus_to_exitcode(status)})",
         )
-    good, result = pickle.loads(data)  # noqa: S301 - from our own child, through a pipe that nobody else has
+    good, result = pickle.loads(data)  # noqa: S301 - from a child of this process, through a private pipe
     if not good:
         raise result
     return result  # type: ignore[no-any-return]

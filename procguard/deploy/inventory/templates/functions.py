@@ -172,7 +172,8 @@ def subelements(value: Any, path: Any) -> list[tuple[Any, Any]]:
 
 
 def ipaddr(value: Any, query: Any = "") -> Any:
-    """The address or network, a part of it, or its nth address; False for what is none. Of a list: those it has."""
+    """The address or network, a part of it, or its nth address; False for any other value. For a list: the list of its
+    addresses."""
     if isinstance(value, (list, tuple)):
         return [found for one in value if (found := ipaddr(one, query)) not in (False, None, "")]
     try:

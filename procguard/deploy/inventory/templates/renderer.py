@@ -83,7 +83,7 @@ class Renderer:
         return self._variables
 
     def _lookup(self, name: str) -> Any:
-        """A variable for jinja, itself rendered; jinja2's `missing` where there is none."""
+        """A variable for jinja2, which is rendered in turn; jinja2's `missing` if there is none."""
         from jinja2.utils import missing  # noqa: PLC0415
 
         if name not in self._variables:
@@ -173,7 +173,7 @@ class Renderer:
 
 
 class HostVars(Mapping[str, Any]):
-    """`hostvars`: each host's variables, rendered when they are asked for."""
+    """`hostvars`: the variables of each host, rendered on access."""
 
     def __init__(self, hosts: Iterable[str], renderer_of: Callable[[str], Renderer]) -> None:
         self._hosts = dict.fromkeys(hosts)
@@ -229,7 +229,7 @@ def _short(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only what YAML could say too, and no more of it than anybody needs."""
+    """The value with YAML's types only, and within limits of size."""
     left = [MAX_ITEMS, MAX_CHARS]
 
     def plain(one: Any) -> Any:

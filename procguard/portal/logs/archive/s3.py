@@ -66,7 +66,7 @@ class BucketStore:
         except _Refused as exc:
             if exc.status == 412:
                 self.conditional = True
-                return  # an earlier attempt has arrived: nobody else generates this name
+                return  # an earlier attempt has succeeded: names are unique
             if more and (exc.status == 501 or exc.error_code in _WITHOUT_CONDITIONS):
                 self._conditional = self.conditional = False
                 self.put(name, data)
