@@ -12,7 +12,7 @@ from remote_agent.system import paths
 
 def main(argv: Optional[list[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if words[:2] == ["run", "--dir"] and len(words) == 3:  # as it is started: without the memory that argparse takes
+    if words[:2] == ["run", "--dir"] and len(words) == 3:  # parsed by hand, to save the memory of argparse
         return run_agent(os.path.abspath(words[2]))
     return _command_line(words)
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 1024 * 1024
 BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body has arrived
-MAX_NOTE_CHARS = 500  # of what the audit says about a change
+MAX_NOTE_CHARS = 500  # of the description of a change in the audit
 # In a request's environ: its limits (Limits), its connection (ConnectionHandle) and the memory for bodies (Bodies).
 # Without them, as in tests, the defaults hold.
 PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
@@ -37,8 +37,8 @@ LIMITS, CONNECTION_HANDLE, BODIES = "procguard.limits", "procguard.connection_ha
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/auth/live_uses.py)
 _DEFAULTS = WebLimits()
 
-# Objects and lists of one message, and what stands between commas: an agent with 2,000 workers and a full backlog has
-# half as many.
+# The number of objects, lists and elements in one message: an agent with 2,000 workers and a full backlog has half as
+# many.
 MAX_OBJECTS = 60_000
 VALUES_PER_OBJECT = 8
 
@@ -48,7 +48,7 @@ _LONG = b"0" * 200  # with an exponent of two digits, 1e308 is not out of reach 
 _BEFORE_A_NUMBER = b":,[ \t\r\n"
 _LOOK_BACK = 2 * len(_LONG)  # from an exponent to the begin of its number
 _MAX_CHECKS = 1_000
-_VALUES_AT_ONCE = 1_000  # looked at, before others may have their turn
+_VALUES_AT_ONCE = 1_000  # examined before yielding to others
 
 
 class _BodyTimeout(gevent.Timeout):

@@ -20,7 +20,7 @@ class Durability:
         self.made = 0  # changes ever made, and how many of them are known to be on disk
         self._durable = 0
         self.displaced = False  # the store's files are not where they should be
-        self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
+        self.unwritten = ""  # why the newest changes are not on disk; until they are, they are not sent to agents
         self.written_again: Callable[[], None] = lambda: None  # after a refusal: all is on disk
         self.lines: Callable[[], list[Line]] = list  # further data for the commit in progress
 

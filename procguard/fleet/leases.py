@@ -141,7 +141,7 @@ class Leases:
             return NONE
         if here.plain:  # a launcher in any language, with one worker
             report = here.report
-        else:  # what an earlier process of this agent said does not count
+        else:  # reports of an earlier process of this agent do not count
             named = observed.heartbeat.workers if observed.heartbeat else ()
             report = next((one for one in named if one.worker_id == worker.worker_id), None)
         if report is None or report.epoch != worker.epoch or report.generation != worker.generation:

@@ -167,7 +167,7 @@ class WorkerHandle:
         assignment = self.assignment
         generation, epoch = int(status.get("generation") or 0), int(status.get("epoch") or 0)
         if assignment is not None and assignment.desired != "running" and self.settled:
-            # Nothing runs, as is wanted: an answer to this assignment, also where none was ever started.
+            # Nothing runs, as desired: this fulfils the assignment, even if nothing was ever started.
             generation, epoch = max(generation, assignment.generation), max(epoch, assignment.epoch)
         # state.json of an earlier boot: nothing of it lives, and the runner that will say so is yet to start.
         went_down = not self.reported and self.state in ALIVE and status.get("boot_id") != boot_id()

@@ -184,7 +184,7 @@ class Checks:
 
 
 def _collect(facts: dict[str, Any]) -> Any:
-    from remote_agent.health import evidence  # seldom needed: it need not take up memory before
+    from remote_agent.health import evidence  # rarely needed: imported late, to save memory
 
     return evidence.collect(evidence.Scene(**facts))
 
@@ -193,7 +193,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
     """Run the check in a separate process. Never raises."""
     import shlex
 
-    from remote_agent.health import user_process  # seldom needed: it need not take up memory before
+    from remote_agent.health import user_process  # rarely needed: imported late, to save memory
 
     try:
         wanted = encode(check)

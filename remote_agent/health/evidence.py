@@ -37,7 +37,7 @@ KEEP_FILES = 10
 SUMMARY_CHARS = 240
 
 Evidence = namedtuple("Evidence", ["path", "summary"])
-# What is to be looked at. gpus: GpuUsage of those it uses; path: the job's PATH, where a py-spy may lie.
+# The process to examine. gpus: GpuUsage of the GPUs that it uses; path: the job's PATH, which may contain py-spy.
 Scene = namedtuple(
     "Scene",
     [

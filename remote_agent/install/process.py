@@ -18,7 +18,7 @@ from remote_agent.system.locks import lock_held
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 8.0
 KILL_TIMEOUT_S = 5.0
-POLL_S = 0.02  # each look takes 0.1 ms of a processor
+POLL_S = 0.02  # each check takes 0.1 ms of processor time
 
 
 def arguments(python: str, agent_dir: str) -> "list[str]":

@@ -21,9 +21,9 @@ import time
 from bisect import bisect_right
 from typing import Any, Callable, Iterator, Optional
 
-FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest of every worker is looked at before any has taken long
+FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest part of every worker's logs is searched first
 BLOCK_BYTES = 1024 * 1024
-MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is looked at
+MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is searched
 MAX_MATCHED_CHARS = 16 * 1024
 LINE_CPU_S = 0.25  # between one and two of these for a line
 SHOWN_CHARS = 1000
@@ -248,7 +248,7 @@ class GrepSearch:
     def _candidates(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
         """(where it begins in the piece, line), newest first."""
         end = len(piece) - (1 if piece.endswith(b"\n") else 0)
-        plain = self._needle and b"\x1b" not in piece  # colours may stand within what is looked for
+        plain = self._needle and b"\x1b" not in piece  # the text may contain colours
         while end >= 0:
             if plain:
                 hit = piece.rfind(self._needle, 0, end)

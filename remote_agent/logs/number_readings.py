@@ -59,7 +59,7 @@ class NumberReadings:
     # -------------------------------------------------------------------------------------------- its thread
 
     def _run(self) -> None:
-        from remote_agent.health import user_process  # seldom needed: it need not take up memory before
+        from remote_agent.health import user_process  # rarely needed: imported late, to save memory
 
         failures = 0
         while not self._ending and self._table:

@@ -118,7 +118,7 @@ def run_search(
     """Run the search in a separate process and collect its results until the deadline."""
     import subprocess
 
-    from remote_agent.health import user_process  # seldom needed: it need not take up memory before
+    from remote_agent.health import user_process  # rarely needed: imported late, to save memory
 
     began = time.monotonic()
     timeout_s = min(MAX_TIMEOUT_S, max(0.1, search.timeout_s))

@@ -30,7 +30,7 @@ AWAY_S = 3.0
 AGAIN_S = 5.0  # after a disk refused something
 QUIET_POLL_INTERVAL_S = 0.2  # poll interval of silent logs: new output is seen within 0.3 s; settled workers: 1 s
 BOUNDS_EVERY_S = 2.0
-# A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
+# A crash loop of weeks leaves thousands of files; the sender waits for the lock that each check holds.
 ENDED_POLL_INTERVAL_S = 5.0
 FILES_A_SECOND = 2000  # lets the limits of a printing worker be checked more often the fewer files it has
 MAX_REMOVED = 200  # attempts removed per scan

@@ -200,7 +200,7 @@ class AgentReply:
     ranges: list[LogRange] = field(default_factory=list)
     managers: list[str] = field(default_factory=list)  # their URLs, the leader's first; []: one manager alone
     term: int = 0  # the leader's term; a reply with a lower one than seen before is refused. 0: a single manager
-    cordoned_gpus: Union[list[str], None] = None  # uuids, or "#" and an index, to hand to nobody; None: as before
+    cordoned_gpus: Union[list[str], None] = None  # uuids, or "#" and an index, to assign to no worker; None: unchanged
 
 
 # ------------------------------------------------------------------------------------------- agent -> manager
@@ -251,7 +251,7 @@ class WorkerUsage:
     written_bytes: Union[int, None] = None
     read_bytes_per_s: Union[float, None] = None
     written_bytes_per_s: Union[float, None] = None
-    gpus: list[int] = field(default_factory=list)  # handed to it or used by it
+    gpus: list[int] = field(default_factory=list)  # assigned to it or used by it
     gpu_percent: Union[float, None] = None  # mean over these
     gpu_memory_bytes: Union[int, None] = None  # of its own processes
 
@@ -462,7 +462,7 @@ class LogSearchResult:
     found: int = 0
     bytes: int = 0  # bytes searched
     elapsed_s: float = 0.0
-    # {worker: {"3.out": offset of the first byte that is still on this host}}: what else the manager has, it searches
+    # {worker: {"3.out": offset of the first byte that is still on this host}}: the manager searches the earlier part
     # itself. None: not said.
     held: Union[dict[str, dict[str, int]], None] = None
     reason_code: str = ""

@@ -173,7 +173,7 @@ def may_start(spec: dict[str, object], status: dict[str, object]) -> bool:
     return _number(spec, "generation", 0) > _number(status, "generation", 0)
 
 
-# What a runner does first about a worker that a former runner had (`take_over`).
+# The first action of a runner for a worker of a former runner (`take_over`).
 REST, GO_ON, BY_POLICY, START_AFRESH = "rest", "go_on", "by_policy", "start_afresh"
 END_STOPPED, END_THEN_START = "end_stopped", "end_then_start"
 

@@ -28,7 +28,7 @@ GPU_KNOWN_AFTER = 12  # busy readings before its power counts as known
 GPU_NEVER_BUSY_LOW, GPU_NEVER_BUSY_AFTER_S = 0.2, 600.0  # where it never drew more
 MAX_NAMED = 3
 
-# One process's case: what it did when first seen so, and since when.
+# One suspicious process: its activity when it was first seen so, and since when.
 _Case = namedtuple("_Case", ["since", "ticks"])
 
 

@@ -18,7 +18,7 @@ KINDS = {errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.EIO: "io"}
 class HostDisk:
     def __init__(self, directory: str, submit: Callable[[Any, Callable[[], Any]], bool]) -> None:
         self.directory = directory
-        self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" = it takes what is written
+        self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" if writes succeed
         self._submit = submit
         self._probed_at = -POLL_INTERVAL_S  # monotonic
         self._busy = False

@@ -17,7 +17,7 @@ from remote_agent.protocol.hints import Any, Optional
 
 PATH = "/dev/kmsg"
 MAX_RECORD_BYTES = 8192
-MAX_RECORDS = 20_000  # in one look; the rest follows in the next
+MAX_RECORDS = 20_000  # in one read; the rest follows in the next
 MAX_FAULTS = 64
 MAX_DETAIL_CHARS = 200
 _KERNEL = 0  # facility

@@ -22,7 +22,7 @@ MAX_GPUS = 64
 NOT_SUPPORTED, INSUFFICIENT_SIZE = 3, 7  # NVML's return codes
 UNKNOWN_MEMORY = 2**64 - 1
 THROTTLES = ((0x8, "hw_slowdown"), (0x20, "sw_thermal"), (0x40, "hw_thermal"), (0x80, "hw_power_brake"))
-# Older drivers know not all of them, and then answer none of a query: they are asked for apart.
+# Older drivers do not know all of them, and then answer nothing of a query, so they are queried separately.
 SMI_HEALTH = ("pci.bus_id", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure",
               "clocks_throttle_reasons.active")  # fmt: skip
 SMI_FIELDS = ("index", "uuid", "name", "utilization.gpu", "memory.used", "memory.total", "power.draw",

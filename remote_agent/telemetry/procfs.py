@@ -27,7 +27,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # One process at one moment. ticks: user + system CPU time; start: clock ticks since boot.
 Proc = namedtuple("Proc", ["pid", "ppid", "name", "state", "ticks", "threads", "start", "rss_pages"])
-# What one reading gives. trees: worker_id -> its processes, the dead (zombies) too.
+# The result of one reading. trees: worker_id -> its processes, including zombies.
 Sample = namedtuple("Sample", ["host", "workers", "trees", "at"])
 
 

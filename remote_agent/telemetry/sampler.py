@@ -66,7 +66,7 @@ class Measuring:
         self._remembered: dict[str, dict[str, Any]] = {}
         self._host: Optional[HostUsage] = None
         self.reading: Optional[Reading] = None  # the newest of the GPUs
-        self.owner_of: Callable[[int], str] = lambda index: ""  # GPU -> the worker it is handed to
+        self.owner_of: Callable[[int], str] = lambda index: ""  # GPU -> the worker that it is assigned to
 
     @property
     def available(self) -> bool:

@@ -42,7 +42,7 @@ POLL_INTERVAL_S = 0.25  # interval of reading the sockets without a signal, beca
 _MONITOR_EVENT = struct.Struct("=hi")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
 
-# pyzmq's own layer, without what it wraps around for features that are not used here: a third of the time.
+# pyzmq's inner layer, without the wrapper for features that are not used here: a third of the time.
 _Socket: Any = zmq.backend.Socket
 _recv, _send, _get = _Socket.recv, _Socket.send, _Socket.get
 _NOW, _NOW_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -93,7 +93,7 @@ class RouterPort:
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
         self._watchers: list[Any] = []
-        self._came = 0  # how many messages at once, of late
+        self._came = 0  # number of messages that recently arrived together
         self._unsent: list[tuple[Peer, bytes]] = []
         self.dropped = 0  # answers to connections that do not read
         self._socket = context.socket(zmq.ROUTER)

@@ -1,7 +1,7 @@
 """Commands that the playbooks run on the controller: the same deployment, with Ansible as the transport.
 
     python -m procguard.deploy.install.ansible begin --hosts INVENTORY… --dir DIR --action deploy|undeploy|ask [--check]
-                                                             tells the manager (ask: only asks it); fills DIR (0700)
+                                                             declares it to the manager (ask: only reads); fills DIR
     … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
     … code    --host NAME --dir DIR     procguard_sync: packs what is not packed yet -> [{"dest", "digest", "archive"}]

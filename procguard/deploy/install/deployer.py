@@ -72,7 +72,7 @@ class Deployer:
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
         self._reported = 0  # the number of these hosts that were reported to the manager
-        self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
+        self._found: dict[str, Any] | None = None  # the workers on each host, if they had to be read
         self._with_sources = True  # the manager takes the inventory's file and line of each worker
         self._readiness = (
             WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None

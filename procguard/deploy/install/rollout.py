@@ -32,7 +32,7 @@ class HostResult:
     changes: list[str] = field(default_factory=list)
     error: ProcGuardError | None = None
     workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences", "state", …}
-    started: dict[str, Started] = field(default_factory=dict)  # that are to come up; emptied once looked at
+    started: dict[str, Started] = field(default_factory=dict)  # that should come up; emptied once checked
     notes: list[str] = field(default_factory=list)  # shown in the recap; no changes
     report: Json = field(default_factory=dict)  # of install/__main__.py
     code: list[Brought] = field(default_factory=list)  # of procguard_sync

@@ -14,7 +14,7 @@ from procguard.client.api import ManagerClient
 from procguard.errors import HostError
 
 POLL_S = 0.15
-QUICK_POLL_S = 0.02  # where the manager answers so quickly that it does not notice
+QUICK_POLL_S = 0.02  # if the manager answers quickly
 POLL_SHARE = 0.1  # at most this share of the manager's time
 RECHECK_S = 900.0  # on an unchanged host, a successful SSH check by the manager is valid for this long
 

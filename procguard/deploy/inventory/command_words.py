@@ -55,7 +55,7 @@ def engine_started(spec: WorkerSpec) -> str:
 def _in_command(spec: WorkerSpec) -> Iterator[str]:
     command = spec.command
     if isinstance(command, list):
-        if command and command[0].startswith("~/"):  # what else begins so may be expanded by the program itself
+        if command and command[0].startswith("~/"):  # other words of this form may be expanded by the program itself
             yield f"command: {command[0]} is not expanded in a list: write the whole path"
         return
     if quote := open_quote(command, comments=spec.shell):
@@ -64,7 +64,7 @@ def _in_command(spec: WorkerSpec) -> Iterator[str]:
     if spec.shell:
         return
     try:
-        words = shlex.split(command, posix=False)  # quotes stay: what is quoted is meant as it stands
+        words = shlex.split(command, posix=False)  # quotes are kept: quoted text is literal
     except ValueError:
         return  # a quote within a word, which only the splitting of the host understands
     for number, word in enumerate(words):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Options without a value: what a container of a worker is already, or what means nothing there; and what is kept.
+# Options without a value: those that are implied or have no effect for a worker's container, and those that are kept.
 _FLAGS = frozenset({"--detach", "--rm", "--interactive", "--tty", "--replace", "--quiet", "--publish-all"})
 _SWITCHES = frozenset({"--privileged", "--init", "--read-only", "--no-healthcheck", "--oom-kill-disable"})
 _SHORT_FLAGS = re.compile(r"-[ditPq]+$")

@@ -55,7 +55,7 @@ class Groups:
         self._paths: dict[tuple[str, str], list[Path]] = {}  # (group_vars or host_vars, name) -> its files
         self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> where there is one
         self._group_positions: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
-        self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as they were read, and where
+        self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as read, with their location
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:

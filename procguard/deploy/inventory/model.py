@@ -68,7 +68,7 @@ class Host:
     secrets: HostSecrets = field(default_factory=HostSecrets, repr=False)
     syncs: tuple[code.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
     gone: bool = False  # not in the inventory any more
-    inventory_name: str = ""  # as it is written there; `name` is the fleet's id
+    inventory_name: str = ""  # as written in the inventory; `name` is the id in the fleet
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Inventory:
         chosen: set[str] | None = None
         known = {*self.hosts, *(host.inventory_name for host in self.hosts.values())}
         parts = [limit] if limit in known else [part.strip() for part in re.split(r"[,:]", limit) if part.strip()]
-        parts.sort(key=lambda part: part[0] in "!&")  # as Ansible: first what adds, then what takes away
+        parts.sort(key=lambda part: part[0] in "!&")  # as in Ansible: first additions, then exclusions
         for part in parts:
             names = self._match(part.lstrip("!&"))
             if part.startswith("!"):
@@ -149,7 +149,7 @@ class _InventoryReader:
         self._bounds: contained.Bounds | None = None
         self._mistakes: list[str] = []
         self._warnings: dict[str, None] = {}
-        self._hosts: dict[str, tuple[str, Groups]] = {}  # what stands for a place where only the host is known
+        self._hosts: dict[str, tuple[str, Groups]] = {}  # the location if only the host is known
         self._renderers: dict[str, Renderer] = {}
 
     def read(self, within_bounds: bool) -> Inventory:
@@ -209,7 +209,7 @@ class _InventoryReader:
                 )
             elif meant := _meant_for(variable, variables):
                 warnings.append(f"{name}: {variable} is no variable of ProcGuard; did you mean {meant}?")
-        own = (VARIABLE, group_policies.VARIABLE)  # read below, where their lines are still known
+        own = (VARIABLE, group_policies.VARIABLE)  # read below, while their lines are known
         for variable in (key for key in variables if key.startswith(("ansible_", "procguard_")) and key not in own):
             try:
                 values[variable] = renderer.get(variable)

@@ -55,7 +55,7 @@ def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
     result = Map()
     result.file, result.line, result.key_lines = loader.file, node.start_mark.line + 1, {}
     yield result
-    own = {id(key_node) for key_node, _ in node.value}  # not what `<<` brings in: that is there to be overridden
+    own = {id(key_node) for key_node, _ in node.value}  # except keys merged by `<<`, which may be overridden
     loader.flatten_mapping(node)
     written: set[Any] = set()
     for key_node, value_node in node.value:

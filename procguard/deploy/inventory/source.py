@@ -17,7 +17,7 @@ from procguard.deploy.inventory.positions import ReportMistake
 from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
-# What Ansible passes over in a folder of inventories.
+# Files that Ansible ignores in a folder of inventories.
 _IGNORED = re.compile(
     r"^\.|^(host_vars|group_vars|vars_plugins)$|(\.(pyc|pyo|swp|bak|rpm|md|txt|rst|orig|cfg|retry)|~)$"
 )

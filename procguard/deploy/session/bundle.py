@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import remote_agent
 from procguard.deploy.session.ahead import Ahead
 
-# Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
-# reads the manager's byte code nothing is compiled: that is most of what a session costs a host. Each module is packed
-# for itself, as a session needs half of them. Nothing is cleared away that ends with the process.
+# Run as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. If this Python can use
+# the manager's byte code, nothing is compiled, which would be most of a session's cost on a host. Each module is packed
+# separately, because a session needs half of them. Resources that end with the process are not released.
 _BOOT = """
 import gc, marshal, sys, zlib
 if hasattr(gc, "set_threshold"):  # not in PyPy

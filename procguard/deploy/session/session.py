@@ -44,10 +44,10 @@ _BOOT = (
     'exec(compile(i.read(int(i.readline())), \\"procguard\\", \\"exec\\"))'
 )
 _VERSION = "import platform; print(platform.python_version())"
-# One line, without a single quote or an exclamation mark. The first line of stdin is the interpreter the inventory asks
-# for, or empty; `read` takes no byte more than that line. One that is not there is a mistake: another one is not taken
-# instead. One that ends with another code is broken, unless it can do the simplest thing: then it was the session that
-# failed. What was skipped the session says in its answer to hello.
+# One line, without a single quote or an exclamation mark. The first line of stdin is the interpreter that the inventory
+# names, or empty; `read` reads no byte beyond that line. If that interpreter does not exist, this is an error, and no
+# other one is used. An interpreter that exits with another code is broken, unless it can run the simplest command: then
+# the session has failed. The session reports skipped interpreters in its reply to hello.
 _SCRIPT = (
     "IFS= read -r want; seen=; "
     'case "$want" in "~/"*) want="$HOME/${want#??}";; esac; '
@@ -69,9 +69,9 @@ _SCRIPT = (
 )
 # For any login shell (also csh and fish): one line, single quotes once around, none inside.
 REMOTE_COMMAND = f"exec sh -c '{_SCRIPT}'"
-# As another user: sudo reads its password from stdin when it wants one (a line, and no byte more); once it has let us
-# in, the script is the next line. sudo's own words come with the rest: they say why not. -k: what sudo remembers of the
-# last minutes must not look like a way that is open tomorrow.
+# As another user: sudo reads its password from stdin if it needs one (one line, no byte more); after that, the script
+# is the next line. sudo's own messages are part of the output and explain a failure. -k: ignore credentials that sudo
+# has cached, which would make a method appear to work that fails tomorrow.
 SUDO_ASKS = "procguard-sudo-asks"
 SUDO_DONE = "procguard-sudo-done"
 _AS_ANOTHER_USER = (
@@ -358,5 +358,5 @@ class Sessions(Protocol):
 
 
 def skipped_in_words(seen: Iterable[str]) -> list[str]:
-    """["python3 is 3.6.8", "python3.9 is broken"] of "path=version", the version empty where it could not say that."""
+    """["python3 is 3.6.8", "python3.9 is broken"] from "path=version"; the version is empty if it is unknown."""
     return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]

@@ -15,8 +15,8 @@ from typing import Any
 from procguard.errors import HostUnreachable
 
 USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # names that are safe as a word of a command line
-# What may stand for %h, %n and %r in a ProxyCommand or a Match exec, which are lines of a shell that take them as they
-# are: no quote, blank, control character or operator of a shell, and no option. An address may have a zone.
+# Valid values of %h, %n and %r in a ProxyCommand or a Match exec, which are shell commands that insert them unquoted:
+# no quote, blank, control character or operator of a shell, and no option. An address may have a zone.
 HOST_NAME = re.compile(r"[\w:][\w.:-]{0,254}(%[\w.-]{1,32})?")
 LOGIN_NAME = re.compile(r"[\w.][\w.@+%:=/,\\-]{0,254}\$?")
 

@@ -231,7 +231,7 @@ class Enrolment:
         state = self._state
         agent = state.agents_by_id[worker.agent_id]
         if not agent.proof_key_given:
-            with state.transaction(now) as tx:  # durable first: it is handed out once
+            with state.transaction(now) as tx:  # must be durable first, because it is issued only once
                 tx.edit(agent).proof_key_given = give_key = True
         return protocol.RegisterReply(
             status="registered",

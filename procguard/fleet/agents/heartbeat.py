@@ -38,8 +38,7 @@ EVENTS_TOGETHER = 50  # minimum that is taken together
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # per agent: a burst allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
-# What a heartbeat says of its host beside measurements: every field but those that the host's view does not read, or
-# reads as measurements.
+# The fields of a heartbeat about its host, except measurements and fields that the host's view does not read.
 _NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}
 _OF_HOST = operator.attrgetter(*(name for name in names(messages.AgentHeartbeat) if name not in _NOT_OF_HOST))
 
@@ -72,12 +71,12 @@ class HeartbeatProcessor:
             if size:
                 self._charge(observed, size, now)
             elif not (beat.events or beat.results):
-                # Events alone, of what the manager has seen by itself (this agent is back), acknowledge nothing and are
-                # told again where they are lost: they wait for the next commit. Thousands may come back at once.
+                # Events of the manager's own observations (this agent is back) acknowledge nothing and would be
+                # recorded again if they were lost, so they wait for the next commit. Thousands may return together.
                 tx.wait = "nothing"
-            # Heartbeats are answered even if the disk refuses writes: unanswered agents would take the manager
-            # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
-            # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
+            # Heartbeats are answered even if the disk refuses writes: unanswered agents would consider the manager
+            # dead, and leases would end. The manager's own loop detects when the disk accepts writes again. A
+            # heartbeat without news does not wait for the disk, only the callers whose data is being written do.
         self._show_host(agent_id, observed, beat)
         self._refuse_unless_leading(self._state.leadership.may_renew())
         reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)

@@ -90,15 +90,15 @@ class Member(NamedTuple):
     worker_id: str
     host: str
     state: str  # as last reported
-    current: bool  # the report answers what is in force now (generation)
+    current: bool  # the report is for the current generation
     attempt: int
     since: float  # wall time of its state, by the manager's clock
     reason: Reason
     epoch: int  # the right that its record has
-    gone: bool  # surely nothing of it is left: settled, or fenced
+    gone: bool  # certainly no process is left: settled, or fenced
     ready: bool  # its agent is connected: it can be started
     lost: bool  # its agent is out of reach
-    never_on: str = ""  # the cause of its last failure, where that is its end: of never_on, or its time limit
+    never_on: str = ""  # the cause of its last failure if that is final: one of never_on, or its time limit
 
 
 class GangLimits(NamedTuple):

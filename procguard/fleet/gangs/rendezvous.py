@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Where rank 0's host has named no free port. Below Linux' own range for connections (32768 and up), by the epoch, so
-# that two starts in a row never share one.
+# Used if rank 0's host has reported no free port. Below Linux' range for connections (32768 and up), chosen by the
+# epoch, so that two successive starts never share a port.
 FIRST_PORT, PORTS = 20_000, 10_000
 LOOPBACK = "127.0.0.1"
 
@@ -23,7 +23,7 @@ class MemberAddress(NamedTuple):
     local: bool  # the manager's own machine, reached without SSH
     ssh_hostname: str  # what the manager connects to; "" if the inventory names none
     host: str  # the host's name in the inventory
-    peer: str  # from where its agent's connection came, "" if that is not known
+    peer: str  # the address of its agent's connection; "" if unknown
     free_port: int  # a port that its agent found free, 0 = none named
 
 

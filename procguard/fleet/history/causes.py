@@ -24,17 +24,17 @@ from remote_agent.protocol import messages, states
 from remote_agent.protocol.host_reasons import HOST
 from remote_agent.protocol.reasons import TEXT
 
-# What the runner says where the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
+# Causes that the runner sets if the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
 MAX_WORD_CHARS = 40
-# What would fail the same way again: worth a restart.never_on.
+# Causes that would recur on a restart: candidates for restart.never_on.
 LASTING = (
     "import_error", "syntax_error", "missing_library", "command_not_found", "file_not_found", "not_executable",
     "permission_denied", "usage_error",
 )  # fmt: skip
-# Every cause that a host finds in the last lines; what a configuration adds is not among them.
+# Every cause that a host finds in the last lines, without those that a configuration adds.
 FOUND = tuple(code.removeprefix("failure.") for code in HOST if code.startswith("failure."))
-# All of them, but for what a configuration adds: labels of /metrics are of these.
+# All causes, without those that a configuration adds: the values of labels of /metrics.
 WORDS = frozenset(
     {
         "exit_code", "signal", "finished", "not_started", "background", "health", "start_timeout", "lost", "operator",

@@ -33,7 +33,7 @@ PIECE = 200  # events of an export that are read together: about 2 ms
 # releases have neither cause nor evidence
 Event = dict[str, Any]
 
-# What a kind of event is caused by where its writer does not say it more exactly.
+# The cause of a kind of event, unless its writer names a more specific one.
 CAUSE_OF_KIND = {
     "command": "operator",
     "operation": "operator",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # its group policies need pydantic, which costs every command
 T = TypeVar("T")
 NOT_TRIED = because("ssh.not_tried")
 
-# ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
+# ended: a hand-started launcher whose user ended it after its worker had stopped. It is not expected to return.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
 KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # states in which its last report is current
 CommandStatus = Literal["accepted", "delivered", "done", "failed", "expired"]
@@ -39,7 +39,7 @@ class Record:
     KEY: ClassVar[str]  # the field that names it in its table
     SHOWN_IN: ClassVar[Literal["workers", "hosts", ""]] = ""  # where its changes are published
     UNSHOWN: ClassVar[frozenset[str]] = frozenset()  # fields that no view shows
-    # Fields that hold a record of their own, or a mapping of such; stored as {} where there is none.
+    # Fields that contain a record, or a mapping of records; stored as {} if there is none.
     NESTED: ClassVar[Mapping[str, type[Any]]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -268,7 +268,7 @@ class AgentRecord(Record):
     tunnel: bool = False  # procguard_tunnel: it may reach the manager through the manager's own SSH
     tunnel_port: int = 0  # the tunnel's port on the host; 0: not opened yet
     spare: bool | int = False  # procguard_spare: may run workers of other hosts; a number: at most this many
-    # procguard_labels: what a worker's `requires` is compared with
+    # procguard_labels: compared with a worker's `requires`
     labels: Mapping[str, str] = field(default_factory=dict)
     inventory: str = ""  # the inventory that declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": unknown
     undeclared: bool = False  # that inventory no longer names it
@@ -343,13 +343,13 @@ class WorkerRecord(Record):
     generation: int = 1
     epoch: int = EPOCHS_PER_TERM + 1
     undeclared: bool = False
-    # Who wanted `desired` so, when (Unix seconds) and by which cause (fleet/history/causes.py); "" and 0: declared by a
-    # deployment.
+    # The actor that set `desired`, the time (Unix seconds) and the cause (fleet/history/causes.py); "" and 0 if it was
+    # declared by a deployment.
     desired_by: str = ""
     desired_at: float = 0.0
     desired_cause: str = ""
-    # Member of a gang (fleet/gangs/controller.py): fenced, and never started alone. `held`: its gang keeps it from
-    # running now; what the operator wants of it stays in `desired`.
+    # Member of a gang (fleet/gangs/controller.py): fenced, and never started alone. `held`: its gang prevents it from
+    # running now; the operator's desired state stays in `desired`.
     gang: bool = False
     held: bool = False
     # The host has reported that this instance holds a lease (WorkerReport.lease_left_s): only then is fencing
@@ -368,7 +368,7 @@ class WorkerRecord(Record):
     last_reason: Reason = NONE
     last_since: float = 0.0
     source: str = ""  # file and line that declare it, on the machine that deployed last; "": unknown
-    # What the running process was started with, where a deployment has changed that since.
+    # The specification with which the running process was started, if a deployment has changed it since.
     started_spec: messages.WorkerSpec | None = None
 
     def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:

@@ -36,7 +36,7 @@ KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
 MAX_ITEMS = 20_000
 MAX_RUNNING = 10
-SLICE_S = 0.008  # of looking at workers in one go
+SLICE_S = 0.008  # of examining workers without a pause
 SAVE_CHUNKS = 8  # of an operation in one round
 SHOW_EVERY_S = 0.25
 SAVE_EVERY_S = 1.0
@@ -344,7 +344,7 @@ class Operations:
                 continue
             command = self._state.command_queue.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
-                continue  # with a whole gang: what became of the command is what became of the item
+                continue  # with a whole gang: the result of the command is that of the item
             report = self._state.worker_status[worker_id].report
             outcome = rules.judge(operation.items[index], worker.desired, report)
             if outcome is not None:

@@ -78,7 +78,7 @@ class Item:
     state: ItemState = "waiting"
     cause: str = ""
     message: Reason = NONE
-    command: str = ""  # what was accepted: restarting a worker that is not alive is a start
+    command: str = ""  # the accepted command: restarting a worker that does not run is a start
     command_id: str = ""
     generation: int = 0  # of the worker, once the command was accepted
     attempt: int = 0  # that was alive, or the last, when it was accepted
@@ -191,13 +191,13 @@ class Operation:
     joined: int = 0  # matched when it was begun, but were not in the preview: not acted on
     left: int = 0  # were in the preview and no longer match: still processed
 
-    # what follows is made from the items
+    # the following fields are derived from the items
     counts: Counter[str] = field(default_factory=Counter)
     causes: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     next_index: int = 0  # the first item that has not been begun
     in_flight: set[int] = field(default_factory=set)
     dirty_chunks: set[int] = field(default_factory=set)
-    unstamped: list[Item] = field(default_factory=list)  # ended where no clock was at hand
+    unstamped: list[Item] = field(default_factory=list)  # ended without a known time
     allowed: int | None = None  # failures; None: any number
     changed: bool = True
     shown_at: float = -math.inf  # monotonic

@@ -168,7 +168,7 @@ class FailureHandler:
         incident = Incident(
             agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heartbeat=observed.last_seen
         )
-        # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
+        # Attempts of the previous manager for the same silence count; a heartbeat in between would have removed them.
         urls = self._urls_at(now)
         spent = agent.incident or SpentRecovery()
         counts = observed.last_seen is None and list(spent.manager_urls or urls) == urls
@@ -177,7 +177,7 @@ class FailureHandler:
         self._step(incident, reason, now)
 
     def _close_returned(self, now: Now) -> None:
-        # Until there is none: whoever returns while others run is closed before the monitor looks, too.
+        # Repeated until there are none: agents may return while others are processed, before the monitor checks.
         while returned := [incident for incident in self._open.values() if self._has_returned(incident)]:
             for incident in returned:
                 self._rest()
@@ -226,7 +226,7 @@ class FailureHandler:
         else:
             incident.failed_probes = 0
             incident.starts += probe.agent != "frozen"
-        jitter = random.uniform(0.0, 0.25)  # noqa: S311 - spreads the looks, guards nothing
+        jitter = random.uniform(0.0, 0.25)  # noqa: S311 - spreads the probes; not for security
         incident.next_at = now.monotonic + (0.0 if probe.reached else jitter)
         if incident.agent_id in self._open:
             self._remember(incident, now)

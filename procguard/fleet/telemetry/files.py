@@ -151,7 +151,7 @@ class MeasurementFiles:
             self._trouble = ""
         except OSError as exc:
             for series in self._series.values():
-                series.close()  # a torn record ends what is read of a file: go on in another
+                series.close()  # reading a file ends at a torn record: continue in another file
             self._warn_once(f"the history of measurements is not written: {exc}")
 
     def _warn_once(self, trouble: str) -> None:

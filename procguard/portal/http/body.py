@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import gevent
 
 MAX_CHUNK_LINE_BYTES = 256  # limit of a chunk's size line, including extensions, which are ignored
-MAX_EXCESS_BYTES = 16 * 1024  # limit of framing bytes, beyond what a sender of small chunks needs
+MAX_EXCESS_BYTES = 16 * 1024  # limit of framing bytes, more than a sender of small chunks needs
 FREE_BYTES_PER_CHUNK = 16
 MAX_TRAILERS = 16
 MAX_TRAILER_BYTES = 1024

@@ -21,7 +21,7 @@ from procguard.errors import UsageError
 MAX_PATHS = 8
 MAX_PATH_CHARS = 2_000
 MAX_BYTES = 1_000_000  # of one answer; a larger one is left to a request of its own
-WITHIN_S = 1.0  # what is not ready by then is left out: the rest does not wait for it
+WITHIN_S = 1.0  # responses that take longer are left out
 # Of the enclosing request: conditional and compressed responses are of its own body.
 _NOT_PASSED = ("HTTP_IF_NONE_MATCH", "HTTP_ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 

@@ -128,7 +128,7 @@ def _closes(options: str, version: str) -> bool:
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
     found: dict[str, str] = {}
-    if len(lines) > MAX_FIELDS + 2:  # the empty line and what stands after its end
+    if len(lines) > MAX_FIELDS + 2:  # the empty line and the data after it
         raise TooLarge(f"more than {MAX_FIELDS} headers")
     for line in lines:
         known = _LINES.get(line)

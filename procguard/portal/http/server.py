@@ -42,10 +42,10 @@ log = logging.getLogger(__name__)
 
 LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the connection is cut
 LINGER_BYTES = 16 * 1024 * 1024
-JOINED_BYTES = 64 * 1024  # what is smaller goes out together with its head
+JOINED_BYTES = 64 * 1024  # smaller bodies are sent together with their head
 HANDSHAKE_TIMEOUT_S = 10.0
 EMPTY_LINE = b"\r\n"  # skipped before a request (RFC 9112, 2.2); ends the head after its fields
-TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
+TLS_HANDSHAKE = b"\x16"  # the first bytes of a TLS connection
 LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
 LOG_LINES_PER_S = 0.5
 REQUEST_WORK = 10  # in units of admission/turns.py, beside the bytes: a heartbeat's, the least that a request costs

@@ -205,7 +205,7 @@ class SpooledLogStore(LogStore):
                 return
             self._add_times(base, run.times)
             self._fill(base, size, run.start, run.data)
-        self._since_check[worker_id] += len(run.data)  # the bounds are looked at with what is written next
+        self._since_check[worker_id] += len(run.data)  # the limits are checked with the next write
         self._all_since_check += len(run.data)
 
     def lacks_times(self, worker_id: str) -> list[Key]:

@@ -88,10 +88,10 @@ class LogStore:
         self._keep_attempts = keep_attempts
         self._keep_per_worker = keep_per_worker
         self._keep_in_all = keep_in_all
-        self._since_check: Counter[str] = Counter()  # bytes written of each worker since its disk was looked at
+        self._since_check: Counter[str] = Counter()  # bytes written by each worker since its disk usage was checked
         self._full: set[str] = set()
-        self._floors: dict[str, int] = {}  # by folder: what its file `floor` says
-        self._all_since_check = 2**60  # at the start: it is not known what is there
+        self._floors: dict[str, int] = {}  # by folder: the contents of its file `floor`
+        self._all_since_check = 2**60  # at the start: the existing logs are not known yet
         self._sync_files = sync
         self._in_thread = in_thread or DiskThreads()
         self._readers = gevent.threadpool.ThreadPool(READ_THREADS)

@@ -276,7 +276,7 @@ def _strict_word(text: str, lower: Sequence[str], own: Sequence[int], code: int)
 
 
 def _of_runtimes(lines: Sequence[str], lower: Sequence[str], whole: Sequence[int], code: int) -> Cause | None:
-    """The last words of other languages' runtimes: Go, Rust, Java, Node."""
+    """The cause in the final output of other languages' runtimes: Go, Rust, Java, Node."""
     for at in reversed(whole):
         text = lower[at]
         if (

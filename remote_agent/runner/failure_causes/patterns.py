@@ -16,14 +16,14 @@ SIGNALS = {
     4: "illegal_instruction", 6: "aborted", 7: "bus_error", 8: "arithmetic_error", 9: "child_killed",
     11: "segmentation_fault", 24: "cpu_limit", 25: "file_size_limit",
 }  # fmt: skip
-# What a shell, Python or the C library prints of a process that such a signal ended.
+# The texts with which a shell, Python or the C library report a process that was ended by such a signal.
 SIGNAL_TEXTS = {
     4: ("illegal instruction",), 6: ("aborted", "sigabrt"), 7: ("bus error",), 8: ("floating point exception",),
     9: ("killed", "sigkill"), 11: ("segmentation fault", "sigsegv"), 24: ("cpu time limit exceeded",),
     25: ("file size limit exceeded",),
 }  # fmt: skip
 
-# What proves a cause in an exception, in `what():` or in the last lines, in lower case. The first that is found counts.
+# Texts in lower case that prove a cause in an exception, in `what():` or in the last lines. The first match counts.
 TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gpu_fault", (
         "uncorrectable ecc error", "fallen off the bus", "gpu is lost", "uncorrectable nvlink error",
@@ -90,7 +90,7 @@ EXCEPTIONS = {
     "ConnectionResetError": "connection_failed", "ConnectError": "connection_failed",
     "ConnectTimeout": "connection_failed", "MaxRetryError": "connection_failed", "gaierror": "connection_failed",
 }  # fmt: skip
-# Exceptions that say only that another process failed: a traceback above may say of what.
+# Exceptions that report only that another process failed: a traceback above may name the cause.
 LAUNCHERS = ("ChildFailedError", "CalledProcessError", "ProcessExitedException", "BrokenProcessPool")
 OF_ANOTHER = (  # by its message
     "see root cause above",
@@ -104,7 +104,7 @@ HEADER = "Traceback (most recent call last)"
 BOX = ("│", "╭", "╰", "|", "┃")  # rich's frames
 MISSING_LIBRARY = ("cannot open shared object file", "' not found (required by")
 
-# A line with one of these behind a failure: the program went on. With one of USUAL it did, unless it speaks of an end.
+# A line after a failure with one of these: the program continued. With one of USUAL it did, unless it names an end.
 WENT_ON = (
     "retry", "continu", "fallback", "falling back", "fall back", "resum", "skipp", "ignor", "using", "without",
     "disabl", "proceed", "again", "recover", "reconnect", "instead", "optional", "degraded",

@@ -14,7 +14,7 @@ NOT_TO_RUN = ("stopped", "removed")
 
 Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
 
-# What follows the end of the process tree: a start (AFRESH: it is to run, whatever the stop was for), or it is stopped.
+# What follows the end of the process tree: a start (AFRESH: regardless of the reason of the stop), or `stopped`.
 START, RESTART, NEW_EPOCH, AFRESH = STARTS = "start", "restart", "new_epoch", "afresh"
 STOP, KILL, TERMINATE, FENCE = "stop", "kill", "terminate", "fence"
 ASKED = {what: because(f"asked.{what}") for what in (*STARTS, STOP, KILL, TERMINATE, FENCE)}

@@ -61,9 +61,9 @@ def remove_step() -> Hook:
     return {"kind": REMOVE, "argv": ["podman"], **shown, "timeout_s": REMOVE_S, "always": True}
 
 
-# podman refuses the first time where conmon was killed: only then it notes that the container has ended. Where systemd
-# does not, nobody removes its control groups then: those noted in "$2", or of its id. The kernel refuses to remove one
-# in which something lives.
+# If conmon was killed, podman refuses the first time, and only then records that the container has ended. Unless
+# systemd does, nothing removes its control groups then: those listed in "$2", or those of its id. The kernel refuses to
+# remove a group with processes.
 _REMOVE = """command -v podman || exit 0
 [ -s "$2" ] || podman inspect --type=container --format '{{.Id}}' "$1" 2>/dev/null | while read -r id; do
     for root in /sys/fs/cgroup /sys/fs/cgroup/*; do echo "$root/libpod_parent/libpod-$id"; done

@@ -75,7 +75,7 @@ def begin(
         ending = Ending()
     _note_what_follows(runner, former, ending, afresh, now)
     if not task.settled:
-        # From here until it is settled a process may be started at any moment: the next runner must look for it.
+        # From here until it is settled, a process may be started at any time, for which the next runner must search.
         values["in_hand"] = task.scheduled is not None or values["state"] not in states.SETTLED
         task.state.publish()
         runner.advance(now)

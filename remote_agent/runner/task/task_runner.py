@@ -34,7 +34,7 @@ HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
 # A start that the host's disk prevents is not a failure: it waits and is retried at this interval.
 ROOM_AGAIN_S = 2.0
-# So long an agent may gather evidence of an attempt that has run for max_run_s; without an agent it is ended then.
+# How long an agent may gather evidence of an attempt that has run for max_run_s; afterwards it is ended in any case.
 EVIDENCE_S = 35.0
 NO_ROOM_NEXT = because("run.no_room")
 
@@ -452,7 +452,7 @@ class TaskRunner:
             return
         if state == states.STOPPED:
             task.state.values["held"] = False
-        else:  # exited, failed: as if the generation that wants the start had not been heard of yet
+        else:  # exited, failed: as if the generation that requests the start had not been received yet
             task.state.values["generation"] = whole(task.state.values, "generation") - 1
         task.state.note_reason(reason)
         task.state.values["in_hand"] = True  # so that the end is written below

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from remote_agent.runner.task.pid_namespace import PidNamespace
     from remote_agent.runner.terminal import Terminal
 
-# Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
+# Why a start failed: only an operator can help; the host's disk refuses the log; a retry may help.
 HOPELESS, NO_ROOM, AGAIN = "hopeless", "no_room", "again"
 NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

@@ -22,7 +22,7 @@ from procguard.errors import InventoryError, ProcGuardError
 
 T = TypeVar("T")
 
-MEMORY_BYTES = 512 * 1024 * 1024  # beyond what the process has when it begins
+MEMORY_BYTES = 512 * 1024 * 1024  # in addition to the memory of the process at its start
 SOFT_S, HARD_S = 2.0, 4.0  # of processor time, for one template: an error that says so; the end of the process
 STUCK_S = 20.0  # the same by the clock: something waits
 ALL_S = 300  # of processor time, for all of them
@@ -109,7 +109,7 @@ def _work(work: Callable[[Bounds], Any], note: mmap.mmap, reads: int, writes: in
 
 
 def _limit() -> None:
-    with contextlib.suppress(OSError, ValueError):  # where the system has no such bound, the others hold
+    with contextlib.suppress(OSError, ValueError):  # if the system does not have this limit, the others apply
         with open("/proc/self/statm", "rb") as file:
             has = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (has + MEMORY_BYTES, resource.RLIM_INFINITY))

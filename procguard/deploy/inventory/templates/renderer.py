@@ -27,7 +27,7 @@ MAX_DEPTH = 20
 MAX_CHARS = 1024 * 1024  # of a value; of its parts together
 MAX_ITEMS = 100_000
 MAX_VALUES = 1_000_000  # of one host
-OMIT = "__omit_place_holder__8f2c5d1e"  # a variable that is only this is as if it were not there
+OMIT = "__omit_place_holder__8f2c5d1e"  # a variable with this value counts as undefined
 
 
 class Renderer:
