@@ -163,7 +163,7 @@ TEXTS: dict[str, str] = {
     "event.stop_all": "the whole fleet is stopped: {reason}",
     "event.circuit_breaker_open": "recovery of hosts is frozen: many fell silent at once",
     "event.circuit_breaker_closed": "recovery of hosts goes on",
-    # why a worker is as it is
+    # explanations of a worker's state
     "is.running": "{worker} has been running on {host} for {d} (attempt {attempt}).",
     "is.starting": "{worker} is starting on {host} (attempt {attempt}).",
     "is.stopping": "{worker} is being stopped on {host}.",

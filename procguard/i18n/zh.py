@@ -162,7 +162,7 @@ TEXTS: dict[str, str] = {
     "event.stop_all": "整个机群已停止：{reason}",
     "event.circuit_breaker_open": "多台主机同时失去联系，主机恢复已暂停",
     "event.circuit_breaker_closed": "主机恢复已继续",
-    # why a worker is as it is
+    # explanations of a worker's state
     "is.running": "{worker} 正在 {host} 上运行，已持续 {d}（第 {attempt} 次启动）。",
     "is.starting": "{worker} 正在 {host} 上启动（第 {attempt} 次启动）。",
     "is.stopping": "{worker} 正在 {host} 上停止。",

@@ -102,7 +102,7 @@ def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.
         return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
     if succeeded(ending, policy):
         return _after_success(ending, restarts, policy, roll, why)
-    if ending.cause == "time_limit":  # its end, as was asked for, or under "always" its next beginning: no failure
+    if ending.cause == "time_limit":  # the requested end, or under "always" the next start; not a failure
         if policy.policy == "always":
             return RestartDecision(RESTART, 0.0, restarts, why.then(because("restart.always", delay_s=0.0)))
         return RestartDecision(FAIL, 0.0, restarts, why.then(because("restart.time_limit")))

@@ -52,7 +52,7 @@ class Rhythm:
         return now - self._since
 
     def begin(self, now: float) -> None:
-        """A new attempt, or a new agent: the silence counts from here."""
+        """Start counting silence from now, for a new attempt or a new agent."""
         self._mark, self._since = None, now
 
     @property

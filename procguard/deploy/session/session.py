@@ -332,7 +332,7 @@ class HostSession:
         return "try: sh -c true" if self._target.local else f"try: {shlex.join(words)} true"
 
     def _no_python(self, seen: list[str]) -> HostError:
-        """`seen`: path=version of each that was tried, the version empty where it could not even say that."""
+        """`seen`: path=version of each interpreter that was tried; the version is empty if it is unknown."""
         wanted, _, missing = " ".join(seen).rpartition("=")
         if missing == "missing":
             return self._error(

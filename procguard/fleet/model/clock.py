@@ -18,7 +18,7 @@ class Now(NamedTuple):
 
 
 def read() -> Now:
-    return tuple.__new__(Now, (_monotonic(), _wall()))  # as Now(…), in half the time: with each heartbeat
+    return tuple.__new__(Now, (_monotonic(), _wall()))  # like Now(…) in half the time; called for each heartbeat
 
 
 def iso(wall: float | None) -> str | None:
