@@ -301,7 +301,7 @@ class Installer:
             return self._ensure(replace_frozen=False)
 
     def ensure(self, replace_frozen: bool = False) -> Json:
-        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also one that is stopped."""
+        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also replace an agent that is frozen (SIGSTOP)."""
         if self.running() and not replace_frozen:
             return self._report([])  # called by cron every minute: no lock, no write
         with self.locked():

@@ -40,7 +40,7 @@ MAX_UPGRADE_S = 120.0  # with a bundle on its way
 ANSWER_MARGIN_S = 0.2  # work that ends by itself at the deadline has a better reason than the timer
 MAX_LINE_BYTES = 256 * 1024
 MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # of a host's report about its agent's addresses
-NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be there, but nothing can be known of its agent
+NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be up, but the state of its agent is unknown
 
 Json = dict[str, Any]
 

@@ -409,7 +409,7 @@ class WorkerObserved:
     recovery_status: RecoveryStatus | None = None
     resolved: ResolvedSpec | None = None  # valid as long as the record's spec is its source
     suspect: Reason = NONE  # evidence of a hang; never acted upon by itself
-    last_reply: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
+    last_reply: messages.WorkerReply | None = None  # the latest reply to a plain heartbeat without changes
 
 
 @dataclass

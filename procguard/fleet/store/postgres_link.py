@@ -218,7 +218,7 @@ def bounded(seconds: float) -> Iterator[None]:
     if monkey is None or not monkey.is_module_patched("select"):
         yield
         return
-    import gevent  # noqa: PLC0415 - it is there already
+    import gevent  # noqa: PLC0415 - already imported here
 
     with gevent.Timeout(seconds, _TimedOut()):
         yield

@@ -276,7 +276,7 @@ def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
 
 
 def _why_not_ours(other: Tcp | None, uid: int) -> str:
-    """ "" if the other end of an accepted connection is a program of the same user on this machine."""
+    """Why the other end of an accepted connection is not a program of the same user on this machine; "" if it is."""
     if other is None:
         return "another machine"
     if other.inode == 0:
