@@ -23,7 +23,7 @@ EVIDENCE_TIMEOUT_S = 30.0  # longer than evidence.py takes; a hanging host must 
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
 
-if TYPE_CHECKING:  # no agent need hold it in memory
+if TYPE_CHECKING:  # types only, to save the memory of the agent
     from remote_agent.telemetry.sampler import MeasuredWorker
 
     class CheckedWorker(MeasuredWorker, Protocol):

@@ -154,10 +154,10 @@ class Installer:
     ) -> Json:
         """Bring this host to the state in `request`; see `procguard/deploy/install/deployer.py` for its fields.
 
-        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" if it is made here) are called only
-        when the release is not here yet. `fetch_secret`, with the digest of the secret that is here, only for a request
-        with `new_secret`: while nobody else deploys here, so that the manager's newest is the one that stays here; it
-        answers "" if the present one is good. A release whose agent does not start is rolled back to the one before.
+        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" if it is compiled here) are called only if
+        the release is not installed yet. `fetch_secret` is called only for a request with `new_secret`, with the digest
+        of the current secret and while no other deployment runs here, so that the host keeps the newest secret of the
+        manager; it returns "" if the current one is valid. A release whose agent does not start is rolled back.
         """
         if not request.get("another_fleet"):
             self.refuse_what_another_runs(request)
@@ -301,7 +301,8 @@ class Installer:
             return self._ensure(replace_frozen=False)
 
     def ensure(self, replace_frozen: bool = False) -> Json:
-        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also replace an agent that is frozen (SIGSTOP)."""
+        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also replace an agent that is frozen
+        (SIGSTOP)."""
         if self.running() and not replace_frozen:
             return self._report([])  # called by cron every minute: no lock, no write
         with self.locked():

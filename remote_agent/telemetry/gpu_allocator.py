@@ -15,7 +15,7 @@ from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
 
-if TYPE_CHECKING:  # no agent need hold it in memory
+if TYPE_CHECKING:  # types only, to save the memory of the agent
 
     class GpuWorker(Protocol):
         """The attributes of a worker (agent/worker.py) that this module reads and sets."""

@@ -28,7 +28,7 @@ REMEMBER_EVERY_S = 60.0
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
 
-if TYPE_CHECKING:  # no agent need hold it in memory
+if TYPE_CHECKING:  # types only, to save the memory of the agent
 
     class MeasuredWorker(Protocol):
         """The attributes of a worker (agent/worker.py) that this module reads and sets."""

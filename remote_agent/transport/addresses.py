@@ -163,8 +163,8 @@ class Addresses:
     # ------------------------------------------------------------------------------------------------ inside
 
     def _joined(self, in_use: str = "") -> list[str]:
-        """A tunnel's end where it is configured first, then what managers say (the leader first), then the configured
-        ones. One that is in use stays, whatever the list says."""
+        """The addresses in order: a tunnel's end if it is configured first, then those that managers have reported (the
+        leader first), then the configured ones. The address in use is always included."""
         tunnel = [self.tunnel_url] if self.tunnel_url == self._configured[0] else []
         joined = dict.fromkeys([*tunnel, *self._learned, *self._configured])
         return list(joined) if in_use in joined or not in_use else [in_use, *joined]

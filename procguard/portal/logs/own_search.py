@@ -84,7 +84,7 @@ class OwnSearch:
         self._ended = True
         self._more.set()
 
-    # ------------------------------------------------------------------------------------------ what is to be looked at
+    # ------------------------------------------------------------------------------------------ what to search
 
     def _streams(self, worker_id: str) -> list[tuple[int, str]]:
         only = self._search.question.stream
