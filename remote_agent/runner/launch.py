@@ -315,7 +315,7 @@ def _write_oom_score(score: bytes) -> None:
 
 
 def locate(launch: Launch) -> str:
-    """The command's file, looked up in the child's own PATH. Raises OSError with the most informative error and file."""
+    """The command's file, searched in the child's own PATH. Raises OSError with the most informative error and file."""
     command = launch.argv[0]
     if "/" in command:
         return command

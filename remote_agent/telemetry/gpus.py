@@ -18,7 +18,7 @@ from remote_agent.protocol.hints import TYPE_CHECKING, Any, Optional
 from remote_agent.protocol.messages import GpuFault, GpuProcess, GpuUsage, WorkerUsage
 from remote_agent.telemetry import procfs
 
-if TYPE_CHECKING:  # no agent without GPUs need hold it in memory
+if TYPE_CHECKING:  # types only, to save the memory of agents without GPUs
     from remote_agent.telemetry.kernel_log import KernelLog
 
 READ_TIMEOUT_S = 10.0
@@ -32,7 +32,7 @@ HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_helper.p
 MAX_FAULTS = 64
 OF_NVML = ("ecc", "row_remap_pending", "row_remap_failed")
 
-# present: a driver shows on this host. minors: GPU index -> N of /dev/nvidiaN. faults: of GPUs, since the boot.
+# present: whether this host has a driver. minors: GPU index -> N of /dev/nvidiaN. faults: of GPUs, since the boot.
 Reading = namedtuple(
     "Reading", ["present", "gpus", "minors", "trouble", "source", "at", "faults", "kernel_log"], defaults=[(), ""]
 )

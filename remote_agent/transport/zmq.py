@@ -77,7 +77,7 @@ def _package_paths() -> "list[str]":
 
 
 def _from_z85(text: bytes) -> bytes:
-    """Five characters are four bytes (ZeroMQ's RFC 32)."""
+    """Decode Z85, in which five characters are four bytes (ZeroMQ's RFC 32)."""
     alphabet = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
     found = b""
     for start in range(0, len(text), 5):

@@ -198,7 +198,8 @@ class Deployer:
         return self._declare(asked)
 
     def _declare(self, request: Json) -> Json:
-        """A manager of an earlier release refuses the sources of workers, which only its pages would show."""
+        """Send a deployment to the manager; without the sources of workers, which are only for the pages, if a manager
+        of an earlier release refuses them."""
         try:
             return self._client.deploy(request)
         except ProcGuardError as exc:
