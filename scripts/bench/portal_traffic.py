@@ -1,4 +1,4 @@
-"""Measures the network traffic of a page: its requests, their transferred bytes, and the wait of a distant browser.
+"""Measures the network traffic of a page: its requests, their transferred bytes, and the wait of a distant browser."""
 
 from __future__ import annotations
 
