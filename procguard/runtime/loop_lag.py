@@ -24,9 +24,7 @@ from gevent.monkey import get_original
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = (
-    0.05  # of the timer; 0.02, with a sample every 0.025 s, took a twentieth of a small manager's processor time
-)
+PERIOD_S = 0.05  # of the timer; 0.02, with a sample every 0.025 s, took a twentieth of a small manager's processor time
 HELD_S = 0.1  # longer lags are logged
 POLL_INTERVAL_S = 0.05  # between samples of the stack while the timer is overdue
 MAX_SAMPLES = 200  # of one stall: 10 s
