@@ -18,7 +18,7 @@ ReportMistake = Callable[[str, str, str], None]
 
 @dataclass(frozen=True)
 class Sync:
-    """One entry. `src`: an absolute path here; `dest`: as the host understands it; `exclude`: patterns."""
+    """One entry. `src`: an absolute local path; `dest`: a path on the host; `exclude`: patterns."""
 
     src: str
     dest: str

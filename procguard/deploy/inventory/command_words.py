@@ -55,7 +55,7 @@ def engine_started(spec: WorkerSpec) -> str:
 def _in_command(spec: WorkerSpec) -> Iterator[str]:
     command = spec.command
     if isinstance(command, list):
-        if command and command[0].startswith("~/"):  # other words of this form may be expanded by the program itself
+        if command and command[0].startswith("~/"):  # other words with ~ may be expanded by the program itself
             yield f"command: {command[0]} is not expanded in a list: write the whole path"
         return
     if quote := open_quote(command, comments=spec.shell):
@@ -64,9 +64,9 @@ def _in_command(spec: WorkerSpec) -> Iterator[str]:
     if spec.shell:
         return
     try:
-        words = shlex.split(command, posix=False)  # quotes are kept: quoted text is literal
+        words = shlex.split(command, posix=False)  # keeps the quotes, because quoted words are literal
     except ValueError:
-        return  # a quote within a word, which only the splitting of the host understands
+        return  # a quote within a word, which only the host's own splitting can interpret
     for number, word in enumerate(words):
         bare = re.sub(r"'[^']*'|\"(\\.|[^\"\\])*\"", "", word)
         if _OPERATOR.match(word) or _ENDS_WITH_SEMICOLON.search(word):
@@ -79,7 +79,7 @@ def _in_command(spec: WorkerSpec) -> Iterator[str]:
             yield f"command: {word} before a program means something to a shell only; write it below env:"
         else:
             continue
-        return  # one is enough: the others have the same cause
+        return  # one message is enough, because the others have the same cause
 
 
 def _unbalanced(key: str, quote: str, text: str) -> str:
@@ -87,7 +87,7 @@ def _unbalanced(key: str, quote: str, text: str) -> str:
 
 
 def open_quote(text: str, comments: bool = True) -> str:
-    """The quote that is still open at the end of a line for a shell; "" if all are closed. `comments`: # begins one.
+    """The quote that is still open at the end of a line of shell, or "". `comments`: whether # begins a comment.
 
     Not valid for a text with a here-document, whose content is not shell syntax.
     """

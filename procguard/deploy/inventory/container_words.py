@@ -1,4 +1,4 @@
-"""`docker run` and `podman run` as the keys of a worker that say the same. Pure."""
+"""Translates `docker run` and `podman run` into the equivalent keys of a worker. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Options without a value: those that are implied or have no effect for a worker's container, and those that are kept.
+# Options without a value: ignored ones, which are the default or have no meaning for a worker; and kept ones.
 _FLAGS = frozenset({"--detach", "--rm", "--interactive", "--tty", "--replace", "--quiet", "--publish-all"})
 _SWITCHES = frozenset({"--privileged", "--init", "--read-only", "--no-healthcheck", "--oom-kill-disable"})
 _SHORT_FLAGS = re.compile(r"-[ditPq]+$")
@@ -20,9 +20,9 @@ _NO_TEXT = re.compile(r"[\d.:]+|true|false|null|yes|no|on|off|~", re.IGNORECASE)
 
 
 def declared_by(engine: str, words: Iterable[str]) -> str:
-    """What stands after `docker run`, as keys of a worker: "container: {image: img, mounts: [/d:/d]}, command: [run]".
+    """The arguments of `docker run` as keys of a worker: "container: {image: img, mounts: [/d:/d]}, command: [run]".
 
-    Values of variables are left out. An image of docker's registry gets its whole name, which podman wants."""
+    Values of variables are omitted. An image of Docker's registry gets its full name, which podman requires."""
     rest, container, more = list(words), dict[str, Any](), dict[str, Any]()
     mounts, options, env = list[str](), list[str](), dict[str, str]()
     while rest and rest[0].startswith("-"):
@@ -48,7 +48,7 @@ def declared_by(engine: str, words: Iterable[str]) -> str:
             options.append(f"{name}={value}")
     image = rest.pop(0) if rest else "IMAGE"
     if any(option.startswith("--publish=") for option in options):
-        container.setdefault("network", "bridge")  # ports of the host's own network need no publishing
+        container.setdefault("network", "bridge")  # on the host's own network no ports need to be published
     container = {"image": _whole_name(image) if engine == "docker" else image, **container}
     container.update({name: found for name, found in (("mounts", mounts), ("options", options)) if found})
     keys = {"container": container, "command": rest, "env": env, **more}
@@ -63,7 +63,7 @@ def _whole_name(image: str) -> str:
 
 
 def _flow(value: Any, key: str = "") -> str:
-    """In YAML's flow style."""
+    """The value in YAML's flow style."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_flow(one, name)}" for name, one in value.items()) + "}"
     if isinstance(value, list):

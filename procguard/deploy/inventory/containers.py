@@ -7,29 +7,29 @@ from typing import Any, NamedTuple
 
 from procguard.deploy.inventory.model import Host
 
-OLDEST = (4, 0)  # the first with --log-driver=passthrough
+OLDEST = (4, 0)  # the first version with --log-driver=passthrough
 NEXT = "install it there: apt-get install podman, or dnf install podman"
 
 
 class HostLack(NamedTuple):
-    """Something that a host lacks for its containers, and what to do about it."""
+    """A requirement of its containers that a host does not meet, and the next step."""
 
     problem: str
     next_step: str
 
 
 def asked_of(host: Host) -> dict[str, Any]:
-    """The fields of the first message to the host: whether it needs podman."""
+    """The part of the first message to the host that asks for podman, if podman is required."""
     return {"podman": True} if _workers(host) else {}
 
 
 def used_by(host: Host) -> str:
-    """ "w1, w2, w3 and 4 more"; "" = no worker has a container."""
+    """The workers with a container: "w1, w2, w3 and 4 more"; "" if there are none."""
     return _listed([one.worker_id for one in _workers(host)])
 
 
 def findings(host: Host, found: dict[str, Any]) -> list[HostLack]:
-    """What the host lacks for containers, according to its reply `found`; empty if nothing."""
+    """The requirements that the host does not meet according to its report; empty if it meets all."""
     if not asked_of(host):
         return []
     version, user = str(found.get("podman") or ""), str(found.get("podman_user") or "")

@@ -19,8 +19,8 @@ from procguard.deploy.inventory.positions import ReportMistake
 from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
-EXTENSIONS = ("", ".yml", ".yaml", ".json")  # of files in group_vars/ and host_vars/
-MOST_HOSTS = 100_000  # of one inventory
+EXTENSIONS = ("", ".yml", ".yaml", ".json")  # extensions of files in group_vars/ and host_vars/
+MOST_HOSTS = 100_000  # per inventory
 ALL, UNGROUPED = "all", "ungrouped"
 PRIORITY = "ansible_group_priority"
 
@@ -37,15 +37,15 @@ class Group:
 
 
 class Groups:
-    """`report` takes a mistake with its place, `warn` what is no more than that; reading goes on, so that all are
-    reported together. `incomplete`: something that could not be read was left out, with a warning."""
+    """`report` takes a mistake with its location, `warn` a warning; reading continues, so that all mistakes are
+    reported together. `incomplete`: an unreadable part was left out, with a warning."""
 
     def __init__(self, sources: Sequence[str], report: ReportMistake, warn: ReportMistake, vault: Vault) -> None:
         self.report, self.warn, self.vault = report, warn, vault
         self.incomplete = False
         self.directories = list(dict.fromkeys(directory_of(one) for one in sources))
-        self.file: Path | None = None  # that is being read
-        self.directory = self.directories[0]  # of the source that is being read
+        self.file: Path | None = None  # the file being read
+        self.directory = self.directories[0]  # the directory of the source being read
         self.by_name: dict[str, Group] = {ALL: Group(ALL), UNGROUPED: Group(UNGROUPED)}
         self.host_variables: dict[str, dict[str, Any]] = {}
         self._origins: dict[str, tuple[Path, Path | None]] = {}
@@ -53,9 +53,9 @@ class Groups:
         self._groups_of: dict[str, list[Group]] = {}
         self._files: dict[Path, Any] = {}
         self._paths: dict[tuple[str, str], list[Path]] = {}  # (group_vars or host_vars, name) -> its files
-        self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> where there is one
-        self._group_positions: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
-        self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as read, with their location
+        self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> the existing folder
+        self._group_positions: dict[tuple[str, str], str] = {}  # (group, variable) -> its location
+        self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as read, and their location
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
@@ -150,7 +150,7 @@ class Groups:
             found.update(dict.fromkeys(self._hosts_below(child)))
         return list(found)
 
-    # ------------------------------------------------------------------------------------------- asked afterwards
+    # ------------------------------------------------------------------------------------------- queries
 
     def members(self) -> dict[str, list[str]]:
         """Group -> all hosts in it or in its children."""
@@ -173,7 +173,7 @@ class Groups:
         return merged
 
     def place_of(self, host: str, variable: str) -> str:
-        """File and line of the value that a host's variable has; "" if it is not known."""
+        """File and line of the effective value of a host's variable; "" if unknown."""
         groups = self.groups_of(host)[::-1]
         own = [self._place_in("host_vars", host, variable)]
         own += [_place(variables, where, variable) for variables, where in reversed(self._said.get(host, []))]
@@ -187,7 +187,7 @@ class Groups:
         return found[-1].where(variable) if found else ""
 
     def origin(self, host: str) -> tuple[Path, Path]:
-        """(the folder of the source that named it first, the file there)"""
+        """(the folder of the source that named the host first, the file there)."""
         directory, file = self._origins[host]
         return directory.absolute(), (file or directory).absolute()
 
@@ -207,7 +207,7 @@ class Groups:
     def _loaded(self, path: Path) -> Any:
         try:
             return positions.load(path, self.vault, self.warn)
-        except positions.EncryptedFile as exc:  # not an error unless it is used
+        except positions.EncryptedFile as exc:  # not a mistake unless a value is used
             self.warn(str(path), "is encrypted, its variables are not known", exc.next_step)
             return None
 
@@ -225,7 +225,7 @@ class Groups:
 
 
 def directory_of(source: str) -> Path:
-    """The directory in which group_vars/ and host_vars/ of a source are searched."""
+    """The directory that contains group_vars/ and host_vars/ of a source."""
     path = Path(source)
     if is_list(source):
         return Path(".")
@@ -233,7 +233,7 @@ def directory_of(source: str) -> Path:
 
 
 def is_list(source: str) -> bool:
-    """`host1,host2`: no file, but names."""
+    """Whether the source is a list of host names (`host1,host2`) instead of a file."""
     return "," in source and not os.path.exists(source)
 
 

@@ -4,7 +4,7 @@ alone.example.com                       hosts before the first section are in no
 [trainers]
 gpu[01:16] ansible_user=ml              a host or a range, then its variables
 [trainers:vars]
-steps=100                               a value is a Python literal where it reads as one, else text
+steps=100                               a value is a Python literal if it parses as one, otherwise text
 [gpus:children]
 trainers
 """
@@ -36,7 +36,7 @@ class _IniReader:
         self._groups = groups
         self._line = 0
         self._declared = set(groups.by_name)  # [name] or [name:children]; [name:vars] alone declares nothing
-        self._used: list[tuple[str, str, str]] = []  # (group, where, by what), to be declared somewhere
+        self._used: list[tuple[str, str, str]] = []  # (group, location, user) of groups that must be declared
 
     @property
     def _where(self) -> str:

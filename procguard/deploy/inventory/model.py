@@ -30,7 +30,7 @@ from procguard.errors import HostUnreachable, InventoryError
 
 MAX_MISTAKES = 20
 SERVICES = ("auto", "systemd", "cron", "none")
-# Of the variables that begin with procguard_, those that mean something.
+# The known variables that begin with procguard_.
 PROCGUARD_VARIABLES = (
     VARIABLE, group_policies.VARIABLE, "procguard_manager_url", "procguard_home", "procguard_service",
     "procguard_spare", "procguard_labels", "procguard_tunnel", code.VARIABLE,
@@ -51,7 +51,7 @@ TRUTHS = {
 
 @dataclass(frozen=True)
 class Host:
-    """One machine: how to reach it and what it runs. `warnings` are shown, but not fatal."""
+    """One machine: how to reach it and what it runs. `warnings` are shown and are not fatal."""
 
     name: str
     target: Target
@@ -63,18 +63,18 @@ class Host:
     labels: dict[str, str] = field(default_factory=dict)  # procguard_labels
     groups: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    policies: dict[str, GroupPolicy] = field(default_factory=dict)  # procguard_groups, of the whole inventory
+    policies: dict[str, GroupPolicy] = field(default_factory=dict)  # procguard_groups of the whole inventory
     tunnel: bool = False  # procguard_tunnel: the agent may reach the manager through the manager's own SSH
     secrets: HostSecrets = field(default_factory=HostSecrets, repr=False)
-    syncs: tuple[code.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
-    gone: bool = False  # not in the inventory any more
-    inventory_name: str = ""  # as written in the inventory; `name` is the id in the fleet
+    syncs: tuple[code.Sync, ...] = ()  # procguard_sync: the code to sync before the workers start
+    gone: bool = False  # no longer in the inventory
+    inventory_name: str = ""  # the name in the inventory; `name` is the fleet's id
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """`sources`: what was read; `hosts`, `groups`: by ids of the fleet. `incomplete`: parts of it could not be read and
-    were left out, with a warning: what is missing in it need not be gone."""
+    """`sources`: the files read; `hosts`, `groups`: by the fleet's ids. `incomplete`: unreadable parts were left out,
+    with a warning, so that a missing host may still be declared."""
 
     sources: tuple[str, ...]
     hosts: dict[str, Host]
@@ -87,22 +87,22 @@ class Inventory:
 
     @property
     def identity(self) -> str:
-        """The name by which later deployments identify this inventory: "head:/home/ml/inventory/prod.yaml"; "" for
-        hosts named on the command line."""
+        """The identity by which later deployments recognise it: "head:/home/ml/inventory/prod.yaml"; "" for hosts named
+        on the command line."""
         paths = [os.path.realpath(one) for one in self.sources if os.path.exists(one)]
         return f"{socket.gethostname()}:{','.join(paths)}" if len(paths) == len(self.sources) else ""
 
     def select(self, limit: str) -> list[Host]:
         """The hosts selected by `--limit`, in inventory order. Patterns as in Ansible: names, globs, groups, `!`, `&`.
 
-        Raises InventoryError if nothing matches: a typo must not look like success.
+        Raises InventoryError if nothing matches, so that a typo does not look like success.
         """
         if not limit:
             return list(self.hosts.values())
         chosen: set[str] | None = None
         known = {*self.hosts, *(host.inventory_name for host in self.hosts.values())}
         parts = [limit] if limit in known else [part.strip() for part in re.split(r"[,:]", limit) if part.strip()]
-        parts.sort(key=lambda part: part[0] in "!&")  # as in Ansible: first additions, then exclusions
+        parts.sort(key=lambda part: part[0] in "!&")  # as in Ansible: additions first, then ! and &
         for part in parts:
             names = self._match(part.lstrip("!&"))
             if part.startswith("!"):
@@ -132,10 +132,10 @@ class Inventory:
 def load(
     source: str | os.PathLike[str] | Sequence[str], vault_password_file: str = "", within_bounds: bool = True
 ) -> Inventory:
-    """Read and check an inventory as a whole: a file (YAML, INI, executable), a folder of these, or `host1,host2`; of
-    several, the later ones count more. `within_bounds`: the time and memory limits of templates.
+    """Read and check a whole inventory: a file (YAML, INI, executable), a folder of these, or `host1,host2`. Of several
+    sources, later ones take precedence. `within_bounds`: enforce the time and memory limits of templates.
 
-    Raises InventoryError with every mistake found, UsageError if the vault's password can't be read.
+    Raises InventoryError with every mistake found, UsageError if the vault's password cannot be read.
     """
     sources = (os.fspath(source),) if isinstance(source, (str, os.PathLike)) else tuple(source)
     return _InventoryReader(sources, Vault(vault_password_file)).read(within_bounds)
@@ -149,7 +149,7 @@ class _InventoryReader:
         self._bounds: contained.Bounds | None = None
         self._mistakes: list[str] = []
         self._warnings: dict[str, None] = {}
-        self._hosts: dict[str, tuple[str, Groups]] = {}  # the location if only the host is known
+        self._hosts: dict[str, tuple[str, Groups]] = {}  # stands in for the location if only the host is known
         self._renderers: dict[str, Renderer] = {}
 
     def read(self, within_bounds: bool) -> Inventory:
@@ -209,7 +209,7 @@ class _InventoryReader:
                 )
             elif meant := _meant_for(variable, variables):
                 warnings.append(f"{name}: {variable} is no variable of ProcGuard; did you mean {meant}?")
-        own = (VARIABLE, group_policies.VARIABLE)  # read below, while their lines are known
+        own = (VARIABLE, group_policies.VARIABLE)  # read below, while their lines are still known
         for variable in (key for key in variables if key.startswith(("ansible_", "procguard_")) and key not in own):
             try:
                 values[variable] = renderer.get(variable)
@@ -364,7 +364,7 @@ class _InventoryReader:
             place = groups.place_of(name, variable[0])
             where = f"{place}: host {name}" if place else where
         mistake = self._vault.hide(f"{where}: {what}; {next_step}")
-        if mistake not in self._mistakes:  # a group's mistake shows at each of its hosts
+        if mistake not in self._mistakes:  # a group's mistake recurs for each of its hosts
             self._mistakes.append(mistake)
 
     def _warn(self, where: str, what: str, next_step: str) -> None:
@@ -392,7 +392,7 @@ def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
 
 
 def _meant_for(variable: str, variables: dict[str, Any]) -> str:
-    """The variable of ProcGuard that an unknown one probably means; "" if it is the user's own."""
+    """The known variable that an unknown one is probably a misspelling of; "" if it is unrelated to ProcGuard."""
     if variable in PROCGUARD_VARIABLES:
         return ""
     if variable.lower().replace("-", "_") in PROCGUARD_VARIABLES:
@@ -427,7 +427,7 @@ def _absolute(place: str) -> str:
 
 
 def _secrets(values: dict[str, Any]) -> HostSecrets:
-    """The secrets in Ansible's variables; of several names the first that is set."""
+    """The secrets in Ansible's variables; if one has several names, the first that is set."""
     return HostSecrets(
         str(_first(values, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password") or ""),
         str(_first(values, "ansible_become_password", "ansible_become_pass", "ansible_sudo_pass") or ""),

@@ -19,7 +19,7 @@ _ID_CHARS = 55  # length of the name within an id derived from it
 
 
 def split_port(pattern: str) -> tuple[str, int]:
-    """host:port, but not the colon of a range or of an IPv6 address; `[2001:db8::1]:22` is one with a port."""
+    """Split host:port. The colon of a range or of an IPv6 address is no separator; `[2001:db8::1]:22` has a port."""
     bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::(\d+))?", pattern)
     if bracketed and is_ipv6(bracketed[1]):
         return bracketed[1], int(bracketed[2] or 0)
@@ -47,8 +47,8 @@ def check(name: str) -> None:
 
 
 def fleet_id(name: str) -> str:
-    """The host's id in the fleet: its name, or if that is not a valid id (an IPv6 address, non-ASCII letters, more than
-    64 characters), its valid part with a digest."""
+    """The host's id in the fleet: its name. If the name is not a valid id (an IPv6 address, letters beyond ASCII, more
+    than 64 characters): its valid characters and a digest."""
     if messages.valid_id(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -65,7 +65,7 @@ def address(name: str) -> str:
 
 
 def expand_range(pattern: str) -> Iterator[str]:
-    """gpu[01:16].lan -> gpu01.lan …, [a:f], [0:10:2]; several ranges multiply. Raises ValueError."""
+    """Expand gpu[01:16].lan to gpu01.lan …; also [a:f] and [0:10:2]. Several ranges multiply. Raises ValueError."""
     for count, name in enumerate(_expanded(pattern)):
         if count >= MAX_HOSTS:
             raise ValueError(f"these ranges name more than {MAX_HOSTS} hosts")

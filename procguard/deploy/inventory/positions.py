@@ -15,7 +15,7 @@ from procguard.config.loader import UNREADABLE, check_depth, problem
 from procguard.deploy.inventory.vault import MARK, VARIABLE, Encrypted, Vault, VaultMistake
 from procguard.errors import InventoryError
 
-ReportMistake = Callable[[str, str, str], None]  # where, what, what to do
+ReportMistake = Callable[[str, str, str], None]  # (location, mistake, next step)
 
 
 class Map(dict[Any, Any]):
@@ -55,7 +55,7 @@ def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
     result = Map()
     result.file, result.line, result.key_lines = loader.file, node.start_mark.line + 1, {}
     yield result
-    own = {id(key_node) for key_node, _ in node.value}  # except keys merged by `<<`, which may be overridden
+    own = {id(key_node) for key_node, _ in node.value}  # without keys merged by `<<`, which may be overridden
     loader.flatten_mapping(node)
     written: set[Any] = set()
     for key_node, value_node in node.value:
@@ -95,7 +95,7 @@ def _secret(loader: _SecretLoader, node: yaml.ScalarNode) -> Encrypted:
 
 
 def _secret_map(loader: _SecretLoader, node: yaml.MappingNode) -> Any:
-    for key_node, _ in node.value:  # names are none
+    for key_node, _ in node.value:  # keys are not secret
         if key_node.tag == "tag:yaml.org,2002:str":
             key_node.tag = "tag:procguard,name"
     yield from _construct_map(loader, node)
@@ -107,8 +107,8 @@ _SecretLoader.add_constructor("tag:procguard,name", lambda loader, node: str(nod
 
 
 def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
-    """The parsed file. `warn` is called for duplicate keys. Raises InventoryError if the file is missing, not UTF-8,
-    not YAML (with the line), or encrypted with another password, and EncryptedFile if there is no password."""
+    """The parsed file; duplicate keys are passed to `warn`. Raises InventoryError if the file is missing, is not UTF-8
+    or YAML (with the line), or is encrypted with another password; EncryptedFile if there is no password."""
     text, kind = read_text(path), _InventoryLoader
     if text.startswith(MARK):
         if not vault.opens:
@@ -129,7 +129,7 @@ def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Raises InventoryError."""
+    """The file's content. Raises InventoryError if it cannot be read."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as exc:

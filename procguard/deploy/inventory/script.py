@@ -24,7 +24,7 @@ def read(path: Path, groups: Groups) -> None:
     for name, body in answer.items():
         _take_group(groups, str(name), body, path)
     for host, values in (meta.get("hostvars") or {}).items() if isinstance(meta, dict) else ():
-        if isinstance(values, dict):  # variables of a host that is in no group are ignored
+        if isinstance(values, dict):  # variables of a host without a group are ignored
             groups.host_variables.get(str(host), {}).update(values)
     if meta is None:
         for host, variables in groups.host_variables.items():
@@ -39,7 +39,7 @@ def _take_group(groups: Groups, name: str, body: Any, path: Path) -> None:
         groups.report(str(path), f"group {name} is neither a mapping nor a list of hosts", "fix the script")
         return
     if not any(key in body for key in ("hosts", "vars", "children")):
-        body = {"hosts": [name], "vars": body}  # a host that stands where a group should
+        body = {"hosts": [name], "vars": body}  # a host in place of a group
     for host in _list(groups, body, "hosts", name, path):
         groups.add_hosts(name, str(host), {}, str(path))
     for child in _list(groups, body, "children", name, path):

@@ -25,8 +25,8 @@ _PROGRAMS = (b"#!", b"\x7fELF")
 
 
 def read(sources: Sequence[str], report: ReportMistake, warn: ReportMistake, vault: Vault) -> Groups:
-    """Everything that `--hosts` names, the later ones over the earlier. Raises InventoryError; smaller mistakes go to
-    `report`. Where there are several files, one that can't be read is left out, with a warning."""
+    """Read everything that `--hosts` names; later sources take precedence. Raises InventoryError; lesser mistakes are
+    passed to `report`. If there are several files, an unreadable one is left out, with a warning."""
     left_out: list[tuple[str, str, str]] = []
 
     def noted(*one: str) -> None:
@@ -103,7 +103,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _is_yaml(path: Path, beginning: bytes) -> bool:
-    """Whether the file is YAML: by its extension, else by its first significant line (`all:`, `---` or `{`)."""
+    """Whether the file is YAML, by its extension, otherwise by its first significant line (`all:`, `---` or `{`)."""
     if path.suffix in (".yaml", ".yml", ".json"):
         return True
     if path.suffix == ".ini":

@@ -22,20 +22,20 @@ MARK = "$ANSIBLE_VAULT;"
 ITERATIONS = 10_000
 MAX_PASSWORD_BYTES = 64 * 1024
 PROGRAM_TIMEOUT_S = 60.0
-SHOWN_CHARS = 4  # of a secret that is truncated in a message: so few characters reveal nothing
+SHOWN_CHARS = 4  # shorter parts of a truncated secret in a message reveal nothing
 
 
 class VaultMistake(ValueError):
-    """An error in decrypting a value, as text; the caller adds its location."""
+    """A decryption error, as text; the caller adds its location."""
 
 
 class Vault:
-    """`password_file`: "" = what the environment names, if anything. It is read when it is needed first."""
+    """`password_file`: "" for the one named by the environment, if any. It is read at its first use."""
 
     def __init__(self, password_file: str = "") -> None:
         self._password_file = password_file or os.environ.get(VARIABLE, "")
         self._password: bytes | None = None
-        self._plain: dict[str, str] = {}  # by what was encrypted
+        self._plain: dict[str, str] = {}  # encrypted text -> plain text
         self._secrets: set[str] = set()
 
     @property
@@ -55,7 +55,7 @@ class Vault:
         return self._plain[text]
 
     def reveal(self, text: str) -> str:
-        """Like `decrypt`, for one value, which messages no longer show from then on."""
+        """Decrypt one value. It is hidden in messages from now on."""
         return self.keep_secret(self.decrypt(text))
 
     def keep_secret(self, plain: str) -> str:
@@ -63,7 +63,7 @@ class Vault:
         return plain
 
     def hide(self, text: str) -> str:
-        """`text` without the values that were revealed, also where they were cut short."""
+        """`text` without the revealed values, even if they were truncated."""
         for secret in sorted(self._secrets, key=len, reverse=True):
             for shown in {secret, repr(secret)[1:-1]}:
                 alone = re.escape(shown) if len(shown) > SHOWN_CHARS else rf"(?<!\w){re.escape(shown)}(?!\w)"
@@ -74,16 +74,16 @@ class Vault:
 
 
 class Encrypted:
-    """A value of an inventory that is encrypted, where it stands."""
+    """An encrypted value of an inventory, with its location."""
 
     __slots__ = ("plain", "text", "vault", "where")
 
     def __init__(self, text: str, vault: Vault, where: str, plain: bool = False) -> None:
-        """`plain`: whether `text` is decrypted already, because its whole file was encrypted."""
+        """`plain`: the text is already decrypted, because its whole file was encrypted."""
         self.text, self.vault, self.where, self.plain = text, vault, where, plain
 
     def reveal(self) -> str:
-        """Raises VaultMistake, UsageError."""
+        """The decrypted value. Raises VaultMistake, UsageError."""
         return self.vault.keep_secret(self.text) if self.plain else self.vault.reveal(self.text)
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Encrypted:
 
 
 def _without_ends(text: str, secret: str) -> str:
-    """reprlib and its like show the beginning and the end of what is long."""
+    """Hide the beginning and the end of a secret, which reprlib and the like keep of long texts."""
     for dots in ("...", "…"):
         for size in range(len(secret) - 1, SHOWN_CHARS - 1, -1):
             text = text.replace(secret[:size] + dots, dots).replace(dots + secret[-size:], dots)
@@ -160,7 +160,7 @@ def _deciphered(cipher: bytes, key: bytes, counter: bytes) -> bytes:
 
 
 def _unpadded(data: bytes) -> str:
-    """RFC 5652, 6.3."""
+    """Remove the padding of RFC 5652, 6.3."""
     size = data[-1] if data else 0
     if not 0 < size <= 16 or data[-size:] != bytes([size]) * size:
         raise VaultMistake("its encrypted text is damaged")

@@ -36,23 +36,23 @@ SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
 @dataclass(frozen=True)
 class DeclaredWorker:
-    """`spec` holds every field of protocol.WorkerSpec, so that a default's change shows as a change."""
+    """`spec` holds every field of protocol.WorkerSpec, so that a changed default counts as a change."""
 
     worker_id: str
     spec: dict[str, Any]
     where: str = ""
-    keeps: bool = False  # it says on_partition: keep itself, which is also the default
-    source: str = ""  # absolute file and line of its entry, "/home/ml/inventory/prod.yaml:12"; "": not known
+    keeps: bool = False  # sets on_partition: keep explicitly, which is also the default
+    source: str = ""  # absolute file and line of its entry, "/home/ml/inventory/prod.yaml:12"; "": unknown
 
 
 class SpecReader:
-    """Collects the workers of one host; mistakes go to `tell(where, what, next)` and reading goes on."""
+    """Collects the workers of one host; mistakes are passed to `tell(where, what, next)` and reading continues."""
 
     def __init__(self, renderer: Renderer, where: str, report: Callable[[str, str, str], None]) -> None:
         self._renderer = renderer
         self._where = where
         self._report = report
-        self.notes: list[str] = []  # what works, and is hardly meant
+        self.notes: list[str] = []  # valid declarations that are probably unintended
 
     def read(self, declared: Any) -> list[DeclaredWorker]:
         if isinstance(declared, (str, Encrypted)):
@@ -71,7 +71,7 @@ class SpecReader:
         return [worker for entry in entries for worker in self._copies(*entry)]
 
     def _copies(self, raw_id: Any, raw: Any, where: str) -> list[DeclaredWorker]:
-        """One worker, or N workers with `replicas: N`, each rendered with its `index` from 0 on."""
+        """One worker, or with `replicas: N` N workers, each rendered with its `index`, from 0."""
         if isinstance(raw, Encrypted):
             raw = self._render(raw, where)
         if not isinstance(raw, dict) or "replicas" not in raw:
@@ -194,18 +194,18 @@ class SpecReader:
 
 
 def place(mapping: Any, key: Any, otherwise: str) -> str:
-    """File and line of a key where they are known, else `otherwise`."""
+    """File and line of a key if known, otherwise `otherwise`."""
     return mapping.where(key) if isinstance(mapping, Map) else otherwise
 
 
 def _is_branch(part: Any) -> bool:
-    """pydantic names the branch of a union in its path; people have never seen that name."""
+    """Whether a part of pydantic's path is the branch of a union, a name that does not occur in inventories."""
     return isinstance(part, str) and (part in ("str", "int", "none") or part.startswith(("list[", "dict[")))
 
 
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:
-    """The forgiving forms people write: numbers in env and labels, one health check, `restart: always`, `tty: true`,
-    one hook as a line, setup as a block of text."""
+    """The specification with short forms expanded: numbers in env and labels, a single health check, `restart: always`,
+    `tty: true`, a hook as one line, setup as a block of text."""
     spec = dict(spec)
     for name in ("env", "labels"):
         if isinstance(spec.get(name), dict):

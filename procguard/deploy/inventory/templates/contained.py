@@ -23,24 +23,24 @@ from procguard.errors import InventoryError, ProcGuardError
 T = TypeVar("T")
 
 MEMORY_BYTES = 512 * 1024 * 1024  # in addition to the memory of the process at its start
-SOFT_S, HARD_S = 2.0, 4.0  # of processor time, for one template: an error that says so; the end of the process
-STUCK_S = 20.0  # the same by the clock: something waits
-ALL_S = 300  # of processor time, for all of them
+SOFT_S, HARD_S = 2.0, 4.0  # processor time of one template: an error is raised; the process is killed
+STUCK_S = 20.0  # wall-clock limit of one template, for one that waits
+ALL_S = 300  # processor time of all templates
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 NOTE_BYTES = 512
 
 
 class OutOfTime(Exception):
-    """One template has had its time."""
+    """A template has exceeded its time limit."""
 
 
 class Bounds:
-    """Handed to the work: `of(what)` around each template."""
+    """Passed to the work, which wraps each template in `of(what)`."""
 
     def __init__(self, note: mmap.mmap) -> None:
         self._note = note
         signal.signal(signal.SIGVTALRM, self._expired)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # these two end the process, wherever it is
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # these two signals end the process unconditionally
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     @contextlib.contextmanager
@@ -64,8 +64,8 @@ class Bounds:
 
 
 def run(work: Callable[[Bounds], T]) -> T:
-    """Run `work` in a child process and return its result, which must be picklable. Raises the ProcGuardError that
-    `work` raises, or an InventoryError that names the template if a limit ended the child."""
+    """Run `work` in the process and return its result, which is pickled. Raises the ProcGuardError that `work` raised,
+    and an InventoryError that names the template if a limit was exceeded."""
     note = mmap.mmap(-1, NOTE_BYTES)
     reads, writes = os.pipe()
     child = os.fork()
@@ -77,7 +77,7 @@ def run(work: Callable[[Bounds], T]) -> T:
     finally:
         os.close(reads)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)  # it has nothing more to say
+            os.kill(child, signal.SIGKILL)  # its result has been received, or is not expected any more
         _, status = os.waitpid(child, 0)
     if not data:
         where = bytes(note).rstrip(b"\0").decode("utf-8", "replace") or "the inventory's templates"
@@ -109,7 +109,7 @@ def _work(work: Callable[[Bounds], Any], note: mmap.mmap, reads: int, writes: in
 
 
 def _limit() -> None:
-    with contextlib.suppress(OSError, ValueError):  # if the system does not have this limit, the others apply
+    with contextlib.suppress(OSError, ValueError):  # if the system lacks this limit, the others apply
         with open("/proc/self/statm", "rb") as file:
             has = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (has + MEMORY_BYTES, resource.RLIM_INFINITY))
@@ -120,7 +120,7 @@ def _limit() -> None:
 
 
 def _received(descriptor: int) -> bytes:
-    """Everything written to the pipe until its end; empty if that takes too long or exceeds MAX_RESULT_BYTES."""
+    """Everything up to the end of the pipe; nothing if that takes too long or is too large."""
     data, deadline = bytearray(), time.monotonic() + ALL_S * 2
     while len(data) <= MAX_RESULT_BYTES and time.monotonic() < deadline:
         if not select.select([descriptor], [], [], 1.0)[0]:

@@ -172,8 +172,7 @@ def subelements(value: Any, path: Any) -> list[tuple[Any, Any]]:
 
 
 def ipaddr(value: Any, query: Any = "") -> Any:
-    """The address or network, a part of it, or its nth address; False for any other value. For a list: the list of its
-    addresses."""
+    """The address or network, a part of it, or its nth address; False for anything else. Of a list: its valid ones."""
     if isinstance(value, (list, tuple)):
         return [found for one in value if (found := ipaddr(one, query)) not in (False, None, "")]
     try:
@@ -215,8 +214,7 @@ def ipaddr(value: Any, query: Any = "") -> Any:
 
 
 def read_file(path: str, base: str) -> str:
-    """The contents of a file of this machine, relative to `base`, without the final line break, for lookup('file',
-    …)."""
+    """For lookup('file', …): a local file, relative to `base`, without trailing whitespace."""
     full = os.path.join(base, os.path.expanduser(path))
     try:
         with open(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

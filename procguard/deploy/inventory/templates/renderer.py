@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_DEPTH = 20
-MAX_CHARS = 1024 * 1024  # of a value; of its parts together
+MAX_CHARS = 1024 * 1024  # of a value, or of all its parts together
 MAX_ITEMS = 100_000
-MAX_VALUES = 1_000_000  # of one host
-OMIT = "__omit_place_holder__8f2c5d1e"  # a variable with this value counts as undefined
+MAX_VALUES = 1_000_000  # per host
+OMIT = "__omit_place_holder__8f2c5d1e"  # a variable with exactly this value is treated as undefined
 
 
 class Renderer:
@@ -41,7 +41,7 @@ class Renderer:
         vault: Vault | None = None,
         bounds: Bounds | None = None,
     ) -> None:
-        """`peers`: what `hostvars` is; `base`: the folder that lookup('file') begins in; `vault`: for what it finds."""
+        """`peers`: the value of `hostvars`; `base`: the base folder of lookup('file'); `vault`: decrypts its files."""
         self._variables = {"omit": OMIT, **({} if peers is None else {"hostvars": peers}), **variables}
         self._more = (peers, base, vault, bounds)
         self._base, self._vault, self._bounds = base, vault, bounds
@@ -52,7 +52,7 @@ class Renderer:
         return _environment(self._lookup, self._lookup_plugin)
 
     def having(self, **more: Any) -> Renderer:
-        """One with further variables, over those of the same name."""
+        """A renderer with further variables, which replace those of the same name."""
         return Renderer({**self._variables, **more}, *self._more)
 
     def render(self, value: Any) -> Any:
@@ -83,7 +83,7 @@ class Renderer:
         return self._variables
 
     def _lookup(self, name: str) -> Any:
-        """A variable for jinja2, which is rendered in turn; jinja2's `missing` if there is none."""
+        """The rendered value of a variable, for Jinja; jinja2's `missing` if it is undefined."""
         from jinja2.utils import missing  # noqa: PLC0415
 
         if name not in self._variables:
@@ -128,7 +128,7 @@ class Renderer:
             raise exc if isinstance(exc, TemplateMistake) else TemplateMistake(f"{exc} in {_short(text)}") from exc
 
     def _one_expression(self, text: str) -> Callable[[], Any] | None:
-        """The compiled expression if `text` is a single expression, whose value keeps its type; else None."""
+        """The text as a single expression, whose value keeps its type; None if it is anything else."""
         import jinja2  # noqa: PLC0415
 
         text = text.strip()
@@ -137,11 +137,11 @@ class Renderer:
         inner = _literal(text, self._environment)[2:-2].strip("-+")
         try:
             return self._environment.compile_expression(inner, undefined_to_none=False)
-        except jinja2.TemplateSyntaxError:  # several, or one that its template will say better
+        except jinja2.TemplateSyntaxError:  # several expressions, or an error that rendering reports more clearly
             return None
 
     def _lookup_plugin(self, plugin: str, *names: Any, **options: Any) -> Any:
-        """lookup(…): only what has no effect; the other plugins of Ansible run programs and ask networks."""
+        """lookup(…), limited to plugins without side effects; Ansible's others run programs and access networks."""
         kind = str(plugin).removeprefix("ansible.builtin.")
         if kind == "env":
             found = [os.environ.get(str(name), str(options.get("default", ""))) for name in names]
@@ -173,7 +173,7 @@ class Renderer:
 
 
 class HostVars(Mapping[str, Any]):
-    """`hostvars`: the variables of each host, rendered on access."""
+    """`hostvars`: each host's variables, rendered on access."""
 
     def __init__(self, hosts: Iterable[str], renderer_of: Callable[[str], Renderer]) -> None:
         self._hosts = dict.fromkeys(hosts)
@@ -212,7 +212,7 @@ def is_template(value: str) -> bool:
 
 
 def _literal(text: str, environment: jinja2.Environment) -> str:
-    """A backslash in a literal is one, as in Ansible: `regex_replace('\\.lan$')` and `'\\1'` need no second one."""
+    """Keep a backslash in a literal, as Ansible does: `regex_replace('\\.lan$')` and `'\\1'` need no second one."""
     if "\\" not in text:
         return text
     tokens = environment.lex(text)
@@ -229,7 +229,7 @@ def _short(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value with YAML's types only, and within limits of size."""
+    """The value limited to types of YAML, to MAX_ITEMS values and to MAX_CHARS."""
     left = [MAX_ITEMS, MAX_CHARS]
 
     def plain(one: Any) -> Any:
@@ -261,7 +261,7 @@ def _environment(lookup: Any, lookup_plugin: Any) -> jinja2.Environment:
         intercepted_binops = frozenset(("*", "**"))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            """`'a' * 10**9` and `9**9**9` are refused before they take memory and time."""
+            """Refuse `'a' * 10**9` and `9**9**9` before they use memory and time."""
             for one, times in ((left, right), (right, left)):
                 long = isinstance(one, (str, bytes, list, tuple)) and isinstance(times, int)
                 if operator == "*" and long and len(one) * times > MAX_CHARS:
