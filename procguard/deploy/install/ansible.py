@@ -1,12 +1,12 @@
 """Commands that the playbooks run on the controller: the same deployment, with Ansible as the transport.
 
     python -m procguard.deploy.install.ansible begin --hosts INVENTORY… --dir DIR --action deploy|undeploy|ask [--check]
-                                                             declares it to the manager (ask: only reads); fills DIR
-    … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
+                                           declares the hosts to the manager (ask: changes nothing); fills DIR (0700)
+    … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> the changes, and the bundle that is required
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
-    … code    --host NAME --dir DIR     procguard_sync: packs what is not packed yet -> [{"dest", "digest", "archive"}]
-    … verify  --host NAME --dir DIR     returns once the agent has sent a heartbeat to the manager
-    … removal, forget --host NAME --dir DIR     undeploy: returns once its workers are gone; removes it from the manager
+    … code    --host NAME --dir DIR     procguard_sync: packs missing archives -> [{"dest", "digest", "archive"}]
+    … verify  --host NAME --dir DIR     returns once the agent has sent a heartbeat
+    … removal, forget --host NAME --dir DIR     undeploy: waits for its workers' end; removes it from the manager
 
 All decisions are the deployer's; this module only splits a deployment into steps. The request contains the agent's
 secret: pass it to `install.pyz install` on stdin, and keep it out of logs (no_log).

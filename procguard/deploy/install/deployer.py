@@ -40,10 +40,13 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
-    code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `limited`: these are
-    not all hosts of the inventory. `wait_limit`: how long to wait for the workers that were started; None: what becomes
-    of them is not asked. `another_fleet`: also where another fleet's agent runs a worker of the same id."""
+    """Options of a deployment.
+
+    `check`: only report what would change. `diff`: report the differences of each changed worker. `sync_running`: sync
+    code also into folders with running workers. `rotate_secrets`: replace each agent's secret. `limited`: these are not
+    all hosts of the inventory. `wait_limit`: how long to wait for started workers; None: their state is not checked.
+    `another_fleet`: deploy even if another fleet's agent on the host runs a worker with the same id.
+    """
 
     plan: RolloutPlan = field(default_factory=RolloutPlan)
     prune: bool = False
@@ -55,7 +58,7 @@ class DeployOptions:
     limited: bool = False
     wait_limit: WaitLimit | None = None
     another_fleet: bool = False
-    inventory: Json = field(default_factory=dict)  # of which this is a deployment: fleet.deployment.InventoryNamed
+    inventory: Json = field(default_factory=dict)  # the deployed inventory: fleet.deployment.InventoryNamed
 
 
 class Deployer:
@@ -66,14 +69,14 @@ class Deployer:
         self._options = options
         self._verifier = AgentVerifier(client)
         self._fleet_id = ""
-        self.absent: dict[str, Json] = {}  # hosts gone from the inventory that are still deployed
+        self.absent: dict[str, Json] = {}  # hosts that are deployed but no longer in the inventory
         self.of_other_inventories: dict[str, str] = {}
-        self._specs: dict[str, Json] = {}  # of all that is declared
+        self._specs: dict[str, Json] = {}  # specifications of all declared workers
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
         self._reported = 0  # the number of these hosts that were reported to the manager
-        self._found: dict[str, Any] | None = None  # the workers on each host, if they had to be read
-        self._with_sources = True  # the manager takes the inventory's file and line of each worker
+        self._found: dict[str, Any] | None = None  # the workers on each host; None until they are read
+        self._with_sources = True  # the manager accepts the inventory's file and line of each worker
         self._readiness = (
             WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None
         )
@@ -82,12 +85,12 @@ class Deployer:
         )
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
-        """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
+        """Deploy to `hosts`; one result each, in their order. Raises only errors of all hosts: manager, inventory."""
         self._hosts, self._reported = hosts, 0
         self._code.read(hosts)
         self._specs = {worker.worker_id: worker.spec for host in hosts for worker in host.workers}
         if self._options.plan.serial:
-            self._asked(hosts)  # as a whole, before the first wave
+            self._asked(hosts)  # for all hosts at once, before the first wave
         with self._code:
             results = self._rollout.run(hosts, self._declared, self._deploy_or_retract, self._settle, self._halts)
         if self._restarts and not self._options.plan.serial:
@@ -146,7 +149,7 @@ class Deployer:
         return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
 
     def _noted(self, reply: Json) -> Json:
-        """Keep what a reply says about hosts outside this deployment."""
+        """Remember the hosts in a reply that are not part of this deployment."""
         self._fleet_id = str(reply["fleet_id"])
         self.absent = dict(reply.get("absent") or {})
         self.of_other_inventories = dict(reply.get("of_other_inventories") or {})
@@ -185,21 +188,21 @@ class Deployer:
                 with self._sessions.session(host.target, deadline) as session:
                     return session.hello(where, deadline).get("workers")
             except ProcGuardError:
-                return None  # its own deployment tells why
+                return None  # the host's own deployment reports the reason
 
         with ThreadPoolExecutor(max(1, min(self._options.plan.forks, len(hosts))), "read") as pool:
             found = dict(zip([host.name for host in hosts], pool.map(read, hosts), strict=True))
         return {name: workers for name, workers in found.items() if workers is not None}
 
     def _asked(self, hosts: list[Host]) -> Json:
-        """The manager's response about `hosts` without a change (check)."""
+        """The manager's response about `hosts`, without changing anything (check)."""
         asked = {**self.request(hosts), "check": True}
         asked.pop("inventory", None)
         return self._declare(asked)
 
     def _declare(self, request: Json) -> Json:
-        """Send a deployment to the manager; without the sources of workers, which are only for the pages, if a manager
-        of an earlier release refuses them."""
+        """Declare to the manager. One of an earlier release refuses the sources of workers, which only its pages would
+        show; the request is then repeated without them."""
         try:
             return self._client.deploy(request)
         except ProcGuardError as exc:
@@ -270,8 +273,8 @@ class Deployer:
         return {str(view["worker_id"]): view for view in self._client.workers()}
 
     def _pending(self, result: HostResult, views: dict[str, Json]) -> list[Json]:
-        """The workers of a host that wait for a restart: by this deployment, or by an earlier one that left its
-        children alone; or because the code under them has changed."""
+        """The workers of a host that need a restart: because of this deployment, of an earlier one that did not restart
+        them, or of changed code."""
         under = {name for one in result.code if one.status == "changed" for name in one.users}
         mine = [views[name] for name in sorted(views.keys() & result.workers.keys())]
         return [view for view in mine if view.get("restart_pending") or view["worker_id"] in under]
@@ -294,15 +297,15 @@ class Deployer:
     # ------------------------------------------------------------------------------------------- one host
 
     def _deploy_or_retract(self, host: Host, reply: Json, result: HostResult) -> None:
-        """Deploy; where that ends before anything was installed, the manager forgets what was declared for the host: a
-        worker that never existed would be shown as one whose host is out of reach."""
+        """Deploy. If that fails before anything is installed, the host's declaration is removed from the manager:
+        otherwise workers that never existed would be shown as unreachable."""
         try:
             self._deploy_host(host, reply, result)
         except Exception:
             mine = reply["hosts"].get(host.name) or {}
             only_new = all(one["result"] == "new" for one in (mine.get("workers") or {}).values())
             if not self._options.check and only_new and mine and not mine.get("secret_sha256"):
-                with contextlib.suppress(ProcGuardError):  # it has been deployed after all, or was known before
+                with contextlib.suppress(ProcGuardError):  # it was deployed nevertheless, or was known before
                     self._client.forget_agent(mine["agent_id"], undeployed=True)
             raise
 
@@ -340,10 +343,10 @@ class Deployer:
                 request, release.data, deadline, code, secret=lambda current: self._secret(host, mine, current)
             )
         result.changes += [str(change) for change in result.report.get("changes", [])]
-        # One that ran already when we came owes nothing to our connection: that it is connected is enough.
+        # An agent that was already running does not depend on this SSH session: being connected is sufficient.
         untouched = not result.report.get("changes")
         deadline, since = time.monotonic() + VERIFY_TIMEOUT_S, None if untouched else self._verifier.now()
-        if not untouched:  # meanwhile the agent makes itself heard
+        if not untouched:  # meanwhile the agent sends its first heartbeat
             self._listener.stage(host.name, "recovery")
             result.recovery_ssh = self._check_recovery(host)
         self._listener.stage(host.name, "verify")
@@ -362,7 +365,7 @@ class Deployer:
         self._note_started(result)
 
     def _note_started(self, result: HostResult) -> None:
-        """Note which workers should come up now; the state of the others is reported immediately."""
+        """Record the workers that are expected to start; the states of the others are recorded at once."""
         if self._restarts and self._options.plan.serial:
             self._restart(result, self._views())
         if self._readiness is None:
@@ -371,7 +374,7 @@ class Deployer:
             if one.get("starts") or (one["result"] == "new" and "starts" not in one):
                 result.started.setdefault(worker_id, self._expected(worker_id, int(one.get("starts") or 1)))
             elif "installed" in result.report.get("changes", []) and one["result"] in ("unchanged", "changed"):
-                result.started.setdefault(worker_id, self._expected(worker_id, 0))  # declared by a deploy that failed
+                result.started.setdefault(worker_id, self._expected(worker_id, 0))  # declared by a failed deployment
         if not result.started:
             self._readiness.check([result])
 
@@ -400,7 +403,7 @@ class Deployer:
         result.changes.append(f"rolled back to {release}")
 
     def _as_they_are(self, agent_id: str) -> dict[str, Json]:
-        """The agent's workers with their present states as results; nothing was declared."""
+        """The agent's workers with their current states as results, because nothing was declared."""
         mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
         return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
 
@@ -455,7 +458,7 @@ class Deployer:
         }
 
     def _tunnel(self, host: Host) -> Json:
-        """The host's tunnel through the manager's SSH, if the inventory requests one. The host decides whether it is
+        """The tunnel through the manager's SSH, if the inventory declares one. The host determines whether it is
         needed, and reports why there is none."""
         if not host.tunnel or host.target.local:
             return {}
@@ -465,8 +468,8 @@ class Deployer:
             return {"reason": exc.message}
 
     def _secret(self, host: Host, mine: Json, current_sha256: str) -> str:
-        """The secret that the host requests while this deployment holds its lock: a new one, registered with the
-        manager; "" if the host's current secret is valid by now, because another deployment has just set it."""
+        """The secret to send while the host is locked by this session: a new one, registered with the manager; "" if a
+        concurrent deployment has made the host's own secret valid in the meantime."""
         may_be_good = current_sha256 and not self._options.rotate_secrets
         if may_be_good and self._asked([host])["hosts"][host.name].get("secret_sha256") == current_sha256:
             return ""
@@ -543,7 +546,7 @@ class Deployer:
 
     def await_removal(self, agent_id: str) -> None:
         """Wait until the agent has reported that its workers are gone. If it is not connected, remote_agent.install
-        asks then."""
+        checks instead."""
         deadline = time.monotonic() + REMOVAL_TIMEOUT_S
         while time.monotonic() < deadline:
             left = [worker for worker in self._client.workers(host=agent_id) if worker.get("agent") == agent_id]
@@ -567,7 +570,7 @@ def manager_candidates(host: Host, client_url: str, configured: list[str]) -> li
 
 
 def trust_request(reply: Json) -> Json:
-    """The part of a request that names the certificates that the host shall trust."""
+    """The part of a request with the certificates that the host must trust."""
     pinned = reply.get("tls") or {}
     return {"manager_ca": pinned.get("ca", ""), "manager_any_name": bool(pinned.get("any_name"))}
 

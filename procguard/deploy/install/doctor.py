@@ -1,7 +1,7 @@
 """Diagnoses one host: each step from name resolution to the agent's heartbeat, with the cause of a failure.
 
 Owns the order and the messages of the steps; read-only. Sessions come from a `Connector`, the manager is a
-`ManagerClient`. A step that cannot be taken skips those that depend on it.
+`ManagerClient`. If a step is impossible, the steps that depend on it are skipped.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep
         return
     detail = f"its agent tries {', '.join(known)}; this manager is at {report['found']}"
     then = f"deploy it again: --limit {host.name}"
-    if not host.manager_url:  # else only a deployment changes it
+    if not host.manager_url:  # otherwise only a deployment changes it
         then += "; or wait: recovery gives the agent this address"
     yield DoctorStep("agent's addresses", "bad", detail, then)
 
@@ -223,14 +223,14 @@ def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
 
 
 def _network(target: Target) -> Iterator[DoctorStep]:
-    """Check name and port. Skipped behind a jump host, from which alone they are reachable."""
+    """Check name and port. Skipped behind a jump host, because only the jump host can reach them."""
     if target.proxy_jump or target.proxy_command:
         yield DoctorStep("name", "ok", f"{target.address}, by way of {target.proxy_jump or 'a ProxyCommand'}")
         return
     try:
         found = socket.getaddrinfo(target.address, target.port or 22, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
-        # It may be a Host of ~/.ssh/config, which the login knows; so this alone ends nothing.
+        # It may be a Host of ~/.ssh/config, which the log-in resolves; the diagnosis therefore continues.
         detail = f"{target.address} can't be resolved here ({exc.strerror}); is it an alias of ~/.ssh/config?"
         yield DoctorStep("name", "warn", detail, "correct the name, or set ansible_host")
         return

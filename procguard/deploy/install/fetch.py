@@ -23,9 +23,9 @@ from remote_agent.protocol import messages
 if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host
 
-HOST_TIMEOUT_S = 120.0  # to connect and to look
+HOST_TIMEOUT_S = 120.0  # to connect and to list the files
 FETCH_TIMEOUT_S = 3600.0
-PAUSE_S = 60.0  # without a byte
+PAUSE_S = 60.0  # maximum time without a byte received
 
 Json = dict[str, Any]
 

@@ -1,19 +1,19 @@
 """The manager's own SSH, as a process of its own: python -m procguard.deploy.install.helper.
 
 SSH is CPU-heavy, can hang and does not work under gevent, so it never runs inside the manager. Requests and answers are
-JSON lines on stdin and stdout; the end of stdin ends the process. A host that hangs has one turn until its deadline.
+JSON lines on stdin and stdout; the end of stdin ends the process. A hanging host occupies one slot until its deadline.
 
     -> {"id": 7, "op": "ensure", "host": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "deadline_s": 30}
     <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
 
-"ensure" takes "manager", too: the addresses for an agent that runs and reaches its manager at none of its own; the
-answer then has "addresses": {"new": [those that it got], "unreached": no address works}
+"ensure" also accepts "manager": the addresses for a running agent that cannot reach its manager at any of its own; the
+answer then has "addresses": {"new": [the addresses added], "unreached": whether no address works}
 (remote_agent/install/readdress.py).
 
-`ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
-runs; a frozen one (stopped by a signal) is left alone unless "replace_frozen". "restart", "upgrade" (to this side's
-release), "rollback" and "log" are an operator's wishes; the last one's answer holds `log`. `agent`: running | started |
-absent (not installed) | frozen | failed | unknown.
+`ok`: the host was reached. op "check" opens a connection, logs in and closes it. "ensure" starts the agent unless it
+runs; a frozen agent (stopped by a signal) is left alone unless "replace_frozen" is set. "restart", "upgrade" (to this
+side's release), "rollback" and "log" are operators' maintenance actions; the answer to "log" contains `log`. `agent`:
+running | started | absent (not installed) | frozen | failed | unknown.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol.messages import encode_dict as expanded
 
 MAX_DEADLINE_S = 30.0
-MAX_UPGRADE_S = 120.0  # with a bundle on its way
-ANSWER_MARGIN_S = 0.2  # work that ends by itself at the deadline has a better reason than the timer
+MAX_UPGRADE_S = 120.0  # includes sending a bundle
+ANSWER_MARGIN_S = 0.2  # a task that fails at the deadline reports a more precise reason than the timer
 MAX_LINE_BYTES = 256 * 1024
-MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # of a host's report about its agent's addresses
+MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # limits of a host's report of its agent's addresses
 NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be up, but the state of its agent is unknown
 
 Json = dict[str, Any]
@@ -90,7 +90,7 @@ class Helper:
             if exc.code in NO_WAY_IN or request.get("op") == "check":
                 return {"ok": False, "agent": "unknown", "message": why(exc, str(request.get("host")))}
             return {"ok": True, "agent": agent, "message": why(exc, str(request.get("host")))}
-        except ProcGuardError as exc:  # of this side: an unreadable file with a password
+        except ProcGuardError as exc:  # a local error: an unreadable password file
             return {"ok": False, "agent": "unknown", "message": f"{request.get('host')}: {exc}"}
         except Exception as exc:
             return {"ok": False, "agent": "unknown", "message": f"{request.get('host')}: {type(exc).__name__}: {exc}"}
@@ -210,7 +210,7 @@ def main() -> int:
         if isinstance(request, dict):
             helper.take(request)
         if helper.worn_out:
-            break  # the manager starts another and asks it again
+            break  # the manager starts another one and repeats the requests
     os._exit(0)  # do not wait for threads that are blocked in a hung connection
 
 

@@ -15,8 +15,8 @@ from procguard.i18n.reasons import NONE, Reason, because
 from procguard.runtime.json_process import Json, JsonProcess
 from remote_agent.protocol import reasons
 
-ONCE = ("restart", "rollback")  # asked twice they would be done twice
-MARGIN_S = 3.0  # beyond the request's deadline: for the helper's start
+ONCE = ("restart", "rollback")  # never repeated, because they would be performed twice
+MARGIN_S = 3.0  # added to the request's deadline, for the helper's start
 AgentSeen = Literal["running", "started", "absent", "frozen", "failed", "unknown"]
 
 
@@ -35,7 +35,7 @@ class Result(NamedTuple):
 
 
 class _Waiting:
-    """One request; `process`: the helper that was asked."""
+    """One pending request; `process`: the helper that received it."""
 
     def __init__(self, process: JsonProcess) -> None:
         self.process = process
@@ -70,7 +70,7 @@ class SshHelper:
         deadline_s: float = 30.0,
     ) -> Result:
         """Start the agent on `host` unless it runs. `replace_frozen`: also replace an agent stopped by a signal.
-        `manager`: the addresses for an agent whose own do not work, see remote_agent/install/readdress.py."""
+        `manager`: addresses for an agent whose own do not work; see remote_agent/install/readdress.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
         request = {"op": "ensure", **where, "replace_frozen": replace_frozen, "manager": manager or {}}
         return self._ask(request, deadline_s)

@@ -1,6 +1,6 @@
 """Readiness of deployed workers: waits for started workers, and fails hosts whose workers did not come up.
 
-Owns what a host's result says about its workers; client/coming_up.py has the criteria and limits.
+Owns the worker states in a host's result; client/coming_up.py has the criteria and limits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from procguard.errors import HostError
 
 NOT_UP = "worker_not_up"
 MAX_NAMED = 5
-FRESH_VIEW_S = 1.0  # views up to this age are reused if nothing was started
+FRESH_VIEW_S = 1.0  # a view of at most this age is reused if nothing was started
 DECLARED = ("new", "changed", "unchanged", "moved")
 
 

@@ -1,7 +1,7 @@
 """Order and concurrency of a rollout: waves over the hosts, stopped early after too many failures. Each host has a
 result.
 
-Owns the order and the mapping of errors to results; knows nothing of what is done on a host.
+Owns the order and the mapping of errors to results; independent of the action on a host.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class HostResult:
     changes: list[str] = field(default_factory=list)
     error: ProcGuardError | None = None
     workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences", "state", …}
-    started: dict[str, Started] = field(default_factory=dict)  # that should come up; emptied once checked
+    started: dict[str, Started] = field(default_factory=dict)  # expected to start; emptied once checked
     notes: list[str] = field(default_factory=list)  # shown in the recap; no changes
     report: Json = field(default_factory=dict)  # of install/__main__.py
     code: list[Brought] = field(default_factory=list)  # of procguard_sync
@@ -50,9 +50,10 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """`serial`: the sizes of the waves as Ansible takes them, "1,10%,50%" (the last repeats); "" = all in one.
+    """Waves and limits. `serial`: the sizes of the waves, as in Ansible: "1,10%,50%" (the last repeats); "": one wave.
 
-    `max_fail`: the rollout ends after a wave with more failures in all than this, a number or "10%"; "" = never.
+    `max_fail`: the rollout ends after a wave once more hosts than this have failed in total, a number or "10%"; "":
+    never.
     """
 
     forks: int = 32
@@ -100,11 +101,11 @@ class Rollout:
         settle: Callable[[list[HostResult]], None] = lambda results: None,
         halts: Callable[[HostResult], bool] = lambda result: False,
     ) -> list[HostResult]:
-        """`action(host, prepared, result)` for every host, wave by wave; one result each, in the hosts' order.
+        """Call `action(host, prepared, result)` for every host, wave by wave; one result each, in the hosts' order.
 
-        `prepare(wave)` comes before each wave; what it raises concerns all and goes through. A host's errors become
-        its own result and never another's. `settle(results)` comes after each wave, with those that started something.
-        Without a --max-fail the rollout also ends after a wave with a result that `halts`.
+        `prepare(wave)` is called before each wave; its exceptions concern all hosts and propagate. An error of a host
+        affects only its own result. `settle(results)` is called after each wave with the results that started workers.
+        Without --max-fail the rollout also ends after a wave with a result that `halts`.
         """
         results: dict[str, HostResult] = {}
         for wave in self._plan.waves(hosts):

@@ -14,9 +14,9 @@ from procguard.client.api import ManagerClient
 from procguard.errors import HostError
 
 POLL_S = 0.15
-QUICK_POLL_S = 0.02  # if the manager answers quickly
-POLL_SHARE = 0.1  # at most this share of the manager's time
-RECHECK_S = 900.0  # on an unchanged host, a successful SSH check by the manager is valid for this long
+QUICK_POLL_S = 0.02  # poll interval for a manager that answers quickly
+POLL_SHARE = 0.1  # polls take at most this share of the manager's time
+RECHECK_S = 900.0  # validity of the manager's last SSH check of an unchanged host
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ class AgentVerifier:
     def __init__(self, client: ManagerClient) -> None:
         self._client = client
         self._lock = threading.Lock()
-        self._polled_at = 0.0  # monotonic, when the request of the newest answer was sent
+        self._polled_at = 0.0  # monotonic time at which the newest answer was requested
         self._pause_s = POLL_S
         self._answer: Json = {}
 
@@ -38,9 +38,9 @@ class AgentVerifier:
     def wait_for(
         self, agent_id: str, deadline: float, since: datetime | None = None, *, connected_is_enough: bool = False
     ) -> Json:
-        """Wait for a heartbeat after `since`, by default the time of this call. Returns the host's view. Raises
-        HostError at the
-        deadline. Compared on the manager's clock alone: `server_time` against later `last_seen`.
+        """Wait for a heartbeat after `since`, by default the time of this call. Returns the host's view.
+
+        Raises HostError at the deadline. Compares times of the manager's clock only: `server_time` and `last_seen`.
         """
         since = since or self.now()
         while True:

@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import remote_agent
 from procguard.deploy.session.ahead import Ahead
 
-# Run as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. If this Python can use
-# the manager's byte code, nothing is compiled, which would be most of a session's cost on a host. Each module is packed
-# separately, because a session needs half of them. Resources that end with the process are not released.
+# Run as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. If this Python can
+# load the manager's byte code, nothing is compiled; compiling is most of a session's cost on a host. Each module is
+# packed separately, because a session needs half of them. Nothing is freed that ends with the process.
 _BOOT = """
 import gc, marshal, sys, zlib
 if hasattr(gc, "set_threshold"):  # not in PyPy
@@ -81,8 +81,8 @@ def _once(function: F) -> F:
 
 @_once
 def installer_sources() -> dict[str, str]:
-    """Module name -> source of the installer and all it imports of its own package. The installer runs from memory with
-    these; everything else it finds in the release it unpacked."""
+    """Module name -> source, of the installer and its imports from its own package. The installer runs from memory with
+    these; it loads everything else from the release that it unpacked."""
     sources: dict[str, str] = {}
     waiting = ["remote_agent.install.__main__"]
     while waiting:
@@ -113,7 +113,7 @@ def _release_files() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A release to install. `sha256` names it; `unpacked_bytes` is what the disk must hold."""
+    """A release to install. `sha256` identifies it; `unpacked_bytes` is the disk space that it requires."""
 
     data: bytes
     sha256: str
@@ -192,8 +192,7 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 def installer_zip() -> bytes:
-    """remote_agent.install with all it imports, as one file for any Python >= 3.9: `python3 install.pyz status --home
-    …`."""
+    """remote_agent.install and its imports as one file for any Python >= 3.9: `python3 install.pyz status --home …`."""
     sources = installer_sources()
     files = {f"{name.replace('.', '/')}.py": source for name, source in sources.items()}
     files |= {f"{name.replace('.', '/')}/__init__.py": "" for name in _packages(sources)}
@@ -207,8 +206,7 @@ def installer_zip() -> bytes:
 
 @_once
 def bootstrap() -> bytes:
-    """The bytes that turn a bare `python3` on a host into `remote_agent.install session`: sources, and byte code beside
-    them."""
+    """The bytes that turn a bare `python3` on a host into `remote_agent.install session`: sources and byte code."""
     if found := _made_ahead("bootstrap"):
         return bytes(found)
     packages = _packages(installer_sources())

@@ -80,7 +80,7 @@ class LocalPipe:
         return " | ".join(lines[-3:])[-400:]
 
     def close(self) -> None:
-        """End the session; the agent it started lives in a session of its own."""
+        """End the session; an agent that it started runs in a session of its own."""
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -45,9 +45,9 @@ _BOOT = (
 )
 _VERSION = "import platform; print(platform.python_version())"
 # One line, without a single quote or an exclamation mark. The first line of stdin is the interpreter that the inventory
-# names, or empty; `read` reads no byte beyond that line. If that interpreter does not exist, this is an error, and no
-# other one is used. An interpreter that exits with another code is broken, unless it can run the simplest command: then
-# the session has failed. The session reports skipped interpreters in its reply to hello.
+# names, or empty; `read` consumes no byte beyond that line. A named interpreter that is missing is an error: no other
+# one is used instead. An interpreter that exits with another code is broken, unless it can run a trivial program: then
+# the session itself failed. The answer to hello names the interpreters that were skipped.
 _SCRIPT = (
     "IFS= read -r want; seen=; "
     'case "$want" in "~/"*) want="$HOME/${want#??}";; esac; '
@@ -67,11 +67,11 @@ _SCRIPT = (
     '[ $round = 1 ] && seen="$seen $p=$why"; '
     f"done; done; echo {NO_PYTHON} $seen"
 )
-# For any login shell (also csh and fish): one line, single quotes once around, none inside.
+# For any login shell (also csh and fish): one line in single quotes, without a single quote inside.
 REMOTE_COMMAND = f"exec sh -c '{_SCRIPT}'"
-# As another user: sudo reads its password from stdin if it needs one (one line, no byte more); after that, the script
-# is the next line. sudo's own messages are part of the output and explain a failure. -k: ignore credentials that sudo
-# has cached, which would make a method appear to work that fails tomorrow.
+# As another user: sudo reads its password from stdin if it requires one (one line, and no byte more); the next line is
+# the script. sudo's own output is received with the rest and gives the reason of a refusal. -k: a password that sudo
+# has cached for some minutes must not make an unattended log-in appear possible.
 SUDO_ASKS = "procguard-sudo-asks"
 SUDO_DONE = "procguard-sudo-done"
 _AS_ANOTHER_USER = (
@@ -332,7 +332,7 @@ class HostSession:
         return "try: sh -c true" if self._target.local else f"try: {shlex.join(words)} true"
 
     def _no_python(self, seen: list[str]) -> HostError:
-        """`seen`: path=version of each interpreter that was tried; the version is empty if it is unknown."""
+        """`seen`: path=version of each interpreter tried; the version is empty if it could not report one."""
         wanted, _, missing = " ".join(seen).rpartition("=")
         if missing == "missing":
             return self._error(
@@ -358,5 +358,5 @@ class Sessions(Protocol):
 
 
 def skipped_in_words(seen: Iterable[str]) -> list[str]:
-    """["python3 is 3.6.8", "python3.9 is broken"] from "path=version"; the version is empty if it is unknown."""
+    """Texts for "path=version", such as "python3 is 3.6.8", or "python3.9 is broken" for an empty version."""
     return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]

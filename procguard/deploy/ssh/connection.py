@@ -29,7 +29,7 @@ from remote_agent.tunnel.mux import MuxEnded, Wire
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_ATTEMPTS = 3  # sshd drops connections at random beyond MaxStartups
 MAX_ERROR_BYTES = 8 * 1024
-TRUST = "invoke trust --hosts INVENTORY"  # the same words for every host: it shows and adds the keys of all
+TRUST = "invoke trust --hosts INVENTORY"  # the same text for every host, because it shows and adds the keys of all
 
 # paramiko logs tracebacks of errors that `explain` reports in one line
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -50,7 +50,7 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
 
 
 class StrictConnection(fabric.Connection):  # type: ignore[misc]
-    """A Fabric connection that trusts only known_hosts, also on its way through jump hosts."""
+    """A Fabric connection that trusts only known_hosts, for jump hosts too."""
 
     # Fabric sets it without declaring it: the write would go to the configuration, which would be rebuilt while
     # the connections of other threads read from it.
@@ -201,7 +201,7 @@ def connect(
     timeout_s: float = CONNECT_TIMEOUT_S,
     credentials: LoginCredentials | None = None,
 ) -> StrictConnection:
-    """An open connection. Raises HostUnreachable naming the cause; only dropped connections are tried again."""
+    """Open a connection. Raises HostUnreachable with the cause; only dropped connections are retried."""
     if target.key_filename and not os.path.exists(os.path.expanduser(target.key_filename)):
         raise _unreachable(
             target, "key_missing", f"there is no key {target.key_filename}", "correct ansible_ssh_private_key_file"
@@ -231,7 +231,7 @@ def connect(
 
 
 def close(connection: StrictConnection) -> None:
-    """Close it and its jump hosts; never raises, never waits."""
+    """Close the connection and those of its jump hosts; never raises, never waits."""
     hop: Any = connection
     while isinstance(hop, StrictConnection):
         with contextlib.suppress(Exception):
@@ -240,7 +240,7 @@ def close(connection: StrictConnection) -> None:
 
 
 def explain(exc: BaseException, target: Target) -> HostUnreachable:
-    """The one error for whatever went wrong below."""
+    """The HostUnreachable for any exception of the lower layers."""
     where = target.describe()
     if isinstance(exc, HostUnreachable):
         return exc
@@ -372,7 +372,8 @@ def _changed_key(exc: paramiko.BadHostKeyException, target: Target) -> HostUnrea
 
 
 class SshPipe:
-    """A command on the host as a `channel.Pipe`. Its exit status is never waited for: paramiko ignores the timeout."""
+    """A command on the host as a `channel.Pipe`. Never waits for its exit status, because paramiko ignores the timeout
+    there."""
 
     def __init__(self, connection: StrictConnection, command: str, host: str, deadline: float) -> None:
         self._host = host

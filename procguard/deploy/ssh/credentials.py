@@ -39,8 +39,7 @@ class HostSecrets:
 
 
 class LoginCredentials:
-    """Passwords and passphrases of a run. Safe to use from several threads: a person is prompted once, and the other
-    threads wait.
+    """Passwords and passphrases of a run. Safe to use from several threads: one thread prompts, and the others wait.
 
     `ask`: prompts for a passphrase (None: no terminal). Raises UsageError for an unreadable file.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from procguard.errors import ProcGuardError
 from procguard.i18n.reasons import Reason, because
 
-# Codes of HostError and HostUnreachable that have a sentence of their own.
+# Codes of HostError and HostUnreachable that have a message of their own.
 CODES = (
     "name", "refused", "timeout", "dropped", "network", "auth", "jump", "jump_auth", "host_key_unknown",
     "host_key_changed", "key_missing", "proxy", "become", "not_installed", "connection_lost",

@@ -19,7 +19,7 @@ USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 
 
 class LockedKey(paramiko.PasswordRequiredException):
-    """The login was refused, and there is a key that might have been accepted but needs a passphrase."""
+    """The log-in was refused, and a key that might be accepted could not be used without its passphrase."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"the key {path} needs a passphrase")
@@ -37,7 +37,7 @@ def is_locked(path: str) -> bool:
     """Whether the key at `path` needs a passphrase. False if it is not a key."""
     try:
         paramiko.PKey.from_path(path)
-    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: cryptography's own word for it
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: raised by cryptography
         return True
     except Exception:
         return False

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 ALL = 32
 PER_JUMP_HOST = 8
-MAX_STUCK = 64  # threads beyond their deadline: then the process is restarted
+MAX_STUCK = 64  # number of threads beyond their deadline at which the process is restarted
 
 
 class PoolExhausted(Exception):
@@ -30,7 +30,7 @@ class ConnectionPool:
         self._most = most
         self._per_jump_host = per_jump_host
         self._free = threading.Condition()
-        self._taken: dict[int, tuple[str, float]] = {}  # turn -> jump host, deadline
+        self._taken: dict[int, tuple[str, float]] = {}  # slot -> (jump host, deadline)
         self._stuck: set[int] = set()
         self._next = 0
 
@@ -43,7 +43,7 @@ class ConnectionPool:
 
     @contextmanager
     def connection(self, jump_host: str, deadline: float) -> Iterator[None]:
-        """One connection's time, until `deadline` (monotonic) at the latest. Raises PoolExhausted."""
+        """Occupy the slot of one connection, until `deadline` (monotonic) at the latest. Raises PoolExhausted."""
         number = self._take(jump_host, deadline)
         try:
             yield

@@ -15,8 +15,8 @@ from typing import Any
 from procguard.errors import HostUnreachable
 
 USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # names that are safe as a word of a command line
-# Valid values of %h, %n and %r in a ProxyCommand or a Match exec, which are shell commands that insert them unquoted:
-# no quote, blank, control character or operator of a shell, and no option. An address may have a zone.
+# Valid values of %h, %n and %r in a ProxyCommand or a Match exec, shell lines that contain them without quoting: no
+# quote, blank, control character or shell operator, and no option. An address may have a zone.
 HOST_NAME = re.compile(r"[\w:][\w.:-]{0,254}(%[\w.-]{1,32})?")
 LOGIN_NAME = re.compile(r"[\w.][\w.@+%:=/,\\-]{0,254}\$?")
 
@@ -71,13 +71,13 @@ def to_dict(target: Target) -> dict[str, Any]:
 
 
 def from_dict(host: str, data: Mapping[str, Any]) -> Target:
-    """Unknown keys are ignored, missing ones take their defaults; `host` wins over the one in `data`."""
+    """Unknown keys are ignored and missing ones get their defaults; `host` takes precedence over the one in `data`."""
     known = {item.name for item in dataclasses.fields(Target)}
     values = {name: value for name, value in data.items() if name in known and value is not None}
     return Target(**{**values, "host": host})
 
 
-# Options of ssh that ansible_ssh_common_args may carry and that mean something here: option -> field.
+# Options of ssh in ansible_ssh_common_args that are supported: option -> field.
 _OPTIONS = {
     "proxyjump": "proxy_jump",
     "proxycommand": "proxy_command",
@@ -104,7 +104,7 @@ HARMLESS = frozenset({
 def parse_ssh_args(text: str) -> tuple[dict[str, Any], list[str]]:
     """The fields that `ansible_ssh_common_args` sets, and the unsupported options (reported once).
 
-    Raises ValueError for text that no shell could split.
+    Raises ValueError for text that a shell could not split.
     """
     fields: dict[str, Any] = {}
     ignored: list[str] = []

@@ -143,7 +143,7 @@ def excluded(name: str, is_folder: bool, patterns: Sequence[str]) -> bool:
 
 
 class Pack:
-    """The content of some files, one after the other, packed, in a file that has no name."""
+    """The content of some files, concatenated and compressed in an unlinked file."""
 
     def __init__(self, source: CodeSource, names: Sequence[str]) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this

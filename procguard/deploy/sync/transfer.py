@@ -123,7 +123,7 @@ def _names(plan: Json) -> tuple[str, ...]:
 
 
 def _described(plan: Json, source: CodeSource) -> str:
-    """ "3 files new, 1 changed, 2 removed, 1.2 MB", in the words of the recap."""
+    """The summary for the recap: "3 files new, 1 changed, 2 removed, 1.2 MB"."""
     words = [f"{plan[kind]} {word}" for kind, word in (("new", "new"), ("changed", "changed"), ("gone", "removed"))
              if plan[kind]]  # fmt: skip
     if plan["bytes"]:

@@ -17,7 +17,7 @@ START_AGAIN_S = 1.0
 
 
 class TunnelProcess:
-    """Started with the first wish. `on_news` takes {"agent_id", "state": "up" | "down", …}, one at a time."""
+    """Started with the first request. `on_news` receives {"agent_id", "state": "up" | "down", …}, one at a time."""
 
     def __init__(self, on_news: Callable[[Json], None], command: list[str] | None = None) -> None:
         self._on_news = on_news
@@ -28,7 +28,7 @@ class TunnelProcess:
         self._closed = False
 
     def keep(self, spec: Json) -> None:
-        """Have a tunnel to `spec["agent_id"]`, in place of one that was wanted otherwise."""
+        """Keep a tunnel to `spec["agent_id"]`; replaces an earlier specification."""
         with self._lock:
             self._specs[spec["agent_id"]] = spec
             if self._process is None:
@@ -42,7 +42,7 @@ class TunnelProcess:
                 self._send([{"op": "drop", "agent_id": agent_id}])
 
     def kick(self, agent_id: str) -> None:
-        """Retry a tunnel that is down immediately, because the host has just been reached."""
+        """Retry a tunnel that is down at once, because the host has just been reached."""
         with self._lock:
             if agent_id in self._specs:
                 self._send([{"op": "kick", "agent_id": agent_id}])

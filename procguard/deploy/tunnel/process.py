@@ -1,15 +1,14 @@
 """The process that holds the manager's tunnels: python -m procguard.deploy.tunnel.process.
 
-It keeps one SSH session to each host that has no other route to the manager. Connections of the host's agent to a port
-on its own machine are forwarded to the manager's listener for agents. A broken session is opened again with increasing
-pauses and jitter, until it is dropped. JSON lines on stdin and stdout; the end of stdin ends the process and all
-tunnels.
+One SSH session to each host that cannot reach the manager otherwise; connections of its agent to a local port are
+forwarded to the manager's listener for agents. A broken session is reopened with backoff and jitter until the tunnel
+is dropped. JSON lines on stdin and stdout; the end of stdin ends the process, and all tunnels.
 
     -> {"op": "keep", "agent_id": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "port": 23456,
         "may_move": false, "to": 40123}                   `port` 0: none is known yet; `to`: the manager's listener
     -> {"op": "kick" | "drop", "agent_id": "gpu01"}       kick: try now, the host has just been reached
     <- {"agent_id": "gpu01", "state": "up", "port": 23456}
-    <- {"agent_id": "gpu01", "state": "down", "reason": "…", "code": "refused"}      sent on every change
+    <- {"agent_id": "gpu01", "state": "down", "reason": "…", "code": "refused"}      sent when it changes
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def retry_delay_s(failures: int, rng: Callable[[], float] = random.random) -> fl
 
 
 class Tunnel(threading.Thread):
-    """One host's tunnel. `say`: called with each change of its state."""
+    """One host's tunnel. `say` is called with each change of its state."""
 
     def __init__(
         self,
@@ -126,7 +125,7 @@ class Tunnel(threading.Thread):
         where["home"] = str(self._spec.get("home") or "")
         asked = {"port": self._port, "may_move": bool(self._spec.get("may_move"))}
         self._port = int(session.perform("relay", {**where, **asked}, deadline)["port"])
-        self._spec["may_move"] = False  # from now on the agent knows this one
+        self._spec["may_move"] = False  # from now on the agent uses this port
 
     def _dial(self) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
