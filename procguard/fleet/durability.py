@@ -16,13 +16,13 @@ class Durability:
     def __init__(self, store: Store, events: EventLog) -> None:
         self._store = store
         self._events = events
-        self._waiting: list[Change] = []  # not handed to the store yet
-        self.made = 0  # changes ever made, and how many of them are known to be on disk
+        self._waiting: list[Change] = []  # not passed to the store yet
+        self.made = 0  # number of changes made; `_durable`: the number of them known to be on disk
         self._durable = 0
         self.displaced = False  # the store's files are not where they should be
-        self.unwritten = ""  # why the newest changes are not on disk; until they are, they are not sent to agents
-        self.written_again: Callable[[], None] = lambda: None  # after a refusal: all is on disk
-        self.lines: Callable[[], list[Line]] = list  # further data for the commit in progress
+        self.unwritten = ""  # why the newest changes are not on disk; such changes are not sent to agents
+        self.written_again: Callable[[], None] = lambda: None  # called once everything is on disk after a failure
+        self.lines: Callable[[], list[Line]] = list  # further history lines for the next commit
 
     def hand_in(self, changes: Iterable[Change]) -> int:
         """Queue changes for the next commit. Returns the number of the last one, for `wait_for`."""
@@ -56,11 +56,11 @@ class Durability:
         return False
 
     def keep_in_place(self, tables: Callable[[], Tables]) -> str:
-        """Detect that the state's files were deleted, moved away or made read-only. From then on nothing is
-        acknowledged (NotDurable).
+        """Check whether the state's files were deleted, moved away or made read-only. If so, nothing is acknowledged
+        from then on (NotDurable).
 
-        A later call continues once the files are back, or writes everything again from memory. Returns what it found;
-        "" if nothing was wrong.
+        A later call continues if they are back, otherwise writes everything again from memory, and returns a message
+        about it; "" if nothing was wrong.
         """
         in_place = self._store.in_place()
         if in_place and not self.displaced:

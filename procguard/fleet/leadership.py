@@ -1,7 +1,7 @@
-"""Whether this manager leads the fleet, as far as the fleet's services need to know.
+"""Leadership of the fleet, as the interface that the fleet's services use.
 
-One manager alone always leads (`SoleManager`). With several managers on one database, manager/seat.py implements
-`Leadership`. Assignments, commands and leases leave only while it allows them; every commit is checked by the database
+A single manager always leads (`SoleManager`). With several managers on one database, manager/seat.py implements
+`Leadership`. Assignments, commands and leases are sent only while it permits them; the database checks every commit
 itself (store/postgresql.py). Knows no database and no clock.
 """
 
@@ -18,15 +18,15 @@ HTTP_MISDIRECTED = 421
 class Leadership(Protocol):
     @property
     def term(self) -> int:
-        """The leader's term; it only rises. 0: one manager alone, which has none."""
+        """The leader's term, which only increases. 0: a single manager, which has none."""
 
     @property
     def grace_s(self) -> float:
-        """How long after this leader's start an earlier leader without its database may continue to renew leases, in
-        seconds (the earlier one's `state.database_grace_s`). 0 if all earlier leaders handed over or have no grace."""
+        """For how long after this manager's start an earlier leader may continue to renew leases without its database
+        (that leader's `state.database_grace_s`). 0: all earlier leaders have handed over, or have no such time."""
 
     def may_direct(self) -> bool:
-        """Whether assignments and commands may leave at this moment."""
+        """Whether assignments and commands may be sent now."""
 
     def may_renew(self) -> bool:
         """Whether leases may be renewed for their present holders. True whenever `may_direct` is."""
@@ -36,7 +36,7 @@ class Leadership(Protocol):
 
 
 class SoleManager:
-    """One manager with a state of its own."""
+    """The leadership of a single manager with its own state."""
 
     term = 0
     grace_s = 0.0
@@ -52,7 +52,7 @@ class SoleManager:
 
 
 class NotLeading(ProcGuardError):
-    """This manager does not lead. The body of the answer carries `managers` and `term`, so that agents go on to the
+    """This manager does not lead. The body of the response has `managers` and `term`, so that agents continue with the
     next URL."""
 
     http_status = HTTP_MISDIRECTED

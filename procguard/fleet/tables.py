@@ -12,7 +12,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RecordTable(Generic[R]):
-    """Rows by their keys. `index` and `unindex` keep what else finds them."""
+    """Rows by key. `index` and `unindex` maintain further indexes of them."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class RecordTable(Generic[R]):
         index: Callable[[R], object] = lambda _: None,
         unindex: Callable[[R], Callable[[], object]] = lambda _: lambda: None,
     ) -> None:
-        """`unindex(record)` returns what takes it back."""
+        """`unindex(record)` returns a function that reverts it."""
         self.name = name
         self._rows: dict[str, R] = {}
         self.rows: Mapping[str, R] = MappingProxyType(self._rows)
@@ -32,7 +32,7 @@ class RecordTable(Generic[R]):
         self._index(record)
 
     def delete(self, record: R) -> Callable[[], None]:
-        """Returns what takes it back."""
+        """Delete a row. Returns a function that reverts it."""
         del self._rows[record.key]
         back = self._unindex(record)
 

@@ -5,14 +5,15 @@
         worker.desired = "stopped"
         tx.event("stop_all", reason="…")
 
-At the end of the block, the changes and their events become durable in one commit; then the affected agents are
-notified, and the bus publishes the changes. An exception inside reverts everything: records, tables and their indexes
-are as before, no event is added, and nothing is published. Observed state (`AgentObserved`, `WorkerObserved`) is not
-part of a transaction. The block must not wait, because others would see incomplete changes.
+The end of the block makes the changes and their events durable in one commit; then the affected agents are notified,
+and the bus publishes the changes. An exception inside reverts everything: records, tables and their indexes are
+restored, no event is added, and nobody is notified. Observed state (`AgentObserved`, `WorkerObserved`) is not part of
+it. Code inside must not yield, because other greenlets would see an incomplete change.
 
-`wait` is what the end of the block waits for: "durable" (raises NotDurable if the disk refuses: the change is kept in
-memory, not acknowledged, and written with the next commit), "tried" (the same without raising; not tried while the disk
-refuses) or "nothing" (durable with the next commit). Agents are notified only once the change is durable.
+`wait` determines what the end of the block waits for: "durable" (raises NotDurable if the disk fails: the change
+applies in memory, is not acknowledged, and is written with the next commit), "tried" (the same without raising; while
+the disk fails, no commit is attempted) or "nothing" (durable with the next commit of any transaction). Agents are
+notified only once the change is durable.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Wait = Literal["durable", "tried", "nothing"]
 
 
 class Changeable(Protocol):
-    """The part of the state (state.py) that a transaction uses."""
+    """The interface of the state (state.py) that a transaction uses."""
 
     tables_by_name: dict[str, RecordTable[Any]]
     event_log: EventLog
@@ -43,10 +44,10 @@ class Changeable(Protocol):
     bus: ChangeBus
 
     def concerned(self, record: Record, before: Mapping[str, Any], names: set[str] | None, agent_ids: set[str]) -> None:
-        """Add to `agent_ids` whom it concerns that these fields (None: all) of a record have changed."""
+        """Add to `agent_ids` the agents that are affected by a change of these fields (None: all) of a record."""
 
     def reassigned(self, agent_id: str, number: int) -> None:
-        """The assignments of this agent have changed; it is notified once the change `number` is durable."""
+        """The agent's assignments have changed; it is notified once the change with this number is durable."""
 
 
 class Transaction:
@@ -54,7 +55,7 @@ class Transaction:
         self.now = now
         self.actor = actor
         self._state = state
-        self.wait = wait  # may be changed until it is left
+        self.wait = wait  # may be changed until the end of the block
         self._before: dict[int, tuple[Record, dict[str, Any]]] = {}
         self._added: dict[int, Record] = {}
         self._removed: list[Record] = []
@@ -68,7 +69,7 @@ class Transaction:
     # ------------------------------------------------------------------------------------------ changing
 
     def edit(self, record: R) -> R:
-        """The same record, open until the end of this transaction."""
+        """Open the record for changes until the end of this transaction. Returns the same object."""
         writer = record.opened_by
         if writer is None:
             self._before[id(record)] = (record, dict(vars(record)))
@@ -78,7 +79,7 @@ class Transaction:
         return record
 
     def add(self, record: Record) -> None:
-        """Into its table, in the place of one of the same key."""
+        """Insert a record into its table; replaces one with the same key."""
         table = self._state.tables_by_name[record.TABLE]
         former = table.rows.get(record.key)
         if former is record:
@@ -89,7 +90,7 @@ class Transaction:
         self._undo.append(lambda: table.delete(record) if former is None else table.insert(former))
 
     def remove(self, record: Record) -> None:
-        """Out of its table."""
+        """Delete a record from its table."""
         table = self._state.tables_by_name[record.TABLE]
         if table.rows.get(record.key) is record:
             back = table.delete(record)
@@ -98,7 +99,7 @@ class Transaction:
 
     @contextmanager
     def acting_as(self, actor: str) -> Iterator[None]:
-        """Whoever asked for what is done within."""
+        """Context in which changes and events have this actor."""
         before, self.actor = self.actor, actor
         try:
             yield
@@ -106,40 +107,41 @@ class Transaction:
             self.actor = before
 
     def put(self, table: str, key: str, body: dict[str, Any] | None) -> None:
-        """One row of a table that is not kept as records (operations, groups); None deletes it."""
+        """Store a row of a table without records (operations, groups); None deletes it."""
         self._other.append((table, key, body))
 
     def undo(self, step: Callable[[], object]) -> None:
-        """Takes back what was changed beside the records, where the transaction fails."""
+        """Register a step that reverts a change outside the records if the transaction fails."""
         self._undo.append(step)
 
-    # ------------------------------------------------------------------------------------------ telling
+    # ------------------------------------------------------------------------------------------ events
 
     def event(self, kind: str, **about: Any) -> None:
-        """An event of this moment, by the transaction's actor unless `about` says otherwise (history/events.py)."""
+        """Add an event with the current time and, unless `about` has another, the transaction's actor
+        (history/events.py)."""
         about.setdefault("actor", self.actor)
         self._events.append((kind, about))
 
     def show(self, topic: Literal["workers", "hosts", "operations"], item_id: str) -> None:
-        """Publish this item, whatever has changed of it; changed workers and agents are published anyhow."""
+        """Publish this item even if its record is unchanged; changed workers and agents are always published."""
         self._shown[topic, item_id] = None
 
     def wake(self, agent_id: str) -> None:
-        """There are new changes for this agent."""
+        """Notify this agent of new changes at the end of the block."""
         self._woken.add(agent_id)
 
     def once_over(self, step: Callable[[], object]) -> None:
-        """After the commit, durable or refused."""
+        """Register a step that runs after the commit, whether or not it succeeded."""
         self._after.append(step)
 
     @property
     def has_news(self) -> bool:
-        """Whether there is anything to make durable."""
+        """Whether the transaction has changes or events to commit."""
         return bool(self._events or self._added or self._removed or self._other or self._changed_records())
 
     @property
     def size(self) -> int:
-        """How many records are changed so far."""
+        """The number of records changed so far."""
         return len(self._added) + len(self._removed) + len(self._other) + len(self._changed_records())
 
     # ------------------------------------------------------------------------------------------ leaving
@@ -174,7 +176,7 @@ class Transaction:
     def _finish(self) -> None:
         state, bus = self._state, self._state.bus
         if not (self._before or self._added or self._removed or self._other or self._events or self._woken):
-            self._publish()  # as after nearly every heartbeat
+            self._publish()  # the usual case after a heartbeat
             return
         changes, concerned = list(self._other), set[str]()
         for record in self._removed:
@@ -218,7 +220,7 @@ class Transaction:
             step()
 
     def _show_record(self, record: Record, names: set[str] | None) -> None:
-        """`names`: of the values that have changed; None: all of it is new, or gone."""
+        """`names`: the changed fields; None if the record was added or removed."""
         if record.SHOWN_IN and (names is None or not names <= record.UNSHOWN):
             self._shown[record.SHOWN_IN, record.key] = None
 

@@ -1,6 +1,6 @@
 """Builds an agent's assignments: its workers' specifications with the fleet's defaults, and a digest of all of them.
 
-Reads the fleet's tables; the digest is cached until something of the agent changes.
+Reads the fleet's tables; the digest is cached until the agent's assignments change.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ class AssignmentBuilder:
         return sorted(own + gone, key=lambda one: one.worker_id)
 
     def _runs_here(self, worker: WorkerRecord) -> bool:
-        """True once this worker's own agent has reported it: its local attempt numbers are then the truth, and the
-        assignment (and its digest) need not change with each attempt."""
+        """Whether this worker's agent has reported it. Its local attempt numbers are then authoritative, and the
+        assignment (with its digest) need not change with each attempt."""
         report = self._state.worker_status[worker.worker_id].report
         return report is not None and report.attempt > 0
 
     def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
         """Cached `resolved`. A specification is replaced, never changed in place, so its identity is the cache key.
 
-        A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
+        Stopping ten thousand workers calls it thirty thousand times; without the cache, copying dominated the manager's
+        processor time.
         """
         observed = self._state.worker_status[worker.worker_id]
         if observed.resolved is None or observed.resolved.declared is not worker.spec:
@@ -69,7 +70,7 @@ class AssignmentBuilder:
         """The specification with the manager's recovery settings filled in. Unchanged parts are shared, not copied."""
         settings, own = self._state.settings, spec.restart
         most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
-        usual = own.start_timeout_s == messages.RestartPolicy.start_timeout_s  # else it is the worker's own
+        usual = own.start_timeout_s == messages.RestartPolicy.start_timeout_s  # otherwise the worker's own value
         start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
         resolved, restart = copy.copy(spec), copy.copy(own)  # not dataclasses.replace, which takes ten times as long
         restart.max_attempts, restart.start_timeout_s = most, start_timeout_s

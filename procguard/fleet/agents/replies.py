@@ -1,4 +1,4 @@
-"""Builds replies to agents and plain launchers: what they do not have yet, and only what is durable."""
+"""Builds replies to agents and plain launchers, with the durable changes that they do not have yet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReplyBuilder:
         self._resync = resync
 
     def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
-        """The changes to send to this agent, which are durable. None if there are none, or if it must wait."""
+        """The durable changes to send to this agent. None if there are none, or if none may be sent yet."""
         if self._state.durability.unwritten or self._resync.open(now):
             return None
         try:

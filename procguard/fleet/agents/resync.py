@@ -11,7 +11,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
 from procguard.i18n.reasons import because
 
-LASTS_TIMEOUTS = 3  # heartbeat_timeouts: as long as the monitor gives agents to return after a start
+LASTS_TIMEOUTS = 3  # in heartbeat timeouts: the time in which the monitor expects agents to return after a start
 
 
 class StateResync:
@@ -23,7 +23,7 @@ class StateResync:
         self._until = now.monotonic + LASTS_TIMEOUTS * self._state.settings.heartbeat_timeout_s
 
     def open(self, now: Now) -> bool:
-        """Whether the resync is in progress: the stored state may be older than what runs."""
+        """Whether the resync is in progress, in which the stored state may be older than the running workers."""
         if self._until is None:
             return False
         silent = [agent_id for agent_id, observed in self._state.agent_status.items() if observed.heartbeat is None]

@@ -9,12 +9,12 @@ from typing import Literal
 
 Scope = Literal["operator", "viewer", "enroll", "metrics"]
 SCOPES: tuple[Scope, ...] = ("operator", "viewer", "enroll", "metrics")
-AGENT_SCOPE = "agent:"  # and the agent's id
+AGENT_SCOPE = "agent:"  # followed by the agent's id
 SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 
 
 def how_to_replace(scope: str) -> str:
-    """The next step for a caller whose token of this scope is invalid, as a message."""
+    """The next step, as a message, for the holder of an invalid token of this scope."""
     make = f"make another on the manager's machine: invoke token.create --scope {scope}"
     if scope != "enroll":
         return make

@@ -1,7 +1,7 @@
 """Applies the decisions about gangs to the fleet's state: holds, starts and stops the members of a gang together.
 
 Changes the workers' `held`, `generation` and `epoch`, the records of gangs, and, on an operator's command, `desired`
-of all members. A change of several workers is one commit, and agents receive it afterwards: after a crash in between
+of all members. A change of several workers is one commit, and agents receive it afterwards. After a crash in between,
 the next manager continues from the state and starts nothing twice. No I/O of its own.
 
 `step` handles the gangs with new reports; it runs within every heartbeat, before leases are granted, so that a member
@@ -31,17 +31,17 @@ from procguard.i18n.reasons import NONE, Reason, because, reason_of, with_head
 from remote_agent.protocol import messages, states
 from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
-STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
-CLOCKS_AGREE_S = 0.05  # two hosts' clocks, as heartbeats show them, are not compared more finely
+STEPS_AT_ONCE = 4  # form, hold, launch: more steps in a row would be a cycle
+CLOCKS_AGREE_S = 0.05  # precision to which the clocks of two hosts are compared, as estimated from heartbeats
 ACTOR = "gang keeper"
-RESTARTED_JUST_NOW_S = 3.0  # a batch names each member: their gang is restarted once
+RESTARTED_JUST_NOW_S = 3.0  # an operation has one command per member, but restarts their gang once
 
 
 class Asked(NamedTuple):
     """An operator's command to a member."""
 
     verb: messages.Verb
-    attempt: int  # the member's, when it was asked
+    attempt: int  # the member's attempt at the time of the command
     reason: str = ""
     operation_id: str = ""
     origin: str = ""
@@ -53,17 +53,17 @@ class Gangs:
         self._leases = leases
         self.groups = FleetGroups(state)
         self.records: Mapping[str, GangRecord] = state.gang_records
-        self._restarting_since: dict[str, float] = {}  # monotonic; starts again in a new manager
+        self._restarting_since: dict[str, float] = {}  # monotonic; reset when the manager restarts
         self._healthy_since: dict[str, float] = {}
-        self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
-        self._restarted: dict[str, tuple[float, str]] = {}  # carried out: when (monotonic), their batch
+        self._asked: dict[str, str] = {}  # operators' restarts in progress: group -> operation id, or ""
+        self._restarted: dict[str, tuple[float, str]] = {}  # completed: (monotonic time, operation id)
         self._to_check: set[str] = set()
 
-    # ------------------------------------------------------------------------------------------ which are gangs
+    # ------------------------------------------------------------------------------------------ membership
 
     def reconcile(self, tx: Transaction) -> None:
-        """Create and remove gangs, and add and remove members, after a change of workers or groups. Affects no process:
-        running workers keep running, and a worker that joins a running gang is held until its next start."""
+        """Create and remove gangs and update their members after a change of workers or groups. Affects no process:
+        running workers continue, and a worker that joins a running gang is held until the gang's next start."""
         names = {
             name
             for name, policy in self.groups.policies().items()
@@ -110,7 +110,7 @@ class Gangs:
             worker.held = False
             worker.generation += 1
 
-    # ------------------------------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------------------------------ decisions
 
     def worker_reported(self, worker: WorkerRecord) -> None:
         """Mark the worker's gang for the next `step`."""
@@ -183,8 +183,8 @@ class Gangs:
         return observed.last_seen_wall - observed.heartbeat.at
 
     def _correct_culprit(self, tx: Transaction, gang: GangRecord, workers: list[WorkerRecord]) -> None:
-        """A crash of a peer is often reported before the crash, or the lost host, that caused it: the member whose
-        failure came first is the culprit, also where that is learned later."""
+        """Replace the culprit if another member failed earlier. The crash of a peer is often reported before the crash,
+        or the lost host, that caused it."""
         incident = gang.troubled
         if incident is None or not incident.failure:
             return
@@ -201,8 +201,7 @@ class Gangs:
         self._show(tx, workers)
 
     def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, Reason] | None:
-        """(time, member, how) if the member failed first in this launch, before `limit`; else None. Times are the
-        manager's wall clock."""
+        """(time, member, reason) of its own failure in this launch before `limit`, by the manager's wall clock."""
         mark, observed = gang.members.get(worker.worker_id), self._state.agent_status[worker.agent_id]
         report = self._state.worker_status[worker.worker_id].report
         if mark is None:
@@ -217,8 +216,9 @@ class Gangs:
         return (at, worker.worker_id, _culprit(worker, reason_of(record.reason))) if at < limit else None
 
     def _gone(self, worker: WorkerRecord, report: messages.WorkerReport | None, now: Now) -> bool:
-        """Whether the member has certainly ended; also if its host reported so for the current assignment before it
-        became unreachable. A held member starts nothing until it receives another generation."""
+        """Whether the worker is confirmed stopped. A report that it ended counts even if its host became unreachable
+        afterwards, if the report has the current generation and epoch: a held worker starts nothing before it receives
+        another generation."""
         ended = (
             report is not None
             and worker.assigned_state == "stopped"
@@ -276,7 +276,7 @@ class Gangs:
         elif step.action == "finish":
             self._become(tx, gang, "finished")
             for worker in workers:
-                tx.edit(worker).held = True  # its end is final: no new generation, nothing to stop
+                tx.edit(worker).held = True  # its end is final: no new generation, and nothing to stop
             self._event(tx, "gang_finished", gang, step.reason)
         elif step.action == "give_back":
             self._event(tx, "gang_healthy", gang, step.reason)
@@ -347,7 +347,7 @@ class Gangs:
         )
 
     def environment(self, worker: WorkerRecord) -> dict[str, str]:
-        """The variables that the manager adds to the environment of a gang's member; {} for other workers."""
+        """The variables that the manager adds to a member's environment; {} for other workers."""
         gang = self.records.get(worker.spec.group) if worker.gang else None
         mark = gang.members.get(worker.worker_id) if gang is not None else None
         if gang is None or mark is None or mark.rank < 0:
@@ -363,7 +363,7 @@ class Gangs:
             gang.master_port,
         )
 
-    # ------------------------------------------------------------------------------------------ operators' acts
+    # ------------------------------------------------------------------------------------------ operators' commands
 
     def accept(self, tx: Transaction, worker: WorkerRecord, asked: Asked) -> CommandRecord:
         """Apply an operator's command for one member to its whole gang."""
@@ -443,7 +443,7 @@ class Gangs:
         return record
 
     def _finish_commands(self, tx: Transaction, gang: GangRecord, known: list[Member]) -> None:
-        """The starts and restarts that the manager carries out itself."""
+        """Finish the start and restart commands that the manager carries out itself."""
         queue = self._state.command_queue
         for member in known:
             for record in queue.by_manager(member.worker_id):
@@ -463,7 +463,7 @@ class Gangs:
                     continue
                 self._state.command_event(tx, record)
 
-    # ------------------------------------------------------------------------------------------ what is shown
+    # ------------------------------------------------------------------------------------------ views
 
     def views(self) -> list[dict[str, Any]]:
         """Views of all groups that have a member or a policy, ordered by name."""
@@ -483,7 +483,7 @@ class Gangs:
             for name, workers in sorted(members.items())
         ]
 
-    # ------------------------------------------------------------------------------------------ small things
+    # ------------------------------------------------------------------------------------------ helpers
 
     def _become(self, tx: Transaction, gang: GangRecord, phase: decider.Phase) -> None:
         gang.phase, gang.since = phase, tx.now.wall
@@ -530,7 +530,7 @@ def _stopped_by(workers: list[WorkerRecord]) -> Reason:
 
 
 def _pauses(policy: GroupPolicy, workers: list[WorkerRecord]) -> Sequence[float]:
-    """The group's own; else its members', where they agree."""
+    """The group's backoff delays; otherwise those of its members, if all are equal; otherwise the defaults."""
     if policy.backoff_s:
         return policy.backoff_s
     own = {tuple(worker.spec.restart.backoff_s) for worker in workers}

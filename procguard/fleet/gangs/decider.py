@@ -1,18 +1,18 @@
 """Gangs: groups that fail and restart together. The facts about a gang and the decision on its next step. Pure.
 
-`decide` receives a gang's record, the current facts about each member, and how long its restart has waited; it returns
-one step with a readable reason. It does no I/O and reads no clock; controller.py executes the steps.
+`decide` receives a gang's record, the current facts about each member, and the time since its restart began; it returns
+one step with a readable reason. It does no I/O and reads no clock; controller.py carries the steps out.
 
-             all members surely gone, hosts there, pause over: LAUNCH (one new epoch for all)
+             all members confirmed stopped, hosts connected, pause over: LAUNCH (one new epoch for all)
     restarting ───────────────────────────────────────────────────────────────────────► running
         ▲  ▲                                                                             │ │ │
         │  └── HOLD: a member failed, was lost, or an operator restarts it ◄─────────────┘ │ └─ FINISH: all exited 0
         │                                                                                  ▼             ▼
         └──────── FORM: an operator starts it ◄── stopped, failed ◄── STOP, FAIL ──────────┘         finished
 
-Members may run only in `running`, and only those that were part of the launch, under its epoch. In all other phases
-they are held, which does not change their desired state. Two epochs never run at the same time, because LAUNCH requires
-that every member is confirmed stopped.
+Members may run only in phase `running`, only if they were part of the launch, and only under its epoch. Otherwise they
+are held, which does not change their desired state. Two epochs never run at once, because LAUNCH requires that every
+member is confirmed stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Action = Literal["keep", "wait", "form", "hold", "launch", "fail", "finish", "st
 
 @dataclass(frozen=True)
 class Mark:
-    """What the gang's launch fixed for one member. `attempt`: the attempt started by it, 0 = not reported yet."""
+    """The facts about one member at the gang's launch. `attempt`: the attempt started by it, 0 = not reported yet."""
 
     rank: int
     epoch: int
@@ -45,13 +45,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class GangFailure:
-    """Why it is, or was last, restarted; times are wall times. `failure`: the first part of `reason`, how `member`
-    failed."""
+    """The cause of the current or last restart; times are wall times. `failure`: the first part of `reason`, the
+    failure of `member`."""
 
     member: str = ""
     reason: Reason = NONE
     at: float = 0.0
-    ended: float = 0.0  # 0: it goes on
+    ended: float = 0.0  # 0: in progress
     failure: Reason = NONE
 
 
@@ -64,13 +64,13 @@ class GangRecord(Record):
 
     group: str
     phase: Phase = "restarting"
-    epoch: int = 0  # of the last launch; 0: none yet
-    attempts: int = 0  # restarts spent of the budget
+    epoch: int = 0  # epoch of the last launch; 0: none yet
+    attempts: int = 0  # restarts used of the budget
     members: Mapping[str, Mark] = field(default_factory=dict)
     master_addr: str = ""
     master_port: int = 0
-    reason: Reason = NONE  # why it is as it is
-    delay_s: float = 0.0  # restarting: minimum time after `since`
+    reason: Reason = NONE  # of the phase
+    delay_s: float = 0.0  # restarting: minimum delay of the launch after `since`
     since: float = 0.0  # wall time of the phase
     incident: GangFailure | None = None  # the last one
 
@@ -80,7 +80,7 @@ class GangRecord(Record):
 
     @property
     def troubled(self) -> GangFailure | None:
-        """The incident that goes on."""
+        """The incident in progress, or None."""
         return self.incident if self.incident is not None and not self.incident.ended else None
 
 
@@ -90,20 +90,20 @@ class Member(NamedTuple):
     worker_id: str
     host: str
     state: str  # as last reported
-    current: bool  # the report is for the current generation
+    current: bool  # the report has the current generation
     attempt: int
     since: float  # wall time of its state, by the manager's clock
     reason: Reason
-    epoch: int  # the right that its record has
-    gone: bool  # certainly no process is left: settled, or fenced
+    epoch: int  # the epoch of its record
+    gone: bool  # confirmed stopped: settled, or fenced
     ready: bool  # its agent is connected: it can be started
-    lost: bool  # its agent is out of reach
-    never_on: str = ""  # the cause of its last failure if that is final: one of never_on, or its time limit
+    lost: bool  # its agent is unreachable
+    never_on: str = ""  # the cause of its last failure if it rules out a restart: never_on or the time limit
 
 
 class GangLimits(NamedTuple):
-    """A gang's restart budget. `auto` False: recovery.enable_auto_recovery is off, so that nothing restarts by
-    itself."""
+    """A gang's restart budget. `auto` False: recovery.enable_auto_recovery is off, so that nothing restarts
+    automatically."""
 
     max_attempts: int = 3
     auto: bool = True
@@ -114,9 +114,9 @@ class GangStep(NamedTuple):
     action: Action
     reason: Reason = NONE
     culprit: str = ""  # hold, fail: the member that failed first
-    failure: Reason = NONE  # hold, fail: the first part of `reason`, how it failed
-    attempts: int = 0  # spent after this step
-    delay_s: float = 0.0  # hold: the launch comes no earlier
+    failure: Reason = NONE  # hold, fail: the first part of `reason`, the member's failure
+    attempts: int = 0  # restarts used after this step
+    delay_s: float = 0.0  # hold: minimum delay of the launch
 
 
 def decide(
@@ -131,8 +131,8 @@ def decide(
 ) -> GangStep:
     """The next step of `gang`.
 
-    `wanted`: the operator wants all members to run. `waited_s`: since it began to restart; `healthy_s`: since all have
-    been running. `roll` in [0, 1) places a pause in its jitter.
+    `wanted`: the desired state of all members is running. `waited_s`: time since the restart began; `healthy_s`: time
+    for which all members have been running. `roll` in [0, 1) selects a delay within the jitter.
     """
     if not wanted:
         return (
@@ -171,8 +171,8 @@ def _watch(gang: GangRecord, members: Sequence[Member], limits: GangLimits, heal
 
 
 def broke(member: Member, mark: Mark) -> Reason:
-    """How this member of a running gang has failed; "" if it has not. An unreachable host is not a failure until its
-    lease has certainly ended, because the job may continue there."""
+    """The failure of this member of a running gang; NONE if there is none. An unreachable host is not a failure until
+    its member is confirmed stopped, because the job may still run there."""
     if member.epoch != mark.epoch:
         return because("gang.given", host=member.host)
     if _finished(member):
@@ -218,7 +218,8 @@ def _incident(gang: GangRecord, first: Member, how: Reason, limits: GangLimits, 
 
 
 def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> GangStep:
-    """Held: until all are surely gone, their hosts are there and the pause is over."""
+    """The step of a held gang, which waits until all members are confirmed stopped, their hosts are connected and the
+    pause is over."""
     alive = [member.worker_id for member in members if not member.gone]
     if alive:
         return GangStep("wait", because("gang.wait_ended", n=len(alive), members=alive))
@@ -235,8 +236,7 @@ def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Gan
 
 
 def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_wall: float) -> GangRecord:
-    """The record of a group that has become a gang. Running members keep running and form a gang from the next restart
-    on."""
+    """The record of a group that has become a gang. Running workers continue; they are a gang from its next restart."""
     gang = GangRecord(group, since=now_wall)
     ran = [member for member in members if member.attempt > 0]
     if any(member.state in (*states.ALIVE, states.BACKOFF) for member in ran):

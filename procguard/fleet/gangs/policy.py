@@ -21,7 +21,7 @@ from remote_agent.protocol import messages
 class FleetGroups:
     def __init__(self, state: FleetState) -> None:
         self._state = state
-        self._declared: dict[str, GroupPolicy] = {}  # by inventories
+        self._declared: dict[str, GroupPolicy] = {}  # declared by inventories
         self._members: dict[str, list[WorkerRecord]] = {}
         self._members_version = -1
 
@@ -44,8 +44,8 @@ class FleetGroups:
         return "inventory" if group in self._declared else ""
 
     def declare(self, tx: Transaction, declared: Mapping[str, GroupPolicy], used: set[str]) -> None:
-        """Apply the group policies of a deployment. `used`: the groups of its workers; those without a policy in
-        `declared` become ordinary groups again."""
+        """Store the group policies of a deployment. `used`: the groups of its workers; any of these without a policy
+        becomes an ordinary group again."""
         for name in used - set(declared):
             if name in self._declared:
                 self._declare(tx, name, None)

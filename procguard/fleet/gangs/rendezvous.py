@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Used if rank 0's host has reported no free port. Below Linux' range for connections (32768 and up), chosen by the
-# epoch, so that two successive starts never share a port.
+# Used if rank 0's host has reported no free port. Below Linux' range of ephemeral ports (32768 and up), and chosen by
+# the epoch, so that two consecutive starts never share a port.
 FIRST_PORT, PORTS = 20_000, 10_000
 LOOPBACK = "127.0.0.1"
 
@@ -21,10 +21,10 @@ class MemberAddress(NamedTuple):
     """The addresses under which other members may reach a member's host."""
 
     local: bool  # the manager's own machine, reached without SSH
-    ssh_hostname: str  # what the manager connects to; "" if the inventory names none
+    ssh_hostname: str  # the address that the manager connects to; "" if the inventory names none
     host: str  # the host's name in the inventory
-    peer: str  # the address of its agent's connection; "" if unknown
-    free_port: int  # a port that its agent found free, 0 = none named
+    peer: str  # the source address of its agent's connection; "" if unknown
+    free_port: int  # a port that its agent found free; 0: none reported
 
 
 def ranks(worker_ids: Iterable[str]) -> dict[str, int]:
@@ -33,7 +33,7 @@ def ranks(worker_ids: Iterable[str]) -> dict[str, int]:
 
 
 def _counted(worker_id: str) -> tuple[list[tuple[int, str]], str]:
-    """Digits compare as numbers: w2 before w10. The id itself decides between w1 and w01."""
+    """The sort key of a worker id. Digits compare as numbers: w2 before w10. The id itself orders w1 and w01."""
     parts = re.findall(r"\d+|\D+", worker_id)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], worker_id
 
@@ -60,8 +60,8 @@ def environment(
 ) -> dict[str, str]:
     """The rendezvous variables of the member with rank `rank`. `kind`: the group's `rendezvous`.
 
-    RANK and LOCAL_RANK are those of the member's own process; torchrun, which starts `nproc_per_node` of them, tells
-    each of these its own, and takes what it needs itself from the variables that begin with PET_.
+    RANK and LOCAL_RANK are those of the member's own process. torchrun reads the variables that begin with PET_, starts
+    `nproc_per_node` processes and sets RANK and LOCAL_RANK of each.
     """
     variables = {"PROCGUARD_GROUP": group, "PROCGUARD_RANK": str(rank), "PROCGUARD_WORLD_SIZE": str(members)}
     if kind != "torch":

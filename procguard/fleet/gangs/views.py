@@ -28,9 +28,10 @@ def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
 
 
 def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: Reason) -> tuple[str, str, Reason]:
-    """(state, last known state, reason) of a worker with its gang: what a member's runner can't know is said here.
+    """(state, last known state, reason) of a worker, adjusted for its gang, which a member's runner does not know.
 
-    Members of a failed gang are failed, however each of them ended; one that is held says for whom it waits.
+    Members of a failed gang are failed, however each of them ended. The reason of a held member names the members that
+    it waits for.
     """
     if not gang["held"] or not settled(known) or desired != "running":
         return state, known, reason
@@ -53,7 +54,7 @@ def of_group(
     members: list[dict[str, Any]],
     max_attempts: int,
 ) -> dict[str, Any]:
-    """One group. `said_by`: configuration, inventory, or "" if it is only a name."""
+    """The view of one group. `said_by`: configuration, inventory, or "" if the group has no policy."""
     return {
         "group": name,
         "restart": policy.restart,

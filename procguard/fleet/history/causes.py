@@ -1,15 +1,15 @@
-"""Why something happened, as a stable code for programs. Filters, notifications and explanations use it. Pure.
+"""Causes of events: stable words for programs, used by filters, notifications and explanations. Pure.
 
-    exit_code signal oom finished          how the attempt ended by itself
-    not_started                            it could not be started, and trying again would not help
-    gpu_oom import_error no_space …        why it failed by itself, as its last lines prove it (docs/failure-causes.md)
-    background                             finished, but left processes running that were ended
-    health start_timeout lost              ended by its checks; never ran; nobody saw its end
-    operator stop_all fence gang           who or what wanted it so
-    agent_lost reassigned circuit_breaker suspicion  what the manager concluded
-    state                                  of the manager's own memory
+    exit_code signal oom finished          the attempt ended by itself
+    not_started                            the attempt could not be started, and a retry would not help
+    gpu_oom import_error no_space …        the cause of a failure according to its last lines (docs/failure-causes.md)
+    background                             finished, but left background processes running, which were ended
+    health start_timeout lost              ended by a health check; did not start in time; its end was not observed
+    operator stop_all fence gang           the initiator of the change
+    agent_lost reassigned circuit_breaker suspicion  conclusions of the manager
+    state                                  the manager's own state
 
-docs/protocol.md lists them for readers. Words are added, never renamed.
+docs/protocol.md documents them. Words are added, never renamed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from remote_agent.protocol import messages, states
 from remote_agent.protocol.host_reasons import HOST
 from remote_agent.protocol.reasons import TEXT
 
-# Causes that the runner sets if the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
+# The runner's cause, if the exit status alone would be misleading (remote_agent/runner/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
 MAX_WORD_CHARS = 40
-# Causes that would recur on a restart: candidates for restart.never_on.
+# Permanent causes, which recur after a restart: candidates for restart.never_on.
 LASTING = (
     "import_error", "syntax_error", "missing_library", "command_not_found", "file_not_found", "not_executable",
     "permission_denied", "usage_error",
 )  # fmt: skip
-# Every cause that a host finds in the last lines, without those that a configuration adds.
+# Every built-in cause that a host finds in the last lines, without those that a configuration adds.
 FOUND = tuple(code.removeprefix("failure.") for code in HOST if code.startswith("failure."))
-# All causes, without those that a configuration adds: the values of labels of /metrics.
+# All built-in causes, without those that a configuration adds; the values of labels in /metrics.
 WORDS = frozenset(
     {
         "exit_code", "signal", "finished", "not_started", "background", "health", "start_timeout", "lost", "operator",
@@ -82,8 +82,8 @@ def hopeless(record: messages.ExitRecord | None) -> bool:
 
 
 def true_reason(reason: Reason, worker: WorkerRecord) -> Reason:
-    """A runner's reason, where the manager knows better who stopped the worker."""
-    if reason.code == TEXT and reason.startswith(SAID_BEFORE):  # of a runner that knew no codes
+    """A runner's reason, replaced if the manager knows who stopped the worker."""
+    if reason.code == TEXT and reason.startswith(SAID_BEFORE):  # from a runner of a release without reason codes
         reason = because(BY_OPERATOR).then(reason.removeprefix(SAID_BEFORE).lstrip(":; "))
     if reason.code != BY_OPERATOR:
         return reason

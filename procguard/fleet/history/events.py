@@ -20,20 +20,19 @@ from procguard.i18n.reasons import because
 from remote_agent.protocol.reasons import fields as reason_fields
 
 DAY_S = 86_400.0
-DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
+DISK_SHARES = 8  # one source may write an eighth of the bytes on disk per day
 MAX_SOURCES = 10_000
-FEW_OF = 250  # a source may always have this part of the events in memory: 20 of 5,000
-LINE_BYTES = 300  # of an event on disk, beside its texts
+FEW_OF = 250  # each source always keeps 1/250 of the events in memory: 20 of 5,000
+LINE_BYTES = 300  # size of an event on disk without its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
-PIECE = 200  # events of an export that are read together: about 2 ms
+PIECE = 200  # number of events that an export reads at once: about 2 ms
 
 # {"seq","at","kind","worker_id","host","before","after","reason","reason_code","reason_params","actor","attempt",
-# "cause","evidence"}; events of older
-# releases have neither cause nor evidence
+# "cause","evidence"}; events of older releases have neither cause nor evidence
 Event = dict[str, Any]
 
-# The cause of a kind of event, unless its writer names a more specific one.
+# The default cause of each kind of event, unless its writer passes a more specific one.
 CAUSE_OF_KIND = {
     "command": "operator",
     "operation": "operator",
@@ -91,8 +90,8 @@ CAUSE_OF_KIND = {
 class EventBounds:
     """`events.*` of the configuration."""
 
-    keep: int = 5_000  # number of newest events in memory, for the portal
-    disk_bytes: int = 32 * 1024 * 1024  # size in the database, including indexes, for queries and the export
+    keep: int = 5_000  # number of newest events in memory, which the portal shows by default
+    disk_bytes: int = 32 * 1024 * 1024  # size in the database, indexes included, for queries and the export
 
 
 @dataclass
@@ -108,13 +107,13 @@ class _Budget:
     def __init__(self, disk_bytes: float, now: Now) -> None:
         self.disk_bytes = disk_bytes
         self.at = now.monotonic
-        self.reported = False  # that it writes no more today
+        self.reported = False  # whether it was reported that the source writes no more today
 
 
 class _Newest:
-    """The newest events, at most `keep`. Half of them are people's and the manager's own; of the rest a source that has
-    more than a few gives way first, with the oldest of its own: so nobody pushes out what others caused. Where each has
-    few, as in a fleet of thousands, the oldest give way."""
+    """The newest events, at most `keep`. Half of the space is reserved for events of people and the manager. In the
+    rest, the source with the most events loses its oldest first, so that no source displaces the events of others. If
+    every source has few events, as in a fleet of thousands, the oldest are dropped."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -167,8 +166,9 @@ class _Newest:
 
 
 class EventLog:
-    """`source` of `add`: who causes an event by what it sends; "": people and the manager itself. Each source has a
-    share of the memory and of the disk, and its own oldest events give way: nobody pushes out everybody's history."""
+    """The log of events. `source` of `add`: the agent or launcher whose message caused the event; "": people and the
+    manager itself. Each source has a share of memory and disk; beyond it, its own events are dropped, so that no source
+    displaces the history of others."""
 
     def __init__(
         self, store: Store, bounds: EventBounds | None = None, numbers: Numbers | None = None, log: str = EVENTS
@@ -177,7 +177,7 @@ class EventLog:
         self._bounds = bounds or EventBounds()
         self._numbers = numbers or Numbers()
         self._name = log
-        self.left_out = 0  # events that are only in memory: their source has written its share
+        self.left_out = 0  # number of events in memory only, because their source exceeded its share of the disk
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
         self._newest = _Newest(self._bounds.keep)
         self._unwritten: list[Line] = []
@@ -210,7 +210,7 @@ class EventLog:
         """Append one event. It is durable after the next `flush`, within the share of its `source`.
 
         `at`: wall time when it happened, if not now. `cause`: a stable word for programs (docs/protocol.md), by default
-        the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
+        the kind's default. `evidence`: supporting facts (exit record, result of an SSH probe, origin of a request).
         """
         self._numbers.last += 1
         event: Event = {
@@ -273,12 +273,12 @@ class EventLog:
         return reported
 
     def take(self) -> list[Line]:
-        """The events not yet handed to the store, for the caller's own commit."""
+        """The events not yet passed to the store, for the caller's own commit."""
         lines, self._unwritten = self._unwritten, []
         return lines
 
     def flush(self) -> None:
-        """Everything added so far is durable when this returns. Raises NotDurable."""
+        """Make everything added so far durable. Raises NotDurable."""
         self._store.commit((), self.take())
 
     def query(

@@ -1,8 +1,8 @@
 """Why a worker is in its state and what happened to it, in sentences. Pure: facts in, sentences out, no I/O.
 
-Built from structure (states, exit record, causes, lease, budget), never by reading the English reasons: what a runner,
-a check or SSH said as free text is quoted as evidence. `gather` collects the facts from the fleet; `explain` says
-them in a language of procguard/words. docs/protocol.md shows an answer.
+Built from structured data (states, exit record, causes, lease, budget), never by parsing English reasons: free text of
+a runner, a check or SSH is quoted as evidence. `gather` collects the facts from the fleet; `explain` renders them in a
+language of procguard/i18n. docs/protocol.md shows an example.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from procguard.i18n.words import Words
 from remote_agent.protocol import messages
 
 TIMELINE_EVENTS = 15
-# Of the host rather than of one worker, but part of each of its workers' stories.
+# Events of a host that belong to the timeline of each of its workers.
 HOST_KINDS = (
     "agent_suspect", "agent_unreachable", "agent_connected", "recovery", "agent_addresses", "tunnel_down", "tunnel_up",
     "host_disk_full", "host_disk_ok",
@@ -42,16 +42,16 @@ class Facts:
     allowed_restarts: int = 3
     restart_policy: str = "on-failure"
     healthy_after_s: float = 600.0
-    progress: str = ""  # what gives its restarts back instead
+    progress: str = ""  # the progress that resets its restart budget, if any, in place of healthy_after_s
     auto_recovery: bool = True
     never_on: tuple[str, ...] = ()  # causes that are not restarted
-    hopeless: bool = False  # it could not be started, and would fail the same way again
-    in_hand: bool = True  # its host has reported it under the right to run it has now
+    hopeless: bool = False  # it could not be started, and a retry would fail in the same way
+    in_hand: bool = True  # its host has reported it under its current epoch
     fenced: bool = False
-    leased: bool = False  # the host has confirmed that it runs by a lease
+    leased: bool = False  # the host has confirmed that it holds a lease
     lease_s: float = 0.0
     lease_left_s: float | None = None
-    gone: leases.InstanceStatus | None = None  # of a fenced worker whose agent is out of reach
+    gone: leases.InstanceStatus | None = None  # of a fenced worker whose agent is unreachable
     incident: dict[str, Any] | None = None  # the open recovery of its agent
     gang: dict[str, Any] | None = None
     commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}
@@ -67,7 +67,7 @@ class Explanation:
 
 
 def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
-    """Raises NotFound."""
+    """Collect the facts about a worker. Raises NotFound."""
     worker = fleet.state.find(worker_id)
     report = fleet.state.worker_status[worker_id].report
     view, host = fleet.state.worker(worker_id), fleet.state.host_view(worker.agent_id)
@@ -124,11 +124,11 @@ def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
 
 
 def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
-    """The worker's newest events and those of its host in the same period; a failure is listed once. `host`: "" for a
-    launcher's worker, because its launcher's events are its own."""
+    """The newest events of the worker, and those of its host in between; a failure appears once. `host` "": a worker of
+    a launcher, whose events are the worker's own."""
     found = fleet.state.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
     own = [event for before, event in zip([None, *found], found, strict=False) if not _repeats(before, event)]
-    first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # what was before these is left out
+    first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # earlier events are left out
     query = EventQuery(host=(host,), kind=HOST_KINDS, after=first)
     around = fleet.state.find_events(query, TIMELINE_EVENTS) if host else []
     others = [event for event in around if not event["worker_id"]]
@@ -138,11 +138,12 @@ def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
 
 
 def _repeats(before: dict[str, Any] | None, event: dict[str, Any]) -> bool:
-    """worker_failed, the manager's conclusion from the change of state just before it."""
+    """Whether the event only repeats the change of state before it, as `worker_failed` does, which is derived from
+    it."""
     return event["kind"] == "worker_failed" and before is not None and before["after"] == "failed"
 
 
-# ------------------------------------------------------------------------------------------------ saying it
+# ------------------------------------------------------------------------------------------------ sentences
 
 
 def explain(facts: Facts, language: str) -> Explanation:
@@ -152,7 +153,7 @@ def explain(facts: Facts, language: str) -> Explanation:
         {"topic": topic, "text": text}
         for topic, say in _TOPICS
         for text in say(facts, words)
-        if text != headline  # what there was nothing to add to
+        if text != headline  # a topic with nothing to add repeats the headline
     ]
     return Explanation(headline, sentences, _next_steps(facts, words), _timeline(facts, words))
 
@@ -249,7 +250,7 @@ def _why_no_restart(facts: Facts, words: Words) -> list[str]:
     if facts.restart_policy == "never" or facts.allowed_restarts == 0:
         return [words.say("why.no_restarts")]
     if facts.worker["restarts"] < facts.allowed_restarts:
-        return []  # not what kept it from being restarted
+        return []  # the budget is not the reason
     return [words.say("why.budget_spent", n=facts.allowed_restarts)]
 
 
@@ -290,7 +291,7 @@ def _host(facts: Facts, words: Words) -> list[str]:
     state, name, observed = host["agent_state"], host["host"], _unix(host["last_seen"])
     disk = _disk(facts, words) if state == "connected" else []
     if state == "connected" and facts.worker["state"] == "running":
-        return disk  # nothing else is wrong there
+        return disk  # the host has no other problem
     said = [
         *disk,
         words.say(f"host.{state}" if observed else "host.never", host=name, ago=words.ago(observed, facts.now)),
@@ -411,7 +412,7 @@ def _acknowledged(facts: Facts, words: Words) -> list[str]:
     return [words.say("why.acknowledged", actor=words.actor(event["actor"]), ago=ago, note=words.reason(event))]
 
 
-# In the order in which a person asks.
+# In the order in which they are shown.
 _TOPICS: tuple[tuple[str, Callable[[Facts, Words], list[str]]], ...] = (
     ("why", _why),
     ("signs", _signs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# By the name of the process that was left, as the kernel shows it (15 characters at most).
+# Keyed by the name of the remaining process, as reported by the kernel (15 characters at most).
 _HOW = {
     "nginx": "nginx -g 'daemon off;'",
     "redis-server": "redis-server --daemonize no",
@@ -35,5 +35,5 @@ _HOW = {
 
 
 def how(names: Iterable[str]) -> str:
-    """ "nginx -g 'daemon off;'", or "" if none of these programs is known."""
+    """The command that stays in the foreground, "nginx -g 'daemon off;'"; "" if none of these programs is known."""
     return next((_HOW[one] for one in (name.partition(":")[0] for name in names) if one in _HOW), "")

@@ -15,7 +15,7 @@ _TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "af
 
 @dataclass(frozen=True)
 class EventQuery:
-    """Everything given must hold; several values of one field are alternatives. Times are Unix seconds."""
+    """A filter: all given fields must match; several values of one field are alternatives. Times are Unix seconds."""
 
     after: int = 0  # only events with a higher seq
     before: int = 0  # only events with a lower seq; 0: all
@@ -25,10 +25,10 @@ class EventQuery:
     cause: tuple[str, ...] = ()
     actor: tuple[str, ...] = ()
     operation: tuple[str, ...] = ()
-    reason_code: tuple[str, ...] = ()  # a code, or the codes below it: `exit` is each that begins with "exit."
+    reason_code: tuple[str, ...] = ()  # codes or prefixes: `exit` matches every code that begins with "exit."
     since: float | None = None
     until: float | None = None
-    text: str = ""  # every word of it somewhere in the event, in whatever case
+    text: str = ""  # each word must occur somewhere in the event, ignoring case
 
     def matches(self, event: dict[str, Any]) -> bool:
         if event["seq"] <= self.after or (self.before and event["seq"] >= self.before):
@@ -90,9 +90,10 @@ def read_pages(
     after: int | None,
     read: Callable[[int | None, int, bool], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """At most `limit` matching events, oldest first: the newest ones, or with `after` those that follow this seq.
+    """At most `limit` matching events, oldest first: the newest ones, or with `after` the first ones after that seq.
 
-    `read(boundary, count, newest)` returns one page: newest first before `boundary`, else oldest first after it.
+    `read(boundary, count, newest)` returns one page: with `newest`, newest first before `boundary`; otherwise oldest
+    first after it.
     """
     found: list[dict[str, Any]] = []
     newest = after is None

@@ -15,9 +15,9 @@ import hashlib
 import hmac
 
 EPOCHS_PER_TERM = 1_000_000
-HIGHEST_EPOCH = 2**53 - 1  # what every reader of JSON still counts exactly
+HIGHEST_EPOCH = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 _BEGIN_WALL = 1_767_225_600.0  # 2026-01-01T00:00:00Z
-MARGIN_TERMS = 30 * 86_400  # above the clock's term: for a clock that was set back, in seconds
+MARGIN_TERMS = 30 * 86_400  # in seconds; tolerance for a clock that was set back
 
 
 def next_term(known: int, wall: float) -> int:
@@ -31,7 +31,8 @@ def believable(epoch: int, known_term: int, wall: float) -> bool:
 
 
 def grant(fleet_key: str, worker_id: str, epoch: int, agent_id: str) -> str:
-    """32 hexadecimal digits: that this fleet's manager gave `worker_id` under `epoch` to `agent_id`."""
+    """The grant, as 32 hexadecimal digits: proof that this fleet's manager assigned `worker_id` under `epoch` to
+    `agent_id`."""
     message = "\0".join(("procguard-grant", worker_id, str(epoch), agent_id)).encode()
     return hmac.digest(fleet_key.encode(), message, hashlib.sha256).hex()[:32]
 

@@ -4,7 +4,7 @@ Owns the previews and the operations, running and past. Works through the state:
 visible lifecycle. Nothing is polled: the command queue and changes of workers signal completion.
 
 After a restart of the manager an operation continues if the manager was down for less than ten minutes; otherwise it
-ends as `interrupted`, and `retry` offers the remaining workers, so that an old request stops nothing unexpectedly.
+ends as `interrupted`, and `retry` can process the remaining workers, so that an old request stops nothing unexpectedly.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from remote_agent.protocol import messages
 
 ACTOR = "manager"
 KEEP_OPERATIONS = 50
-KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
+KEEP_ITEMS = 30_000  # items of all ended operations together; the newest operation is always kept
 MAX_ITEMS = 20_000
 MAX_RUNNING = 10
-SLICE_S = 0.008  # of examining workers without a pause
-SAVE_CHUNKS = 8  # of an operation in one round
+SLICE_S = 0.008  # time for which workers are examined before others may run
+SAVE_CHUNKS = 8  # maximum number of chunks of an operation stored per round
 SHOW_EVERY_S = 0.25
 SAVE_EVERY_S = 1.0
 GO_ON_WITHIN_S = 600.0
@@ -87,14 +87,13 @@ class Operations:
         others."""
         self._wake, self._pause = wake, pause
 
-    # ------------------------------------------------------------------------------------------ asking first
+    # ------------------------------------------------------------------------------------------ preview
 
     def preview(
         self, command: str, selector: str, actor: str, now: Now, q: str = "", owner: str = ""
     ) -> dict[str, Any]:
-        """A preview: what the operation would do to which workers. Its token is valid for this actor for five
-        minutes; `owner`: who that is
-        exactly, where two may have one name."""
+        """A preview: the workers and the effect on each. Its token is valid for this actor for five minutes. `owner`:
+        the actor's unique identity, because two actors may have the same name."""
         if command not in messages.VERBS:
             raise UsageError(
                 f"unknown command {command[:40]!r}", f"use one of: {', '.join(messages.VERBS)}", code="unknown_command"
@@ -131,7 +130,7 @@ class Operations:
                 self._pause()
                 since = time.perf_counter()
             if state.workers_by_id.get(worker_id) is not worker:
-                continue  # gone during a pause
+                continue  # removed during a pause
             facts = state.facts(worker)
             if read.matches(facts) and (not words or mentions(state.worker_view(worker), words)):
                 found.append(facts)
@@ -144,7 +143,7 @@ class Operations:
         preview = self._previews.find(token, owner or actor, now)
         self._check_room()
         limit = FailureLimit(options.max_failures)
-        self._previews.use_up(token)  # before others have their turns: the same request twice begins it once
+        self._previews.use_up(token)  # before yielding, so that a duplicate request begins nothing
         match_now = {facts["worker_id"] for facts in self.matching(preview.selector, preview.q)}
         operation = self._new(preview.command, preview.selector, list(preview.worker_ids), actor, options, limit, now)
         operation.q = preview.q
@@ -228,7 +227,7 @@ class Operations:
         self._wake()
         return operation.view()
 
-    # ------------------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------------------ views
 
     def views(self) -> list[dict[str, Any]]:
         """Views of all operations, newest first."""
@@ -253,10 +252,10 @@ class Operations:
             )
         return operation
 
-    # ------------------------------------------------------------------------------------------ going on
+    # ------------------------------------------------------------------------------------------ progress
 
     def advance(self, now: Now) -> bool:
-        """Do what is due, at most one chunk of each operation; durable. True if there is more to do at once."""
+        """Process due items, at most one chunk of each operation; durable. True if more items are due at once."""
         live = [one for one in self._operations.values() if one.live or one.dirty_chunks]
         self._expire(now)
         more = False
@@ -329,7 +328,7 @@ class Operations:
             worker = self._state.workers_by_id.get(item.worker_id)
             grace_s = (
                 worker.spec.stop_grace_s if worker else 0.0
-            )  # a patient job has its time, whatever the operation's
+            )  # a job's stop grace takes precedence over the operation's time limit
             deadline = now.monotonic + max(operation.timeout_s, grace_s + 30.0)
             heapq.heappush(self._deadlines, (deadline, operation.operation_id, index))
 
@@ -344,7 +343,7 @@ class Operations:
                 continue
             command = self._state.command_queue.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
-                continue  # with a whole gang: the result of the command is that of the item
+                continue  # carried out for a whole gang: the command's result is the item's
             report = self._state.worker_status[worker_id].report
             outcome = rules.judge(operation.items[index], worker.desired, report)
             if outcome is not None:
@@ -413,7 +412,7 @@ class Operations:
                 self._unwatch(operation, index)
         operation.changed = True
 
-    # ------------------------------------------------------------------------------------------ telling, keeping
+    # ------------------------------------------------------------------------------------------ storage
 
     @staticmethod
     def _emit_event(tx: Transaction, operation: Operation, what: Reason, actor: str) -> None:
@@ -437,7 +436,7 @@ class Operations:
         for number in sorted(operation.dirty_chunks)[:most]:
             operation.dirty_chunks.discard(number)
             tx.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
-        if not operation.dirty_chunks:  # the header last: what says that it has ended never precedes its items
+        if not operation.dirty_chunks:  # the header last, so that it never records an end before its items are stored
             operation.saved_wall, operation.saved_at = tx.now.wall, tx.now.monotonic
             tx.put("operations", operation.operation_id, operation.stored())
 
@@ -512,7 +511,7 @@ def _with_note(code: str, operation: Operation) -> Reason:
 
 
 def _begun(operation: Operation) -> Reason:
-    """ "o-1 begun: stop of 12 workers (group=trainers); disk change" """
+    """The event's reason: "o-1 begun: stop of 12 workers (group=trainers); disk change"."""
     which: str = operation.selector or because("operation.all")
     if len(operation.selector) > 120:
         which = because("operation.selection")

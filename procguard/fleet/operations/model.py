@@ -1,9 +1,9 @@
-"""One batch operation: a verb, the workers it means, and what became of each. Pure rules and records, no fleet.
+"""One batch operation: a verb, its workers, and the result of each. Pure rules and records, no fleet.
 
     waiting ──► accepted ──► delivered ──► done | failed | expired
-       │            └── pending ──► done      its host is out of reach: wanted, and done when it returns
-       ├── skipped                            nothing to be done, or not possible: the cause says which
-       └── cancelled                          never begun: cancelled, halted by failures, or the manager was away
+       │            └── pending ──► done      its host is unreachable: done when it returns
+       ├── skipped                            nothing to do, or not possible, according to the cause
+       └── cancelled                          never begun: cancelled, halted by failures, or interrupted
 
 An operation runs until every item has ended. It is halted when more failed than `max_failures` allows.
 """
@@ -29,12 +29,12 @@ Status = Literal["running", "cancelling", "halting", "done", "cancelled", "halte
 ITEM_STATES = ("waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled")
 BAD = ("failed", "expired")
 LIVE = ("running", "cancelling", "halting")
-CHUNK = 100  # items that are begun, and stored, together
+CHUNK = 100  # number of items that are begun and stored together
 KEEP_CAUSES = 50
 EXAMPLES = 5
 MAX_MESSAGE_CHARS = 300
 
-# The cause of an item's result, as a code for programs; its text is the reason with the code cause.WORD.
+# Causes of an item's result, as words for programs; their texts are the reasons with the codes cause.WORD.
 CAUSES = (
     "already_running", "already_stopped", "already_wanted", "being_removed", "stopped_by_operator", "unreachable",
     "host_away", "gone", "overtaken", "timeout", "manager_away", "cancelled", "halted",
@@ -42,7 +42,7 @@ CAUSES = (
 
 
 class OperationPlan(NamedTuple):
-    """What the operation would do with a worker now. `cause`: why it would be skipped or deferred."""
+    """The action of the operation on a worker now. `cause`: why the worker would be skipped or deferred."""
 
     action: Literal["act", "pending", "skip"]
     cause: str = ""
@@ -55,7 +55,8 @@ class ItemOutcome(NamedTuple):
 
 
 def plan(verb: str, state: str, desired: str) -> OperationPlan:
-    """start and stop converge: taken for hosts out of reach too. restart and kill mean what is alive now."""
+    """Plan the action on one worker. start and stop set the desired state, also on unreachable hosts; restart and kill
+    apply only to workers that are alive now."""
     if desired == "removed":
         return OperationPlan("skip", "being_removed")
     if state == states.UNKNOWN:
@@ -78,10 +79,10 @@ class Item:
     state: ItemState = "waiting"
     cause: str = ""
     message: Reason = NONE
-    command: str = ""  # the accepted command: restarting a worker that does not run is a start
+    command: str = ""  # the accepted command: the restart of a worker that is not alive is a start
     command_id: str = ""
     generation: int = 0  # of the worker, once the command was accepted
-    attempt: int = 0  # that was alive, or the last, when it was accepted
+    attempt: int = 0  # the running attempt, or the last one, when the command was accepted
     ended_wall: float = 0.0
 
     def stored(self) -> Any:
@@ -152,7 +153,7 @@ def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> Ite
 
 
 class FailureLimit:
-    """ "5": halt when more than five failed; "10%": when more than a tenth did; "": never."""
+    """The failure limit: "5" halts once more than five failed, "10%" once more than a tenth did, "" never."""
 
     def __init__(self, text: str) -> None:
         match = re.fullmatch(r"\s*(\d{1,6})\s*(%?)\s*", text)
@@ -197,8 +198,8 @@ class Operation:
     next_index: int = 0  # the first item that has not been begun
     in_flight: set[int] = field(default_factory=set)
     dirty_chunks: set[int] = field(default_factory=set)
-    unstamped: list[Item] = field(default_factory=list)  # ended without a known time
-    allowed: int | None = None  # failures; None: any number
+    unstamped: list[Item] = field(default_factory=list)  # ended items whose time is not recorded yet
+    allowed: int | None = None  # number of failures allowed; None: unlimited
     changed: bool = True
     shown_at: float = -math.inf  # monotonic
     saved_at: float = -math.inf
@@ -264,7 +265,7 @@ class Operation:
     def _count_cause(self, item: Item, step: int) -> None:
         if item.state in ("waiting", "accepted", "delivered", "done"):
             return
-        # The same cause told of two processes differs in its numbers only.
+        # Messages with the same cause about two processes differ only in their numbers.
         key = (item.state, item.cause or _kind_of(item.message))
         if key not in self.causes and len(self.causes) >= KEEP_CAUSES:
             key = (item.state, "other")
@@ -302,7 +303,7 @@ class Operation:
         }
 
     def summary(self) -> list[str]:
-        """["9 done", "2 failed"]."""
+        """The number of items by result, for example ["9 done", "2 failed"]."""
         return [f"{self.counts[state]} {state}" for state in ITEM_STATES if self.counts[state]]
 
     # ------------------------------------------------------------------------------------------ for the store
@@ -313,7 +314,7 @@ class Operation:
 
     def stored_chunk(self, number: int) -> dict[str, Any]:
         part = self.items[number * CHUNK : (number + 1) * CHUNK]
-        # One text, because ten thousand lists in the YAML snapshot would be expensive and of no use.
+        # A single string, because ten thousand lists would be expensive in the YAML snapshot.
         return {"items": json.dumps([item.stored() for item in part], separators=(",", ":"))}
 
     @classmethod

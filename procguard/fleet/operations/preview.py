@@ -53,7 +53,7 @@ class Split:
 
 
 def mentions(view: dict[str, Any], words: list[str]) -> bool:
-    """Whether a worker's view contains all words, as in the portal's filter and `q=`."""
+    """Whether a worker's view contains all words, like the portal's filter and `q=`."""
     labels = [f"{name}={value}" for name, value in (view["labels"] or {}).items()]
     parts = (
         view["worker_id"],

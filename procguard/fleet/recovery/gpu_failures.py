@@ -1,11 +1,11 @@
-"""Acts on GPU faults that agents report: events, cordons, and moves to a spare, as set by `recovery.gpu_failures`.
+"""Handles GPU faults that agents report: events, cordons, and moves to a spare, according to `recovery.gpu_failures`.
 
-    log       an event and an alert for each (the default)
-    cordon    a fatal one also cordons its GPU, or the whole host if it concerns no single GPU: no worker is assigned it
-    move      as cordon, and the workers that run on it move to a spare; a gang moves as a whole
+    log       an event and an alert for each fault (the default)
+    cordon    a fatal fault also cordons its GPU, or the whole host if it belongs to no GPU: no worker is placed on it
+    move      as cordon, and the workers that run on it are moved to a spare; a gang is restarted as a whole
 
-Known faults are stored with each agent, so that neither a restart nor another leader repeats an event, and a cordon
-that an operator has lifted is not set again for the same fault. Heartbeats only note which agents report faults.
+The known faults of an agent are stored with it, so that neither a restart nor another leader repeats an event, and a
+cordon that an operator removed is not set again for the same fault. Heartbeats only record which agents report faults.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from procguard.i18n.reasons import of_message
 from remote_agent.protocol.messages import GpuFault
 
 ACTOR = "failure handler"
-AGAIN_S = 3600.0  # the same fault of the same GPU is not reported again before that
-MAX_KNOWN = 64  # of one agent
-EVENTS_PER_HOUR = 60  # of one agent
+AGAIN_S = 3600.0  # minimum interval between events of the same fault of the same GPU
+MAX_KNOWN = 64  # per agent
+EVENTS_PER_HOUR = 60  # per agent
 
 
 class GpuFailures:
     def __init__(self, fleet: Fleet) -> None:
         self._state, self._placement = fleet.state, fleet.placement
-        self._events: dict[str, tuple[float, int]] = {}  # agent -> (the hour's begin, monotonic; events in it)
+        self._events: dict[str, tuple[float, int]] = {}  # agent -> (monotonic start of the hour, events in it)
 
     def tick(self, now: Now) -> None:
-        """Act on what was reported since. Durable."""
+        """Handle the faults reported since the last call. Durable."""
         noted = list(self._state.faulty_gpus)
         self._state.faulty_gpus.clear()
         for agent_id in noted:
@@ -111,7 +111,7 @@ class GpuFailures:
                 tx.event("no_spare", worker_id=worker_id, host=worker.host, reason=reason, cause="reassigned")
 
     def _on(self, agent_id: str, fault: GpuFault) -> set[str]:
-        """The workers on the GPU; of a fault of the host, all that have one."""
+        """The workers on the GPU; for a fault of the host, all workers with a GPU."""
         beat = self._state.agent_status[agent_id].heartbeat
         gpus = beat.usage.gpus if beat is not None and beat.usage is not None else []
         found: set[str] = set()

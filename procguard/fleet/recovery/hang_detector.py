@@ -23,7 +23,7 @@ _NUMBERS = re.compile(r"[0-9.]+")
 
 class Hang(NamedTuple):
     worker_id: str
-    evidence: Reason  # "": no longer suspect
+    evidence: Reason  # NONE: no longer suspect
 
 
 class Hangs:
@@ -31,7 +31,7 @@ class Hangs:
         self._fleet = fleet
         self._settings = settings
         self._idle_since: dict[str, float] = {}
-        self._flagged: dict[str, str] = {}  # worker -> the signs it was flagged for, without their numbers
+        self._flagged: dict[str, str] = {}  # worker -> the evidence it was flagged for, without numbers
         self._forget_at = 0.0
 
     def tick(self, now: Now) -> list[Hang]:

@@ -1,4 +1,4 @@
-"""Numbers from a worker's log as they are shown: values, progress and the time left. Pure."""
+"""Views of numbers from a worker's log: values, progress and the remaining time. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def listed(report: WorkerReport | None) -> list[dict[str, Any]]:
 
 
 def values(report: WorkerReport | None) -> dict[str, float | None] | None:
-    """The metrics for the live feed; None if there are none."""
+    """The values for the live feed; None if there are none."""
     if report is None or not report.metrics:
         return None
     return {one.name: one.value for one in report.metrics}
 
 
 def progress_percent(report: WorkerReport | None) -> float | None:
-    """Of the first metric with a total."""
+    """The progress of the first metric with a total, in percent."""
     found = _with_total(report.metrics) if report is not None else None
     if found is None or found.value is None or not found.total:
         return None
@@ -29,7 +29,7 @@ def progress_percent(report: WorkerReport | None) -> float | None:
 
 
 def eta_s(report: WorkerReport | None) -> float | None:
-    """The time left as of that metric's last change."""
+    """The remaining time in seconds, estimated at that metric's last change."""
     found = _with_total(report.metrics) if report is not None and report.state == "running" else None
     return found.eta_s if found is not None else None
 

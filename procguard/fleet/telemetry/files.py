@@ -20,19 +20,19 @@ from procguard.fleet.telemetry.timeseries import SERIES, SPANS, Measurements, Ro
 
 log = logging.getLogger(__name__)
 
-_HEAD = struct.Struct("<IIBd")  # bytes that follow, their CRC-32, what they are, when
+_HEAD = struct.Struct("<IIBd")  # length of the content, its CRC-32, kind of the record, time
 _SLOTS, _ROW = 0, 1
 _NAME = re.compile(r"(workers|hosts|gpus|metrics)-(\w+)-(\d{6})\.seg")
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 
 
 class _Series:
-    """The files of one kind and span. `written_slots`: the slots that the newest file knows."""
+    """The files of one kind and span. `written_slots`: the slots recorded in the newest file."""
 
     def __init__(self, folder: str, kind: str, span: Span) -> None:
         self.folder, self.kind, self.span = folder, kind, span
         self.number = 0
-        self.rows_of: dict[int, int] = {}  # file's number -> rows in it
+        self.rows_of: dict[int, int] = {}  # number of a file -> number of its rows
         self.file: BinaryIO | None = None
         self.written_slots: dict[str, int] = {}
 
@@ -44,7 +44,7 @@ class _Series:
             self._begin()
         assert self.file is not None
         if slots != self.written_slots:
-            # every slot that has another owner now; None: nobody
+            # slot -> new owner, for every slot whose owner has changed; None: free
             changed: dict[int, str | None] = {
                 slot: None for one, slot in self.written_slots.items() if slots.get(one) != slot
             }
@@ -57,7 +57,7 @@ class _Series:
         self.rows_of[self.number] += 1
 
     def _begin(self) -> None:
-        """Another file; those before it that are not needed any more go."""
+        """Begin a new file and delete older files that are no longer needed."""
         self.close()
         self.number += 1
         self.file = os.fdopen(os.open(self.path(self.number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
@@ -81,7 +81,7 @@ class _Series:
             self.file = None
 
     def load(self, now: float) -> tuple[dict[int, str], list[Row], float]:
-        """Read the files: the owner of each slot, the rows of the span before `now`, and the time of the last one."""
+        """Read the files. Returns (slot -> owner, the rows of the span before `now`, the time of the last row)."""
         owners: dict[int, str] = {}
         rows: list[Row] = []
         columns = len(SERIES[self.kind])
@@ -119,7 +119,7 @@ class _Series:
 
 
 class MeasurementFiles:
-    """Everything here blocks on the disk: it is called off the event loop."""
+    """All files of measurements. Every method blocks on the disk and must be called off the event loop."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -127,7 +127,7 @@ class MeasurementFiles:
         self._trouble = ""
 
     def load(self, measurements: Measurements, now: float) -> None:
-        """Give `measurements` what an earlier run left."""
+        """Load the history of earlier runs into `measurements`."""
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             for kind, table in measurements.tables.items():
@@ -144,18 +144,18 @@ class MeasurementFiles:
             self._warn_once(f"the history of measurements cannot be read: {exc}")
 
     def append(self, done: list[tuple[str, Span, Row]], slots: dict[str, dict[str, int]]) -> None:
-        """Keep these rows; `slots` of each kind as they are now."""
+        """Append these rows. `slots`: kind -> its current slots."""
         try:
             for kind, span, row in done:
                 self._series[kind, span.name].append(slots[kind], row)
             self._trouble = ""
         except OSError as exc:
             for series in self._series.values():
-                series.close()  # reading a file ends at a torn record: continue in another file
+                series.close()  # reading stops at a torn record: continue in a new file
             self._warn_once(f"the history of measurements is not written: {exc}")
 
     def _warn_once(self, trouble: str) -> None:
-        """Log a problem once. It concerns history only, so that nothing else has to be done."""
+        """Log a problem once. Nothing depends on these files, so that no error is raised."""
         if trouble != self._trouble:
             log.warning("%s", trouble)
         self._trouble = trouble
@@ -166,7 +166,7 @@ class MeasurementFiles:
 
 
 def _records(path: str) -> Any:
-    """(what, at, content) of each whole record."""
+    """(kind, time, content) of each complete record."""
     with open(path, "rb") as file:
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             size, check, what, at = _HEAD.unpack(head)
@@ -177,7 +177,7 @@ def _records(path: str) -> Any:
 
 
 def _row(at: float, content: bytes, columns: int) -> Row | None:
-    """None: written by a release with other series."""
+    """The row in a record; None if it was written by a release with other series."""
     lengths = struct.Struct(f"<{columns}I")
     if len(content) < lengths.size:
         return None

@@ -1,6 +1,6 @@
-"""The meaning of GPU faults, and which of them are fatal. Pure.
+"""GPU faults: their meaning, and which of them are fatal. Pure.
 
-The numbers are those of NVIDIA's Xid catalogue (docs.nvidia.com/deploy/xid-errors); of an SXid the driver itself writes
+The numbers are those of NVIDIA's Xid catalogue (docs.nvidia.com/deploy/xid-errors). For an SXid, the driver itself logs
 "Fatal" or "Non-fatal" (Fabric Manager's user guide). A number that is not in the table is never fatal.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 from procguard.i18n.reasons import Reason, because
 from remote_agent.protocol.messages import GpuFault
 
-ON_HOST = "host"  # of no GPU that is known
+ON_HOST = "host"  # a fault that belongs to no known GPU
 
 # The GPU needs a reset, a reboot or a replacement before anything can run on it.
 FATAL_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120, 140})
-# Of the job, most often: an access out of bounds, a kernel that hangs, an end by the driver because of another error.
+# Usually caused by the job: an out-of-bounds access, a hanging kernel, or termination by the driver after another
+# error.
 OF_JOBS = frozenset({13, 31, 32, 43, 45, 68, 69})
-# Descriptions of the known faults; all others are "not in the table".
+# Xids with a text of their own; all others are "not in the table".
 KNOWN_XIDS = FATAL_XIDS | OF_JOBS | {63, 92, 94, 109, 154}
 FATAL_KINDS = frozenset({"row_remap_failed"})
 
@@ -44,10 +45,10 @@ def meaning(fault: GpuFault) -> Reason:
 
 
 def words(fault: GpuFault) -> Reason:
-    """What is wrong, with the GPU."""
+    """The text of a fault, including its GPU if there is one."""
     return meaning(fault) if fault.gpu is None else because("gpu.fault", index=fault.gpu, fault=meaning(fault))
 
 
 def gpu_key(uuid: str, index: int | None) -> str:
-    """The key by which a GPU is cordoned. It is not the index, because indexes shift when a GPU falls off the bus."""
+    """The key of a cordoned GPU. Prefers the UUID, because indexes change when a GPU falls off the bus."""
     return uuid or (ON_HOST if index is None else f"#{index}")

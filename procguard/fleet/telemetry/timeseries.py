@@ -1,12 +1,11 @@
-"""Time series of measurements of workers, hosts and GPUs, over 15 minutes, an hour and a day. Bounded in size.
+"""Measurements of workers, hosts and GPUs over 15 minutes, an hour and a day. The memory of each is bounded.
 
     15m: every 10 s, 90 points    1h: every 30 s, 120 points    24h: every 5 min, 288 points
 
-All series are sampled at the same times. A time is a row with one value per slot, and each worker has a slot, so that
-ten thousand workers need no objects, only columns with two bytes per value (bfloat16, whose three digits suffice for a
-chart), or four bytes for numbers from logs (float32: a loss that is nearly flat, a step in the millions). The coarser
-series contain means, but for memory and temperature maxima, because the peak matters before an out-of-memory kill or a
-GPU that slows down.
+All series are sampled at the same times, so that each time is one row with one value per slot. A worker occupies a
+slot, not an object: a column has two bytes per value (bfloat16, whose three digits suffice for a chart), or four bytes
+for numbers from logs (float32, for a nearly constant loss or a step in the millions). Coarser spans hold means, but
+maxima of memory and temperature, because the peak precedes an out-of-memory kill or thermal throttling.
 
 Reads the fleet's records; knows no files (files.py) and no clock.
 """
@@ -25,11 +24,11 @@ from typing import NamedTuple
 from procguard.fleet.state import FleetState
 
 SAMPLE_S = 10
-REST_EVERY = 100  # items read in one go; less than a millisecond
+REST_EVERY = 100  # number of items read between yields; less than a millisecond
 NAN = math.nan
-MAX_METRICS = 50_000  # numbers from logs in the whole fleet that have a history: 100 MB; further ones have none
+MAX_METRICS = 50_000  # limit of numbers from logs with a history in the whole fleet: 100 MB
 LARGEST_FLOAT32 = 3.4e38
-_ROUND_UP = 1 + 2**-9  # cutting a float's lower half rounds down; so it rounds to the nearest
+_ROUND_UP = 1 + 2**-9  # truncating a float's lower half rounds down; with this factor it rounds to the nearest
 
 
 class Span(NamedTuple):
@@ -59,14 +58,14 @@ Values = tuple[float | None, ...]
 
 
 class Row(NamedTuple):
-    """The values at one time. A column is None if there was no value at all."""
+    """The values at one time. A column is None if no slot had a value."""
 
     at: float  # Unix seconds
     columns: list[bytearray | None]
 
 
 class Packing(NamedTuple):
-    """How a column keeps its values."""
+    """The encoding of a column's values."""
 
     width: int
     no_value: bytes
@@ -76,7 +75,7 @@ class Packing(NamedTuple):
 
 
 def packed(values: Iterable[float]) -> bytearray:
-    """bfloat16: the upper half of a float32."""
+    """Values as bfloat16, the upper half of a float32."""
     raw = array("f", [value * _ROUND_UP for value in values])
     if sys.byteorder == "big":
         raw.byteswap()
@@ -87,8 +86,8 @@ def packed(values: Iterable[float]) -> bytearray:
 
 
 def packed_whole(values: Iterable[float]) -> bytearray:
-    """float32."""
-    raw = array("f", [max(min(value, LARGEST_FLOAT32), -LARGEST_FLOAT32) for value in values])  # NaN stays it
+    """Values as float32."""
+    raw = array("f", [max(min(value, LARGEST_FLOAT32), -LARGEST_FLOAT32) for value in values])  # NaN is preserved
     if sys.byteorder == "big":
         raw.byteswap()
     return bytearray(raw.tobytes())
@@ -104,7 +103,7 @@ def packing_of(kind: str) -> Packing:
 
 
 def unpacked(column: bytearray | None, slot: int, packing: Packing = HALF) -> float | None:
-    """The value of one slot, to as many digits as it has."""
+    """The value of one slot, rounded to the precision of its encoding."""
     begin, end = packing.width * slot, packing.width * (slot + 1)
     if column is None or end > len(column):
         return None
@@ -113,7 +112,7 @@ def unpacked(column: bytearray | None, slot: int, packing: Packing = HALF) -> fl
 
 
 class _Gathering:
-    """The samples of a coarser span until its step is over."""
+    """Collects the samples of a coarser span until its step ends."""
 
     def __init__(self, span: Span, peaks: list[bool], pack: Callable[[Iterable[float]], bytearray]) -> None:
         self.span = span
@@ -124,7 +123,7 @@ class _Gathering:
         self._counts: list[list[int]] = [[] for _ in peaks]
 
     def take(self, at: float, columns: list[list[float] | None], size: int, rest: Callable[[], None]) -> Row | None:
-        """The row of the step before, where `at` begins another."""
+        """Add a sample. Returns the row of the previous step if `at` begins a new one."""
         bucket = int(at // self.span.step_s)
         done = self._row(rest) if self.bucket is not None and bucket != self.bucket else None
         self.bucket = bucket
@@ -165,7 +164,7 @@ class _Gathering:
 
 
 class Table:
-    """The series of one kind. `slots`: id -> slot; a slot that becomes free is wiped before another has it."""
+    """The series of one kind. `slots`: id -> slot; a freed slot is wiped before it is reused."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -179,7 +178,7 @@ class Table:
         self._gathering = [_Gathering(span, peaks, self._packing.pack) for span in SPANS[1:]]
 
     def add(self, at: float, readings: dict[str, Values], rest: Callable[[], None]) -> list[tuple[Span, Row]]:
-        """Take one sample of everything; what is not among `readings` is gone. Returns the rows that are complete."""
+        """Add one sample. Items that are missing from `readings` lose their slots. Returns the completed rows."""
         for item_id in [one for one in self.slots if one not in readings]:
             self._drop(item_id)
         for item_id in readings:
@@ -224,7 +223,7 @@ class Table:
         self._free.append(slot)
 
     def adopt(self, slots: dict[str, int], rows: dict[str, list[Row]]) -> None:
-        """Load the series of an earlier run. Must be called before the first sample."""
+        """Load the rows of an earlier run. Called before the first sample."""
         self.slots = dict(slots)
         self.size = max(slots.values(), default=-1) + 1
         taken = set(slots.values())
@@ -233,7 +232,7 @@ class Table:
             self.rows[name].extend(found)
 
     def read(self, item_id: str, span: Span, since: float) -> tuple[list[float], dict[str, list[float | None]]] | None:
-        """The moments after `since` and the values of each series that has any; None: nothing is known of it."""
+        """(times after `since`, values of each series that has any); None if the item is unknown."""
         slot = self.slots.get(item_id)
         if slot is None:
             return None
@@ -247,7 +246,7 @@ class Table:
 
     @property
     def memory_bytes(self) -> int:
-        """What its rows take."""
+        """The memory used by its rows."""
         return sum(len(one) for rows in self.rows.values() for row in rows for one in row.columns if one is not None)
 
 
@@ -260,13 +259,14 @@ def wipe(rows: Iterable[Row], slot: int, packing: Packing) -> None:
 
 
 class Measurements:
-    """Workers by id, hosts by their agent's id, GPUs as "agent/index", numbers from logs as "worker/name"."""
+    """The tables of all kinds. Keys: worker id, agent id of a host, "agent/index" of a GPU, "worker/name" of a number
+    from a log."""
 
     def __init__(self) -> None:
         self.tables = {kind: Table(kind) for kind in SERIES}
 
     def sample(self, state: FleetState, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
-        """Sample the latest reports of all workers and hosts. Returns the rows that are complete, to be stored."""
+        """Sample the last report of every host and worker. Returns the completed rows, to be stored."""
         at = float(wall // SAMPLE_S * SAMPLE_S)
         workers = self._read_workers(state, rest)
         hosts: dict[str, Values] = {}
@@ -280,7 +280,7 @@ class Measurements:
             hosts[agent_id] = tuple(getattr(usage, name, None) for name in SERIES["hosts"])
             for gpu in usage.gpus if usage is not None else ():
                 gpus[f"{agent_id}/{gpu.index}"] = tuple(getattr(gpu, name) for name in SERIES["gpus"])
-        for known in self.tables["gpus"].slots:  # of a host that is silent now: not measured, and not gone
+        for known in self.tables["gpus"].slots:  # GPUs of a silent host keep their slots without values
             if known not in gpus and known.rpartition("/")[0] in state.agent_status:
                 gpus[known] = (None,) * len(SERIES["gpus"])
         metrics = self._read_metrics(state, rest)
@@ -312,8 +312,8 @@ class Measurements:
 
     @staticmethod
     def _read_metrics(state: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
-        """The values of all declared metrics, which keep their slots while nothing is printed. They have no value while
-        the worker does not run or its host is silent."""
+        """Read the declared numbers from logs. All of them keep their slots, but have a value only if it was printed,
+        while the worker runs and its host is connected."""
         found: dict[str, Values] = {}
         for number, worker in enumerate(list(state.workers_by_id.values()), 1):
             if number % REST_EVERY == 0:
@@ -329,7 +329,7 @@ class Measurements:
         return found
 
     def gpus_of(self, agent_id: str) -> list[int]:
-        """The indexes of a host's GPUs of which anything is known."""
+        """The indexes of a host's GPUs with measurements."""
         before = agent_id + "/"
         found = [one[len(before) :] for one in self.tables["gpus"].slots if one.startswith(before)]
         return sorted(int(one) for one in found if one.isdigit())
