@@ -12,7 +12,7 @@ from remote_agent.system import paths
 
 def main(argv: Optional[list[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if words[:2] == ["run", "--dir"] and len(words) == 3:  # parsed by hand, to save the memory of argparse
+    if words[:2] == ["run", "--dir"] and len(words) == 3:  # the usual start, without the memory for argparse
         return run_agent(os.path.abspath(words[2]))
     return _command_line(words)
 
@@ -71,8 +71,8 @@ def _command_line(words: list[str]) -> int:
 
 
 def run_agent(agent_dir: str) -> int:
-    """Run the agent of `agent_dir` until SIGTERM or SIGINT; runners and children keep running. Returns the exit code: 1
-    if it cannot be that agent."""
+    """Run until SIGTERM or SIGINT; runners and workers continue to run. Exit code 1 if it cannot be the agent of
+    `agent_dir`."""
     from remote_agent.agent import settings as settings_module
     from remote_agent.system import memory
 

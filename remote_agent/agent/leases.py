@@ -16,8 +16,8 @@ from remote_agent.system.processes import boot_id
 class LeaseHolder:
     def __init__(self) -> None:
         self._leases = WorkerLeases()
-        self._ended: Any = None  # (attempt, event_seq) of the last end of all that ran
-        self._ended_ns = 0  # when it was received, on CLOCK_BOOTTIME
+        self._ended: Any = None  # (attempt, event_seq) at which all processes had last ended
+        self._ended_ns = 0  # when that became known (CLOCK_BOOTTIME)
 
     def take(self, lease: Lease, asked_ns: int) -> int:
         """Apply a granted lease. Returns its end (CLOCK_BOOTTIME, ns) if that has changed, else 0.
@@ -29,9 +29,8 @@ class LeaseHolder:
         return until if asked_ns > self._ended_ns and self._leases.grant(lease.epoch, until) else 0
 
     def heed(self, status: dict[str, Any]) -> None:
-        """Apply the status in state.json or from the runner. A newly started agent so learns of a lease that a
-        runner of
-        this boot holds; once all processes have ended, no lease is held."""
+        """Apply the status from state.json or the runner, by which a newly started agent learns of a lease that a
+        runner of this boot holds. Once all processes have ended, no lease is held."""
         state = status.get("state") or STOPPED
         if state not in SETTLED or status.get("in_hand"):
             if status.get("lease_epoch") and status.get("boot_id") == boot_id():
@@ -43,7 +42,7 @@ class LeaseHolder:
             self._leases.give_back()
 
     def now(self, assignment: Optional[Assignment]) -> Optional[tuple[int, int]]:
-        """(epoch, until_ns) by which it may run at this moment; None: by none."""
+        """(epoch, until_ns) of the lease under which it may run now; None if there is none."""
         if assignment is None or assignment.lease_s is None:
             return None
         until = self._leases.until(assignment.epoch)
@@ -54,8 +53,8 @@ class LeaseHolder:
         return assignment is None or assignment.lease_s is None or self.now(assignment) is not None
 
     def left_s(self, assignment: Optional[Assignment], status: dict[str, Any], nothing_runs: bool) -> Optional[float]:
-        """Seconds left, for the report. None: not fenced, or not yet in effect, because a process that was started
-        unfenced lives and no lease has reached its runner yet."""
+        """Remaining seconds, for the report. None: not fenced, or not in effect yet, because a process that was started
+        unfenced is running and no lease has reached its runner."""
         if assignment is None or assignment.lease_s is None or not (nothing_runs or status.get("fenced")):
             return None
         held = self.now(assignment)

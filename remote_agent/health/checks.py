@@ -18,12 +18,12 @@ from remote_agent.protocol.worker_spec import HealthCheck
 from remote_agent.runner.control import RunnerLink
 from remote_agent.telemetry.sampler import Measuring, log_mark
 
-EVIDENCE_TIMEOUT_S = 30.0  # longer than evidence.py takes; a hanging host must not delay the end of the job
+EVIDENCE_TIMEOUT_S = 30.0  # evidence.py ends earlier by itself; a hung host must not delay the restart of a hung job
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
 
-if TYPE_CHECKING:  # types only, to save the memory of the agent
+if TYPE_CHECKING:  # not loaded by the agent
     from remote_agent.telemetry.sampler import MeasuredWorker
 
     class CheckedWorker(MeasuredWorker, Protocol):
@@ -44,12 +44,11 @@ class _EvidenceGathering:
     attempt: int
     detail: Reason
     until: float  # monotonic
-    over_time: bool = False  # its time limit is over; else a check has failed
+    over_time: bool = False  # the attempt exceeded its time limit; otherwise a check has failed
 
 
 class Checks:
-    """Runs the health checks of workers. `say(event, **facts)` logs. `changed()` is called when a result should be
-    reported to the manager."""
+    """`say(event, **facts)` logs; `changed()` is called when a result should be reported to the manager."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class Checks:
         self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
         self._python, self._base_env = python, base_env
         self._gathering: dict[str, _EvidenceGathering] = {}
-        self._over_time: dict[str, int] = {}  # attempts for which evidence was requested at their time limit
+        self._over_time: dict[str, int] = {}  # worker -> the attempt whose evidence was requested at its time limit
 
     def tick(self, worker: CheckedWorker, now: float) -> None:
         checks = worker.assignment.spec.health if worker.assignment is not None else []
@@ -90,8 +89,7 @@ class Checks:
                 worker.health.result(due, True, because("health.too_many"), now)
 
     def elsewhere(self, worker: CheckedWorker) -> Elsewhere:
-        """The context for checks of the running attempt: the rights of its user, the environment of its
-        specification."""
+        """The process for the current attempt's checks: with its user's rights, in its specification's environment."""
         status, python = worker.status, self._python
         facts = {
             "worker_dir": worker.directory,
@@ -184,7 +182,7 @@ class Checks:
 
 
 def _collect(facts: dict[str, Any]) -> Any:
-    from remote_agent.health import evidence  # rarely needed: imported late, to save memory
+    from remote_agent.health import evidence  # rarely needed, therefore loaded on demand
 
     return evidence.collect(evidence.Scene(**facts))
 
@@ -193,7 +191,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
     """Run the check in a separate process. Never raises."""
     import shlex
 
-    from remote_agent.health import user_process  # rarely needed: imported late, to save memory
+    from remote_agent.health import user_process  # rarely needed, therefore loaded on demand
 
     try:
         wanted = encode(check)
@@ -205,7 +203,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
         return bool(healthy), reason_of(str(detail) if not isinstance(detail, Reason) else detail)
     except user_process.Failed as exc:
         return None, because("health.not_checked", error=str(exc))
-    except Exception as exc:  # whatever a check meets, it is a failed check
+    except Exception as exc:  # any exception counts as a failed check
         return False, because("health.error", check=check.type, error=str(exc))
 
 

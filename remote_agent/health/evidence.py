@@ -21,11 +21,11 @@ from remote_agent.system import paths, processes
 from remote_agent.system.bounded import Bounded, HangsError
 from remote_agent.telemetry import procfs
 
-WHOLE_S = 20.0  # in total; the caller's timeout is slightly longer
+WHOLE_S = 20.0  # time limit of the whole collection; the caller's own limit is a little longer
 PROCESS_S = 2.0
 PY_SPY_S = 5.0
 PY_SPY_BYTES = 64 * 1024
-SIGNAL_PAUSE_S = 1.0  # for faulthandler to write its stacks into the log
+SIGNAL_PAUSE_S = 1.0  # time for faulthandler to write its stacks to the log
 MAX_BYTES = 512 * 1024
 MAX_PROCESSES = 32
 MAX_THREADS = 64
@@ -37,7 +37,7 @@ KEEP_FILES = 10
 SUMMARY_CHARS = 240
 
 Evidence = namedtuple("Evidence", ["path", "summary"])
-# The process to examine. gpus: GpuUsage of the GPUs that it uses; path: the job's PATH, which may contain py-spy.
+# The subject of the collection. gpus: GpuUsage of the GPUs in use; path: the job's PATH, which may contain py-spy.
 Scene = namedtuple(
     "Scene",
     [
@@ -48,7 +48,7 @@ Scene = namedtuple(
 
 
 class _Pages:
-    """Text up to MAX_BYTES; more is dropped with a note."""
+    """Text of up to MAX_BYTES; the excess is dropped, with a note."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -124,7 +124,7 @@ def _examine(pid: int) -> str:
 
 def _threads(pid: int) -> list[str]:
     try:
-        with os.scandir(f"/proc/{pid}/task") as entries:  # a job may have a great many
+        with os.scandir(f"/proc/{pid}/task") as entries:  # a job may have very many threads
             return sorted((one.name for one in islice(entries, MAX_THREADS)), key=int)
     except OSError:
         return []
@@ -159,8 +159,8 @@ def _gpu_line(gpu: GpuUsage) -> str:
 
 
 def _python_stacks(pages: _Pages, tree: list[procfs.Proc], scene: Scene, deadline: float) -> None:
-    """py-spy, where the job's PATH has one: it needs no help of the process it looks at. With the rights of the
-    worker's user, for who writes to that PATH is not known."""
+    """Add stacks from py-spy, if the job's PATH has one; it requires no cooperation of the process. Runs with the
+    rights of the worker's user, because the writers of that PATH are unknown."""
     for process in tree[:MAX_PROCESSES]:
         if "python" not in process.name and "pt_main" not in process.name:
             continue
@@ -179,7 +179,7 @@ def _python_stacks(pages: _Pages, tree: list[procfs.Proc], scene: Scene, deadlin
         except (user_process.Failed, OSError) as exc:
             said = str(exc)
         if not said:
-            return  # there is none
+            return  # py-spy is not installed
         pages.add(f"py-spy of {process.pid}", said)
 
 
@@ -198,7 +198,7 @@ def _ask_for_stacks(scene: Scene) -> str:
 
 
 def _kernel_tail() -> str:
-    """The newest kernel messages (out of memory, a lost disk, a GPU's Xid), where this user may read them."""
+    """The newest kernel messages (out of memory, a lost disk, a GPU's Xid), if this user may read them."""
     records: deque[str] = deque(maxlen=KERNEL_LINES)
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -209,13 +209,13 @@ def _kernel_tail() -> str:
             try:
                 data = os.read(fd, 8192)
             except BrokenPipeError:
-                continue  # overwritten while we read: the next one
+                continue  # overwritten while being read: continue with the next one
             prefix, _, text = data.decode("utf-8", "replace").partition(";")
             stamp = prefix.split(",")[2] if prefix.count(",") >= 2 else "?"
             seconds = f"{int(stamp) / 1e6:.3f}" if stamp.isdigit() else stamp
             records.append(f"[{seconds}] {text.splitlines()[0] if text else ''}")
     except OSError:
-        pass  # EAGAIN: that was the last one
+        pass  # EAGAIN: no more messages
     finally:
         os.close(fd)
     return "\n".join(records)

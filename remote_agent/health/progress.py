@@ -1,7 +1,8 @@
-"""Watches the value that restart.progress of a worker names, and passes each higher one to its runner.
+"""Watches the metric or file that a worker's restart.progress names, and passes each higher value to its runner.
 
-A metric's value comes with its readings; the time of a file is read on a helper thread, with the rights of the worker's
-user. The runner decides what counts as progress (runner/restart.py). Main loop only, except for the reading.
+The value of a metric comes from the worker's log metrics; the time of a file is read on a helper thread, with the
+rights of the worker's user. The runner decides what counts as progress (runner/restart.py). Apart from that read, main
+loop only.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ FILE_EVERY_S = 5.0
 FILE_TIMEOUT_S = 3.0
 TAG = "progress"
 
-Stat = Callable[[str, float], Any]  # of a file as the worker's user: (path, timeout_s) -> (mtime_ns, …)
+Stat = Callable[[str, float], Any]  # stat of a file as the worker's user: (path, timeout_s) -> (mtime_ns, …)
 
 
 class ProgressWatch:
-    """`metrics_of(worker, attempt)`: its last numbers. `stat_of(worker)`: how its files are read where it runs as
-    another user."""
+    """`metrics_of(worker, attempt)`: its last metrics. `stat_of(worker)`: reads its files if it runs as another
+    user."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class ProgressWatch:
         stat_of: Callable[[CheckedWorker], Stat],
     ) -> None:
         self._submit, self._metrics_of, self._stat_of = submit, metrics_of, stat_of
-        self._sent: dict[str, tuple[object, float]] = {}  # worker -> the link and the highest value that went over it
+        self._sent: dict[str, tuple[object, float]] = {}  # worker -> (link, highest value sent over it)
         self._next_file: dict[str, float] = {}
         self._bounded = Bounded()
 
@@ -54,12 +55,11 @@ class ProgressWatch:
             self._submit((TAG, worker.worker_id), self._reading(worker, rule))
 
     def next_at(self, worker: CheckedWorker) -> Optional[float]:
-        """The time of the next check of the worker's progress file; None if there is none. Metrics are processed in
-        every iteration."""
+        """The time of the next read of the worker's file. Metrics are passed on in every round of the loop."""
         return self._next_file.get(worker.worker_id) if worker.link is not None else None
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker]) -> bool:
-        """Process a helper's result. Returns False if the result is not for this module."""
+        """Process a helper's result. False if it does not belong to this module."""
         if not isinstance(tag, tuple) or tag[0] != TAG:
             return False
         worker = workers.get(tag[1])
@@ -87,7 +87,7 @@ class ProgressWatch:
                 else:
                     changed_ns = self._bounded.call(key, lambda: os.stat(path).st_mtime_ns, FILE_TIMEOUT_S)
             except (OSError, HangsError, ValueError):
-                return None  # not there yet, or out of reach
+                return None  # does not exist yet, or is not accessible
             return float(changed_ns) / 1e9
 
         return read

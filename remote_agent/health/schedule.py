@@ -24,8 +24,8 @@ DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5
 HEARTBEAT_AGE_S = 60.0
 MAX_GPUS = 64
-MAX_PENDING_EVENTS = 5  # checks that passed, in one detail
-Result = tuple[Optional[bool], Reason]  # (healthy, what a person should know); None: it could not be found out
+MAX_PENDING_EVENTS = 5  # number of passed checks combined into one detail
+Result = tuple[Optional[bool], Reason]  # (healthy, detail for people); None: undetermined
 
 
 @record
@@ -53,8 +53,8 @@ class HealthWatch:
 
 @record
 class LogWatch:
-    """What a log_silence check needs of the worker: `mark()` changes with every output; `limit_s()` is what its own
-    rhythm says (None: not known yet)."""
+    """The worker's data for a log_silence check: `mark()` changes with every output; `limit_s()` is the limit derived
+    from the worker's usual pauses (None: unknown yet)."""
 
     mark: Callable[[], Any]
     limit_s: Callable[[], Optional[float]]
@@ -62,16 +62,16 @@ class LogWatch:
 
 @record
 class Elsewhere:
-    """Has things done for the worker by a process of its own, with the rights of the worker's user (user_process.py).
+    """Runs checks of the worker in a separate process with the rights of the worker's user (user_process.py).
 
-    `cwd`, `home`: what paths of its checks are relative to. `other_user`: we are not that user; then every check that
-    touches something of the host's is made there, else only a command."""
+    `cwd`, `home`: the folders that the paths of its checks are relative to. `other_user`: the agent is not that user;
+    then every check that accesses the host runs there, otherwise only commands do."""
 
     cwd: str
     home: str
     other_user: bool
     check: Callable[[HealthCheck], Result]
-    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also on a timeout
+    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also without an answer
 
 
 @record
@@ -106,7 +106,8 @@ class HealthMonitor:
         elsewhere: Optional[Elsewhere] = None,
         log: Optional[LogWatch] = None,
     ) -> None:
-        """`now` monotonic. Called with every status: does nothing while attempt and checks stay the same."""
+        """An attempt runs; `now`: monotonic. Called with every status; no effect while attempt and checks are the
+        same."""
         if attempt == self._attempt and checks == self._checks:
             return
         self._attempt, self._checks = attempt, checks
@@ -130,11 +131,12 @@ class HealthMonitor:
         return min(times) if times else None
 
     def result(self, due: Due, healthy: Optional[bool], detail: Reason, now: float) -> bool:
-        """Returns whether the worker has just become failing under a check whose action is restart.
+        """Record a result. Returns whether the worker has just begun to fail a check whose action is restart.
 
-        `healthy` None changes nothing: a host that is too busy for the check is not evidence against the job."""
+        `healthy` None changes nothing, because a host that is too busy to run a check is no evidence against the
+        job."""
         if due.attempt != self._attempt or due.index >= len(self._tracks):
-            return False  # of an attempt that is over
+            return False  # the attempt has ended
         track = self._tracks[due.index]
         track.busy = False
         track.next_at = now + max(MIN_INTERVAL_S, track.check.interval_s)
@@ -202,7 +204,8 @@ def _log_silence(check: HealthCheck, watch: HealthWatch, log: Optional[LogWatch]
 
 
 def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsewhere]) -> Result:
-    """Check a heartbeat file. Its time is only compared with its earlier time, so that clocks may be wrong."""
+    """Check a heartbeat file. Its time is only compared with its own earlier time, so that wrong clocks do not
+    matter."""
     timeout_s = timeout_of(check)
     cwd, home = (elsewhere.cwd, elsewhere.home) if elsewhere is not None else ("", "")
     path = absolute(check.path, cwd, home)
@@ -229,7 +232,7 @@ def run_check(check: HealthCheck) -> Result:
     """Run an http or tcp check now, with the agent's user. Ends within about `timeout_s`; never raises."""
     try:
         return probe(check, timeout_of(check))
-    except Exception as exc:  # whatever a check meets, it is a failed check
+    except Exception as exc:  # any exception counts as a failed check
         return False, Reason(f"{type(exc).__name__}: {exc}")
 
 

@@ -1,13 +1,13 @@
-"""One task for a worker with the rights of that worker's user, in a process of its own that ends with it.
+"""Performs one task for a worker with the rights of the worker's user, in a separate process.
 
-The agent runs this file as a script (`run`): it starts with the agent's rights, reads what the agent wrote for the
-worker, becomes the worker's user, and only then touches anything that a job can change. What is started here ends with
-it, whatever it did to its process group and session: this process is its subreaper.
+The agent runs this file as a script (`run`). It starts with the agent's rights, reads the agent's files about the
+worker, becomes the worker's user, and only then accesses anything that a job can change. Processes started here end
+with it, even if they changed their process group or session, because this process is their subreaper.
 
 In: {"worker_dir": "…", "attempt": 3, "pid": 1234, "pid_start": 5678, "timeout_s": 3.0} and one of
     {"check": {"type": "exec", "command": "…", "argv": […]}}, or another check's fields   -> [healthy, reason]
     {"stat": "/path"}                                -> [mtime_ns, size, inode], or its error as text
-    {"output": ["py-spy", …], "folders": "PATH", "max_bytes": n}                          -> what it prints
+    {"output": ["py-spy", …], "folders": "PATH", "max_bytes": n}                          -> its output
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     import subprocess
     from typing import Any, Optional
 
-if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
+if __name__ == "__main__":  # -I omits the script's directory from the path; this adds the release's
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import because
 
 SCRIPT = os.path.abspath(__file__)
-STARTS_WITHIN_S = 10.0  # on a busy machine
+STARTS_WITHIN_S = 10.0  # sufficient on a busy machine
 ENDS_WITHIN_S = 1.0
 
 
 class Failed(Exception):
-    """No answer; the text says why."""
+    """There is no answer; the text gives the reason."""
 
 
 def start(python: str, script: str) -> "subprocess.Popen[bytes]":
-    """`script` in a process and session of its own, with nothing of the agent's environment; pipes, unbuffered."""
+    """Start `script` in a process and session of its own, without the agent's environment; pipes are unbuffered."""
     import subprocess
 
     return subprocess.Popen(
@@ -55,7 +55,7 @@ def start(python: str, script: str) -> "subprocess.Popen[bytes]":
 
 
 def run(python: str, request: "dict[str, Any]") -> "Any":
-    """Have it done; ends within timeout_s and a few seconds. Raises Failed."""
+    """Perform the request; returns within timeout_s and a few seconds. Raises Failed."""
     import subprocess
 
     process = start(python, SCRIPT)
@@ -75,13 +75,13 @@ def run(python: str, request: "dict[str, Any]") -> "Any":
             _kill_group(process.pid)
             try:
                 process.communicate(timeout=ENDS_WITHIN_S)
-            except (subprocess.TimeoutExpired, ValueError):  # stuck in the kernel: collected when it ever ends
+            except (subprocess.TimeoutExpired, ValueError):  # blocked in the kernel: reaped once it ends
                 pass
 
 
 def _kill_group(pid: int) -> None:
     try:
-        os.killpg(pid, signal.SIGKILL)  # not yet waited for: the pid is still this process's
+        os.killpg(pid, signal.SIGKILL)  # not reaped yet, so that the pid cannot be reused
     except (ProcessLookupError, PermissionError):
         pass
 
@@ -101,7 +101,7 @@ def main() -> int:
         answer = task(request, worker)
     finally:
         end_descendants()
-    if isinstance(answer, tuple):  # of a check
+    if isinstance(answer, tuple):  # the result of a check
         answer = [answer[0], reasons.fields("reason", answer[1])]
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
@@ -109,8 +109,7 @@ def main() -> int:
 
 
 def _load(request: "dict[str, Any]") -> "Any":
-    """The function for this request. Imports everything that it needs first, because the user may not be able to read
-    the release or the interpreter."""
+    """The task, with all its imports loaded, because the user may be unable to read the release or the interpreter."""
     from remote_agent.runner import environment  # noqa: F401
     from remote_agent.runner import launch as child  # noqa: F401
     from remote_agent.system import identity, paths, processes  # noqa: F401
@@ -139,12 +138,12 @@ def _probe(request: "dict[str, Any]", _worker: "_Worker") -> "Any":
 
     try:
         return probes.probe(SimpleNamespace(**request["check"]), request["timeout_s"])
-    except Exception as exc:  # whatever a check meets, it is a failed check
+    except Exception as exc:  # any exception counts as a failed check
         return False, reasons.Reason(f"{type(exc).__name__}: {exc}")
 
 
 class _Worker:
-    """The files that the agent wrote for a worker, read before privileges are dropped."""
+    """The agent's files about the worker, read before any right is given up."""
 
     def __init__(self, request: "dict[str, Any]") -> None:
         from remote_agent.system import paths
@@ -190,9 +189,9 @@ class _Worker:
         return os.WEXITSTATUS(status) == 0, because("health.command", command=command, code=os.WEXITSTATUS(status))
 
     def _environment(self) -> "dict[str, str]":
-        """The environment of a check, as for a hook: that of the specification without its setup lines, which are not
-        run again for a running job. Variables that they set are taken from the job's initial environment, if its user
-        may read it."""
+        """The environment of a check, which is that of a hook: the specification's, without its setup lines. These are
+        not run again during a running job; the variables that they set are taken from the job's own initial
+        environment, if its user may read it."""
         from remote_agent.runner import environment
 
         own = {str(name): str(value) for name, value in (self._spec["spec"].get("env") or {}).items()}
@@ -211,7 +210,7 @@ class _Worker:
 
 def environment_of(pid: "Any", start: "Any") -> "dict[str, str]":
     """The initial environment of a process; {} if this user may not read it. Without ProcGuard's cookie, because a
-    check is not part of the process tree that is terminated."""
+    check does not belong to the process tree that is terminated."""
     from remote_agent.system import processes
 
     try:
@@ -237,7 +236,7 @@ def _stat(path: str) -> "Any":
 
 
 def output(argv: "list[str]", folders: str, timeout_s: float, max_bytes: int) -> str:
-    """The output of a program from the first of these folders that has it; "" if none has."""
+    """The output of a program in one of these folders; "" if none has it."""
     import select
     import subprocess
 
@@ -271,7 +270,7 @@ def _candidates(name: str, folders: str) -> "list[str]":
 
 
 def end_descendants() -> None:
-    """SIGKILL to everything below this process, until nothing is left or it does not die."""
+    """Send SIGKILL to every descendant until none is left or the rest cannot be killed."""
     from remote_agent.system import processes
 
     deadline = time.monotonic() + ENDS_WITHIN_S
@@ -281,7 +280,7 @@ def end_descendants() -> None:
 
 
 def _reap() -> bool:
-    """Whether children are left: as subreaper, whoever has lost its parent becomes one."""
+    """Reap children. Returns whether any are left, including orphans, which this subreaper adopts."""
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:

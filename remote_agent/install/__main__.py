@@ -1,13 +1,14 @@
 """The only code that installs, upgrades, rolls back, starts and removes an agent on a host. Idempotent.
 
-    remote_agent.install install --home H --fleet F --host X --bundle B   (the request, with the secret, as JSON on
-    stdin) remote_agent.install ensure|start|restart|stop|status|rollback|uninstall --dir AGENT_DIR
+    remote_agent.install install --home H --fleet F --host X --bundle B      the request, with the secret, is JSON on
+                                                                             stdin
+    remote_agent.install ensure|start|restart|stop|status|rollback|uninstall --dir AGENT_DIR
     remote_agent.install code --home H --fleet F --host X --dest D --digest SHA256 [--archive A]
-    (install/project_sync/session.py)
+                                                                             see install/project_sync/session.py
 
-`session` is the same over one SSH channel, as JSON lines (see `Session`): the deployer sends this file's source, so the
-installer of the deploying side is always the one that runs. Each command prints one JSON report on stdout; exit code
-0 = well, 1 = it failed (the report says why). What the operations do is in `installer.py`.
+`session` performs the same operations over one SSH channel, as JSON lines (see `InstallerSession`). The deployer sends
+this file's source, so that the installer always has the release of the deploying side. Each command prints one JSON
+report on stdout; exit code 0 = success, 1 = failure, with the reason in the report. `installer.py` has the operations.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ Json = Dict[str, Any]
 
 
 class InstallerSession:
-    """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
+    """The installer over one SSH channel. Requests and answers are JSON lines; each answer follows LINE_MARK.
 
     -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}; with
        "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}; with "podman": true also its version ("":
-       it is not there) and {"podman_user": "ml" ("" = root), "podman_lacks": ["subuid"], "podman_gpus": ["0"]}
-    -> {"op": "install", "release": "…", …}            <- {"report": {…}}, or before it, each where it is the case:
+       not installed) and {"podman_user": "ml" ("" = root), "podman_lacks": ["subuid"], "podman_gpus": ["0"]}
+    -> {"op": "install", "release": "…", …}            <- {"report": {…}}, preceded by these if required:
                                                        <- {"need": "bundle"}
-    -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
-       deploying side's ("magic" in the answer to hello)
-                                                       <- {"need": "secret", "secret_sha256": "…"}: of the present one
-    -> {"secret": "…"}, "" if the present one is good
-    -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (maintenance.py)
+    -> {"bytes": 81234, "code": 40000}, then the bundle, then its byte code if this Python can load that of the
+       deploying side ("magic" in the answer to hello)
+                                                       <- {"need": "secret", "secret_sha256": "…"}: of the current one
+    -> {"secret": "…"}, "" if the current one is valid
+    -> {"op": "upgrade", "release": "…"}: the same for the installed agent; nothing else changes (maintenance.py)
     -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
     -> {"op": "others"}: other fleets on this host                    <- {"report": {"others": [{"fleet_id", …}]}}
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
@@ -60,8 +61,8 @@ class InstallerSession:
     files.py
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames
     (tunnel/mux.py)
-    -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
-       its addresses leads to the manager, it gets those that do, see readdress.py
+    -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; if it runs and none of
+       its addresses reaches the manager, it gets addresses that do, see readdress.py
                                                        <- {"report": {…, "addresses": {"new": […], "before": […]}}}
     -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
     <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
@@ -91,7 +92,7 @@ class InstallerSession:
             return files.send(request, self._say, sys.stdout.buffer)
         installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
         if request["op"] == "hello":
-            installer.refuse_what_another_runs(request)  # only --check names workers here
+            installer.refuse_what_another_runs(request)  # the request names workers only with --check
             runs = {"workers": installer.workers()} if request.get("workers") else {}
             return {"hello": {**installer.status(), **runs, **(_podman() if request.get("podman") else {})}}
         if request["op"] == "install":
@@ -116,7 +117,7 @@ class InstallerSession:
         return {"report": report}
 
     def _open_relay(self, request: Json, installer: Installer) -> Json:
-        from remote_agent.tunnel.relay import Relay, RelayError  # the manager's tunnels alone need it
+        from remote_agent.tunnel.relay import Relay, RelayError  # only the manager's tunnels need it
 
         port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
         try:

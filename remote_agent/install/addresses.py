@@ -1,4 +1,4 @@
-"""Selects the manager's address for this host: which candidates a deployment offers, and which one the agent gets.
+"""Selects the manager's address for this host, from the candidates of a deployment.
 
 An address is accepted if it proved possession of the fleet's key from this host (reachability.py, imported on demand).
 Writes nothing.

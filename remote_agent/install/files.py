@@ -28,7 +28,7 @@ Json = Dict[str, Any]
 
 
 def send(request: Json, say: "Callable[[Json], None]", out: "IO[bytes]") -> Json:
-    """Answer one request; {}: nothing is left to say. Raises InstallError only before anything was said."""
+    """Answer one request. Returns {} once everything was sent. Raises InstallError only before anything was sent."""
     path = _absolute(str(request["path"]))
     with owners.acting_as(_actor(path)):
         found, left_out = find(path, int(request["max_files"]), int(request["max_bytes"]))
@@ -48,7 +48,7 @@ def send(request: Json, say: "Callable[[Json], None]", out: "IO[bytes]") -> Json
 
 
 def _copy(file: "IO[bytes]", left: int, out: "IO[bytes]") -> bool:
-    """Copy the bytes that the file had when it was found; what a log has gained since is left out."""
+    """Send the content up to the size at which the file was found, because a log may grow meanwhile."""
     try:
         while left:
             data = file.read(min(left, PIECE_BYTES))
@@ -63,7 +63,7 @@ def _copy(file: "IO[bytes]", left: int, out: "IO[bytes]") -> bool:
 
 
 def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str, int]], int]":
-    """([(absolute path, size)], how many links and the like were left out). Relative to the user's home."""
+    """([(absolute path, size)], number of links and the like that were skipped). Relative to the user's home."""
     path = _absolute(pattern)
     matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     if not matches:
@@ -90,7 +90,7 @@ def _absolute(pattern: str) -> str:
 
 
 def _actor(pattern: str) -> "Optional[owners.Actor]":
-    """The owner of the path before the first wildcard."""
+    """The owner of the folder that the part before the first wildcard is in."""
     fixed = pattern if os.path.lexists(pattern) else _WILD_ON.split(pattern, maxsplit=1)[0].rpartition("/")[0]
     try:
         found = owners.walk(fixed or "/")
@@ -102,7 +102,7 @@ def _actor(pattern: str) -> "Optional[owners.Actor]":
 
 
 def _files(path: str) -> "Iterator[Tuple[str, int]]":
-    """(path, size), -1 for what is left out. A link that was named itself is followed."""
+    """(path, size); size -1 for skipped entries. A link that is named explicitly is followed."""
     try:
         here = os.stat(path)
         if not stat.S_ISDIR(here.st_mode):

@@ -1,8 +1,8 @@
 """Operations on one agent directory of this host: install, ensure, start, stop, roll back (uninstall: removal.py).
 
 Serialized per directory by flock; each operation is idempotent and returns a report. Nothing here signals a runner or
-a child. Knows no command line (`__main__.py`). This module and its imports load other modules where they are used: on
-a host that is up to date, the start of the session is most of the cost of a deployment.
+its process. Knows no command line (`__main__.py`). This module and its imports load other modules on demand, because on
+an up-to-date host the start of the session is most of the cost of a deployment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remote_agent.system.locks import lock_held
 
 LOCK_TIMEOUT_S = 90.0
 
-# Variables of the deploying session, which are not part of the user's environment on this host.
+# Variables of the deploying session, which do not belong to the user's environment on this host.
 SESSION_VARIABLES = (
     "PWD",
     "OLDPWD",
@@ -43,7 +43,7 @@ Json = Dict[str, Any]
 
 
 def recorded_environment(environ: "Dict[str, str]") -> "Dict[str, str]":
-    """The base environment of the agent's workers: this host's, without what belongs to the deploying session."""
+    """The base environment of the agent's workers: this host's, without the variables of the deploying session."""
     kept = {
         name: value
         for name, value in sorted(environ.items())
@@ -80,7 +80,7 @@ class Installer:
         directory = os.path.abspath(directory)
         return cls(os.path.dirname(os.path.dirname(directory)), config["fleet_id"], config["host"])
 
-    # -------------------------------------------------------------------------------------------- looking
+    # -------------------------------------------------------------------------------------------- status
 
     def config(self) -> Json:
         try:
@@ -90,7 +90,7 @@ class Installer:
         return value if isinstance(value, dict) else {}
 
     def keeping(self) -> Json:
-        """The contents of install.json: {"service": as requested, "keep_alive": the method in use, "reason": why}."""
+        """install.json: {"service": the requested keep-alive, "keep_alive": the chosen one, "reason": why}."""
         try:
             value = paths.read_json(self._keeping_file())
         except ValueError:
@@ -129,7 +129,7 @@ class Installer:
         }
 
     def workers(self) -> "List[Json]":
-        """Every worker that has records here, and whether its runner lives."""
+        """Every worker with records on this host, and whether its runner is alive."""
         runtime_dir = self.config().get("runtime_dir", "")
         return [
             {
@@ -154,10 +154,10 @@ class Installer:
     ) -> Json:
         """Bring this host to the state in `request`; see `procguard/deploy/install/deployer.py` for its fields.
 
-        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" if it is compiled here) are called only if
-        the release is not installed yet. `fetch_secret` is called only for a request with `new_secret`, with the digest
-        of the current secret and while no other deployment runs here, so that the host keeps the newest secret of the
-        manager; it returns "" if the current one is valid. A release whose agent does not start is rolled back.
+        `fetch_bundle`, then `fetch_code` (byte code for this Python, or b"" to compile here) are called only if the
+        release is not installed yet. `fetch_secret(digest of the current secret)` is called only for a request with
+        `new_secret`, under the lock, so that the manager's newest secret is the one stored here; it returns "" if the
+        current secret is valid. A release whose agent does not start is rolled back to the previous one.
         """
         if not request.get("another_fleet"):
             self.refuse_what_another_runs(request)
@@ -238,7 +238,7 @@ class Installer:
             raise InstallError(exc.code, f"{exc.message}; rolled back to release {earlier}", exc.next_step) from exc
 
     def _wanted_keeping(self, request: Json, keeper: KeepAlive) -> Json:
-        """Chosen once, and again only when the inventory changes."""
+        """The keep-alive, which is chosen once, and again only if the inventory changes."""
         service, known = request.get("service") or "auto", self.keeping()
         if known.get("service") == service and known.get("keep_alive"):
             return known
@@ -277,7 +277,8 @@ class Installer:
         return config
 
     def _runtime_dir(self, before: Json) -> str:
-        """Chosen once, because the locks of live runners are in it. Recreated after a reboot emptied /tmp."""
+        """The runtime directory, which is chosen once, because it contains the locks of live runners. Recreated if a
+        reboot emptied /tmp."""
         known = str(before.get("runtime_dir") or "")
         try:
             return paths.keep_runtime_dir(known, self.home, self.fleet_id, self.host)
@@ -285,7 +286,7 @@ class Installer:
             raise InstallError("no_runtime_dir", str(exc), "make /tmp usable for this user") from exc
 
     def lock_dir(self) -> str:
-        """The directory of this agent's locks, also before it is installed."""
+        """The directory of this agent's locks, even before it is installed."""
         return self._runtime_dir(self.config())
 
     def _report(self, changes: "List[str]") -> Json:
@@ -301,8 +302,8 @@ class Installer:
             return self._ensure(replace_frozen=False)
 
     def ensure(self, replace_frozen: bool = False) -> Json:
-        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also replace an agent that is frozen
-        (SIGSTOP)."""
+        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: replace a process stopped by a
+        signal."""
         if self.running() and not replace_frozen:
             return self._report([])  # called by cron every minute: no lock, no write
         with self.locked():
@@ -328,7 +329,7 @@ class Installer:
         return self._report(["started"])
 
     def stop(self) -> Json:
-        """End the agent and keep it ended (keep-alive respects the mark). Children keep running."""
+        """Stop the agent and mark it as stopped, which the keep-alive respects. Workers continue to run."""
         with self.locked():
             paths.write_atomic(
                 self._stop_mark(), b"stopped by hand; `remote_agent.install start` or a deploy starts it again\n"
@@ -336,7 +337,7 @@ class Installer:
             return self._report(["stopped"] if self.stop_agent(self.config()) else [])
 
     def restart(self) -> Json:
-        """Terminate the agent in any state and start it again. Children keep running."""
+        """Terminate the agent in any state and start it again. Workers continue to run."""
         with self.locked():
             self._clear_stop_mark()
             was = self.stop_agent(self.config())
@@ -442,7 +443,7 @@ class Installer:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
-                continue  # an uninstall removed the directory under us
+                continue  # an uninstall removed the directory meanwhile
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.exists(path) and os.stat(path).st_ino == os.fstat(fd).st_ino:
@@ -464,7 +465,7 @@ class Installer:
 
 
 def _skipped_pythons() -> "List[str]":
-    """["python3=3.6.8", "python3.9="]: what the session found before this interpreter, the version empty where it was
-    broken. PyPy is skipped once, and taken where nothing else was found."""
+    """The interpreters that the session tried before this one: ["python3=3.6.8", "python3.9="], with an empty version
+    for a broken one. PyPy is skipped at first, and used if nothing else was found."""
     skipped = os.environ.get("PROCGUARD_SKIPPED", "").split()
     return [one for one in skipped if sys.implementation.name == "cpython" or not one.endswith("=PyPy")]

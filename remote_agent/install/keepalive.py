@@ -69,7 +69,7 @@ class KeepAlive:
         return os.path.join(base, "systemd", "user", self.unit)
 
     def _unit_text(self) -> str:
-        # KillMode=process, Delegate, OOMPolicy: stopping or losing the agent must never touch a runner or its child.
+        # KillMode=process, Delegate, OOMPolicy: stopping or losing the agent must not affect a runner or its process.
         argv = [self.python, "-s", "-E", "-S", "-m", "remote_agent", "run", "--dir", self.agent_dir]
         return "\n".join(
             (
@@ -125,7 +125,7 @@ class KeepAlive:
         import shlex
 
         words = [self.python, "-I", "-S", installer, "ensure", "--dir", self.agent_dir]
-        # In a crontab % means a line break unless escaped, even within quotes.
+        # In a crontab an unescaped % is a line break, even within quotes.
         command = " ".join(shlex.quote(word) for word in words).replace("%", r"\%")
         end = f">/dev/null 2>&1 # procguard:{self.tag} {self.label}"
         return [f"@reboot {command} {end}", f"* * * * * {command} {end}"]
@@ -147,7 +147,7 @@ class KeepAlive:
 
 
 def _read_crontab() -> "Optional[list[str]]":
-    """The user's crontab lines; [] if there are none; None if there is no crontab program."""
+    """The user's lines; [] if there are none; None if there is no crontab program."""
     if not _program("crontab"):
         return None
     return (_call(["crontab", "-l"]) or "").splitlines()
@@ -159,7 +159,7 @@ def _program(name: str) -> bool:
 
 
 def _systemd_obstacle() -> str:
-    """Why a user unit would not keep the agent alive; "" when it would."""
+    """Why a user unit would not keep the agent alive; "" if it would."""
     if not os.path.isdir(SYSTEMD_RUNS) or not _program("systemctl"):
         return "not here"
     if _call(["systemctl", "--user", "show-environment"]) is None:

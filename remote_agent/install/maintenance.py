@@ -1,6 +1,6 @@
 """Maintenance of one agent on behalf of an operator: restart it, install the deploying side's release, read its log.
 
-Uses the installer's operations; runs on the host, sent with the session. Never touches a runner or a child.
+Uses the installer's operations; runs on the host, sent with the session. Never affects a runner or its process.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def upgrade(
     fetch_bundle: "Callable[[], bytes]",
     fetch_code: "Callable[[], bytes]",
 ) -> Json:
-    """Another release for the agent that is here, and nothing else: `request` names the release alone. What only an
-    inventory knows (service, addresses, environment) stays as the last deployment left it."""
+    """Install another release of the installed agent and change nothing else: `request` names only the release.
+    Settings from the inventory (service, addresses, environment) remain those of the last deployment."""
     config = installer.config()
     if not config:
         raise installer.not_installed()
@@ -64,9 +64,9 @@ def log(installer: Installer, max_bytes: int) -> Json:
             begin = max(0, size - min(MAX_LOG_BYTES, max(1, max_bytes)))
             file.seek(begin)
             text = file.read(MAX_LOG_BYTES)
-            if begin:  # not half a line
+            if begin:  # omit the partial first line
                 text = text.partition(b"\n")[2] or text
     except FileNotFoundError:
-        pass  # it has not said anything yet
+        pass  # there is no log yet
     shown = text.decode("utf-8", "replace")
     return {"ok": True, "running": status["running"], "pid": status["pid"], "path": path, "bytes": size, "text": shown}

@@ -1,4 +1,4 @@
-"""The agent's process: checks whether it runs, starts it detached, stops it. Never touches a runner or a child.
+"""The agent's process: checks whether it runs, starts it detached, stops it. Never affects a runner or its process.
 
 Owns the start command line and reads `agent.lock` and `agent.pid`; knows no HTTP and no release.
 """
@@ -22,12 +22,13 @@ POLL_S = 0.02  # each check takes 0.1 ms of processor time
 
 
 def arguments(python: str, agent_dir: str) -> "list[str]":
-    """-s -E -S: nothing of the user's Python set-up may change how the agent runs. -m finds it in the working dir."""
+    """The agent's command line. -s -E -S: the user's Python configuration must not affect the agent. -m finds the
+    module in the working directory."""
     return [python, "-s", "-E", "-S", "-m", "remote_agent", "run", "--dir", agent_dir]
 
 
 def is_running(runtime_dir: str) -> bool:
-    """Whether an agent holds its lock; a pid file alone proves nothing."""
+    """Whether an agent holds its lock; a pid file alone is no proof."""
     return lock_held(paths.agent_lock(runtime_dir))
 
 
@@ -51,7 +52,7 @@ def _is_agent(number: int, agent_dir: str) -> bool:
 
 
 def is_frozen(number: int) -> bool:
-    """Stopped by a signal or a tracer (state T or t)."""
+    """Whether the process is stopped by a signal or a tracer (state T or t)."""
     return _state(number) in ("T", "t")
 
 
@@ -67,7 +68,7 @@ def _state(number: int) -> str:
 def start(config: "dict[str, Any]", agent_dir: str) -> int:
     """Start the agent in a session of its own and return its pid once it holds its lock.
 
-    Raises InstallError with the end of agent.log when it does not come up.
+    Raises InstallError with the end of agent.log if it does not start.
     """
     import subprocess
 
@@ -81,7 +82,7 @@ def start(config: "dict[str, Any]", agent_dir: str) -> int:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            start_new_session=True,  # the SSH session's end sends SIGHUP to its own session only
+            start_new_session=True,  # at its end, the SSH session sends SIGHUP only to its own session
             close_fds=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -95,7 +96,7 @@ def start(config: "dict[str, Any]", agent_dir: str) -> int:
 
 
 def await_running(runtime_dir: str, agent_dir: str, timeout_s: float = START_TIMEOUT_S) -> bool:
-    """Wait for an agent that is started by another program (systemd). Returns whether it runs within `timeout_s`."""
+    """Wait for an agent that systemd starts. Returns whether it runs."""
     deadline = time.monotonic() + timeout_s
     while not (is_running(runtime_dir) and pid(runtime_dir, agent_dir)):
         if time.monotonic() > deadline:
@@ -105,7 +106,7 @@ def await_running(runtime_dir: str, agent_dir: str, timeout_s: float = START_TIM
 
 
 def stop(runtime_dir: str, agent_dir: str) -> bool:
-    """End the agent: SIGTERM, then SIGKILL. Returns whether one was running. Its runners and children keep running."""
+    """Stop the agent: SIGTERM, then SIGKILL. True if one was running. Its runners and workers continue to run."""
     if not is_running(runtime_dir):
         return False
     for signum, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
@@ -120,7 +121,8 @@ def stop(runtime_dir: str, agent_dir: str) -> bool:
 
 
 def _send(number: int, signum: int, agent_dir: str) -> None:
-    """Signal through a pidfd where the kernel has one: between the check and the signal the pid can't be reused."""
+    """Send a signal, by a pidfd if the kernel supports it, so that the pid cannot be reused between check and
+    signal."""
     try:
         if not hasattr(os, "pidfd_open"):
             os.kill(number, signum)
@@ -134,11 +136,11 @@ def _send(number: int, signum: int, agent_dir: str) -> None:
         finally:
             os.close(fd)
     except OSError:
-        pass  # gone by itself
+        pass  # has already ended
 
 
 def _wait_stopped(runtime_dir: str, number: Optional[int], timeout_s: float) -> bool:
-    """The lock is free and the process has ended: until then it may still write its log."""
+    """Wait until the lock is free and the process has ended; until then it may still write its log."""
     deadline = time.monotonic() + timeout_s
     while is_running(runtime_dir) or (number is not None and _state(number) not in ("", "Z", "X")):
         if time.monotonic() > deadline:

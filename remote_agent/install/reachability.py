@@ -19,23 +19,23 @@ from remote_agent.transport.tls import Trust, explain
 from remote_agent.tunnel import port_owner
 
 PROBE_TIMEOUT_S = 4.0
-GRACE_S = 0.25  # the others may still prove themselves this long after the first
+GRACE_S = 0.25  # time for the other addresses to prove their identity after the first one has
 MAX_REPLY_BYTES = 64 * 1024
 
 
 class Probe:
-    """One round of asking: `proven` are the addresses that lead to the manager, `failures` what the others said."""
+    """One round of probes. `proven`: the addresses of the manager; `failures`: the errors of the others."""
 
     def __init__(self, agent_id: str, fleet_id: str, proof_key: str, trust: Optional[Trust] = None) -> None:
         self._identity = (agent_id, fleet_id, proof_key)
         self._trust = trust or Trust()
-        self._answers: dict[str, str] = {}  # url -> "" when proven, else why not; each thread writes its own key
-        self._answered = threading.Event()  # there is another answer
+        self._answers: dict[str, str] = {}  # URL -> "" if proven, otherwise the error; each thread writes its own key
+        self._answered = threading.Event()  # set when another answer arrives
         self.failures: dict[str, str] = {}
         self.proven: list[str] = []
 
     def find(self, urls: "list[str]", timeout_s: float = PROBE_TIMEOUT_S) -> Optional[str]:
-        """The first of `urls` (in their order) that proves to be the fleet's manager, None when none does."""
+        """The first of `urls` (in their order) that proves to be the fleet's manager; None if there is none."""
         threads = [threading.Thread(target=self._ask, args=(url, timeout_s), daemon=True) for url in urls]
         for thread in threads:
             thread.start()
@@ -58,7 +58,8 @@ class Probe:
         self._answered.set()
 
     def _why_not(self, url: str, timeout_s: float) -> str:
-        """Why `url` does not lead to the fleet's manager; "" if it does. Raises OSError, ValueError or WireTrouble."""
+        """Why `url` is not accepted; "" if the fleet's manager answers there. Raises OSError, ValueError,
+        WireTrouble."""
         agent_id, fleet_id, _ = self._identity
         nonce = session.new_nonce()
         address = split_url(url)
@@ -100,7 +101,7 @@ class Probe:
 
 
 def cause(exc: Exception) -> str:
-    """A foreign error in a few words."""
+    """A short text for an exception of another library."""
     of_tls = explain(exc)
     if of_tls:
         return of_tls

@@ -2,8 +2,8 @@
 
 Runs on the host, sent with the session that recovery opens; the agent's part is transport/address_file.py. Only
 addresses change: the agent's identity, its secret and the manager's key stay the same, and a new address is accepted
-only if it proves possession of that key from this host (reachability.py). Neither the agent nor runners nor children
-are restarted.
+only if it proves possession of that key from this host (reachability.py). Neither the agent nor runners nor workers are
+restarted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Json = Dict[str, Any]
 
 
 def update_addresses(installer: Installer, manager: Json) -> Json:
-    """Give the agent here the addresses of `manager`, where none of its own leads to its manager.
+    """Give the installed agent the addresses of `manager`, if none of its own reaches its manager.
 
     `manager` is part of a deployment's request: {"manager_urls", "manager_configured", "manager_port", "manager_ca",
-    "manager_any_name"}. Returns {"new": [its new addresses], "before": […]}; {"unreached": {address: why it failed}}
-    where none works, with "fixed": the address that the inventory sets, or "tunnel": true where it has a tunnel; {}
-    where the agent's own addresses work.
+    "manager_any_name"}. Returns {"new": [its new addresses], "before": […]}. If none works, {"unreached": {address:
+    error}}, with "fixed": the address set by the inventory, or "tunnel": true if it has a tunnel. Returns {} if the
+    agent's own addresses work.
     """
     config = installer.config()
     known = [str(url) for url in config.get("manager_urls") or []]
@@ -35,7 +35,7 @@ def update_addresses(installer: Installer, manager: Json) -> Json:
     fixed, tunnel_url = str(config.get("manager_fixed") or ""), str(config.get("tunnel_url") or "")
     if fixed:
         return {"unreached": own.failures, "fixed": fixed}
-    if not trust.ca:  # it has none to keep; the manager may use TLS since it moved
+    if not trust.ca:  # it has no certificate to keep; the manager may use TLS since it moved
         trust = Trust(manager.get("manager_ca", ""), bool(manager.get("manager_any_name")))
     given = {**manager, "tunnel_url": tunnel_url}
     candidates = [url for url in addresses.candidates(given) if url not in known]
@@ -49,6 +49,6 @@ def update_addresses(installer: Installer, manager: Json) -> Json:
         config_now.update(manager_ca=trust.ca, manager_any_name=trust.any_name)
     with installer.locked():
         if installer.config() != config:
-            return {}  # a deployment has changed it meanwhile
+            return {}  # a deployment has changed the addresses meanwhile
         paths.write_json(paths.agent_file(installer.dir), config_now, durable=True)
     return {"new": urls, "before": known}

@@ -20,7 +20,7 @@ _TAR_BLOCK = 512
 
 
 class InstallError(Exception):
-    """An error for the operator: `message` with path and cause, `next_step`, and a stable `code`."""
+    """An error for people: `message` with path and cause, `next_step`, and a stable `code`."""
 
     def __init__(self, code: str, message: str, next_step: str = "") -> None:
         super().__init__(message)
@@ -38,12 +38,12 @@ def release_dir(home: str, digest: str) -> str:
 
 
 def present(home: str, digest: str) -> bool:
-    """A release directory appears by rename only, so that its presence means it is whole."""
+    """Whether the release is installed. Its directory is created by rename, so that it is complete if it exists."""
     return os.path.isfile(os.path.join(release_dir(home, digest), "remote_agent", "__main__.py"))
 
 
 def free_bytes(directory: str) -> int:
-    """The bytes that a user can still write in `directory`, or in its nearest existing parent."""
+    """The space available to this user on the file system where `directory` is, or will be."""
     while not os.path.isdir(directory) and os.path.dirname(directory) != directory:
         directory = os.path.dirname(directory)
     usage = os.statvfs(directory)
@@ -62,11 +62,11 @@ def check_space(directory: str, needed_bytes: int) -> None:
 
 
 def unpack(home: str, digest: str, bundle: bytes, unpacked_bytes: int, code: bytes = b"") -> bool:
-    """Put the release there unless it stands already. True when it was new. `code`: its byte code for this Python, as
-    `bundle.byte_code` makes it, b"": made here.
+    """Install the release unless it exists. True if it is new. `code`: its byte code for this Python, from
+    `bundle.byte_code`; b"" to compile it here.
 
-    Raises InstallError when the bytes are not the ones named by `digest`, when a member would leave the directory,
-    or when the disk is full; then nothing is left behind.
+    Raises InstallError if the bytes do not match `digest`, if a member would be outside the directory, or if the disk
+    is full; then nothing is left behind.
     """
     if present(home, digest):
         return False
@@ -107,8 +107,8 @@ def os_error(exc: OSError, what: str) -> InstallError:
 
 
 def _extract(bundle: bytes, target: str) -> "Set[str]":
-    """The names of its files, which lie below `target` now. Files and directories only; links, devices and odd names
-    are refused, not skipped."""
+    """Unpack the bundle below `target`. Returns the names of its files. Only files and directories are valid; links,
+    devices and invalid names are refused, not skipped."""
     unpacked = memoryview(_inflate(bundle))
     folders, names = {""}, set()
     for count, (name, is_folder, mode, data) in enumerate(_members(unpacked)):
@@ -128,8 +128,8 @@ def _extract(bundle: bytes, target: str) -> "Set[str]":
 
 
 def _members(archive: memoryview) -> "Iterator[Tuple[str, bool, int, memoryview]]":
-    """(name, whether it is a directory, mode, content) of each member of a ustar archive (POSIX.1-1988), which is what
-    `bundle.pack` makes. tarfile takes 12 ms of a processor more: it brings shutil, bz2 and lzma."""
+    """(name, whether it is a directory, mode, content) of each member of a ustar archive (POSIX.1-1988), the format of
+    `bundle.pack`. tarfile would take 12 ms more processor time, because it imports shutil, bz2 and lzma."""
     at = 0
     while at + _TAR_BLOCK <= len(archive) and archive[at]:
         head = bytes(archive[at : at + _TAR_BLOCK])
@@ -153,8 +153,8 @@ def _text(field: bytes) -> bytes:
 
 
 def _inflate(bundle: bytes) -> bytes:
-    """Decompress the bundle in one call, up to the maximum size of an agent. tarfile's own streaming reader takes twice
-    as long."""
+    """Decompress the bundle in one step, up to the maximum size of an agent. Streaming through tarfile's reader takes
+    twice as long."""
     import zlib
 
     inflater = zlib.decompressobj(wbits=31)
@@ -184,8 +184,8 @@ def _write_new(path: str, data: "memoryview | bytes", mode: int) -> None:
 
 
 def _write_code(scratch: str, names: "Set[str]", packed: bytes) -> "Set[str]":
-    """The byte code that came along, a tenth of a second of a processor less than making it; the names of its sources.
-    Never compared with its source again: a release does not change."""
+    """Write the byte code that was sent, which saves 0.1 s of processor time over compiling. Returns the names of its
+    sources. It is not compared with its sources again, because a release does not change."""
     tag = sys.implementation.cache_tag
     if not packed or not tag:
         return set()
@@ -208,15 +208,15 @@ def _write_code(scratch: str, names: "Set[str]", packed: bytes) -> "Set[str]":
 
 
 def _compile(scratch: str, final: str, names: "Set[str]") -> None:
-    """Byte code for this Python of the modules that have none yet. An agent that compiles its own modules at its start
-    keeps 4 MB of what that took."""
+    """Compile the modules without byte code for this Python. An agent that compiled its modules at its start would
+    retain 4 MB of memory."""
     for name in sorted(name for name in names if name.endswith(".py")):
         import py_compile
 
         try:
             py_compile.compile(os.path.join(scratch, name), dfile=os.path.join(final, name), quiet=2)
         except OSError:
-            return  # no room: the agent compiles for itself
+            return  # no space: the agent compiles by itself
 
 
 def _move_in(scratch: str, final: str) -> bool:
@@ -225,12 +225,12 @@ def _move_in(scratch: str, final: str) -> bool:
         return True
     except OSError as exc:
         if exc.errno in (errno.EEXIST, errno.ENOTEMPTY) and os.path.isdir(final):
-            return False  # a host that shares this home was quicker; same digest, same content
+            return False  # a host that shares this home was faster; same digest, same content
         raise
 
 
 def current(agent_dir: str) -> str:
-    """The digest `current` points to, "" when there is none."""
+    """The digest that `current` points to; "" if there is none."""
     return _link_digest(os.path.join(agent_dir, "current"))
 
 
@@ -246,7 +246,7 @@ def _link_digest(path: str) -> str:
 
 
 def switch(agent_dir: str, home: str, digest: str) -> bool:
-    """Point `current` at the release, atomically, and `previous` at what it was. True when something changed."""
+    """Point `current` at the release, atomically, and `previous` at the former one. True if something changed."""
     before = current(agent_dir)
     if before == digest[:16]:
         return False
@@ -257,8 +257,7 @@ def switch(agent_dir: str, home: str, digest: str) -> bool:
 
 
 def forget_previous(agent_dir: str, earlier: str = "", home: str = "") -> None:
-    """Set the link `previous` after a rollback: to the release `earlier` than the current one, or remove it if there is
-    none ("")."""
+    """After a rollback, point `previous` at the release `earlier` than the current one; "": none is known."""
     link = os.path.join(agent_dir, "previous")
     if earlier and earlier != current(agent_dir) and present(home, earlier):
         _replace_link(release_dir(home, earlier), link)
@@ -275,9 +274,9 @@ def _replace_link(target: str, link: str) -> None:
 
 
 def remove_if_unused(home: str) -> bool:
-    """Remove all releases, and the home itself, when no agent directory is left there. True when the home is gone.
+    """Remove all releases, and the home itself, if no agent directory is left. True if the home was removed.
 
-    Single releases are never removed while an agent remains: a runner that has lived for weeks may stem from any.
+    Single releases are never removed while an agent remains, because a long-lived runner may use any of them.
     """
     if not os.path.isdir(home):
         return True
@@ -298,7 +297,7 @@ def _empty_tree(path: str) -> bool:
 
 
 def _remove_empty(path: str) -> bool:
-    """Remove a tree that holds directories only; a file keeps it."""
+    """Remove a tree if it contains only directories, no file."""
     for directory, _, _ in os.walk(path, topdown=False):
         try:
             os.rmdir(directory)

@@ -15,13 +15,13 @@ from remote_agent.system.locks import lock_held
 if TYPE_CHECKING:
     from remote_agent.install.installer import Installer
 
-RUNNER_MARGIN_S = 8.0  # beyond a worker's own stop_grace_s
+RUNNER_MARGIN_S = 8.0  # added to a worker's own stop_grace_s
 
 Json = Dict[str, Any]
 
 
 def uninstall(installer: Installer) -> Json:
-    """Stop the agent and its workers and leave nothing of them here. Launchers started by hand stay."""
+    """Stop the agent and its workers and remove all their files. Launchers started by hand are kept."""
     if not os.path.isdir(installer.dir):
         return {"ok": True, "changed": False, "changes": [], "agent_dir": installer.dir}
     with installer.locked():
@@ -46,8 +46,8 @@ def uninstall(installer: Installer) -> Json:
 
 
 def _end_runners(agent_dir: str, runtime_dir: str) -> "List[str]":
-    """Ask each live runner to stop its child and exit. Returns the ids of workers that did not within their grace
-    period."""
+    """Request each live runner to stop its process and exit. Returns the ids of the workers that did not end within
+    their grace period."""
     from remote_agent.runner import control
 
     waiting: Dict[str, float] = {}
@@ -58,7 +58,7 @@ def _end_runners(agent_dir: str, runtime_dir: str) -> "List[str]":
         if isinstance(spec, dict):
             paths.write_json(paths.spec_file(directory), dict(spec, desired="removed"))
             grace_s = float((spec.get("spec") or {}).get("stop_grace_s", 10.0))
-            with contextlib.suppress(OSError):  # it ended by itself meanwhile
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 link = control.RunnerLink.connect(paths.runner_socket(runtime_dir, directory))
                 link.assign()
                 link.close()

@@ -1,7 +1,7 @@
-"""The usage of a container according to its control groups: CPU time including short-lived processes, and memory in
-which shared pages count once.
+"""Usage of a container according to its control groups: CPU time, including processes too short-lived to be sampled,
+and memory, with shared pages counted once.
 
-Reads the kernel's files of either version, in the directories that the runner noted. Knows no processes.
+Reads the kernel's files of cgroup v1 or v2, in the directories recorded by the runner. Knows no processes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from remote_agent.protocol.hints import Optional
 from remote_agent.system import cgroup
 
-GROUPS_FILE = "container.groups"  # of the runner (runner/task/container_job.py), in the worker's directory
+GROUPS_FILE = "container.groups"  # written by the runner (runner/task/container_job.py) to the worker's directory
 PREFIX = "libpod-"
 MAX_BYTES = 65536
 
 
 def directories(worker_directory: str) -> list[str]:
-    """The control groups of the worker's container, outermost first; empty: it runs in none, or they are gone."""
+    """The control groups of the worker's container, outermost first; empty if it has none or they no longer exist."""
     try:
         with open(os.path.join(worker_directory, GROUPS_FILE), encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read(MAX_BYTES).split("\n")
@@ -28,7 +28,7 @@ def directories(worker_directory: str) -> list[str]:
 
 
 def cpu_ns(groups: list[str]) -> Optional[int]:
-    """CPU time since the container began, user and system; None: not counted, or not readable."""
+    """User and system CPU time since the container's start; None if it is not accounted or not readable."""
     for group in groups:
         value = _values(os.path.join(group, "cpu.stat")).get("usage_usec")  # version 2
         if value is not None:
@@ -40,7 +40,7 @@ def cpu_ns(groups: list[str]) -> Optional[int]:
 
 
 def memory_bytes(groups: list[str]) -> Optional[int]:
-    """Memory that cannot be reclaimed immediately: all except the inactive file cache. None if it is not counted."""
+    """Memory without the inactive file cache, which can be reclaimed at once. None if it is not accounted."""
     for group in groups:
         for usage, inactive in (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file")):
             value = _number(os.path.join(group, usage))
@@ -55,7 +55,7 @@ def _number(path: str) -> Optional[int]:
 
 
 def _values(path: str) -> dict[str, int]:
-    """The lines "name 123"."""
+    """Parse lines of the form "name 123"."""
     pairs = (line.split() for line in _read(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 

@@ -1,8 +1,8 @@
 """Allocates GPUs: a GPU is never allocated to two of this agent's workers, and waiting workers are reported.
 
 Owns gpus.json (a restarted agent must not reallocate GPUs that a running process uses). A worker keeps its GPUs from
-before its first attempt until it has ended, across its restarts and restarts of the agent. Knows neither
-drivers nor runners; GPU readings are passed in. Main loop only.
+before its first attempt until it has ended, across its own restarts and those of the agent. Knows neither drivers nor
+runners; GPU readings are passed in. Main loop only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
 
-if TYPE_CHECKING:  # types only, to save the memory of the agent
+if TYPE_CHECKING:  # not loaded by the agent
 
     class GpuWorker(Protocol):
-        """The attributes of a worker (agent/worker.py) that this module reads and sets."""
+        """The attributes of a worker that are used and set here; implemented by agent/worker.py."""
 
         worker_id: str
         gpus: list[int]
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # types only, to save the memory of the agent
         def needs_runner(self) -> bool: ...
 
     class GpuReadings(Protocol):
-        """The latest reading of the GPUs, and the function that returns their owners (telemetry/sampler.py)."""
+        """The GPU reading and the callback for GPU owners; implemented by telemetry/sampler.py."""
 
         owner_of: Callable[[int], str]
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # types only, to save the memory of the agent
 
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
-# CUDA numbers the fastest first by default; NVML and nvidia-smi count along the bus, and so do we.
+# By default CUDA numbers the fastest GPU first; NVML, nvidia-smi and ProcGuard number GPUs by PCI bus.
 CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
@@ -54,29 +54,29 @@ class GpuAllocator:
         measuring.owner_of = self.owner_of
 
     def cordon(self, gpus: Optional[list[str]]) -> None:
-        """Set the GPUs that the manager assigns to no worker (uuids, or "#" and an index); None: unchanged. A worker
-        that already has one keeps it until it is stopped."""
+        """Set the GPUs that the manager has cordoned (UUIDs, or "#" and an index); None: unchanged. A worker that
+        already has such a GPU keeps it until it is stopped."""
         if gpus is None or set(gpus) == self._cordoned:
             return
         self._cordoned = frozenset(gpus)
         try:
             self._store(self.held)
         except OSError:
-            pass  # sent again by the next response after a restart
+            pass  # after a restart, the manager's next reply contains them again
 
     def adopt(self, workers: Mapping[str, GpuWorker]) -> None:
-        """Register the GPUs of running workers, before any spec.json is written."""
+        """Record the GPUs of running processes, before any spec.json is written."""
         for worker in workers.values():
             self._note(worker)
 
     @property
     def awaited(self) -> bool:
-        """Whether a worker waits for GPUs, which should then be read often."""
+        """Whether a worker waits for GPUs, which should then be read more often."""
         return bool(self._waiting)
 
     def settle(self, worker: GpuWorker) -> bool:
-        """Bring this worker's GPUs in line with what it needs. Returns whether they changed (spec.json must be
-        written again). Afterwards `worker.gpu_wait` says for what it waits."""
+        """Adjust this worker's GPUs to its requirement. Returns whether they changed (spec.json must be rewritten).
+        Afterwards `worker.gpu_wait` is the reason for which it waits, if any."""
         wanted = worker.assignment.spec.gpus if worker.assignment is not None else 0
         held = self.of(worker.worker_id)
         if wanted <= 0 and not held:
@@ -98,7 +98,7 @@ class GpuAllocator:
         try:
             self.release(worker_id)
         except OSError:
-            pass  # nobody else is kept from them for long: the next change writes it
+            pass  # the GPUs are released soon, because the next change writes the file
 
     def _settle(self, worker: GpuWorker, wanted: int, held: int) -> Reason:
         starts = worker.needs_runner()
@@ -108,7 +108,7 @@ class GpuAllocator:
         if held == wanted or worker.assignment is None:
             return NONE
         if not worker.idle and wanted < held:
-            return NONE  # the running attempt may use them all: given back when it is settled
+            return NONE  # the running attempt may use them all: released once it has ended
         environment = {**self._base_env, **worker.assignment.spec.env}
         waits = self.take(worker.worker_id, wanted, self._measuring.reading, allowed_by(environment))
         if waits and not worker.idle:
@@ -121,13 +121,14 @@ class GpuAllocator:
         worker.gpus = list(held)
         return changed
 
-    # ---------------------------------------------------------------------------------------------- who has what
+    # ---------------------------------------------------------------------------------------------- allocations
 
     def of(self, worker_id: str) -> list[int]:
         return self.held.get(worker_id, [])
 
     def take(self, worker_id: str, wanted: int, reading: Optional[Reading], allowed: Optional[list[int]]) -> Reason:
-        """Make it `wanted` GPUs in all, those it has first. Returns "" or for what it waits. Raises OSError."""
+        """Allocate `wanted` GPUs in total, including those it has. Returns NONE, or the reason to wait. Raises
+        OSError."""
         chosen, reason = choose(worker_id, wanted, reading, self.held, allowed, self._cordoned)
         if chosen is None:
             return reason
@@ -136,7 +137,7 @@ class GpuAllocator:
         return NONE
 
     def release(self, worker_id: str) -> bool:
-        """Returns whether it had any. Raises OSError."""
+        """Release the worker's GPUs. Returns whether it had any. Raises OSError."""
         if worker_id not in self.held:
             return False
         self._store({key: value for key, value in self.held.items() if key != worker_id})
@@ -146,7 +147,7 @@ class GpuAllocator:
         return next((worker_id for worker_id, indexes in self.held.items() if index in indexes), "")
 
     def _store(self, held: dict[str, list[int]]) -> None:
-        """On disk before anybody acts on it."""
+        """Write the allocation to disk before it takes effect."""
         content = {"v": 1, "held": held, "cordoned": sorted(self._cordoned)}
         paths.write_json(self._path, content, durable=True)
         self.held = held
@@ -160,7 +161,8 @@ def choose(
     allowed: Optional[list[int]],
     cordoned: frozenset[str] = frozenset(),
 ) -> tuple[Optional[list[int]], Reason]:
-    """(the GPUs, "") or (None, why it has to wait). Pure. `allowed` None: any. `reading` None: none made yet."""
+    """Choose GPUs. Returns (GPUs, NONE) or (None, the reason to wait). Pure. `allowed` None: any GPU. `reading` None:
+    no reading yet."""
     own = held.get(worker_id, [])
     if len(own) >= wanted:
         return own[:wanted], NONE
@@ -193,7 +195,7 @@ def _waits(wanted: int, *why: Reason) -> Reason:
 
 
 def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]], cordoned: frozenset[str]) -> Reason:
-    """Why this GPU is not available to the worker; an empty reason if it is."""
+    """The owner of this GPU, as a reason; NONE if it is free."""
     if gpu.uuid in cordoned or f"#{gpu.index}" in cordoned:
         return because("gpu.cordoned", index=gpu.index)
     for other, indexes in held.items():
@@ -217,12 +219,13 @@ def _named(process: GpuProcess) -> str:
 
 
 def _still_there(process: GpuProcess) -> bool:
-    """A process that could be seen when the GPU was read, and has ended since, holds nothing."""
+    """Whether a process still exists. One that was visible at the time of the reading and has ended since holds
+    nothing."""
     return not process.name or os.path.exists(f"/proc/{process.pid}")
 
 
 def allowed_by(environment: dict[str, str]) -> Optional[list[int]]:
-    """The GPUs that an environment's own CUDA_VISIBLE_DEVICES leaves to choose from; None: any."""
+    """The GPUs permitted by an environment's own CUDA_VISIBLE_DEVICES; None: any."""
     text = environment.get(CUDA_DEVICES)
     if text is None:
         return None
@@ -236,7 +239,7 @@ def environment(indexes: list[int]) -> dict[str, str]:
 
 
 def _read(path: str) -> tuple[dict[str, list[int]], frozenset[str]]:
-    """(the GPUs of each worker, the cordoned GPUs)"""
+    """(worker -> its GPUs, cordoned GPUs) from the file."""
     try:
         value = paths.read_json(path)
     except (OSError, ValueError):

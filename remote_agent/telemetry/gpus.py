@@ -18,21 +18,21 @@ from remote_agent.protocol.hints import TYPE_CHECKING, Any, Optional
 from remote_agent.protocol.messages import GpuFault, GpuProcess, GpuUsage, WorkerUsage
 from remote_agent.telemetry import procfs
 
-if TYPE_CHECKING:  # types only, to save the memory of agents without GPUs
+if TYPE_CHECKING:  # not loaded by an agent without GPUs
     from remote_agent.telemetry.kernel_log import KernelLog
 
 READ_TIMEOUT_S = 10.0
-FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first
+FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver first initialises every GPU
 AGAIN_AFTER_FAILURE_S = 60.0
 MAX_ANSWER_BYTES = 1024 * 1024
-CERTAINLY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 600 MB
+CERTAINLY_USED_BYTES = 1 << 30  # the driver itself uses up to about 600 MB of an idle GPU
 DRIVER_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
 HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_helper.py")
 
 MAX_FAULTS = 64
 OF_NVML = ("ecc", "row_remap_pending", "row_remap_failed")
 
-# present: whether this host has a driver. minors: GPU index -> N of /dev/nvidiaN. faults: of GPUs, since the boot.
+# present: this host has a driver. minors: GPU index -> N of /dev/nvidiaN. faults: GPU faults since boot.
 Reading = namedtuple(
     "Reading", ["present", "gpus", "minors", "trouble", "source", "at", "faults", "kernel_log"], defaults=[(), ""]
 )
@@ -68,15 +68,15 @@ class GpuReader:
 
             kernel_log = KernelLog()
         self._kernel_log = kernel_log
-        self._known: dict[str, tuple[int, str]] = {}  # PCI bus -> index and uuid: one that is lost has them still
-        self._broken: list[GpuFault] = []  # of the driver's last answer
+        self._known: dict[str, tuple[int, str]] = {}  # PCI bus -> (index, UUID), also of lost GPUs
+        self._broken: list[GpuFault] = []  # faults in the driver's last answer
 
     def read(self, now: float) -> Reading:
-        """The newest reading; after a failure the old words until AGAIN_AFTER_FAILURE_S have passed. Never raises."""
+        """The newest reading; after a failure, the previous result for AGAIN_AFTER_FAILURE_S. Never raises."""
         reading = self._read(now)
         if not reading.present:
             return reading
-        self._kernel_log.read()  # also while the driver does not answer
+        self._kernel_log.read()  # even if the driver does not answer
         logged = []
         for (bus, kind, code), one in self._kernel_log.faults.items():
             index, uuid = self._known.get(bus, (None, ""))
@@ -132,8 +132,8 @@ class GpuReader:
         self.end()
 
     def _ask(self) -> dict[str, Any]:
-        """Raises OSError or ValueError: no answer in time, or none that can be read."""
-        import subprocess  # the agent needs it only where there are GPUs
+        """Query the helper. Raises OSError or ValueError if it does not answer in time or its answer is invalid."""
+        import subprocess  # only needed on hosts with GPUs
 
         if self._helper is None or self._helper.poll() is not None:
             self._helper = subprocess.Popen(
@@ -180,7 +180,7 @@ def _gpu(data: dict[str, Any]) -> GpuUsage:
     )
 
 
-# ------------------------------------------------------------------------------------------------- whose they are
+# ------------------------------------------------------------------------------------------------- attribution
 
 
 def attribute(
@@ -191,9 +191,10 @@ def attribute(
 ) -> None:
     """Fill in name, user and worker of each process on each GPU.
 
-    In a container the driver names pids of the host, which mean nothing here, or none at all: there, who of our trees
-    has the GPU's device open counts as using it (`memory_bytes` None). CUDA opens more devices than it uses, so this
-    is only done where pids fail, and for a worker that GPUs were handed to (`held`) only with these.
+    In a container the driver reports pids of the host, which are invalid here, or none at all. In that case a process
+    of a worker's tree that has the GPU's device open counts as using it (`memory_bytes` None). CUDA opens more devices
+    than it uses, so this fallback applies only without usable pids, and for a worker with allocated GPUs (`held`) only
+    to these.
     """
     workers = {pid: worker_id for worker_id, pid in runner_pids.items()}
     silent = not any(gpu.processes for gpu in reading.gpus)
@@ -209,7 +210,7 @@ def attribute(
 
 
 def _describe(process: GpuProcess, workers: dict[int, str]) -> bool:
-    """False if there is no such process in this pid namespace."""
+    """Fill in the process's details. False if there is no such process in this pid namespace."""
     found = procfs.read(process.pid)
     if found is None:
         return False
@@ -262,7 +263,7 @@ def owner(pid: int) -> str:
 
 
 def fill_usage(usage: WorkerUsage, worker_id: str, gpus: list[GpuUsage], held: list[int]) -> None:
-    """Fill in a worker's usage of GPUs: those assigned to it and those that its processes use."""
+    """Fill in a worker's GPU usage: of the GPUs allocated to it and those that its processes use."""
     own = [gpu for gpu in gpus if gpu.index in held or any(one.worker_id == worker_id for one in gpu.processes)]
     usage.gpus = sorted({gpu.index for gpu in own} | set(held))
     loads = [gpu.utilization_percent for gpu in own if gpu.utilization_percent is not None]

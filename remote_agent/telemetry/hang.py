@@ -1,8 +1,8 @@
 """Detects signs that a worker hangs. The result is evidence only; no process is ended because of it.
 
-Pure: `observe` receives readings and `now` (monotonic seconds), and keeps only what the next call needs. Signs:
-processes that are stopped, zombies, or in uninterruptible sleep; a GPU that is busy at the power of an idle
-one; a pause in the output that is much longer than any before.
+Pure: `observe` receives readings and `now` (monotonic seconds), and keeps only the state that the next call needs.
+Signs: processes that are stopped, zombies, or in uninterruptible sleep; a busy GPU that draws the power of an idle one;
+a pause in the output that is much longer than any before.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SILENCE_AT_LEAST_S = 60.0
 KNOWN_AFTER_WRITES = 10  # number of scans with new output before the rhythm counts as known
 GPU_BUSY_PERCENT = 90.0
 GPU_AFTER_S = 120.0
-GPU_FALL = 0.6  # of the power it drew when it was busy before
-GPU_LOW = 0.5  # of the limit; above it nothing is suspicious
-GPU_KNOWN_AFTER = 12  # busy readings before its power counts as known
-GPU_NEVER_BUSY_LOW, GPU_NEVER_BUSY_AFTER_S = 0.2, 600.0  # where it never drew more
+GPU_FALL = 0.6  # suspicious below this share of the usual power when busy
+GPU_LOW = 0.5  # share of the power limit above which nothing is suspicious
+GPU_KNOWN_AFTER = 12  # number of busy readings after which the usual power is known
+GPU_NEVER_BUSY_LOW, GPU_NEVER_BUSY_AFTER_S = 0.2, 600.0  # if it never drew more power
 MAX_NAMED = 3
 
-# One suspicious process: its activity when it was first seen so, and since when.
+# A suspicious process: since when, and its CPU time at that point.
 _Case = namedtuple("_Case", ["since", "ticks"])
 
 
 class Rhythm:
-    """How long this job's output pauses. Outlives attempts and, through `stored`, the agent."""
+    """The usual pauses in this job's output. Kept across attempts and, by `stored`, across restarts of the agent."""
 
     def __init__(self, stored: Any = None) -> None:
         values = stored if isinstance(stored, dict) else {}
@@ -43,7 +43,7 @@ class Rhythm:
         self._since = 0.0
 
     def observe_mark(self, mark: Any, now: float) -> float:
-        """`mark` changes with every output. Returns for how long it has not."""
+        """`mark` changes with every output. Returns the time since its last change, in seconds."""
         if mark != self._mark:
             if self._mark is not None:
                 self.longest_s = max(self.longest_s, now - self._since)
@@ -52,12 +52,12 @@ class Rhythm:
         return now - self._since
 
     def begin(self, now: float) -> None:
-        """Start counting silence from now, for a new attempt or a new agent."""
+        """Restart the measurement of silence, for a new attempt or a new agent."""
         self._mark, self._since = None, now
 
     @property
     def limit_s(self) -> Optional[float]:
-        """Silence beyond this is suspicious; None: not enough seen to say."""
+        """Silence beyond this is suspicious; None if there was too little output to tell."""
         if self.writes < KNOWN_AFTER_WRITES:
             return None
         return max(SILENCE_AT_LEAST_S, SILENCE_FACTOR * self.longest_s)
@@ -67,13 +67,13 @@ class Rhythm:
 
 
 class Suspicion:
-    """One worker. `observe` at every measurement while it runs; `evidence` is the latest answer."""
+    """The suspicion of one worker. Call `observe` at every measurement while it runs; `evidence` is the last result."""
 
     def __init__(self, rhythm: Optional[Rhythm] = None) -> None:
         self.rhythm = rhythm or Rhythm()
         self.silent_s = 0.0
         self.evidence: Reason = NONE
-        self.idle_because = ""  # why an idle CPU is no sign of a hang: "output" (it prints), "listening" (see waiting)
+        self.idle_because = ""  # why an idle CPU is no sign of a hang: "output" or "listening" (see `waiting`)
         self._attempt = 0
         self._cases: dict[tuple[int, int, str], _Case] = {}
         self._gpus: dict[int, _GpuHistory] = {}
@@ -81,9 +81,11 @@ class Suspicion:
     def observe(
         self, attempt: int, tree: list[Proc], log_mark: Any, gpus: list[GpuUsage], now: float, waiting: bool = False
     ) -> Reason:
-        """`tree`: every process; `gpus`: those it uses; `waiting`: it listens and nobody
-        is connected (telemetry/listening.py), so neither silence nor idleness means anything. Returns the evidence or
-        ""."""
+        """Process one measurement and return the evidence, or "".
+
+        `tree`: all processes; `gpus`: the GPUs in use; `waiting`: the worker listens without connections
+        (telemetry/listening.py), so that neither silence nor idleness is a sign.
+        """
         if attempt != self._attempt:
             self._attempt, self._cases, self._gpus = attempt, {}, {}
             self.rhythm.begin(now)
@@ -108,7 +110,7 @@ class Suspicion:
                 continue
             key = (process.pid, process.start, process.state)
             case = self._cases.get(key)
-            if case is None or case.ticks != process.ticks:  # it ran in between: a new case
+            if case is None or case.ticks != process.ticks:  # it used CPU meanwhile: begin again
                 case = _Case(now, process.ticks)
             cases[key] = case
             sign = _sign(process, now - case.since)
@@ -132,10 +134,10 @@ class Suspicion:
 
 
 class _GpuHistory:
-    """The power of one GPU while it was busy under this attempt."""
+    """The power of one GPU while it was busy during this attempt."""
 
     def __init__(self) -> None:
-        self._usual_w = 0.0  # a running mean over readings that were not suspicious
+        self._usual_w = 0.0  # running mean of the readings that were not suspicious
         self._readings = 0
         self._since: Optional[float] = None
 

@@ -35,7 +35,7 @@ def choose_meter(disk_path: str) -> Meter:
 
 
 def host_facts() -> HostFacts:
-    """The facts about the host that do not change while the agent runs."""
+    """The facts that do not change while the agent runs."""
     uname = os.uname()
     try:
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -54,7 +54,7 @@ def host_facts() -> HostFacts:
 def user_name() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a uid without an entry, as in containers
+    except KeyError:  # a uid without an entry, as is usual in containers
         return str(os.getuid())
 
 

@@ -11,25 +11,25 @@ from remote_agent.protocol.hints import Any, Callable
 from remote_agent.system import disk_space
 
 POLL_INTERVAL_S = 5.0
-RECHECK_S = 2.0  # while it refuses writes, or is suspected to
+RECHECK_S = 2.0  # while it refuses writes or is suspected to
 KINDS = {errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.EIO: "io"}
 
 
 class HostDisk:
     def __init__(self, directory: str, submit: Callable[[Any, Callable[[], Any]], bool]) -> None:
         self.directory = directory
-        self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" if writes succeed
+        self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "": it accepts writes
         self._submit = submit
         self._probed_at = -POLL_INTERVAL_S  # monotonic
         self._busy = False
         self._well = 0
 
     def next_at(self) -> float:
-        """The latest time at which `tick` must be called."""
+        """The latest time of the next call of `tick`."""
         return float("inf") if self._busy else self._probed_at + (RECHECK_S if self.trouble else POLL_INTERVAL_S)
 
     def tick(self, now: float, suspected: bool) -> None:
-        """`suspected`: something could not be written lately."""
+        """Start a check if one is due. `suspected`: a write has failed recently."""
         thorough = suspected or bool(self.trouble)
         if self._busy or now < self._probed_at + (RECHECK_S if thorough else POLL_INTERVAL_S):
             return
@@ -37,7 +37,8 @@ class HostDisk:
         self._busy = self._submit("disk", lambda: probe(self.directory, thorough))
 
     def take(self, found: Any) -> bool:
-        """Returns whether it is another now than before. Well again only when seen so twice."""
+        """Process a result. Returns whether the state has changed. The disk counts as recovered after two good
+        results."""
         self._busy = False
         if not isinstance(found, str):
             return False
@@ -49,7 +50,7 @@ class HostDisk:
 
 
 def probe(directory: str, thorough: bool) -> str:
-    """A word of KINDS, "space" or "inodes"; "" if a small file can be made. It is tried where room is low."""
+    """A word of KINDS, "space" or "inodes"; "" if the disk accepts writes. Creates a small file if space is low."""
     try:
         if not thorough and not disk_space.is_low(directory):
             return ""

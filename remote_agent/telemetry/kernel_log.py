@@ -1,10 +1,10 @@
-"""What the NVIDIA drivers write of failing GPUs and NVSwitches (Xid, SXid) into the kernel's log, /dev/kmsg.
+"""Reads faults of GPUs and NVSwitches (Xid, SXid) that the NVIDIA drivers write to the kernel log, /dev/kmsg.
 
     4,1234,98765432,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
 
-A job cannot make one up: the kernel gives what processes write there another facility than its own (0), it escapes line
-ends, and in its own lines that name a process the name is followed by "[pid]", where a bus address has to be here.
-Knows nothing of what a number means (procguard/fleet/agents/gpu_faults.py does). One thread at a time.
+A job cannot forge a record: the kernel assigns another facility than its own (0) to messages of processes and escapes
+line ends, and where its own messages name a process, the name is followed by "[pid]" rather than by a bus address. Does
+not know the meaning of a number (see procguard/fleet/telemetry/gpu_faults.py). One thread at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from remote_agent.protocol.hints import Any, Optional
 
 PATH = "/dev/kmsg"
 MAX_RECORD_BYTES = 8192
-MAX_RECORDS = 20_000  # in one read; the rest follows in the next
+MAX_RECORDS = 20_000  # per call; the rest is read by the next call
 MAX_FAULTS = 64
 MAX_DETAIL_CHARS = 200
 _KERNEL = 0  # facility
@@ -31,7 +31,7 @@ Key = Any  # (bus, "xid" or "sxid", number)
 
 class LoggedFault:
     def __init__(self, at: float, detail: str) -> None:
-        self.at = at  # Unix time of the last one
+        self.at = at  # Unix time of the last occurrence
         self.count = 1
         self.detail = detail
 
@@ -44,7 +44,7 @@ class KernelLog:
         self.faults: dict[Key, LoggedFault] = {}
 
     def read(self) -> None:
-        """Take what is new; the first time, all that the kernel still has. Never blocks, never raises."""
+        """Read new messages; at the first call, all that the kernel still has. Never blocks, never raises."""
         try:
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,7 +52,7 @@ class KernelLog:
             for _ in range(MAX_RECORDS):
                 try:
                     data = os.read(self._fd, MAX_RECORD_BYTES)
-                except BrokenPipeError:  # overwritten before it was read: the next one is
+                except BrokenPipeError:  # overwritten before it was read: continue with the next one
                     continue
                 if not data:
                     return
@@ -86,7 +86,7 @@ class KernelLog:
 
 
 def parsed(line: str) -> Optional[tuple[Key, float, str]]:
-    """(key, seconds after boot, rest of the message) of a record; None: of nothing that is looked for."""
+    """(key, seconds since boot, rest of the message) of a GPU fault's record; None for other records."""
     head, separator, message = line.partition(";")
     if not separator or "Xid (PCI:" not in message:
         return None
@@ -102,7 +102,7 @@ def parsed(line: str) -> Optional[tuple[Key, float, str]]:
 
 
 def bus_of(text: str) -> str:
-    """ "00000000:3B:00.0" and "0000:3b:00" are one place: "0:3b:00"; "" if it is none."""
+    """The canonical bus address: "0:3b:00" for "00000000:3B:00.0" and "0000:3b:00"; "" if the text is not one."""
     parts = text.partition(".")[0].split(":")
     try:
         return ":".join(f"{int(part, 16):x}" for part in parts) if len(parts) == 3 else ""

@@ -1,8 +1,8 @@
 """Detects process trees that listen for connections and have none: idle servers, which are not hangs.
 
-Only reads /proc, in bounded time. It blocks while the kernel prints its socket tables, so it runs in
-a helper thread. Knows neither workers' states nor the manager. A rank of a distributed job is connected to its peers
-for its whole life and therefore never counts as idle.
+Only reads /proc, in bounded time. Blocks while the kernel prints its socket tables, so it runs in a helper thread.
+Knows neither workers' states nor the manager. A rank of a distributed job is connected to its peers for its whole life
+and therefore never counts as idle.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from remote_agent.protocol.hints import Iterable
 from remote_agent.telemetry.procfs import Sample
 
 POLL_INTERVAL_S = 30.0
-IDLE_PERCENT = 1.0  # of one core; above it nobody asks
+IDLE_PERCENT = 1.0  # of one core; busier trees are not examined
 MAX_PROCESSES, MAX_FDS, MAX_TABLE_BYTES = 64, 1024, 4 * 1024 * 1024
 _LISTEN, _ESTABLISHED = b"0A", b"01"
 _UNIX_LISTENS = 0x10000
 
 
 class Listening:
-    """`probe` at the idle trees of one sample; each at most every POLL_INTERVAL_S."""
+    """Probes the idle trees of a sample, each at most every POLL_INTERVAL_S."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, bool]] = {}  # worker -> when (monotonic), and the answer
+        self._known: dict[str, tuple[float, bool]] = {}  # worker -> (monotonic time, result)
 
     def probe(self, sample: Sample, now: float) -> set[str]:
         """Returns the workers that are waiting for connections. `sample`: proc_usage.Sample."""
@@ -40,13 +40,13 @@ class Listening:
 
 
 def waits_for_connections(pids: Iterable[int]) -> bool:
-    """One of them listens (TCP or a Unix socket), and none has a TCP connection."""
+    """Whether one of the processes listens (on TCP or a Unix socket) and none has a TCP connection."""
     pids = list(pids)[:MAX_PROCESSES]
     own = {inode for pid in pids for inode in _sockets(pid)}
     if not own:
         return False
     listening: set[bytes] = set()
-    for pid in pids[:1]:  # a tree shares one network
+    for pid in pids[:1]:  # all processes of a tree share one network namespace
         for table in ("tcp", "tcp6"):
             for line in _lines(f"/proc/{pid}/net/{table}"):
                 fields = line.split()
@@ -63,7 +63,7 @@ def waits_for_connections(pids: Iterable[int]) -> bool:
 
 
 def _sockets(pid: int) -> "set[bytes]":
-    """Inodes of its sockets; empty where they may not be read."""
+    """The inodes of the process's sockets; empty if they are not readable."""
     found: "set[bytes]" = set()
     try:
         names = os.listdir(f"/proc/{pid}/fd")

@@ -1,8 +1,8 @@
 """A separate process that reads the NVIDIA GPUs: one line of input, one line of JSON as output. Exits at end of input.
 
-Run as a script (`python -I -S nvml_helper.py`); imports none of our modules. It is a process because a hung driver can
-block a caller so that even SIGKILL waits, which must not happen to the agent. Uses NVML through ctypes, or nvidia-smi
-if the library is missing. `trouble` describes what cannot be read.
+Run as a script (`python -I -S nvml_helper.py`); imports none of ProcGuard's modules. It is a separate process because a
+hung driver can block its caller even against SIGKILL, which must not happen to the agent. Uses NVML through ctypes, or
+nvidia-smi if the library is missing. `trouble` describes what cannot be read.
 
     {"source": "nvml", "gpus": [{"index": 0, "minor": 0, "name": "…", "processes": [{"pid": 42, "memory_bytes": 1}]},
      …], "trouble": ""}
@@ -22,7 +22,7 @@ MAX_GPUS = 64
 NOT_SUPPORTED, INSUFFICIENT_SIZE = 3, 7  # NVML's return codes
 UNKNOWN_MEMORY = 2**64 - 1
 THROTTLES = ((0x8, "hw_slowdown"), (0x20, "sw_thermal"), (0x40, "hw_thermal"), (0x80, "hw_power_brake"))
-# Older drivers do not know all of them, and then answer nothing of a query, so they are queried separately.
+# Queried separately, because a driver that does not know all of these fields answers none of a query.
 SMI_HEALTH = ("pci.bus_id", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure",
               "clocks_throttle_reasons.active")  # fmt: skip
 SMI_FIELDS = ("index", "uuid", "name", "utilization.gpu", "memory.used", "memory.total", "power.draw",
@@ -30,7 +30,7 @@ SMI_FIELDS = ("index", "uuid", "name", "utilization.gpu", "memory.used", "memory
 
 
 class NoNvml(Exception):
-    """NVML cannot be used; the text says why."""
+    """NVML cannot be used; the text gives the reason."""
 
 
 class _Pci(ctypes.Structure):
@@ -49,7 +49,7 @@ class _ProcessV1(ctypes.Structure):
     _fields_ = [("pid", ctypes.c_uint), ("used", ctypes.c_ulonglong)]
 
 
-class _ProcessV2(ctypes.Structure):  # of the calls that end in _v2 and _v3
+class _ProcessV2(ctypes.Structure):  # for functions whose names end in _v2 and _v3
     _fields_ = [
         ("pid", ctypes.c_uint),
         ("used", ctypes.c_ulonglong),
@@ -59,7 +59,7 @@ class _ProcessV2(ctypes.Structure):  # of the calls that end in _v2 and _v3
 
 
 class Nvml:
-    """`read()` gives every GPU. Raises NoNvml if library or driver cannot be used."""
+    """NVML through ctypes; `read()` returns every GPU. Raises NoNvml if the library or the driver cannot be used."""
 
     def __init__(self, library: str = NVML_LIBRARY) -> None:
         try:
@@ -109,12 +109,12 @@ class Nvml:
         return gpu
 
     def _health(self, device: ctypes.c_void_p) -> dict[str, object]:
-        """The GPU's bus address and errors, without values that the driver does not report."""
+        """The bus address and the health of a GPU, without fields that the driver does not report."""
         found: dict[str, object] = {}
         pci, count = _Pci(), ctypes.c_ulonglong()
         if self._ask("nvmlDeviceGetPciInfo_v3", device, ctypes.byref(pci)) == 0:
             found["bus"] = pci.bus.decode("ascii", "replace")
-        uncorrected, volatile = ctypes.c_int(1), ctypes.c_int(0)  # since the driver was loaded
+        uncorrected, volatile = ctypes.c_int(1), ctypes.c_int(0)  # volatile: since the driver was loaded
         if self._ask("nvmlDeviceGetTotalEccErrors", device, uncorrected, volatile, ctypes.byref(count)) == 0:
             found["ecc"] = count.value
         rows = [ctypes.c_uint() for _ in range(4)]  # corrected, uncorrected, pending, failed
@@ -125,7 +125,7 @@ class Nvml:
         return found
 
     def _ask(self, name: str, *arguments: object) -> int | None:
-        """The call's return code; None if this library has no such call."""
+        """The function's return code; None if this library lacks the function."""
         function = getattr(self._library, name, None)
         return None if function is None else int(function(*arguments))
 
@@ -178,7 +178,7 @@ class Nvml:
 
 
 def read_smi() -> list[dict[str, object]]:
-    """Raises OSError (no such program) or ValueError (its words)."""
+    """The GPUs according to nvidia-smi. Raises OSError if there is no such program, ValueError with its message."""
     rows = _smi("--query-gpu=" + ",".join(SMI_FIELDS))
     apps = _smi("--query-compute-apps=gpu_uuid,pid,used_memory")
     try:
@@ -261,11 +261,11 @@ def _figure(text: str) -> float | None:
         return None
 
 
-# ----------------------------------------------------------------------------------------------------- the answers
+# ----------------------------------------------------------------------------------------------------- answers
 
 
 class NvmlReader:
-    """NVML while it works, else nvidia-smi; each answer names its source."""
+    """Reads by NVML while it works, otherwise by nvidia-smi; each answer names its source."""
 
     def __init__(self, library: str = NVML_LIBRARY) -> None:
         self._library = library
@@ -276,7 +276,7 @@ class NvmlReader:
             if self._nvml is None:
                 self._nvml = Nvml(self._library)
             return {"source": "nvml", "gpus": self._nvml.read(), "trouble": ""}
-        except (NoNvml, AttributeError) as exc:  # AttributeError: a library without the calls we need
+        except (NoNvml, AttributeError) as exc:  # AttributeError: the library lacks a required function
             why = str(exc)
             self._nvml = None
         try:
@@ -288,11 +288,11 @@ class NvmlReader:
 
 
 def end_with_parent() -> None:
-    """Die with the agent even while the driver holds us (as far as the driver lets anybody die)."""
+    """Receive SIGKILL when the agent ends; a call that hangs in the driver may still delay the end of this process."""
     try:
         ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
     except (OSError, AttributeError):
-        pass  # no Linux: the end of the input is what is left
+        pass  # not Linux: only the end of the input ends this process
 
 
 def main() -> None:

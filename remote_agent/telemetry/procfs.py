@@ -25,7 +25,7 @@ MAX_FDS = 65536
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
-# One process at one moment. ticks: user + system CPU time; start: clock ticks since boot.
+# One process at one time. ticks: user and system CPU time; start: clock ticks since boot.
 Proc = namedtuple("Proc", ["pid", "ppid", "name", "state", "ticks", "threads", "start", "rss_pages"])
 # The result of one reading. trees: worker_id -> its processes, including zombies.
 Sample = namedtuple("Sample", ["host", "workers", "trees", "at"])
@@ -36,13 +36,13 @@ def available() -> bool:
 
 
 def read(pid: int) -> Optional[Proc]:
-    """None if there is no such process (any more)."""
+    """The state of a process; None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()
     except OSError:
         return None
-    opening, closing = line.find(b"("), line.rfind(b")")  # a command name may hold spaces and brackets
+    opening, closing = line.find(b"("), line.rfind(b")")  # a command name may contain spaces and brackets
     fields = line[closing + 2 :].split()
     if closing < 0 or len(fields) < 22:
         return None
@@ -74,7 +74,7 @@ def _below(children: dict[int, list[Proc]], root: int) -> list[Proc]:
     pending, known = [root], {root}
     while pending:
         for process in children.get(pending.pop(), ()):
-            if process.pid not in known:  # pids are reused while one pass reads them: never go round in circles
+            if process.pid not in known:  # prevents an endless loop if a pid is reused during the pass
                 known.add(process.pid)
                 found.append(process)
                 pending.append(process.pid)
@@ -82,19 +82,19 @@ def _below(children: dict[int, list[Proc]], root: int) -> list[Proc]:
 
 
 class _Before:
-    """The previous sample of one process tree."""
+    """The previous readings of one tree."""
 
     def __init__(self) -> None:
         self.at = 0.0  # monotonic
         self.ticks: dict[tuple[int, int], int] = {}
         self.io: Optional[tuple[int, int]] = None
-        self.group: tuple[str, int] = ("", 0)  # of a container: its control group, and nanoseconds of CPU time
+        self.group: tuple[str, int] = ("", 0)  # of a container: (control group, CPU time in ns)
         self.pss_bytes: Optional[int] = None
         self.pss_at = float("-inf")
 
 
 class ProcMeter:
-    """sample() -> Sample; rates are over the time since the sample before."""
+    """Measures by /proc: sample() -> Sample. Rates refer to the time since the previous sample."""
 
     available = True
 
@@ -112,7 +112,7 @@ class ProcMeter:
         directories: Optional[Mapping[str, str]] = None,
     ) -> Sample:
         """`runner_pids`: worker_id -> pid of its runner, whose descendants are the worker's tree. `directories`:
-        worker_id -> its directory, where the runner notes the control groups of a container."""
+        worker_id -> its directory, in which the runner records the control groups of a container."""
         now = time.monotonic() if now is None else now
         trees = trees_below(runner_pids) if runner_pids else {}
         self._trees = {key: self._trees.get(key) or _Before() for key in trees}
@@ -131,7 +131,7 @@ class ProcMeter:
         elapsed_s = now - before.at if before.at else 0.0
         ticks = {(process.pid, process.start): process.ticks for process in living}
         if elapsed_s > 0:
-            # A process unknown before is younger than the last sample: all it used counts.
+            # A new process is younger than the previous sample, so that all its CPU time counts.
             used = sum(count - before.ticks.get(key, 0) for key, count in ticks.items())
             usage.cpu_percent = round(100.0 * max(0, used) * _TICK_S / elapsed_s, 1)
         if groups:
@@ -143,7 +143,7 @@ class ProcMeter:
         if usage.read_bytes is not None and usage.written_bytes is not None:
             io = (usage.read_bytes, usage.written_bytes)
         if io is not None and before.io is not None and elapsed_s > 0:
-            # A child's counts become its parent's when it is collected, so the sum falls only with the tree's root.
+            # A reaped child's counts are added to its parent's, so that the sum falls only if the tree's root ends.
             usage.read_bytes_per_s = round(max(0, io[0] - before.io[0]) / elapsed_s, 1)
             usage.written_bytes_per_s = round(max(0, io[1] - before.io[1]) / elapsed_s, 1)
         if now - before.pss_at >= PSS_EVERY_S and living:
@@ -198,8 +198,8 @@ class ProcMeter:
 
 
 def _count_container(usage: WorkerUsage, before: _Before, elapsed_s: float, groups: list[str]) -> None:
-    """Replace the sums over processes by the values of the container's control groups. A control group that was unknown
-    before is younger than the last sample."""
+    """Replace the sums over the processes by the control group's values. A new group is younger than the last
+    sample."""
     memory = container_group.memory_bytes(groups)
     if memory is not None:
         usage.rss_bytes = memory
@@ -213,13 +213,13 @@ def _count_container(usage: WorkerUsage, before: _Before, elapsed_s: float, grou
 
 
 def _sum(values: list[Optional[int]]) -> Optional[int]:
-    """None if nothing could be read: another user's processes."""
+    """The sum of the known values; None if there are none, as for processes of another user."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def _open_files(pid: int) -> Optional[int]:
-    """The number of open descriptors, counted up to MAX_FDS: counting millions would delay all other measurements."""
+    """The number of open files, up to MAX_FDS, because counting a million descriptors would delay all measurements."""
     folder = f"/proc/{pid}/fd"
     try:
         known = os.stat(folder).st_size  # their number, since Linux 6.2
@@ -248,7 +248,7 @@ def _pss_of(pid: int) -> Optional[int]:
 
 
 def _key_values(path: str) -> dict[str, int]:
-    """The lines "Name: 123 kB" of a file of /proc."""
+    """Parse lines of the form "Name: 123 kB" in a file of /proc."""
     values = {}
     with open(path, "rb") as file:
         for line in file.read().splitlines():
@@ -260,7 +260,7 @@ def _key_values(path: str) -> dict[str, int]:
 
 
 def _host_ticks() -> tuple[int, int]:
-    """(busy, all) CPU time of all cores since boot. Waiting for a disk is not busy."""
+    """(busy, total) CPU time of all cores since boot. I/O wait does not count as busy."""
     try:
         with open("/proc/stat", "rb") as file:
             fields = [int(word) for word in file.readline().split()[1:9]]
@@ -270,7 +270,7 @@ def _host_ticks() -> tuple[int, int]:
 
 
 def _network_totals() -> Optional[tuple[int, int]]:
-    """(received, sent) bytes over every interface but loopback."""
+    """(received, sent) bytes of all interfaces except loopback."""
     received = sent = 0
     try:
         with open("/proc/net/dev", "rb") as file:

@@ -1,7 +1,7 @@
 """Schedules the agent's measurements: usage of host and workers, GPUs, and signs of a hang.
 
-Owns the meters and their intervals. Readings are done in helper threads and returned through `take`. Main loop
-only. Knows no manager.
+Owns the meters and their intervals. Readings are made in helper threads and returned through `take`. Main loop only.
+Knows no manager.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ REMEMBER_EVERY_S = 60.0
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
 
-if TYPE_CHECKING:  # types only, to save the memory of the agent
+if TYPE_CHECKING:  # not loaded by the agent
 
     class MeasuredWorker(Protocol):
-        """The attributes of a worker (agent/worker.py) that this module reads and sets."""
+        """The attributes of a worker that are used and set here; implemented by agent/worker.py."""
 
         worker_id: str
         directory: str
@@ -65,15 +65,15 @@ class Measuring:
         self._suspicions: dict[str, Suspicion] = {}
         self._remembered: dict[str, dict[str, Any]] = {}
         self._host: Optional[HostUsage] = None
-        self.reading: Optional[Reading] = None  # the newest of the GPUs
-        self.owner_of: Callable[[int], str] = lambda index: ""  # GPU -> the worker that it is assigned to
+        self.reading: Optional[Reading] = None  # the newest reading of the GPUs
+        self.owner_of: Callable[[int], str] = lambda index: ""  # GPU -> the worker that it is allocated to
 
     @property
     def available(self) -> bool:
         return bool(self._meter.available)
 
     def next_at(self) -> float:
-        """The latest time at which `tick` must be called."""
+        """The latest time of the next call of `tick`."""
         times = [self._next_driver]
         if "usage" not in self._busy and self.available:
             times.append(self._next_usage)
@@ -85,7 +85,7 @@ class Measuring:
         if self._reader is not None:
             self._reader.end()
 
-    # ------------------------------------------------------------------------------------------------- the pace
+    # ------------------------------------------------------------------------------------------------- schedule
 
     def tick(self, workers: Mapping[str, MeasuredWorker], now: float, interval_s: float, gpus_awaited: bool) -> None:
         if now >= self._next_driver:
@@ -114,15 +114,15 @@ class Measuring:
     def _measure(
         self, runners: dict[str, int], attempts: dict[str, tuple[str, int]], now: float
     ) -> tuple[Sample, dict[str, Any], set[str]]:
-        """On a helper thread."""
+        """Measure; called on a helper thread."""
         directories = {worker_id: directory for worker_id, (directory, _) in attempts.items()}
         sample = self._meter.sample(runners, directories=directories)
         return sample, log_marks(attempts), self._listening.probe(sample, now)
 
-    # ------------------------------------------------------------------------------------------------ the results
+    # ------------------------------------------------------------------------------------------------ results
 
     def take(self, tag: Any, value: Any, workers: Mapping[str, MeasuredWorker], now: float) -> bool:
-        """Process a helper's result. Returns False if the result is not for this module."""
+        """Process a helper's result. False if it does not belong to this module."""
         if tag not in ("usage", "gpus"):
             return False
         self._busy.discard(tag)
@@ -146,7 +146,7 @@ class Measuring:
         self._host, self._trees = sample.host, sample.trees
         for worker_id, worker in workers.items():
             worker.usage = sample.workers.get(worker_id)
-            if sample.trees.get(worker_id):  # none: its runner may just have died, and its tree is what we knew
+            if sample.trees.get(worker_id):  # if empty, its runner may just have died: keep the known tree
                 worker.tree = [(one.pid, one.start) for one in sample.trees[worker_id] if one.state not in "ZX"]
             suspicion = self._suspicion(worker)
             worker.suspect = self._suspicion_of(worker, sample, marks.get(worker_id), worker_id in waiting, now)
@@ -181,7 +181,7 @@ class Measuring:
         return self._suspicion(worker).rhythm.limit_s
 
     def _remember(self, workers: Mapping[str, MeasuredWorker]) -> None:
-        """Store what is known about each job's output rhythm, for the next agent process."""
+        """Store the known rhythm of each job for the next start of the agent."""
         for worker_id, suspicion in self._suspicions.items():
             stored = suspicion.rhythm.stored()
             if worker_id in workers and stored["writes"] and self._remembered.get(worker_id) != stored:
@@ -189,12 +189,12 @@ class Measuring:
                     paths.write_json(_rhythm_file(workers[worker_id].directory), stored)
                     self._remembered[worker_id] = stored
                 except OSError:
-                    return  # tried again in a minute
+                    return  # retried in a minute
 
     # --------------------------------------------------------------------------------------------------- reports
 
     def host_usage(self, workers: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
-        """The host's usage for the heartbeat. Also fills in the workers' usage of GPUs."""
+        """The usage for the heartbeat; also fills in the workers' GPU usage."""
         reading = self.reading
         if reading is None or not reading.present:
             return self._host
@@ -209,7 +209,7 @@ class Measuring:
         return self._host
 
     def gpus_of(self, worker_id: str) -> list[GpuUsage]:
-        """The GPUs that the worker uses, and those assigned to it."""
+        """The GPUs that the worker uses, and those allocated to it."""
         gpus = self.reading.gpus if self.reading is not None else []
         return [
             gpu
@@ -231,7 +231,7 @@ def log_marks(attempts: dict[str, tuple[str, int]]) -> dict[str, Any]:
 
 
 def log_mark(directory: str, attempt: int) -> tuple[int, int, int]:
-    """Changes with every output of this attempt: (attempt, bytes of stdout, of stderr). Logs are only appended to."""
+    """(attempt, bytes of stdout, bytes of stderr), which changes with every output, because logs are append-only."""
     sizes = []
     for stream in ("out", "err"):
         try:

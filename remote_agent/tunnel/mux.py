@@ -23,17 +23,17 @@ HEADER = struct.Struct(">IBH")
 OPEN, DATA, CLOSE, PING = 1, 2, 3, 4
 PIECE_BYTES = 16 * 1024
 HIGH_BYTES = 256 * 1024
-MAX_OUT_BYTES = 16 * 1024 * 1024  # one piece of each connection, beyond HIGH_BYTES, are far fewer
+MAX_OUT_BYTES = 16 * 1024 * 1024  # never reached by one frame per connection beyond HIGH_BYTES
 MAX_WAITING_BYTES = 24 * 1024 * 1024
 MAX_CONNECTIONS = 256
-OPENS_PER_S = 20.0  # beyond MAX_CONNECTIONS at once
+OPENS_PER_S = 20.0  # after a burst of MAX_CONNECTIONS
 PING_S, SILENT_S = 5.0, 30.0
-RETRY_S = 0.02  # a stream that does not say when it can be written again is asked this often
+RETRY_S = 0.02  # poll interval of a stream that cannot signal when it is writable
 STEP_S = 1.0
 
 
 class MuxEnded(Exception):
-    """The stream is over; the text says why."""
+    """The stream has ended; the text gives the reason."""
 
 
 def frame(number: int, kind: int, data: bytes = b"") -> bytes:
@@ -41,13 +41,13 @@ def frame(number: int, kind: int, data: bytes = b"") -> bytes:
 
 
 class Frames:
-    """Cuts what arrives into frames."""
+    """Splits received bytes into frames."""
 
     def __init__(self) -> None:
         self._unread = bytearray()
 
     def feed(self, data: bytes) -> "Iterator[Tuple[int, int, bytes]]":
-        """(connection, kind, data) of every frame that is complete now."""
+        """Add received bytes. Yields (connection, kind, data) of every complete frame."""
         self._unread += data
         begin = 0
         while len(self._unread) - begin >= HEADER.size:
@@ -61,28 +61,28 @@ class Frames:
 
 
 class Wire:
-    """The byte stream. Both calls never wait."""
+    """The byte stream. `read` and `write` never block."""
 
     def fileno(self) -> int:
-        """Readable when there is something to read, or the stream has ended."""
+        """The descriptor that is readable when there is data or the stream has ended."""
         raise NotImplementedError
 
     def write_fileno(self) -> int:
-        """A descriptor that is writable when `write` would accept data; -1 if there is none."""
+        """The descriptor that is writable when `write` would accept data; -1 if there is none."""
         return -1
 
     def read(self) -> bytes:
-        """Some bytes; b"" if nothing is there after all. Raises MuxEnded, OSError."""
+        """Read some bytes; b"" if there are none. Raises MuxEnded, OSError."""
         raise NotImplementedError
 
     def write(self, data: bytes) -> int:
-        """How many bytes were taken, 0 if it is full. Raises MuxEnded, OSError."""
+        """Write data. Returns the number of bytes accepted, 0 if the stream is full. Raises MuxEnded, OSError."""
         raise NotImplementedError
 
 
 class StreamBuffer:
-    """A limit on the bytes that wait in all streams of a process together. When it is reached, a stream may keep no
-    more than an equal share. Thread-safe."""
+    """The limit of buffered bytes in all streams of a process. Once it is reached, each stream may buffer only an equal
+    share. Safe to use from several threads."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
@@ -95,7 +95,7 @@ class StreamBuffer:
             self._streams += streams
 
     def add(self, size: int) -> None:
-        """This much more is buffered; negative: less."""
+        """Add to the number of buffered bytes; a negative `size` subtracts."""
         with self._lock:
             self._waiting_bytes += size
 
@@ -111,13 +111,14 @@ class _End:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.waiting = bytearray()  # for it, from the stream
-        self.closing = False  # the other end has closed: this one ends with the last byte
+        self.waiting = bytearray()  # received from the stream, not yet written to this end
+        self.closing = False  # the other end has closed: close after the last byte
 
 
 class Mux:
-    """`accept`: a listening socket whose connections go over the stream; `connect`: makes the local end of a connection
-    that begins at the other end (a non-blocking socket, connected or on its way; may raise OSError). One of both."""
+    """One end of the multiplexer. Exactly one is given: `accept`, a listening socket whose connections are carried over
+    the stream; or `connect`, which creates the local end of a connection opened by the other end (a non-blocking
+    socket, connected or connecting; may raise OSError)."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class Mux:
     ) -> None:
         self._wire = wire
         self._store = store
-        self._waiting_bytes = 0  # for all local ends
+        self._waiting_bytes = 0  # of all local ends together
         self._opens, self._opens_at = float(MAX_CONNECTIONS), clock()
         self._accept = accept
         self._connect = connect
@@ -137,7 +138,7 @@ class Mux:
         self._frames = Frames()
         self._ends: Dict[int, _End] = {}
         self._next = 0
-        self._out = bytearray()  # for the stream
+        self._out = bytearray()  # not yet written to the stream
         self._selector = selectors.DefaultSelector()
         self._received_at = self._sent_at = clock()
 
@@ -146,9 +147,9 @@ class Mux:
         return len(self._ends)
 
     def run(self, goes_on: "Callable[[], bool]" = lambda: True, unread: bytes = b"") -> None:
-        """Carry until the stream ends. Raises MuxEnded, OSError; closes every local connection on its way out.
+        """Forward bytes until the stream ends. Raises MuxEnded, OSError; closes every local connection at the end.
 
-        `goes_on` is asked about once a second; `unread`: what was read of the stream already.
+        `goes_on` is called about once a second; False ends the stream. `unread`: bytes already read from the stream.
         """
         self._selector.register(self._wire, selectors.EVENT_READ)
         if self._store is not None:
@@ -169,7 +170,7 @@ class Mux:
                 self._store.join(-1)
             self._selector.close()
 
-    # -------------------------------------------------------------------------------------------------- one turn
+    # -------------------------------------------------------------------------------------------------- one round
 
     def _step(self) -> None:
         self._watch_writing()
@@ -189,7 +190,7 @@ class Mux:
         self._flush()
 
     def _watch_writing(self) -> None:
-        """Watch a socket for writing only while data waits for it, and for reading only while the output has room."""
+        """Watch for writability only where bytes are waiting, and read only what could be passed on."""
         room = len(self._out) < HIGH_BYTES
         for number, end in self._ends.items():
             events = (selectors.EVENT_READ if room and not end.closing else 0) | (
@@ -250,7 +251,7 @@ class Mux:
     def _open(self, number: int) -> None:
         assert self._connect is not None
         if number in self._ends:
-            self._drop(number, notify=False)  # the other end has forgotten the earlier one
+            self._drop(number, notify=False)  # the other end no longer has the earlier connection of this number
         try:
             if not self._may_open():
                 raise OSError("too many connections")
@@ -263,7 +264,7 @@ class Mux:
 
     def _accept_one(self) -> None:
         assert self._accept is not None
-        with contextlib.suppress(OSError):  # it has left again
+        with contextlib.suppress(OSError):  # the peer has disconnected meanwhile
             sock, _ = self._accept.accept()
             if len(self._ends) >= MAX_CONNECTIONS:
                 sock.close()

@@ -1,8 +1,9 @@
-"""Identifies the owner of a listening socket on an address of this host: the manager, our relay, or another user.
+"""Identifies the owner of a listening socket on an address of this host: the manager, ProcGuard's relay, or another
+user.
 
-An intermediary could relay the proof that an agent requires of the manager. On addresses of this host
-(loopback, a bridge, any interface) this may be another user who listens there; the kernel reports who does. Loopback
-and other addresses of the host are treated alike.
+An intermediary could relay the proof that an agent requires of the manager. On addresses of this host (loopback, a
+bridge, any interface) such an intermediary may be another user's listener; the kernel reports its owner. Loopback and
+other addresses of the host are treated alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MAX_LINES = 200_000
 ROOT, ELSEWHERE = 0, -1
 FIB = "/proc/net/fib_trie"
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-_MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address written as one of IPv6
+_MAPPED = bytes(10) + b"\xff\xff"  # prefix of an IPv4-mapped IPv6 address
 
 
 def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> bool:
@@ -29,8 +30,8 @@ def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> b
 
 
 def may_be_ours(sock: socket.socket, managers_uid: int = ELSEWHERE) -> bool:
-    """Whether a connection leads to another machine, or on this one to a listener of this user, of root or of
-    `managers_uid`. Raises OSError if the kernel does not say."""
+    """Whether a connection leads to another machine, or on this machine to a listener of this user, of root or of
+    `managers_uid`. Raises OSError if the kernel does not report the owner."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     address, port = sock.getpeername()[:2]
@@ -41,7 +42,7 @@ def may_be_ours(sock: socket.socket, managers_uid: int = ELSEWHERE) -> bool:
 
 
 def is_local(address: str, own_end: str = "") -> bool:
-    """Whether `address` is one of this host's; `own_end`: of a connection to it."""
+    """Whether `address` belongs to this host; `own_end`: the local address of a connection to it."""
     packed = _packed(address)
     if packed is None:
         return False
@@ -62,7 +63,7 @@ def owners_of(address: str, port: int) -> Set[int]:
 
 
 def _packed(address: str) -> Optional[bytes]:
-    """4 or 16 bytes; an IPv4 address that is written as one of IPv6 is one of IPv4."""
+    """The address as 4 or 16 bytes; an IPv4-mapped IPv6 address as 4 bytes. None if it is not an address."""
     bare = address.partition("%")[0]
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in bare else socket.AF_INET, bare)
@@ -72,13 +73,13 @@ def _packed(address: str) -> Optional[bytes]:
 
 
 def _written(packed: bytes, port: int) -> str:
-    """An address as in /proc/net/tcp, where each word of four bytes is in the machine's byte order."""
+    """The form in /proc/net/tcp: each four-byte word in the machine's byte order."""
     words = ["%08X" % struct.unpack("=I", packed[at : at + 4])[0] for at in range(0, len(packed), 4)]
     return "".join(words) + ":%04X" % port
 
 
 def _listeners(table: str) -> Iterator["tuple[str, int]"]:
-    """(address:port, uid) of each listening socket; they come before all others."""
+    """(address:port, uid) of each listening socket; these are listed before all others."""
     with open(table, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines):
             words = line.split(None, 8)
@@ -90,8 +91,8 @@ def _listeners(table: str) -> Iterator["tuple[str, int]"]:
 
 
 def _in_fib(address: str) -> bool:
-    """Whether the routing tables take an IPv4 address for one of this host's. Without them (a sandbox's kernel) only
-    its own end of a connection tells."""
+    """Whether an IPv4 address belongs to this host according to the routing tables. Without them (in a sandbox's
+    kernel) only the local end of a connection shows it."""
     last = ""
     try:
         with open(FIB, encoding="utf-8", errors="replace") as lines:
@@ -112,5 +113,5 @@ def _in_if_inet6(digits: str) -> bool:
     try:
         with open("/proc/net/if_inet6", encoding="utf-8", errors="replace") as lines:
             return any(line.split(None, 1)[:1] == [digits] for line in lines)
-    except OSError:  # no IPv6 here
+    except OSError:  # this host has no IPv6
         return False

@@ -18,7 +18,7 @@ import time
 from remote_agent.protocol.hints import Callable
 from remote_agent.tunnel.mux import Mux, MuxEnded, Wire
 
-FIRST_PORT, PORTS = 20000, 12000  # below what the kernel gives to outgoing connections
+FIRST_PORT, PORTS = 20000, 12000  # below the kernel's range of ephemeral ports
 TRIES = 64
 TAKE_OVER_S = 1.0
 READ_BYTES = 64 * 1024
@@ -27,7 +27,7 @@ LOCK = "relay.lock"
 
 
 class RelayError(Exception):
-    """An error for the operator: `message` with its cause, `next_step`, and a stable `code`."""
+    """An error for people: `message` with its cause, `next_step`, and a stable `code`."""
 
     def __init__(self, code: str, message: str, next_step: str) -> None:
         super().__init__(message)
@@ -37,25 +37,25 @@ class RelayError(Exception):
 
 
 class Relay:
-    """Listening from its making on; `serve` carries."""
+    """A relay, which listens once it is created; `serve` forwards."""
 
     def __init__(self, fleet_id: str, host: str, directory: str, port: int = 0, may_move: bool = True) -> None:
-        """`port`: the one that the agent knows; another is taken only where it `may_move`. `directory`: of its lock.
-        Raises RelayError."""
+        """`port`: the port that the agent uses; another one is used only if `may_move`. `directory`: the directory of
+        the lock. Raises RelayError."""
         self._directory = directory
         self._held = take_over(host, directory)
         self.listener = listen(fleet_id, host, port, may_move)
         self.port: int = self.listener.getsockname()[1]
 
     def serve(self) -> None:
-        """Carry between the port and stdin/stdout until the session ends."""
+        """Forward between the port and stdin/stdout until the session ends."""
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)  # where sudo joined both, a warning would land in the middle of a frame
+        os.dup2(null, 2)  # if sudo joined stdout and stderr, a warning would corrupt a frame
         os.close(null)
         with contextlib.suppress(MuxEnded, OSError):
             Mux(_Stdio(), accept=self.listener).run()
         self.listener.close()
-        with contextlib.suppress(OSError):  # before an agent is installed, the directory contains nothing else
+        with contextlib.suppress(OSError):  # empty if no agent is installed
             os.unlink(os.path.join(self._directory, LOCK))
             os.rmdir(self._directory)
 
@@ -88,7 +88,7 @@ class _Stdio(Wire):
 
 
 def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket:
-    """A socket that listens on this machine only. Raises RelayError if the port is unavailable."""
+    """A listening socket on a loopback address. Raises RelayError if the port is unavailable."""
     candidates = [port] if port else []
     if may_move or not port:
         start = _number(fleet_id, host)
@@ -112,10 +112,10 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
 
 
 def take_over(host: str, directory: str) -> int:
-    """Become the only relay of this agent by ending the previous one. Raises RelayError.
+    """Become the only relay of this agent; a previous relay is ended. Raises RelayError.
 
-    `directory`: the private directory of its lock. Returns the lock's descriptor, which must stay open for as long as
-    this process is the relay.
+    `directory`: the private directory of the lock. Returns the lock's descriptor, which must stay open as long as this
+    process is the relay.
     """
     path = os.path.join(directory, LOCK)
     held: "list[int]" = []
@@ -125,7 +125,7 @@ def take_over(host: str, directory: str) -> int:
 
 
 def _insist(attempt: "Callable[[], bool]", end: "Callable[[int], None]") -> bool:
-    """Whether `attempt` came about, its holder asked to end, and then made to."""
+    """Retry `attempt` while the holder is first asked and then forced to end. Returns whether it succeeded."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         deadline, asked = time.monotonic() + TAKE_OVER_S, False
         while time.monotonic() < deadline:
@@ -140,7 +140,7 @@ def _insist(attempt: "Callable[[], bool]", end: "Callable[[int], None]") -> bool
 
 def _take_lock(path: str, held: "list[int]") -> bool:
     with contextlib.suppress(FileExistsError):
-        os.mkdir(os.path.dirname(path), 0o700)  # the one before has just taken it away
+        os.mkdir(os.path.dirname(path), 0o700)  # the previous relay has just removed it
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,8 +174,8 @@ def _alive(pid: int, start: str) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """The process's start in clock ticks since boot, which with the pid identifies it permanently. "" if it does not
-    exist or is dead."""
+    """The start time of a process, in clock ticks since boot, which with the pid identifies it permanently. "" if there
+    is no such process, or it is dead."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

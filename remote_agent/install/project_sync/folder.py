@@ -34,7 +34,7 @@ LOCK_TIMEOUT_S = 90.0
 MAX_ENTRIES = 200_000
 MAX_RECORD_BYTES = 256 * 1024 * 1024
 BLOCK_BYTES = 256 * 1024
-# Never a project: a mistyped `dest` must not scatter files over the system.
+# Never valid: a mistyped `dest` must not scatter files over the system.
 REFUSED = frozenset((
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
     "/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/tmp",  # noqa: S108 - refused, not used
@@ -116,7 +116,7 @@ class CodeFolder:
     def _inside(self, home: str) -> bool:
         return self.path.startswith(os.path.realpath(home) + "/")
 
-    # -------------------------------------------------------------------------------------------- looking
+    # -------------------------------------------------------------------------------------------- status
 
     def record(self) -> Json:
         """The record of the last sync: {"digest", "files": {name: [mode, size, sha256, mtime_ns]}, "links",
@@ -201,7 +201,7 @@ class CodeFolder:
         ]
         return files + links
 
-    # ----------------------------------------------------------------------------------------- bringing
+    # ----------------------------------------------------------------------------------------- syncing
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -230,7 +230,7 @@ class CodeFolder:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
                 return os.open(self._kept("lock"), flags, 0o600)
-            except PermissionError:  # root's, in a folder that is its user's now
+            except PermissionError:  # owned by root, in a folder that belongs to its user now
                 os.unlink(self._kept("lock"))
                 return os.open(self._kept("lock"), flags, 0o600)
         except OSError as exc:
@@ -239,7 +239,7 @@ class CodeFolder:
     @_with_its_rights
     def forget_incoming(self) -> None:
         shutil.rmtree(self.incoming, ignore_errors=True)
-        if os.path.lexists(self.incoming):  # root's
+        if os.path.lexists(self.incoming):  # owned by root
             with contextlib.suppress(OSError):
                 os.rename(self.incoming, f"{self.incoming}.{time.time_ns()}")
 
@@ -269,8 +269,8 @@ class CodeFolder:
     def receive(
         self, names: "List[str]", manifest: Json, read: "Callable[[], bytes]", sent: "Optional[List[str]]" = None
     ) -> None:
-        """Write the content of `names`, zlib-packed one after the other, below `incoming`. `read`: more of it, b"" at
-        the end. `sent`: what is in there, where that is more."""
+        """Write the content of `names`, zlib-packed and concatenated, below `incoming`. `read`: returns the next bytes,
+        b"" at the end. `sent`: the names in the data, if there are more than `names`."""
         stream, wanted = _Unpacked(read), set(names)
         try:
             for name in names if sent is None else sent:

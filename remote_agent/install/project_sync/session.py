@@ -1,11 +1,11 @@
-"""The part of the installer's session that syncs a project's code: one folder after the other, each by its digest.
+"""The part of the installer's session that syncs a project's code: one folder at a time, identified by its digest.
 
     -> {"op": "code", "dest": "~/project", "digest": "…"}       <- {"code": {"path", "same", "users", "rsync"}}
     -> {"op": "code_plan", "check": false, "bytes": n}, then n bytes: the manifest as JSON, zlib-packed
                                                                 <- {"plan": {"needed": [3, 17], "bytes", "changed", …}}
-    -> {"op": "code_content", "bytes": n}, then n bytes: the needed files one after the other, zlib-packed
+    -> {"op": "code_content", "bytes": n}, then n bytes: the needed files, concatenated and zlib-packed
        (or rsync has put them below `incoming`)                 <- {"received": true}
-    -> {"op": "code_again"}: rsync failed, what it left is removed      <- {"ready": true}
+    -> {"op": "code_again"}: rsync failed; removes its remains          <- {"ready": true}
     -> {"op": "code_apply", "under_running": false}             <- {"applied": true}
     -> {"op": "code_end"}                                       <- {"ended": true}
 
@@ -67,7 +67,7 @@ class CodeSession:
             "path": self._folder.path,
             "same": self._folder.same(digest),
             "users": self._users(),
-            # The code would run as this user: never write it into another user's folder.
+            # rsync would run as this user, which must not write into another user's folder.
             "rsync": self._folder.actor is None and bool(shutil.which("rsync")),
             "incoming": self._folder.incoming,
         }
@@ -136,9 +136,9 @@ class CodeSession:
 
 
 def from_file(installer: Installer, dest: str, digest: str, archive: str, under_running: bool) -> Json:
-    """As the session, for callers that copy files, such as Ansible. Without `archive` only a check. `archive`: a line
-    with the packed manifest's length, the manifest, then all of its files, packed. Returns {"wanted": whether the code
-    is needed, …}."""
+    """Sync from a file, for callers that copy files, such as Ansible. Without `archive`, only check. `archive`: a line
+    with the packed manifest's length, the packed manifest, then all of its files, packed. Returns {"wanted": whether
+    the code is needed, …}."""
     folder = CodeFolder(dest, installer.home)
     at_work = users(folder.path, installer.home, installer.dir, str(installer.config().get("runtime_dir") or ""))
     report: Json = {"ok": True, "changed": False, "dest": dest, "users": at_work, "same": folder.same(digest)}

@@ -29,8 +29,8 @@ def users(folder: str, home: str, agent_dir: str, runtime_dir: str) -> "List[str
         known.append((directory, spec))
         run_as = (spec.get("start") or {}).get("run_as") or {}
         uids[str(spec.get("worker_id"))] = int(run_as.get("uid", os.geteuid()))
-    # Anybody may stand in the folder and call itself anything: a claim counts from that worker's user, or, of a worker
-    # of another home, from ours and the folder's.
+    # Any process may have this working directory and claim any worker id. A claim counts only if the process belongs to
+    # the worker's user or, for a worker of another home, to this user or the folder's owner.
     others = {os.geteuid(), _owner(folder)}
     claims = map(_claim, _processes_in(folder))
     found = {one for one, uid in claims if (uid == uids[one] if one in uids else uid in others)}
