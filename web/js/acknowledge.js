@@ -1,4 +1,4 @@
-/** Who has seen what is wrong with a worker (until its next attempt), and saying so for one or many; a mute for what they send. */
+/** Acknowledgements of workers' problems (until the next attempt), for one worker or many, and mutes of their alerts. */
 
 import { post, workerPath } from './api.js';
 import { confirmAction, notify, notifyError } from './dialogs.js';
@@ -13,7 +13,7 @@ import { ALWAYS } from './timerange.js';
 
 export const KIND = 'acknowledged';
 const AT_ONCE = 6;
-const MOST = 500; // workers of one click
+const MOST = 500; // workers per click
 const MAX_SELECTOR_CHARS = 3500;
 
 export class Acknowledgements {
@@ -23,12 +23,12 @@ export class Acknowledgements {
     this.newest = new Map();
   }
 
-  /** `worker`: of one alone; '' of all. */
+  /** `worker`: only those of one worker; '': of all. */
   load(worker = '') {
     this.history.load({ kind: KIND, worker });
   }
 
-  /** The event by which somebody has seen this attempt; null where nobody has. */
+  /** The event that acknowledges this attempt; null if there is none. */
   of(worker) {
     const events = this.history.within(ALWAYS, (event) => event.kind === KIND);
     if (events !== this.known) {
@@ -40,7 +40,7 @@ export class Acknowledgements {
   }
 }
 
-/** "Seen by li: more memory is ordered"; '' where nobody has. */
+/** "Seen by li: more memory is ordered"; '' without an acknowledgement. */
 export function seenText(event) {
   return event ? t('ack.seen', { actor: actorName(event.actor), note: reasonOf(event) }) : '';
 }
@@ -63,7 +63,7 @@ export async function acknowledge(workers) {
         await post(`${workerPath(waiting.shift())}/acknowledge`, { note: answer.reason });
         done += 1;
       } catch (error) {
-        if (error.status !== 404) trouble = error; // one that is gone needs nobody's attention
+        if (error.status !== 404) trouble = error; // a removed worker needs no attention
       }
     }
   };
@@ -72,13 +72,13 @@ export async function acknowledge(workers) {
   else notify(t('ack.done', { n: done }));
 }
 
-/** Leads to the form, filled in; where the names are too many for a selector, it is left to whoever asks. */
+/** Opens the form with a selector for these workers; without one if there are too many names for a selector. */
 export function muteFor(names) {
   const selector = names.join('|');
   go('admin', 'notifications', { mute: selector.length > MAX_SELECTOR_CHARS ? '' : selector });
 }
 
-/** Two buttons for the workers that `.update(workers, event)` names; `labelled`: with words. */
+/** Two buttons for the workers passed to `.update(workers, event)`; `labelled`: with text. */
 export function attentionButtons({ labelled = false } = {}) {
   let now = [];
   const make = (name, run) => h(labelled ? 'button.button.small' : 'button.icon-button', { type: 'button', title: t(`ack.${name}`), on: { click: () => run(now) } }, icon(name), labelled ? t(`ack.${name}`) : null);
@@ -94,7 +94,7 @@ export function attentionButtons({ labelled = false } = {}) {
   return group;
 }
 
-/** A line that says who has seen it. */
+/** A line that names who has acknowledged the problem. */
 export function seenLine() {
   const line = h('span.seen', { hidden: true });
   line.update = (event) => {

@@ -1,4 +1,4 @@
-/** What an operator does to a worker: start, stop, restart, kill. Asks first, and for a reason. */
+/** An operator's commands to a worker: start, stop, restart, kill. Each is confirmed first, with an optional reason. */
 
 import { post, workerPath } from './api.js';
 import { confirmAction, notify, notifyError } from './dialogs.js';
@@ -12,12 +12,12 @@ export const VERBS = ['start', 'stop', 'restart', 'kill'];
 const ALIVE = ['starting', 'running', 'stopping'];
 const SETTLED = ['stopped', 'exited', 'failed'];
 
-/** Whether `verb` makes sense now. An unknown worker may be told anything: it converges when its agent is back. */
+/** Whether `verb` is applicable now. An unknown worker accepts any verb, because it converges when its agent returns. */
 export function allowed(verb, worker) {
   if (worker.state === 'unknown') return verb === 'start' || verb === 'stop';
   if (verb === 'start') return SETTLED.includes(worker.state) || worker.state === 'backoff';
   if (verb === 'stop') return ALIVE.includes(worker.state) || worker.state === 'backoff';
-  if (verb === 'restart') return ALIVE.includes(worker.state) || SETTLED.includes(worker.state); // of one that is over it is a start
+  if (verb === 'restart') return ALIVE.includes(worker.state) || SETTLED.includes(worker.state); // for an ended worker this is a start
   return ALIVE.includes(worker.state);
 }
 
@@ -48,10 +48,10 @@ async function send(verb, workerId, reason) {
   }
 }
 
-/** The four buttons of a worker; `.update(worker)` enables what makes sense. `labelled`: with words, for its own page. */
+/** The four buttons of a worker; `.update(worker)` enables the applicable ones. `labelled`: with text, for its own page. */
 export function actionButtons({ labelled = false } = {}) {
   let current = null;
-  let named = null; // whose name the buttons bear
+  let named = null; // the worker named by the buttons
   const buttons = VERBS.map((verb) => {
     const button = h(
       labelled ? 'button.button' : 'button.icon-button',
@@ -67,7 +67,7 @@ export function actionButtons({ labelled = false } = {}) {
     current = worker;
     for (const button of buttons) {
       const verb = button.dataset.verb;
-      // aria-disabled would keep it focusable, but a dead button in every row is noise for the keyboard
+      // aria-disabled would keep it focusable, but an inactive button in every row would slow down keyboard navigation
       const usable = allowed(verb, worker);
       if (button.disabled === usable) button.disabled = !usable;
       if (!labelled && named !== worker.worker_id) setAttr(button, 'aria-label', t('action.on', { action: t(`action.${verb}`), worker: worker.worker_id }));

@@ -1,4 +1,4 @@
-/** What can be done about a host's agent from here: a restart, the manager's release, a look at the agent's own log. */
+/** Maintenance of a host's agent: restart, upgrade to the manager's release, and the agent's own log. */
 
 import { get, post } from './api.js';
 import { commandBox, confirmAction, errorBox, notify, notifyError } from './dialogs.js';
@@ -8,14 +8,14 @@ import { reasonOf } from './reasons.js';
 import { t } from './i18n.js';
 import { acts, mayAct } from './rights.js';
 
-const SHORT = 12; // of a release's name
+const SHORT = 12; // displayed characters of a release's name
 const ENDS = { restart: ['agent_restarted', 'agent_restart_failed'], upgrade: ['agent_upgraded', 'agent_upgrade_failed'] };
 
-/** `.update(host)` each time something changed; `.started()` once the page is in place. */
+/** Call `.update(host)` after each change, and `.started()` once the page is shown. */
 export function agentPanel(store) {
   let host = null;
-  let releases = null; // what agents of the manager's own release call themselves; null: not known yet
-  let waiting = null; // {action, host, seq}: asked for, its end not seen yet
+  let releases = null; // release names of agents of the manager's own release; null: unknown yet
+  let waiting = null; // {action, host, seq}: requested, not finished yet
   const version = h('p.agent-version');
   const progress = h('p.muted', { role: 'status', hidden: true });
   const restart = h('button.button', { type: 'button', on: { click: () => ask('restart') } }, t('maintenance.restart'));
@@ -45,7 +45,7 @@ export function agentPanel(store) {
       releases = (await get('/api/releases')).releases;
       if (host) panel.update(host);
     } catch {
-      releases = null; // the page says nothing of it rather than something wrong
+      releases = null; // show nothing rather than something wrong
     }
   };
 
@@ -71,7 +71,7 @@ export function agentPanel(store) {
     refresh();
   }
 
-  /** Whether what was asked for has come to its end: an event says so. */
+  /** Checks whether the requested action has finished, according to the events. */
   function refresh() {
     if (waiting) {
       const { action, host: name, seq } = waiting;
@@ -90,7 +90,7 @@ export function agentPanel(store) {
   return panel;
 }
 
-/** The end of agent.log, read over SSH when it is unfolded, and again on request. */
+/** The end of agent.log, read over SSH when the panel is opened, and again on request. */
 export function agentLogPanel() {
   let host = null;
   const when = h('span.muted');
@@ -111,7 +111,7 @@ export function agentLogPanel() {
       const answer = await get(`/api/hosts/${encodeURIComponent(host.host)}/agent-log`);
       const text = answer.text ? h('pre.words.agent-log-text', { tabindex: '0', role: 'group', 'aria-label': t('maintenance.log') }, answer.text) : h('p.muted', {}, t('maintenance.log_empty'));
       fill(body, text);
-      text.scrollTop = text.scrollHeight; // the newest stands at the end
+      text.scrollTop = text.scrollHeight; // the newest line is at the end
       setText(when, t(answer.running ? 'maintenance.log_of' : 'maintenance.log_of_ended', { path: answer.path, size: formatBytes(answer.bytes), at: formatClock(new Date().toISOString()) }));
     } catch (error) {
       if (error.status !== 401) fill(body, errorBox(error, load));

@@ -1,15 +1,15 @@
 /**
- * What a page reads first comes with the lists, in one answer. Which paths those are is remembered from the last time its address was
- * opened in this browser; the manager leaves out what it cannot answer at once. Each answer is used once, and only while the page starts.
+ * Prefetches the first requests of a page together with the lists, in one response. The paths are those recorded when its address was last
+ * opened in this browser; the manager omits those that it cannot answer at once. Each response is used once, and only while the page starts.
  */
 
 import { recall, remember } from './storage.js';
 
 const STORED = 'ahead';
-const STARTS_MS = 3000; // afterwards an answer would be old
+const STARTS_MS = 3000; // later, a response would be outdated
 const ADDRESSES = 40;
-const PATHS = 8; // as many as the manager takes
-const CHARS = 3000; // of all paths of an address
+const PATHS = 8; // maximum accepted by the manager
+const CHARS = 3000; // of all paths of an address together
 const NEVER = /^\/api\/(live|session)\b/;
 
 let address = '';
@@ -17,7 +17,7 @@ let noted = null; // null: the page has started
 let answers = new Map();
 let timer = null;
 
-/** The paths to ask for with the lists; `usual`: where nothing is remembered. */
+/** The paths to request with the lists; `usual`: the default if nothing is recorded. */
 export function pathsAhead(usual = []) {
   address = location.hash;
   const known = stored();
@@ -30,12 +30,12 @@ export function pathsAhead(usual = []) {
   return paths;
 }
 
-/** `also` of the answer: {path: {etag, body}}. */
+/** Stores `also` of the response: {path: {etag, body}}. */
 export function bringAhead(also) {
   if (noted) answers = new Map(Object.entries(also || {}));
 }
 
-/** The answer to `path`, if it is here already: {etag, body}. */
+/** The prefetched response to `path`, if there is one: {etag, body}. */
 export function takeAhead(path) {
   if (!noted || NEVER.test(path) || !path.startsWith('/api/')) return undefined;
   note(path);
@@ -61,7 +61,7 @@ function ended() {
   answers = new Map();
 }
 
-/** {address: its paths}, the oldest first. */
+/** {address: its paths}, oldest first. */
 function stored() {
   try {
     const known = JSON.parse(recall(STORED));

@@ -1,11 +1,11 @@
 /**
- * What a line of output looks like: its escape sequences become classes for colours, or vanish; every other character that
- * would do something becomes its picture. Text in, text and class names out; nothing of it is ever markup. Pure.
+ * Renders a line of output: escape sequences for colours become class names, others are removed, and every other control
+ * character is replaced by its symbol. Text in, text and class names out; never markup. Pure.
  */
 
 // Escape sequences of terminals: CSI …, OSC … (BEL or ST), strings, and the short ones.
 const ESCAPES = /\u001b(?:\[([0-?]*)[ -/]*([@-~])|\][^\u0007\u001b]*(?:\u0007|\u001b\\)?|[PX^_][^\u001b]*(?:\u001b\\)?|[ -/]*[0-~])/g;
-// Control characters, and what turns the direction of text round: a line must read as it was written.
+// Control characters and bidirectional controls: a line must be displayed in the order in which it was written.
 const STEERING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 const COLOURS = ['black', 'red', 'green', 'yellow', 'blue', 'magenta', 'cyan', 'white'];
 
@@ -20,7 +20,7 @@ function plain(text) {
   return text.replace(STEERING, picture);
 }
 
-/** A line as it may be shown, without its colours. */
+/** A line in displayable form, without colours. */
 export function printable(text) {
   return plain(text.includes('\u001b') ? text.replace(ESCAPES, '') : text);
 }
@@ -48,13 +48,14 @@ function styleClasses({ bold, dim, italic, underline, inverse, colour, ground })
   const names = [bold && 'ansi-bold', dim && 'ansi-dim', italic && 'ansi-italic', underline && 'ansi-underline'];
   const hue = inverse ? ground || colour || 'white' : colour;
   const back = inverse ? colour || 'white' : ground;
-  // A ground of its own would need a text colour that can be read on it in both themes: its hue and a soft ground say as much.
+  // A full background would need a text colour that is legible on it in both themes; its hue with a soft background
+  // suffices.
   if (back && back !== 'black') names.push(`ansi-${back}`, 'ansi-ground');
   else if (hue) names.push(`ansi-${hue}`);
   return names.filter(Boolean).join(' ');
 }
 
-/** "1;31" and the like. */
+/** Applies codes such as "1;31". */
 function applyCodes(style, codes) {
   const numbers = (codes || '0').split(/[;:]/).map((one) => Number(one) || 0);
   for (let index = 0; index < numbers.length; index += 1) {
@@ -83,7 +84,7 @@ function applyCodes(style, codes) {
   }
 }
 
-/** 5;N or 2;R;G;B as the nearest of the eight that both themes can show legibly. */
+/** 5;N or 2;R;G;B as the nearest of the eight colours that are legible in both themes. */
 function extended(rest) {
   if (rest[0] === 5) {
     const n = rest[1] || 0;

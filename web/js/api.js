@@ -5,13 +5,13 @@ import { noteServerDate } from './format.js';
 import { currentLanguage } from './i18n.js';
 
 const TIMEOUT_MS = 15000;
-export const FOR_THOUSANDS = { timeoutMs: 120000 }; // what is done to thousands at once may take its time
+export const FOR_THOUSANDS = { timeoutMs: 120000 }; // for requests about thousands of workers
 
 let csrf = '';
 let onUnauthorized = () => {};
 
 export class ApiError extends Error {
-  /** `code` is stable and names a text `error.<code>`; `next` is the manager's own advice; `requestId` finds its log. */
+  /** `code` is stable and names a text `error.<code>`; `next` is the manager's next step; `requestId` identifies the request in its log. */
   constructor({ code, message = '', next = '', language = 'en', requestId = '', status = 0, retryAfterS = null }) {
     super(message || code);
     Object.assign(this, { code, next, language, requestId, status, retryAfterS });
@@ -26,7 +26,7 @@ export function onLoggedOut(handler) {
   onUnauthorized = handler;
 }
 
-/** The parsed JSON answer (or text with `as: 'text'`). Raises ApiError; a 401 also asks the page to log in. */
+/** The parsed JSON response (or text with `as: 'text'`). Raises ApiError; a 401 also makes the page show the log-in. */
 export async function request(method, path, { body, as = 'json', quiet401 = false, timeoutMs = TIMEOUT_MS, cache = 'no-store' } = {}) {
   const here = method === 'GET' && as === 'json' ? takeAhead(path) : null;
   if (here) return here.body;
@@ -44,7 +44,7 @@ export async function request(method, path, { body, as = 'json', quiet401 = fals
   }
 }
 
-/** What is asked for again and again: {tag, body}; `before` itself where the manager says that it is still so. */
+/** A repeated request: {tag, body}; `before` itself if the manager reports that it is unchanged. */
 export async function getAgain(path, before = null) {
   const here = before ? null : takeAhead(path);
   if (here) return { tag: here.etag, body: here.body };
@@ -58,7 +58,7 @@ export async function getAgain(path, before = null) {
   return { tag: answer.headers.get('ETag'), body: await answer.json() };
 }
 
-/** An answer of JSON lines: `take(object)` for each as it comes. Ends quietly when `signal` aborts it. */
+/** A response of JSON lines: calls `take(object)` for each line as it arrives. Ends without an error when `signal` aborts it. */
 export async function stream(path, signal, take) {
   let answer;
   try {
@@ -110,7 +110,7 @@ async function readError(answer) {
   try {
     error = (await answer.json()).error || {};
   } catch {
-    /* not our JSON: a proxy's page, say; the status alone speaks */
+    /* not the manager's JSON, for example a proxy's page: only the status is used */
   }
   const shown = error.localized || error;
   const retryAfter = Number(answer.headers.get('Retry-After'));

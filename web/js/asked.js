@@ -1,10 +1,10 @@
-/** A piece of a page that shows one answer of the API: a note while it is awaited, an error with a retry, then what it says. */
+/** A part of a page that shows one response of the API: a note while it is loading, an error with a retry, then the content. */
 
 import { errorBox } from './dialogs.js';
 import { fill, h } from './dom.js';
 import { t } from './i18n.js';
 
-/** `ask()` promises what `draw(answer)` makes nodes of. {node, load(), stop()}: `load` again after each change. */
+/** `ask()` returns a promise of the response; `draw(answer)` returns its nodes. {node, load(), stop()}: call `load` after each change. */
 export function asked(ask, draw) {
   const node = h('div.asked', {}, h('p.muted', {}, t('loading')));
   let turn = 0;
@@ -22,7 +22,7 @@ export function asked(ask, draw) {
   return { node, load, stop: () => (turn += 1) };
 }
 
-/** A table of what was answered; on a narrow screen a list in which each value has its name. `widths`: of its columns. */
+/** A table of the response; on a narrow screen a list in which each value has a label. `widths`: of its columns. */
 export function listTable(table, widths, items) {
   table.node.classList.add('list-table');
   table.node.style.setProperty('--columns', widths);

@@ -1,6 +1,6 @@
 /**
- * What needs a person, by its cause: workers that hang first, then hosts that are silent, then what failed, is unknown, or waits
- * for its next start. A cause is a code: one that the manager learns tomorrow makes a group of its own, with its own words. Pure.
+ * Problems grouped by cause: hanging workers first, then silent hosts, then workers that failed, are unknown, or wait
+ * for their next start. A cause is a code; a code of a newer manager forms a group of its own, with its own text. Pure.
  */
 
 import { compareNames } from './format.js';
@@ -8,11 +8,11 @@ import { hasText, t } from './i18n.js';
 import { reasonOf } from './reasons.js';
 import { STATES } from './status.js';
 
-const PROOF = 'exit.proof'; // a reason that names a cause and the line that proves it
+const PROOF = 'exit.proof'; // a reason with a cause and the line that proves it
 const HANG = 'hang';
 const HEALTH = 'health';
 
-/** {key, title}: why a worker needs a look. */
+/** {key, title}: why a worker needs attention. */
 export function causeOf(worker) {
   if (worker.suspect) return { key: HANG, title: t('cause.hang') };
   if (worker.health && worker.health.status === 'failing' && worker.state === 'running') return { key: HEALTH, title: t('cause.health') };

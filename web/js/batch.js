@@ -1,4 +1,4 @@
-/** The dialog before a batch operation: whom it means, who is left out, how it is to go; then it begins. */
+/** The dialog before a batch operation: its workers, the skipped workers, its options; then it begins. */
 
 import { FOR_THOUSANDS, post } from './api.js';
 import { commandBox, errorBox, notify, notifyError } from './dialogs.js';
@@ -14,8 +14,8 @@ const HOSTS_SHOWN = 8;
 const COMMAND_CHARS = 160;
 
 /**
- * Asks the manager whom `selector` and `q` mean now, shows it, and begins what is confirmed.
- * `visible`: how many of them the list shows in sight. `onBegun()` once it runs.
+ * Requests a preview of the workers that match `selector` and `q`, shows it, and begins the operation once confirmed.
+ * `visible`: the number of them that the list shows. Calls `onBegun()` once it runs.
  */
 export async function batch({ verb, selector, q, visible, onBegun }) {
   let preview = null;
@@ -56,7 +56,7 @@ class BatchDialog {
   open() {
     document.body.append(this.dialog);
     this.dialog.showModal();
-    this.cancel.focus(); // Enter by mistake ends nobody's work
+    this.cancel.focus(); // so that Enter by mistake stops nothing
   }
 
   fillIn(preview) {
@@ -105,7 +105,7 @@ class BatchDialog {
     return h('div.field.batch-question', {}, h('label', { for: 'batch-typed' }, t('batch.type', { number: String(number) })), this.typed);
   }
 
-  /** The same from a terminal, where that is short enough to be of use. */
+  /** The equivalent command for a terminal, if it is short enough to be useful. */
   commandLine(preview) {
     const text = `invoke ${preview.command} '${preview.selector || '*'}'`;
     if (preview.q || text.length > COMMAND_CHARS || text.includes("''")) return null;
@@ -152,7 +152,7 @@ class BatchDialog {
   }
 }
 
-/** The bar that appears once something is picked. `.update(count, allMatching)`. */
+/** The bar that appears once workers are selected. `.update(count, allMatching)`. */
 export function batchBar({ onAct, onAll, onClear, onLogs, onCompare, verbs, icon }) {
   const count = h('span.batch-count', { role: 'status' });
   const all = h('button.button.subtle.small', { type: 'button', on: { click: onAll } });

@@ -1,7 +1,7 @@
 /**
- * A chart of lines over time, or over another number, drawn by uPlot. What it shows stands in a table too (charttable.js), and in
- * words in its label. Lines differ in colour and dash; pointing at one chart points at all of its `sync` group. Dragging over it, or
- * + and −, asks `onZoom` for a part of it. Colours are the theme's, read at each drawing.
+ * A line chart over time, or over another number, drawn by uPlot. Its content is also available as a table (charttable.js), and as
+ * text in its label. Lines differ in colour and dash; the cursor is shared by all charts of a `sync` group. Dragging, or
+ * + and −, call `onZoom` with a part of the range. Colours are read from the theme at each drawing.
  */
 
 import { ApiError } from './api.js';
@@ -13,13 +13,13 @@ const HEIGHT = 150;
 const COLOURS = 8; // --line-1 … --line-8
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 const GAP_STEPS = 2.5; // points further apart than this many steps are not joined
-const STEP_PX = 12; // a bytes axis needs no finer one
+const STEP_PX = 12; // minimum distance of ticks on a bytes axis
 const SVG = 'http://www.w3.org/2000/svg';
 const POWERS_OF_2 = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
 let Plot = null;
 
-/** uPlot itself: fetched once somebody looks at a chart. Raises ApiError `script_gone` where it can't be had: the page is of another version. */
+/** uPlot itself, fetched when a chart is first shown. Raises ApiError `script_gone` if it is unavailable because the page is of another version. */
 export async function loadPlots() {
   try {
     Plot ||= (await import('../vendor/uplot/uPlot.esm.js')).default;
@@ -32,17 +32,17 @@ const colourOf = (number) => `--line-${(number % COLOURS) + 1}`;
 const dashOf = (number) => (number + Math.floor(number / COLOURS)) % DASHES.length;
 
 export class Chart {
-  /** `format(value)`; `ceiling`: the least that the axis reaches to; `bytes`: steps are powers of two; `fromZero`: whether the axis begins there. */
+  /** `format(value)`; `ceiling`: minimum of the axis's upper end; `bytes`: ticks at powers of two; `fromZero`: whether the axis begins at zero. */
   constructor({ title, format, ceiling = 0, bytes = false, fromZero = true, sync = '', onZoom = () => {}, height = HEIGHT }) {
     Object.assign(this, { title, format, ceiling, bytes, fromZero, sync, onZoom, height });
     this.lines = []; // [{label, at, values}], `at` ascending
     this.range = { from: 0, to: 1, step: 10, time: true };
     this.off = new Set(); // labels of lines that are not drawn
-    this.at = null; // what the cursor points at
+    this.at = null; // position of the cursor
     this.plot = null;
     this.caption = h('span.chart-title', {}, title);
     this.readout = h('span.chart-readout');
-    this.said = h('span.hidden-text', { role: 'status' }); // what the arrow keys reach
+    this.said = h('span.hidden-text', { role: 'status' }); // announces the position selected by the arrow keys
     this.area = h('div.chart-plot', { role: 'img', tabindex: '0', title: t('chart.keys'), on: { keydown: (event) => this.pressed(event) } });
     this.legend = h('ul.chart-legend');
     this.node = h('figure.chart', {}, h('figcaption', {}, this.caption, this.readout), this.area, this.legend, this.said);
@@ -61,12 +61,12 @@ export class Chart {
     this.plot = null;
   }
 
-  /** After the theme changed. */
+  /** Call after the theme changed. */
   recolour() {
     if (this.plot) this.plot.redraw(false);
   }
 
-  /** Lines over [from, to]: Unix seconds, measured every `step` of them; without `time` any number. */
+  /** Shows lines over [from, to], in Unix seconds with a sample every `step` seconds; without `time`, any number. */
   show(lines, { from, to, step, time = true }) {
     const same = this.plot && time === this.range.time && lines.length === this.lines.length && lines.every((line, number) => line.label === this.lines[number].label);
     if (!same) this.drop();
@@ -151,7 +151,7 @@ export class Chart {
     return [0, roundUp(high || 1, this.bytes)];
   }
 
-  /** A part of it was dragged over. */
+  /** A part of the range was selected by dragging. */
   chosen(plot) {
     const { left, width } = plot.select;
     if (width <= 0) return;
@@ -160,7 +160,7 @@ export class Chart {
     this.zoom(part);
   }
 
-  /** No closer than a few steps. */
+  /** Zooms, to a few steps at least. */
   zoom([from, to]) {
     if (to - from >= 3 * (this.range.time ? this.range.step : (this.range.to - this.range.from) / 1000)) this.onZoom([from, to]);
   }
@@ -171,7 +171,7 @@ export class Chart {
     this.readValues();
   }
 
-  /** In the legend, or beside the title of a single line: what is pointed at, else the latest. */
+  /** Shows the values at the cursor, or else the latest, in the legend or beside the title of a single line. */
   readValues() {
     const texts = this.lines.map((line) => {
       const value = this.at === null ? latest(line.values) : nearest(line, this.at, this.range.step);
@@ -213,7 +213,7 @@ export class Chart {
   }
 }
 
-/** uPlot's form: one column of positions, one of values for each line; null ends a line, undefined is another line's place. */
+/** Data in uPlot's form: a column of positions, and a column of values for each line; null: a gap, undefined: a position of another line. */
 function aligned(lines, step) {
   const tables = lines.map(({ at, values }) => {
     const table = [[], []];
@@ -257,7 +257,7 @@ function clock(at, apart) {
   return apart < 60 ? formatClock(at) : formatClock(at).replace(/:\d\d$/, '');
 }
 
-/** A piece of the line, as it is drawn. */
+/** A sample of the line for the legend. */
 function swatch(number) {
   const svg = document.createElementNS(SVG, 'svg');
   svg.setAttribute('viewBox', '0 0 26 8');

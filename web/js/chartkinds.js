@@ -1,4 +1,4 @@
-/** Which charts there are of a worker and of a host: what each shows of the measurements, and how its values are written. */
+/** The charts of a worker and of a host: the measurements of each, and the format of their values. */
 
 import { formatBytes, formatPercent } from './format.js';
 import { formatNumber, t } from './i18n.js';
@@ -6,7 +6,7 @@ import { formatNumber, t } from './i18n.js';
 const rate = (value) => t('chart.rate', { bytes: formatBytes(value) });
 const plain = (value) => formatNumber(value, value < 10 ? 2 : 0);
 
-/** `series` of the answer, or of each GPU. */
+/** `series`: of the response, or of each GPU. */
 const OF_WORKER = [
   { name: 'cpu', format: formatPercent, ceiling: 100, series: ['cpu_percent'] },
   { name: 'memory', format: formatBytes, bytes: true, series: ['rss_bytes'] },
@@ -26,7 +26,7 @@ export const OF_HOST = [
 const watts = (value) => `${formatNumber(value)} W`;
 const degrees = (value) => `${formatNumber(value)} °C`;
 
-/** Of one GPU of a host. */
+/** The charts of one GPU of a host. */
 export function kindsOfGpu(index) {
   return [
     { name: 'gpu', format: formatPercent, ceiling: 100, gpu: 'utilization_percent', index },
@@ -36,21 +36,21 @@ export function kindsOfGpu(index) {
   ];
 }
 
-/** A number from a log: four digits, whatever its size. */
+/** A number from a log, with four significant digits. */
 export function formatMetric(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-4 || size >= 1e9)) return value.toExponential(3);
   return formatNumber(value, size >= 1000 ? 0 : Math.max(0, 3 - Math.floor(Math.log10(size || 1))));
 }
 
-/** Of a worker as the live feed tells it: [{name, value}] or {name: value}. */
+/** The metrics of a worker in the live feed, from [{name, value}] or {name: value}. */
 export function metricsOf(worker) {
   const { metrics } = worker;
   if (!metrics) return {};
   return Array.isArray(metrics) ? Object.fromEntries(metrics.map((one) => [one.name, one.value])) : metrics;
 }
 
-/** Numbers from its log first: they are what somebody declared. */
+/** The charts of a worker; numbers from its log first, because they were declared explicitly. */
 export function kindsOfWorker(data) {
   return [...(data.metrics || []).map(({ name }) => kindOfMetric(name)), ...OF_WORKER];
 }
@@ -65,7 +65,7 @@ export function kindNamed(name) {
 
 export const titleOf = (kind) => kind.metric || t(`chart.${kind.name}`);
 
-/** [{label, at, values}]: of each GPU, of each series, or of the one number. */
+/** [{label, at, values}]: one line for each GPU, for each series, or for the single number. */
 export function linesOf(kind, data) {
   if (kind.gpu) {
     return (data.gpus || [])

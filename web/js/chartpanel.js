@@ -1,4 +1,4 @@
-/** Charts of what was measured of a worker or a host, one beside the other, zoomed together; with the same numbers as a table. */
+/** Charts of the measurements of a worker or a host, side by side, zoomed together; with the same numbers as a table. */
 
 import { Chart, loadPlots } from './chart.js';
 import { OF_HOST, kindsOfGpu, kindsOfWorker, linesOf, titleOf } from './chartkinds.js';
@@ -11,13 +11,13 @@ import { recall, remember } from './storage.js';
 
 const STORED = 'charts.span';
 
-/** `more`: nodes beside the choice of a range. */
+/** `more`: nodes beside the selection of a range. */
 export const workerCharts = (id, more = []) => new ChartPanel(`/api/measurements/workers/${encodeURIComponent(id)}`, kindsOfWorker, more);
 export const hostCharts = (id) => new ChartPanel(`/api/measurements/hosts/${encodeURIComponent(id)}`, () => OF_HOST);
 
 export const gpuCharts = (agent, index) => new ChartPanel(`/api/measurements/hosts/${encodeURIComponent(agent)}`, () => kindsOfGpu(index));
 
-/** The range that this browser looked at last; a switch for it. */
+/** A switch for the range, initially the one last used in this browser. */
 export class SpanChoice {
   constructor(onChoose, given = '') {
     const stored = given || recall(STORED);
@@ -39,7 +39,7 @@ export class SpanChoice {
   }
 }
 
-/** Calls `changed()` when the theme does. Returns what ends that. */
+/** Calls `changed()` when the theme changes. Returns a function that unsubscribes. */
 export function onTheme(changed) {
   const themes = new MutationObserver(changed);
   themes.observe(document.documentElement, { attributes: true, attributeFilter: ['data-theme'] });
@@ -91,13 +91,13 @@ class ChartPanel {
     for (const chart of this.charts.values()) chart.destroy();
   }
 
-  /** Once its tab is open. */
+  /** Call once its tab is open. */
   start() {
     this.shown = true;
     if (!this.measured.data) this.load();
   }
 
-  /** `quiet`: what is shown stays where the manager does not answer; the next step is another try. */
+  /** `quiet`: keep the shown data if the manager does not answer; the next step retries. */
   async load(quiet = false) {
     const { span } = this.spans;
     if (!quiet) this.zoom = null;
@@ -111,7 +111,7 @@ class ChartPanel {
     }
   }
 
-  /** What was measured just now, or a sign that time has passed. `usage` null: nothing is. */
+  /** Adds a current measurement, or advances the time. `usage` null: nothing is measured. */
   add(usage, metrics) {
     if (!this.measured.data || !this.shown) return;
     const came = this.measured.add(usage, metrics);

@@ -1,4 +1,4 @@
-/** The numbers of charts as a table, the newest first: a column for each line, a row for each moment. */
+/** The numbers of charts as a table, newest first: a column for each line, a row for each time. */
 
 import { fill, h } from './dom.js';
 import { formatClock } from './format.js';
@@ -7,7 +7,7 @@ import { formatNumber, t } from './i18n.js';
 export function chartTable() {
   const node = h('div.chart-table', { hidden: true, tabindex: '0', role: 'region', 'aria-label': t('chart.table') });
 
-  /** `charts`: [{title, format, lines}]; `time`: whether their positions are moments. */
+  /** `charts`: [{title, format, lines}]; `time`: whether their positions are times. */
   node.update = (charts, time = true) => {
     const columns = charts.flatMap(({ title, format, lines }) => lines.map((line) => ({ ...line, format, head: lines.length > 1 ? `${title} ${line.label}` : title })));
     const indexes = columns.map((column) => new Map(column.at.map((at, place) => [at, place])));

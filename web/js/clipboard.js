@@ -1,6 +1,6 @@
-/** Copying to the clipboard, also where the page came over plain http, which gives scripts no `navigator.clipboard`. */
+/** Copies to the clipboard, also on pages served over plain http, which have no `navigator.clipboard`. */
 
-/** Whether it worked. */
+/** Returns whether the text was copied. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -15,7 +15,7 @@ function copyBySelection(text) {
   const field = document.createElement('textarea');
   field.value = text;
   field.className = 'hidden-text';
-  const home = document.querySelector('dialog[open]') || document.body; // a dialog keeps the focus within itself
+  const home = document.querySelector('dialog[open]') || document.body; // a modal dialog confines the focus
   home.append(field);
   field.select();
   const done = document.execCommand('copy');

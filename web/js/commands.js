@@ -1,4 +1,4 @@
-/** Commands named on a page, in the form that works where the manager runs: procguard/hints.py says what both are. */
+/** Commands named on a page, in the form of the manager's installation; procguard/hints.py defines both forms. */
 const installed = document.documentElement.dataset.commands === 'procguard';
 
 export function commands(text) {

@@ -1,6 +1,6 @@
 /**
- * Suggestions under a field for what is being typed: arrows choose, Enter or Tab takes, Escape closes. What there is to suggest
- * says its owner.
+ * Suggestions under a text field: arrow keys select, Enter or Tab accepts, Escape closes. The owner provides the
+ * suggestions.
  */
 
 import { h, setAttr, show } from './dom.js';

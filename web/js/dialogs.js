@@ -1,4 +1,4 @@
-/** Questions, errors and short notices. Every error shows code, translated text, request id, and a retry where one makes sense. */
+/** Confirmations, errors and short notices. Every error shows its code, translated text, request id, and a retry if one is useful. */
 
 import { copyText } from './clipboard.js';
 import { commands } from './commands.js';
@@ -13,8 +13,8 @@ const MAX_NOTICES = 4;
 const MAX_REASON_CHARS = 500;
 
 /**
- * Asks; resolves {reason} only when the action's own button was pressed, else null. Cancel has the focus. `withReason`: whoever
- * acts may say why, for the history.
+ * Asks for confirmation; resolves to {reason} only if the action's own button was pressed, otherwise to null. Cancel has the focus.
+ * `withReason`: with a field for a reason, which is recorded in the history.
  */
 export function confirmAction({ title, detail, action, danger = false, withReason = false }) {
   return new Promise((resolve) => {
@@ -46,7 +46,7 @@ export function confirmAction({ title, detail, action, danger = false, withReaso
   });
 }
 
-/** A text to read at leisure, e.g. the whole of a cut line. */
+/** A dialog with a long text, e.g. the whole of a truncated line. */
 export function showText(title, text) {
   const close = h('button.button', { type: 'button' }, t('close'));
   const dialog = h(
@@ -91,7 +91,7 @@ export function notify(text) {
   setTimeout(() => notice.remove(), NOTICE_MS);
 }
 
-/** Stays until closed: an error is not to be missed by looking away. */
+/** An error that stays until it is closed, so that it is not missed. */
 export function notifyError(error, title, retry) {
   const again = retry
     ? () => {
@@ -113,7 +113,7 @@ function place(content) {
   return notice;
 }
 
-/** An empty page says why it is empty and what to do. */
+/** The content of an empty page: why it is empty and the next step. */
 export function emptyBox(title, ...rest) {
   return h('div.empty', {}, h('p.empty-title', {}, title), ...rest);
 }

@@ -1,4 +1,4 @@
-/** Building and updating the page. Data only ever enters as text nodes and attributes, never as markup. */
+/** Builds and updates the page. Data is inserted only as text nodes and attributes, never as markup. */
 
 /** h('a.button', {href: '#/', on: {click}}, 'text', node, …) */
 export function h(selector, properties = {}, ...children) {
@@ -31,7 +31,7 @@ export function append(node, children) {
   return node;
 }
 
-/** Writes only what changed, into the text node that is there: no node comes or goes, and the reader keeps what is selected. */
+/** Updates an existing text node, and only if the text changed: no node is added or removed, and the user's selection is kept. */
 export function setText(node, text) {
   const wanted = text === null || text === undefined ? '' : String(text);
   const only = node.firstChild;
@@ -65,8 +65,8 @@ export function fill(node, ...children) {
 }
 
 /**
- * Children of `parent` = one element per item, by key: kept where it exists, made where it does not, in the order of
- * `items`. `make(item)` returns an element with an `update(item)` function on it.
+ * Makes the children of `parent` one element per item, by key: existing elements are kept and missing ones created, in the order of
+ * `items`. `make(item)` returns an element with a function `update(item)`.
  */
 export function keyed(parent, items, keyOf, make) {
   const existing = parent.keyedNodes || (parent.keyedNodes = new Map());
@@ -92,7 +92,7 @@ export function keyed(parent, items, keyOf, make) {
   }
 }
 
-/** One call per frame, however often it is asked for. */
+/** Limits `action` to one call per frame. */
 export function framed(action) {
   let asked = false;
   return () => {
@@ -105,7 +105,7 @@ export function framed(action) {
   };
 }
 
-/** At most one call in `everyMs`, in an animation frame; the first of a burst comes at once, the last is never lost. */
+/** Limits `action` to one call per `everyMs`, in an animation frame; the first call of a burst is immediate, the last is never lost. */
 export function paced(action, everyMs) {
   let last = -Infinity;
   let waiting = false;

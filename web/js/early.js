@@ -1,13 +1,13 @@
 /*
- * Runs before the first paint, so that a dark page never flashes white. A classic script: modules come too late. And where one of
- * them does not come at all (a network that changed under way), no page would say so: this loads it once more, then says it.
+ * Runs before the first paint, so that a dark page never flashes white. A classic script, because modules run too late. If a module
+ * fails to load (for example after a change of network), the page is reloaded once; after that an error is shown.
  */
 (function () {
   try {
     var theme = localStorage.getItem('procguard.theme');
     if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
   } catch (error) {
-    /* storage is off: the system's theme it is */
+    /* storage is disabled: use the system's theme */
   }
 
   var AGAIN_AFTER_MS = 60000;
@@ -24,11 +24,11 @@
       sessionStorage.setItem('procguard.reloaded', String(Date.now()));
       return Date.now() - before < AGAIN_AFTER_MS;
     } catch (error) {
-      return true; /* without this memory it might reload endlessly */
+      return true; /* without storage it might reload endlessly */
     }
   }
 
-  /* unstyled: a style sheet is missing, which a page that was drawn needs as well */
+  /* unstyled: a style sheet is missing, which a drawn page requires too */
   function notLoaded(unstyled) {
     if (failed || (drawn() && !unstyled)) return;
     var again = !lately();
@@ -37,7 +37,7 @@
     else if (failed) document.body.append(document.getElementById('not-loaded').content.cloneNode(true));
   }
 
-  /* of an element: errors of scripts do not bubble, and those of the page's own code are no reason to load it again */
+  /* only errors of elements: load errors do not bubble, and errors of the page's own code are no reason for a reload */
   function onError(event) {
     var node = event.target;
     if (node === window || !node || (node.tagName !== 'SCRIPT' && !(node.tagName === 'LINK' && node.rel === 'stylesheet'))) return;
@@ -52,5 +52,5 @@
   window.addEventListener('error', onError, true);
   window.addEventListener('unhandledrejection', function () {
     notLoaded(false);
-  }); /* the texts did not come */
+  }); /* the texts failed to load */
 })();

@@ -1,8 +1,8 @@
 /**
- * Events as rows: what belongs to one batch operation is one row, which unfolds. Pure.
+ * Events as rows: the events of one batch operation are one expandable row. Pure.
  *
- * An event says its operation itself, or follows from a command that does: a worker that is stopped by an operation reports
- * "stopping" and "stopped" without knowing why. What fails in it stays a row of its own.
+ * An event names its operation, or follows from a command that does: a worker that is stopped by an operation reports
+ * "stopping" and "stopped" without naming it. Failures during an operation are separate rows.
  */
 
 const EXPECTED = ['stopping', 'stopped', 'starting', 'running'];
@@ -16,7 +16,7 @@ export function operationId(event) {
 export function operationRows(events, open, mostUnfolded) {
   const rows = [];
   const operations = new Map();
-  const acting = new Map(); // worker -> the operation that moves it
+  const acting = new Map(); // worker -> the operation that acts on it
   for (const event of events) {
     const operation = ownerOf(event, acting);
     if (!operation) {

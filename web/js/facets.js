@@ -1,4 +1,4 @@
-/** Choosing values of a field to include or exclude: a button that opens a list with counts, and what is chosen as chips. */
+/** Selects values of a field to include or exclude: a button that opens a list with counts, and the selection as chips. */
 
 import { debounced, fill, h, setAttr, setText, show } from './dom.js';
 import { compareNames } from './format.js';
@@ -15,7 +15,7 @@ export function valueName(field, value) {
 }
 
 /**
- * The button of one field. `workers()`: all of them; `filters()`: what is chosen now; `onChoose(value, side)`: side is "in", "out"
+ * The button of one field. `workers()`: all workers; `filters()`: the current filters; `onChoose(value, side)`: side is "in", "out"
  * or "" for neither.
  */
 export function facetMenu(field, { workers, filters, onChoose }) {
@@ -36,7 +36,7 @@ export function facetMenu(field, { workers, filters, onChoose }) {
   });
   search.addEventListener('input', debounced(draw, 60));
 
-  /** The values with how many workers each would show, those with the most first, the chosen ones on top. */
+  /** The values with the number of workers that each would show: selected values first, then in descending order. */
   function draw() {
     const now = filters();
     const counts = new Map();
@@ -84,7 +84,7 @@ export function facetMenu(field, { workers, filters, onChoose }) {
   return menu;
 }
 
-/** What is included and excluded, each with a button that takes it away. `.update(facets)`. */
+/** The included and excluded values, each with a button that removes it. `.update(facets)`. */
 export function chosenChips(onDrop, fields = FIELD_NAMES) {
   const list = h('ul.chosen', { 'aria-label': t('facet.chosen') });
   list.update = (facets) => {

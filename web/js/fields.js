@@ -1,6 +1,6 @@
 /**
- * The fields of workers, hosts and events, as the manager lists them (GET /api/fields, in the page's own files too): what the live lists hold, and which columns
- * there are. Asked for once, before the first page.
+ * The fields of workers, hosts and events, as listed by the manager (GET /api/fields, also in the page's own files): the fields of the live lists, and the available
+ * columns. Requested once, before the first page.
  */
 
 import { get } from './api.js';
@@ -23,7 +23,7 @@ export function labelOf(field) {
   return currentLanguage() === 'zh-CN' ? field.label.zh : field.label.en;
 }
 
-/** What a row of the list says of it; undefined or null: nothing. */
+/** The value of a field in a row of the list; undefined or null: none. */
 export function valueOf(row, field) {
   if (!field.part_of) return row[field.name];
   return row[field.part_of] ? row[field.part_of][field.name] : null;

@@ -1,5 +1,5 @@
 /**
- * The filters of the list of workers: what of a row must or must not be so, and how that is written in an address and asked of
+ * The filters of the list of workers: conditions on a row, and their forms in an address and in a request to
  * the manager. Pure.
  */
 
@@ -7,7 +7,7 @@ import { reasonOf } from './reasons.js';
 import { conditionText, parseSelector, readTyped, selectorMatches } from './selector.js';
 import { stateNamed } from './status.js';
 
-/** What values can be chosen of, each with `of(worker)`: the values a worker has. */
+/** The fields whose values can be selected, each with `of(worker)`, the worker's values. */
 export const FIELDS = {
   state: (worker) => [worker.state],
   host: (worker) => (worker.host ? [worker.host] : []),
@@ -45,7 +45,7 @@ function decode(text) {
   }
 }
 
-/** As the address says it: "failed,!stopped". */
+/** The form in an address: "failed,!stopped". */
 export function writeValues({ in: wanted, out }) {
   const written = (value) => encodeURIComponent(value).replace(/^!/, '%21');
   return [...wanted.map(written), ...out.map((value) => `!${written(value)}`)].join(',');
@@ -60,7 +60,7 @@ export function isFiltered({ facets, words, conditions }) {
   return words.length > 0 || conditions.length > 0 || FIELD_NAMES.some((name) => facets[name].in.length + facets[name].out.length > 0);
 }
 
-/** Whether a worker matches everything but the field `but`. */
+/** Whether a worker matches all filters, except that of the field `but`. */
 export function matches(worker, filters, but = '') {
   for (const name of FIELD_NAMES) if (name !== but && !facetMatches(worker, name, filters.facets[name])) return false;
   if (filters.conditions.length && !selectorMatches(filters.conditions, worker)) return false;
@@ -76,7 +76,7 @@ export function facetMatches(worker, name, { in: wanted, out }) {
   if (out.some((value) => values.includes(value))) return false;
   if (!wanted.length) return true;
   if (name !== 'label') return wanted.some((value) => values.includes(value));
-  const labels = new Map(); // of each label named, any of its values
+  const labels = new Map(); // for each named label, any of its values
   for (const pair of wanted) labels.set(labelName(pair), labels.get(labelName(pair)) || values.includes(pair));
   return [...labels.values()].every(Boolean);
 }
@@ -85,7 +85,7 @@ function labelName(pair) {
   return pair.slice(0, pair.indexOf('='));
 }
 
-/** Made once for each worker, and again when its row changed. */
+/** The searched text, cached for each worker until its row changes. */
 function searchedText(worker) {
   if (worker.searched === null || worker.searched === undefined) {
     worker.searched = [worker.worker_id, worker.host, worker.group, reasonOf(worker), worker.command, ...FIELDS.label(worker)].join('\n').toLowerCase();
@@ -93,7 +93,7 @@ function searchedText(worker) {
   return worker.searched;
 }
 
-/** What the filters show, as the manager is asked for it: {selector, q}. */
+/** The filters as a request to the manager: {selector, q}. */
 export function filterRequest({ facets, selector, words }) {
   const parts = [];
   for (const name of FIELD_NAMES.filter((one) => one !== 'label')) {

@@ -1,6 +1,6 @@
 /**
- * The workers that a list shows, in its order: recomputed only as far as something changed. Ten thousand are filtered in a
- * few milliseconds and sorted in some ten; the order by name is kept between changes. Pure.
+ * The workers of a list, in its order, recomputed only as far as necessary. Ten thousand are filtered in a
+ * few milliseconds and sorted in about ten; the order by name is kept between changes. Pure.
  */
 
 import { fieldsOf, valueOf } from './fields.js';
@@ -14,7 +14,7 @@ const FIXED = {
   state: { of: (worker) => STATES.indexOf(worker.state) },
 };
 
-/** {of: numbers or texts to sort by; ties are in the order of names. `measured`: changes with every second}; null: not by this. */
+/** {of: numbers or texts to sort by, with ties in the order of names; `measured`: changes every second}; null: not sortable. */
 export function orderOf(name) {
   if (FIXED[name]) return FIXED[name];
   const field = fieldsOf('workers').columns.get(name);
@@ -37,13 +37,13 @@ export class FleetList {
     this.table = table;
     this.byName = [];
     this.members = -1;
-    this.known = ''; // what the result was worked out of
+    this.known = ''; // the input of the current result
     this.shown = [];
-    this.counts = {}; // state -> how many match everything but the states
+    this.counts = {}; // state -> number of workers that match all filters except states
     this.all = 0;
   }
 
-  /** True where `shown` or `counts` may have changed. `filters` from filters.js, `sort` as the address says it. */
+  /** True if `shown` or `counts` may have changed. `filters`: from filters.js; `sort`: as in the address. */
   update(filters, sort) {
     const order = orderOf(sort.replace(/^-/, ''));
     const { table } = this;

@@ -1,16 +1,16 @@
 /**
- * For answers that no live topic carries: requested again once the live feed has said something new, while the page is in sight, and not
- * sooner than every few seconds. An idle fleet causes no requests.
+ * Refreshes responses without a live topic: repeats the request after changes in the live feed, while the page is visible, and at most
+ * every few seconds. An idle fleet causes no requests.
  */
 
 const AGAIN_MS = 5000;
-const SHARE = 10; // of the time at most one tenth is spent on it
+const SHARE = 10; // at most a tenth of the time is spent on requests
 
 export class Follower {
-  /** `ask()` resolves when the answer is drawn; `version()`: changes with what the live feed says. */
+  /** `ask()` resolves when the response is drawn; `version()` changes with the live feed. */
   constructor(ask, version) {
     Object.assign(this, { ask, version });
-    this.seen = null; // the version that the last answer is for; null: none was requested
+    this.seen = null; // the version of the last response; null: none was requested
     this.asking = false;
     this.nextMs = 0;
   }
@@ -35,7 +35,7 @@ export class Follower {
   }
 }
 
-/** The newest event that the live feed told, as a version. */
+/** The newest event of the live feed, as a version. */
 export function lastEvent(store) {
   const last = store.events[store.events.length - 1];
   return last ? last.seq : 0;

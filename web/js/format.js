@@ -1,4 +1,4 @@
-/** Times, sizes and durations as people read them, in the current language. Pure but for the server's clock offset. */
+/** Formats times, sizes and durations in the current language. Pure, except for the server's clock offset. */
 
 import { currentLanguage, formatNumber, t } from './i18n.js';
 import { recall, remember } from './storage.js';
@@ -20,12 +20,12 @@ export function serverNowMs() {
 
 const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' };
 const MOMENTS = { moment: { ...TIME, year: 'numeric', month: 'short', day: 'numeric' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' }, zone: { timeZoneName: 'short' } };
-const writers = new Map(); // language, zone and form -> what writes a moment; making one is slow
+const writers = new Map(); // language, zone and form -> formatter; creating one is slow
 const UTC = 'utc';
 
-let utc = null; // not asked yet
+let utc = null; // not read yet
 
-/** Whether times are shown in UTC; else in the zone of this browser. */
+/** Whether times are shown in UTC, otherwise in this browser's time zone. */
 export function inUtc() {
   utc ??= recall('zone') === UTC;
   return utc;
@@ -48,7 +48,7 @@ export function zoneName(ms = Date.now()) {
   return writer('zone').formatToParts(ms).find((part) => part.type === 'timeZoneName').value;
 }
 
-/** A moment as `<input type=datetime-local>` has it, in the zone that times are shown in; and back, as ISO 8601 or ''. */
+/** A time in the form of `<input type=datetime-local>`, in the zone in which times are shown; and back, as ISO 8601 or ''. */
 export function toInput(ms) {
   const shift = inUtc() ? 0 : new Date(ms).getTimezoneOffset() * 60000;
   return new Date(ms - shift).toISOString().slice(0, 19);
