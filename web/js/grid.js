@@ -1,14 +1,15 @@
 /**
- * A grid of thousands of rows of which only those in sight exist, moved and refilled as they come into sight: no row is made
- * or taken out while somebody scrolls, and their order in the document is put right once the scrolling pauses. One stop for Tab; inside, the keyboard moves from row to row and, with left and right, among the controls of one. The focus belongs to an
- * item: where its row goes when the order changes, the focus goes too. Knows nothing of what it shows.
+ * A grid of thousands of rows, of which only the visible ones exist; they are moved and refilled during scrolling. No row is created
+ * or removed while the user scrolls, and the order in the document is corrected once scrolling pauses. The grid is one tab stop; inside,
+ * up and down move between rows, left and right between the controls of a row. The focus belongs to an item and
+ * follows its row when the order changes. Independent of the content.
  */
 
 import { debounced, framed, h, setAttr, show } from './dom.js';
 
 const OVERSCAN_ROWS = 2;
 const SPARE_ROWS = 2; // hidden rows that are kept
-const ORDER_AFTER_MS = 120; // without a scroll, rows stand in the document as they stand on the screen
+const ORDER_AFTER_MS = 120; // time without scrolling after which the document's order is that on the screen
 const CONTROLS = ['a', 'button', 'input', 'summary'].join();
 const HEAD_HEIGHT = 34;
 
@@ -17,16 +18,16 @@ export class Grid {
    * `columns`: [{name, label, width, sortable, head, make(item) -> content node with update(item), itself the cell where it `isCell`}];
    * `width` as CSS writes it;
    * `head`: a node instead of the label. `onSort(name)`; `onOpen(item)`: Enter; `onPick(item, range)`: Space, with Shift a range;
-   * `onAll()`: Ctrl-A; `onNone()`: Escape, true where it meant something; `isPicked(item)`.
+   * `onAll()`: Ctrl-A; `onNone()`: Escape, returns whether it had an effect; `isPicked(item)`.
    */
   constructor({ label, kind, columns, keyOf, onSort = null, onOpen = null, onPick = null, onAll = null, onNone = null, isPicked = null }) {
     Object.assign(this, { keyOf, onSort, onOpen, onPick, onAll, onNone, isPicked });
     this.items = [];
     this.nodes = new Map(); // key -> row
-    this.rows = []; // those in use, as on the screen
+    this.rows = []; // rows in use, in the order on the screen
     this.spare = [];
-    this.top = -1; // what the rows were filled for
-    this.moving = false; // somebody scrolls
+    this.top = -1; // scroll position that the rows were filled for
+    this.moving = false; // whether the user is scrolling
     this.height = 0;
     this.activeKey = null;
     this.activeControl = -1; // which of the row's controls has the focus; -1: the row itself
@@ -91,7 +92,7 @@ export class Grid {
     if (!items.length) {
       this.activeKey = null;
     } else if (this.activeKey === null || this.indexOf(this.activeKey) < 0) {
-      this.activeKey = this.keyOf(items[Math.min(place, items.length - 1)]); // its item is gone: who took its place
+      this.activeKey = this.keyOf(items[Math.min(place, items.length - 1)]); // its item was removed: the item that took its place
       if (hadFocus) {
         this.draw();
         this.focusRow();
@@ -101,7 +102,7 @@ export class Grid {
     this.draw();
   }
 
-  /** What rows say changed, not which there are: shown once the scrolling pauses, as the rows in sight change anyway until then. */
+  /** The content of rows changed, not their set: shown once scrolling pauses, because visible rows are refilled until then anyway. */
   refresh() {
     if (!this.moving) this.draw();
   }
@@ -114,7 +115,7 @@ export class Grid {
     this.redraw();
   }
 
-  /** Where an item stands. Its row knows, unless the order has just changed. */
+  /** The index of an item, stored in its row unless the order has just changed. */
   indexOf(key) {
     const { items, keyOf } = this;
     const row = this.nodes.get(key);
@@ -127,14 +128,14 @@ export class Grid {
     return Math.max(1, Math.floor((this.node.clientHeight - (this.headHeight || HEAD_HEIGHT)) / this.rowHeight));
   }
 
-  /** How many rows are in sight. */
+  /** The number of visible rows. */
   visibleCount() {
     return Math.min(this.items.length, this.pageRows());
   }
 
   // ------------------------------------------------------------------------------------------------ drawing
 
-  /** Rows of what is in sight, in the order of the document too, unless it moves. */
+  /** Fills the visible rows, and corrects the document's order unless the grid is scrolling. */
   draw() {
     this.fill();
     if (!this.moving) this.order();
@@ -146,13 +147,13 @@ export class Grid {
   }
 
   scrolled() {
-    if (this.node.scrollTop === this.top) return; // it says what is drawn already
+    if (this.node.scrollTop === this.top) return; // already drawn
     this.moving = true;
     this.fill();
     this.orderLater();
   }
 
-  /** A row for each item in sight, and for the one that has the focus, wherever it is. */
+  /** Fills a row for each visible item, and for the focused item even if it is not visible. */
   fill() {
     const { items, rowHeight } = this;
     const count = Math.ceil((this.height || 600) / rowHeight) + 2 * OVERSCAN_ROWS;
@@ -179,13 +180,13 @@ export class Grid {
     if (this.body.style.height !== height) this.body.style.height = height;
   }
 
-  /** As on the screen: that is how it is read aloud and copied. */
+  /** Puts the rows in the order on the screen, for screen readers and copying. */
   order() {
     let after = null;
     for (const row of this.rows) {
       let place = after ? after.nextSibling : this.body.firstChild;
       if (place && row === place.nextSibling) {
-        this.put(place, null); // one that went away: it moves, not all that follow
+        this.put(place, null); // move the removed row rather than all following ones
         place = row;
       }
       if (row !== place) this.put(row, place);
@@ -193,7 +194,7 @@ export class Grid {
     }
   }
 
-  /** Rows of items that are not wanted wait for others, in their order: where all change, each stays in its place. */
+  /** Releases rows for reuse, in their order: if all items change, each row stays in its place. */
   release(keys) {
     const wanted = new Set(keys);
     for (const row of this.rows) {
@@ -211,7 +212,7 @@ export class Grid {
     return row;
   }
 
-  /** Moving a row takes the focus from it: it gets it back. */
+  /** Moves a row and restores its focus, which moving removes. */
   put(row, place) {
     const focus = row.contains(document.activeElement) ? document.activeElement : null;
     this.body.insertBefore(row, place);
@@ -263,7 +264,7 @@ export class Grid {
     setAttr(row, 'tabindex', '0');
   }
 
-  /** The row of the active item gets the focus, in the control that had it in the row before. */
+  /** Focuses the row of the active item, in the same control as in the previous row. */
   focusRow() {
     const row = this.nodes.get(this.activeKey);
     if (!row) return;
@@ -271,7 +272,7 @@ export class Grid {
     const wanted = this.activeControl < 0 ? null : controls[Math.min(this.activeControl, controls.length - 1)];
     const control = this.activeControl;
     (wanted && !wanted.disabled ? wanted : row).focus({ preventScroll: true });
-    this.activeControl = control; // also where this row has it disabled
+    this.activeControl = control; // even if it is disabled in this row
   }
 
   moveTo(index) {
@@ -293,7 +294,7 @@ export class Grid {
     if (index >= 0 && this.keyInRow(event, row, index)) event.preventDefault();
   }
 
-  /** Whether the key meant something here. */
+  /** Returns whether the key was handled. */
   keyInRow(event, row, index) {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: this.pageRows(), PageUp: -this.pageRows(), Home: -Infinity, End: Infinity };
     const step = steps[event.key];

@@ -1,6 +1,6 @@
 /**
- * Events on record that fit some filters: the newest come from the manager's store in pages, older pages when somebody asks, and
- * what happens from then on comes live. Knows how far back it is loaded, and whether anything older is on record.
+ * Stored events that match some filters: the newest are loaded from the manager's store in pages, older pages on request, and
+ * later events are received live. Knows how far back events are loaded, and whether older ones are stored.
  */
 
 import { get } from './api.js';
@@ -11,20 +11,20 @@ import { rangeEnd, rangeStart } from './timerange.js';
 
 const PAGE = 1000;
 const AGES_EVERY_MS = 5000; // interval at which entries too old for the range are removed
-const AGAIN_MS = 3000; // between two loads because more came than the live list holds
+const AGAIN_MS = 3000; // minimum interval between loads that are caused by an overflow of the live list
 
 export function eventsPath(query, limit = PAGE) {
   return `/api/events?${new URLSearchParams({ ...query, limit: String(limit) })}`;
 }
 
 export class EventHistory {
-  /** `store`: for what comes live; `changed()` once an answer is here; `page`: events of one request. */
+  /** `store`: for live events; `changed()`: called after each response; `page`: number of events per request. */
   constructor(store, changed, { page = PAGE } = {}) {
     this.store = store;
     this.changed = changed;
     this.page = page;
     this.problem = h('div');
-    this.asked = null; // the query as it was asked
+    this.asked = null; // the last query
     this.turn = 0;
     this.reset();
   }
@@ -32,15 +32,15 @@ export class EventHistory {
   reset() {
     this.fetched = new Map(); // seq -> event
     this.loaded = false;
-    this.complete = false; // nothing older is on record
-    this.oldest = 0; // seq that the pages reach back to
-    this.upTo = 0; // what came live until then is in the pages
-    this.changes = (this.changes || 0) + 1; // of what was fetched
+    this.complete = false; // no older events are stored
+    this.oldest = 0; // lowest seq that the pages cover
+    this.upTo = 0; // live events up to this seq are in the pages
+    this.changes = (this.changes || 0) + 1; // number of changes of the fetched events
     this.known = '';
     this.found = [];
   }
 
-  /** `query`: what the API takes, e.g. {since, cause}; `words`: also looked for in everything on record. Asked again only when it is another one. */
+  /** `query`: parameters of the API, e.g. {since, cause}; `words`: also searched in all stored events. Requested again only if it differs. */
   load(query, words = '') {
     const filled = Object.fromEntries(Object.entries(query).filter(([, value]) => value));
     const asked = JSON.stringify([filled, words]);
@@ -52,7 +52,7 @@ export class EventHistory {
     return this.fetch();
   }
 
-  /** The next older page. */
+  /** Loads the next older page. */
   more() {
     return this.complete ? null : this.fetch();
   }
@@ -82,7 +82,7 @@ export class EventHistory {
     return (await get(eventsPath(query, this.page))).events;
   }
 
-  /** More came at once than the live list holds: what fell out of it is on record. */
+  /** More events arrived at once than the live list holds: the dropped ones are loaded from the store. */
   catchUp() {
     const [first] = this.store.events;
     if (!this.loaded || !this.store.eventsDropped || !first || first.seq <= this.upTo + 1) return;
@@ -94,7 +94,7 @@ export class EventHistory {
     this.fetch();
   }
 
-  /** Everything of `range` ({since, until}) that is loaded, oldest first; the same list while nothing came. */
+  /** All loaded events of `range` ({since, until}), oldest first; the same list while there are no new ones. */
   within(range, accepts = () => true) {
     this.catchUp();
     const { events } = this.store;
@@ -110,7 +110,7 @@ export class EventHistory {
     return this.found;
   }
 
-  /** When the oldest page begins; null while nothing is loaded. */
+  /** The beginning of the oldest page; null while nothing is loaded. */
   loadedSince() {
     const event = this.fetched.get(this.oldest);
     return event ? event.at : null;

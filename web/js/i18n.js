@@ -1,4 +1,4 @@
-/** Languages: every text a person reads comes from web/locales through `t`. Knows nothing of pages. */
+/** Languages: every displayed text comes from web/locales through `t`. Knows nothing of pages. */
 
 import { commands } from './commands.js';
 import { recall, remember } from './storage.js';
@@ -8,9 +8,9 @@ export const LANGUAGES = ['zh-CN', 'en'];
 let language = 'en';
 let texts = {};
 let plural = new Intl.PluralRules('en');
-let numbers = []; // by digits: what writes a number; making one takes a hundred times as long as using it
+let numbers = []; // number of digits -> formatter; creating one takes a hundred times as long as using it
 
-/** The language to start with: ?lang, then the stored choice, then what the browser prefers, then English. */
+/** The initial language: ?lang, then the stored choice, then the browser's preference, then English. */
 export function pickLanguage(query, stored, preferred) {
   for (const preference of [query, stored, ...preferred]) {
     const found = preference && matchLanguage(preference);
@@ -29,13 +29,13 @@ export function initialLanguage() {
   return pickLanguage(query, recall('lang'), navigator.languages || [navigator.language]);
 }
 
-/** With the hash of what the manager puts together, so that a browser keeps it until that changes. */
+/** The path with the hash of the content that the manager assembles, so that a browser caches it until the content changes. */
 export function versioned(path) {
   const { texts: version } = document.documentElement.dataset;
   return version ? `${path}?v=${version}` : path;
 }
 
-/** The language of answers that are asked for before its texts are here. */
+/** Sets the language of responses that are requested before its texts are loaded. */
 export function expectLanguage(wanted) {
   language = wanted;
   return wanted;
@@ -51,7 +51,7 @@ export async function loadLanguage(wanted) {
   document.documentElement.lang = wanted;
 }
 
-/** The user's own choice: remembered, and it replaces a ?lang in the address. */
+/** Sets the user's own choice, which is stored and replaces ?lang in the address. */
 export async function chooseLanguage(wanted) {
   await loadLanguage(wanted);
   remember('lang', wanted);
@@ -70,7 +70,7 @@ export function hasText(key) {
   return Object.hasOwn(texts, key);
 }
 
-/** The text of `key` as it is written. */
+/** The text of `key` without replacements. */
 export function template(key) {
   return hasText(key) ? texts[key] : key;
 }

@@ -1,4 +1,4 @@
-/** Icons as stroked paths on a 16 × 16 grid; decoration only, the word stands beside or in aria-label. */
+/** Icons as stroked paths on a 16 × 16 grid; decoration only, with the text beside them or in aria-label. */
 
 const PATHS = {
   overview: 'M2.5 8.5 8 3l5.5 5.5M4 7.5V13h8V7.5',

@@ -1,4 +1,4 @@
-/** Going anywhere by typing (Ctrl-K, or "/" where a page has no filter), and the list of keys ("?"). */
+/** Navigation by typing (Ctrl-K, or "/" on a page without a filter), and the list of keys ("?"). */
 
 import { VERBS, act, allowed } from './actions.js';
 import { fill, h, setAttr, show } from './dom.js';
@@ -10,7 +10,7 @@ const PAGES = ['overview', 'workers', 'groups', 'hosts', 'gpus', 'logs', 'operat
 const SECTIONS = ['notifications', 'tokens', 'audit', 'system']; // of the page admin
 const FOUND = 12;
 
-/** Opens the box; `store` knows the names. */
+/** Opens the box; `store` provides the names. */
 export function openJump(store) {
   if (document.querySelector('dialog.jump')) return;
   const input = h('input.input', { type: 'search', role: 'combobox', 'aria-expanded': 'true', 'aria-controls': 'jump-list', 'aria-label': t('jump.label'), placeholder: t('jump.hint'), autocomplete: 'off' });
@@ -71,7 +71,7 @@ export function openJump(store) {
   input.focus();
 }
 
-/** Pages, hosts, workers and actions whose name holds every word; what begins with the text comes first. Pure. */
+/** Pages, hosts, workers and actions whose name contains every word; names that begin with the text come first. Pure. */
 export function search(store, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const found = [];
@@ -90,7 +90,7 @@ export function search(store, text) {
   return [...found.filter((place) => place.first), ...found.filter((place) => !place.first)].slice(0, FOUND);
 }
 
-/** "restart train-7": what may be done to the workers whose name holds the words that follow. */
+/** "restart train-7": the applicable actions on the workers whose name contains the following words. */
 function actions(store, [verbWord, ...words]) {
   const verbs = VERBS.filter((verb) => verb.startsWith(verbWord) || t(`action.${verb}`).toLowerCase().startsWith(verbWord));
   const found = [];

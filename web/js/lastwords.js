@@ -11,7 +11,7 @@ import { marked } from './logline.js';
 const LINES = 50;
 const SHOWN_CHARS = 4000; // of a line
 
-/** Unfolds; asks only then. */
+/** An expandable panel; requests the lines when it is opened. */
 export function lastWords(worker, attempt) {
   const body = h('div');
   const box = h('details.last-words', {}, h('summary', {}, t('recovery.last_words', { n: LINES })), body);

@@ -9,7 +9,7 @@
  *   server  {"t":"rows","topic","seq","prev",…}  {"t":"measures","topic","seq",…}  {"t":"gap","topic"}: take a snapshot again
  * A large frame is binary: the same JSON, deflated.
  *
- * Owns the socket and the words live / reconnecting; the data go to the handler of their topic.
+ * Owns the socket and the states live / reconnecting; data is passed to the handler of its topic.
  */
 
 import { GONE_MS, nextManager, standsBy } from './takeover.js';
@@ -19,7 +19,7 @@ const QUIET_MS = 8000; // the server's pings are invisible to a page: after this
 const PROBE_MS = 3000;
 const WATCH_MS = 2000;
 const CLOSE_UNAUTHORIZED = 4401;
-const CLOSE_OVERFLOW = 4408; // we read too slowly: not at once again, and not all tabs together
+const CLOSE_OVERFLOW = 4408; // this page reads too slowly: reconnect with a delay and jitter
 const RESYNC_SPREAD_MS = 2000;
 
 export class Live {
@@ -27,14 +27,14 @@ export class Live {
   constructor({ onState, onRefused }) {
     this.onState = onState;
     this.onRefused = onRefused;
-    this.managers = []; // their URLs, the leader's first; [] = one manager alone
-    this.lostMs = 0; // since when there is no connection
+    this.managers = []; // their URLs, the leader's first; []: a single manager
+    this.lostMs = 0; // time at which the connection was lost
     this.state = 'connecting';
     this.lastFrameMs = 0;
-    this.lastEpoch = null; // of the data we have
+    this.lastEpoch = null; // of the current data
     this.topics = new Map(); // name -> {seq, handler, fetch, epoch, fetching}
-    this.unpacking = null; // frames are taken in their order, though unpacking one takes a moment
-    this.epoch = null; // of this connection, once it said hello
+    this.unpacking = null; // frames are processed in order, although unpacking is asynchronous
+    this.epoch = null; // of this connection, known after hello
     this.socket = null;
     this.failures = 0;
     this.timer = null;
@@ -89,7 +89,7 @@ export class Live {
       this.lastFrameMs = Date.now();
       topic.handler({ ...snapshot, t: 'snap' });
     } catch {
-      topic.seq = 0; // the manager is away, or we are logged out: whoever notices that asks again
+      topic.seq = 0; // the manager is down, or the session has ended: requested again once that changes
     } finally {
       topic.fetching = false;
     }
@@ -134,7 +134,7 @@ export class Live {
       try {
         take(await text);
       } catch {
-        if (socket === this.socket) this.drop(); // torn: what is missing is asked for again
+        if (socket === this.socket) this.drop(); // damaged: the missing data is requested again
       } finally {
         if (this.unpacking === turn) this.unpacking = null;
       }
@@ -155,7 +155,7 @@ export class Live {
       this.askLater(frame.topic, topic);
       return;
     }
-    if (frame.t !== 'snap' && topic.seq === 0) return; // its snapshot is on the way
+    if (frame.t !== 'snap' && topic.seq === 0) return; // its snapshot is pending
     if (frame.t === 'measures') {
       if (frame.seq === topic.seq) topic.handler(frame);
       return;
@@ -190,7 +190,7 @@ export class Live {
     }
     this.lostMs ||= Date.now();
     if (this.failures > 0) this.lookElsewhere();
-    // A refused handshake shows as 1006 like any other failure: asking who we are tells the two apart.
+    // A refused handshake appears as 1006 like any other failure: a request of the session distinguishes the two.
     if (this.failures === 1) this.onRefused();
     const retryMs = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
     const delay = code === CLOSE_OVERFLOW ? retryMs + RESYNC_SPREAD_MS * Math.random() : retryMs;
@@ -198,8 +198,8 @@ export class Live {
     this.timer = setTimeout(() => this.connect(), delay * (0.7 + 0.6 * Math.random()));
   }
 
-  /** With several managers, after the connection was lost: a reload where this one stands by, another one's page where it
-   * is gone. Never from a tab that nobody looks at: many would move at once. */
+  /** With several managers, after the connection was lost: reloads if this manager is a standby, moves to another manager's page if it
+   * is gone. Never in a hidden tab, because many would move at once. */
   async lookElsewhere() {
     if (!this.managers.length || document.hidden) return;
     if (await standsBy()) {
@@ -228,7 +228,7 @@ export class Live {
     if (!this.socket) this.connect();
   }
 
-  /** A half-open connection never closes by itself: a long silence is checked with a request of its own. */
+  /** A half-open connection never closes by itself: after a long silence it is checked with a separate request. */
   async watch() {
     if (this.state !== 'live' || document.hidden || Date.now() - this.lastFrameMs < QUIET_MS) return;
     const socket = this.socket;

@@ -1,17 +1,17 @@
 /**
- * How serious a line of a log is, by what it says of itself: programs write levels in many ways, and a traceback in none.
+ * The level of a line of a log, derived from its text: programs write levels in many ways, and tracebacks have none.
  * Pure.
  */
 
-/** What can be asked for: lines that are at least so serious. */
+/** The available minimum levels. */
 export const LEVELS = ['warning', 'error'];
 
 const ERROR = 2;
 const WARNING = 1;
-const OTHER = 0; // it says that it is neither
+const OTHER = 0; // a lower level
 const UNSAID = null;
 
-const HEAD_CHARS = 200; // a level stands at the beginning
+const HEAD_CHARS = 200; // levels are at the beginning of a line
 const RANKS = { fatal: ERROR, critical: ERROR, panic: ERROR, emerg: ERROR, alert: ERROR, error: ERROR, err: ERROR, severe: ERROR, warning: WARNING, warn: WARNING, notice: OTHER, info: OTHER, debug: OTHER, trace: OTHER };
 const NAMES = Object.keys(RANKS).sort((a, b) => b.length - a.length).join('|');
 const NAMED = new RegExp(`(?:^|[^A-Za-z])(${NAMES.toUpperCase()})(?![A-Za-z])`);
@@ -33,8 +33,8 @@ function own(text) {
 }
 
 /**
- * The lines (in their order, of several streams) that are at least as serious as `level`. What belongs to a serious line and is
- * written below it goes with it: the indented rest, and a traceback up to what was raised.
+ * The lines (in order, of several streams) with at least `level`, including the lines that belong to one of them and follow
+ * it: indented lines, and a traceback up to its exception.
  */
 export function atLeast(lines, level, textOf) {
   const least = level === 'error' ? ERROR : WARNING;

@@ -1,4 +1,4 @@
-/** How one line of a log looks: its time, whose it is, its text with colours and what was searched for. Text nodes and classes only. */
+/** Renders one line of a log: its time, its worker, its text with colours and highlighted matches. Text nodes and classes only. */
 
 import { pieces, printable } from './ansi.js';
 import { showText } from './dialogs.js';
@@ -6,17 +6,17 @@ import { fill, h, setAttr, setClass, setText } from './dom.js';
 import { formatBytes, formatClock, formatDuration, formatMoment } from './format.js';
 import { formatNumber, t } from './i18n.js';
 
-export const MAX_SHOWN_CHARS = 16 * 1024; // a longer line is cut, with "show all"
-const MAX_MARKS = 200; // in one line
+export const MAX_SHOWN_CHARS = 16 * 1024; // a longer line is truncated, with "show all"
+const MAX_MARKS = 200; // per line
 
 /**
  * The element of a line; `.update({line, top, view})`, with `top` in px. `view`: { who(worker) -> class or null, pattern, version,
- * current, linkTo(line) -> address, onLink(line)} as the view has it now.
+ * current, linkTo(line) -> address, onLink(line)}: the current state of the view.
  */
 export function lineNode() {
   const time = h('time');
   let lastUpdate = null; // {line, view} as last updated
-  const at = h('a.log-at', { tabindex: '-1', on: { click: (event) => clicked(event) } }, time); // not in the tab order: thousands
+  const at = h('a.log-at', { tabindex: '-1', on: { click: (event) => clicked(event) } }, time); // not in the tab order, because there are thousands
   const who = h('span.log-who');
   const text = h('span.log-text');
   const node = h('div.log-line', {}, at, who, text);
@@ -67,7 +67,7 @@ function lineContent(line, pattern) {
   return [content, ' ', all];
 }
 
-/** The pieces of a line as nodes, with what `pattern` (a global RegExp, or null) matches in <mark>. */
+/** The pieces of a line as nodes, with the matches of `pattern` (a global RegExp, or null) in <mark>. */
 export function marked(parts, pattern) {
   const spans = pattern ? matches(parts.map((part) => part.text).join(''), pattern) : [];
   if (!spans.length && parts.length === 1 && !parts[0].style) return [parts[0].text];

@@ -2,14 +2,14 @@
  * The lines of a log view: a bounded ring fed by complete lines (REST) and raw pieces (live), of one worker or of several
  * merged by time. Pure: no page, no network.
  *
- * A byte is named by (worker, attempt, stream, offset); each line and piece says the `offset` of its first byte and the `end`
- * behind its last (the text may be shorter or longer than that: line ends, bytes that are no text). What both sources tell is
- * kept once. A progress bar that rewrites its line with carriage returns shows as its last state.
+ * A byte is identified by (worker, attempt, stream, offset); each line and piece has the `offset` of its first byte and the `end`
+ * after its last (the text may be shorter or longer than that: line ends, bytes that are not text). Data from both sources is
+ * kept once. A progress bar that rewrites its line with carriage returns is shown in its last state.
  */
 
 export const MAX_LINES = 50000;
 export const MAX_BYTES = 32 * 1024 * 1024;
-export const MAX_LINE_CHARS = 1024 * 1024; // of a line without end, this much of its tail is kept
+export const MAX_LINE_CHARS = 1024 * 1024; // length of the tail that is kept of a line without end
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
@@ -26,7 +26,7 @@ export class LogModel {
     this.maxLines = maxLines;
     this.maxBytes = maxBytes;
     this.merged = merged;
-    this.made = 0; // lines ever; each keeps its number
+    this.made = 0; // number of lines created; each keeps its number
     this.clear();
   }
 
@@ -35,13 +35,13 @@ export class LogModel {
     this.bytes = 0;
     this.dropped = 0; // lines that left the ring
     this.ends = new Map(); // key -> offset after the last byte taken
-    this.open = new Map(); // key -> the line that has no end yet
-    this.attempts = new Map(); // worker -> its newest attempt seen
+    this.open = new Map(); // key -> the line without an end
+    this.attempts = new Map(); // worker -> its newest known attempt
     this.lastTimes = new Map(); // key -> the time of its last line: a stream keeps its own order, whatever its clock says
-    this.batch = null; // lines that are put in their places together
+    this.batch = null; // lines that are inserted together
   }
 
-  /** A worker is no longer shown. */
+  /** Removes a worker that is no longer shown. */
   forget(worker) {
     this.lines = this.lines.filter((line) => line.worker !== worker);
     this.bytes = this.lines.reduce((sum, line) => sum + sizeOf(line), 0);
@@ -52,8 +52,8 @@ export class LogModel {
   }
 
   /**
-   * Lines from the manager's store, in order: text without its line end, `partial` while that has not come, `marker` where
-   * the manager speaks and not the worker. Lines already here are skipped, a hole gets a marker.
+   * Adds lines from the manager's store, in order: text without its line end, `partial` if that is missing, `marker` for lines of
+   * the manager instead of the worker. Known lines are skipped, and a gap gets a marker.
    */
   addLines(lines, worker = '') {
     this.batch = [];
@@ -75,7 +75,7 @@ export class LogModel {
     if (end !== undefined && line.offset < end) return;
     if (line.marker) {
       this.push({ ...line, worker, marker: 'said' }, key, line.at);
-      this.ends.delete(key); // what follows it begins where it begins
+      this.ends.delete(key); // the following data begins at its own offset
       return;
     }
     if (end !== undefined && line.offset > end) this.markGap(line, worker, end);
@@ -87,14 +87,14 @@ export class LogModel {
     this.complete(key, entry, line);
   }
 
-  /** What the manager's store says of an open line: more of it, or all. */
+  /** Extends an open line by the text in the manager's store, partial or complete. */
   complete(key, entry, { text, end, partial }) {
     this.retext(entry, text, lastState(text));
     this.ends.set(key, end);
     if (!partial) this.closeOpen(key);
   }
 
-  /** A raw piece of output as it arrived. */
+  /** Adds a raw piece of output. */
   addPiece(piece, worker = '') {
     const key = keyOf(piece, worker);
     const end = this.ends.get(key);
@@ -115,7 +115,7 @@ export class LogModel {
     this.trim();
   }
 
-  /** A piece that does not begin where the last one ended: what of it is new, or null. */
+  /** The new part of a piece that does not begin at the end of the last one, or null. */
   join(key, piece, worker, end) {
     if (piece.end <= end) return null;
     if (piece.offset > end) {
@@ -153,7 +153,7 @@ export class LogModel {
     this.bytes += text.length - line.text.length;
     line.raw = raw;
     line.text = text;
-    line.hitOf = null; // whether it matches is to be looked at again
+    line.hitOf = null; // the match must be evaluated again
   }
 
   closeOpen(key) {
@@ -171,7 +171,7 @@ export class LogModel {
     if (newest === undefined || attempt > newest) this.attempts.set(worker, attempt);
   }
 
-  /** A line of ours, at the end: the connection was lost, say. Returns it. */
+  /** Appends a line of the portal, for example that the connection was lost. Returns it. */
   mark(marker) {
     const last = this.lines[this.lines.length - 1];
     const entry = { ...marker, id: (this.made += 1), order: Math.max(marker.at || 0, last ? last.order : 0) };
@@ -179,7 +179,7 @@ export class LogModel {
     return entry;
   }
 
-  /** A line of ours, before all others. */
+  /** Inserts a line of the portal before all others. */
   markFirst(marker) {
     this.lines.unshift({ ...marker, id: (this.made += 1), order: 0 });
   }
@@ -193,7 +193,7 @@ export class LogModel {
     else this.place(line);
   }
 
-  /** Where its time belongs: nearly always at the end. */
+  /** Inserts a line by its time, nearly always at the end. */
   place(line) {
     const { lines } = this;
     let index = lines.length;
@@ -241,7 +241,7 @@ function sizeOf(line) {
   return (line.text || '').length;
 }
 
-/** Of its UTF-8. Most lines are ASCII: counting those is not worth an encoder. */
+/** The length in UTF-8. Most lines are ASCII and need no encoder. */
 function byteLength(text) {
   // eslint-disable-next-line no-control-regex
   return /[^\x00-\x7f]/.test(text) ? encoder.encode(text).length : text.length;

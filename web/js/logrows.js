@@ -1,6 +1,6 @@
 /**
- * Where the lines of a log stand: all equally high, or wrapped, each as high as its text needs. What is not in sight is reckoned
- * (every character as wide as the next, those of Chinese twice as wide); what was in sight was measured. Pure.
+ * Positions of the lines of a log: all of the same height, or wrapped with a height according to their text. Invisible lines are
+ * estimated (all characters of the same width, Chinese ones twice as wide); lines that were visible have been measured. Pure.
  *
  * Each has {total: px, top(index): px, at(px): index}; -1 where there is no line.
  */
@@ -22,7 +22,7 @@ export function wrappedRows(lines, height, columns, mostChars) {
   return { total: tops[lines.length], top: (index) => tops[Math.min(index, lines.length)], at: (px) => lastAtOrBefore(tops, lines.length, px) };
 }
 
-/** Rows of one line; kept at the line until its text or the width changes. */
+/** The number of rows of one line, cached in the line until its text or the width changes. */
 function rowsOf(line, columns, mostChars) {
   if (line.marker) return line.rows || 1;
   if (line.rowsOf !== line.text || line.rowsIn !== columns) {

@@ -1,6 +1,6 @@
 /**
- * Where the lines of one worker come from: those in the manager's store first, then the pieces that come live. What both tell
- * is kept once, by the model. Owns the subscription, its credit, and the request; draws nothing.
+ * The source of one worker's lines: first those in the manager's store, then live pieces. The model keeps
+ * duplicates once. Owns the subscription, its credit, and the request; draws nothing.
  */
 
 import { get, logPath } from './api.js';
@@ -8,7 +8,7 @@ import { get, logPath } from './api.js';
 export const TAIL = 2000;
 const LOAD_AGAIN_MS = 1000;
 const MAX_WAITING = 2000; // pieces
-const CREDIT_CHARS = 512 * 1024; // sent ahead of what was drawn
+const CREDIT_CHARS = 512 * 1024; // maximum sent in advance of drawing
 
 export class LogSource {
   /**
@@ -19,16 +19,16 @@ export class LogSource {
     Object.assign(this, { worker, live, model, chosen, changed, onProblem, onExcerpt });
     this.unsubscribe = null;
     this.topic = `logs:${worker}`;
-    this.newest = 0; // its current attempt
+    this.newest = 0; // the current attempt
     this.loaded = false;
-    this.complete = false; // the store has no older lines of what was asked for
+    this.complete = false; // the store has no older lines of the selection
     this.waiting = null; // pieces that arrive while the stored lines are being fetched
     this.loads = 0;
-    this.again = 0; // the timer of a load that failed
+    this.again = 0; // the timer after a failed load
     this.taken = 0; // characters since the last credit
   }
 
-  /** Loads from the beginning. The lines around an address, or of a range that is over, stand still: nothing live joins them. */
+  /** Loads from the beginning. The lines around an address, or of a past range, are fixed: no live output is added. */
   start() {
     this.waiting = null;
     this.loaded = false;
@@ -49,7 +49,7 @@ export class LogSource {
     this.leave();
   }
 
-  /** What was taken is drawn: as much again may come. */
+  /** Grants credit for the output that has been drawn. */
   credit() {
     if (this.taken < CREDIT_CHARS / 4) return;
     this.grant(this.taken);
@@ -81,8 +81,8 @@ export class LogSource {
   }
 
   /**
-   * Stored lines first, then the pieces that came meanwhile: what both tell is kept once. Where the stored lines can't be
-   * had, the pieces wait for them: shown at once they would leave a hole that nothing fills.
+   * Loads stored lines first, then adds the pieces that arrived meanwhile; duplicates are kept once. If the stored lines are
+   * unavailable, the pieces wait for them, because showing them at once would leave a permanent gap.
    */
   async load() {
     const turn = ++this.loads;
@@ -111,7 +111,7 @@ export class LogSource {
     this.changed();
   }
 
-  /** Attempts whose logs were dropped because there are newer ones: said where they would have stood. */
+  /** Marks attempts whose logs were deleted because there are newer ones, in their position. */
   markRotated({ attempts }) {
     const { since, until } = this.chosen();
     if (this.complete && !this.attempt() && !since && !until && attempts && attempts[0] > 1) this.model.markFirst({ marker: 'rotated', worker: this.worker, attempt: attempts[0] });
@@ -124,8 +124,8 @@ export class LogSource {
       else this.take(frame);
       this.changed();
     } else if (frame.t === 'snap') {
-      // Subscribed, for the first time or again: pieces follow. What was written before is in the store, and a
-      // load that began earlier may have missed the last of it.
+      // Subscribed, for the first time or again: pieces follow. Earlier output is in the store, and a
+      // load that began before may have missed the end of it.
       this.taken = 0;
       this.grant(CREDIT_CHARS);
       this.load();

@@ -1,6 +1,6 @@
 /**
- * A log to read: of one worker, or of several merged by time; live, follow or paused, one attempt or all, stdout or stderr,
- * highlighted or filtered, wrapped or not. Only the lines in sight exist in the page; worker output enters as text and nothing else.
+ * The view of a log: of one worker, or of several merged by time; live, following or paused, one attempt or all, stdout or stderr,
+ * highlighted or filtered, wrapped or not. Only visible lines exist in the page; worker output is inserted only as text.
  */
 
 import { printable } from './ansi.js';
@@ -21,19 +21,19 @@ import { popover } from './popover.js';
 import { link } from './router.js';
 import { isOpen, rangePick, readRange } from './timerange.js';
 
-const REACHES = [200, 5000]; // lines to each side of an address; the second once somebody asks for more
-const TAILS = [TAIL, 50000]; // lines of each worker; the second once somebody asks for older ones
+const REACHES = [200, 5000]; // lines to each side of an address; the second on request
+const TAILS = [TAIL, 50000]; // lines of each worker; the second on request
 const OVERSCAN = 20;
 const ATTEMPTS_LISTED = 50;
-const SEARCHED_CHARS = 16 * 1024; // of a line
-const SLOW_LINE_MS = 500; // an expression that takes so long on one line is given up
+const SEARCHED_CHARS = 16 * 1024; // per line
+const SLOW_LINE_MS = 500; // an expression that takes longer on one line is cancelled
 const HUES = 6;
-const MIDDLE = null; // of the view, however high that is
-const NARROW = '(max-width: 760px)'; // lines wrap there unless somebody wants them not to
-const MEASURES = 3; // at most, until the heights of wrapped lines in sight are known
+const MIDDLE = null; // of the view, independent of its height
+const NARROW = '(max-width: 760px)'; // lines wrap there by default
+const MEASURES = 3; // maximum number of passes to measure visible wrapped lines
 const NOTHING_CHOSEN = { attempt: '', stream: '', level: '', since: '', until: '', grep: '', only: false, at: '', wrap: '' };
 
-/** What an address says of a log: the inverse of `logQuery`. */
+/** The settings of a log in an address; the inverse of `logQuery`. */
 export function readChosen(query, attempts = /^\d{1,9}$/) {
   const read = (name) => query.get(name) || '';
   const oneOf = (name, values) => (values.includes(read(name)) ? read(name) : '');
@@ -66,24 +66,24 @@ export class LogView {
     this.merged = merged;
     this.chosen = { ...NOTHING_CHOSEN, ...chosen };
     this.onChoose = onChoose;
-    this.kept = kept; // where the reader was, until the lines are here
+    this.kept = kept; // the reader's position, until the lines are loaded
     this.narrow = window.matchMedia(NARROW);
     this.layout = evenRows(0, 1);
     this.model = new LogModel({ merged });
     this.sources = new Map();
     this.problems = new Map(); // worker -> the error of its last load
-    this.known = new Map(); // worker -> what the page knows of it
+    this.known = new Map(); // worker -> its data on the page
     this.hues = new Map();
     this.tail = kept ? kept.tail : TAILS[0];
     this.reach = REACHES[0];
-    this.gone = false; // the manager does not hold the line at `at`
+    this.gone = false; // the manager does not have the line at `at`
     this.following = !kept;
-    this.seen = 0; // lines ever made when the reader paused
-    this.anchor = null; // paused: {line, above}: what the reader looks at stays where it is
+    this.seen = 0; // number of created lines when the reader paused
+    this.anchor = null; // while paused: {line, above}, the line that keeps its position
     this.shown = [];
-    this.version = 0; // of how lines look
-    this.current = null; // the match that was jumped to
-    this.lost = null; // the marker of a connection that is lost now
+    this.version = 0; // of the appearance of lines
+    this.current = null; // the current match
+    this.lost = null; // the marker of a lost connection
     this.started = false;
     this.draw = framed(() => this.render());
     this.build();
@@ -179,7 +179,7 @@ export class LogView {
     if (this.started) source.start();
   }
 
-  /** What the page knows of the workers now: a new attempt enters the list. And whether the connection holds. */
+  /** Updates the workers' data, adds new attempts to the list, and checks the connection. */
   update(workers) {
     for (const worker of workers) {
       this.known.set(worker.worker_id, worker);
@@ -198,7 +198,7 @@ export class LogView {
     if (this.started) source.start();
   }
 
-  /** The connection that was lost leaves its mark where it was; what came meanwhile follows it. */
+  /** Inserts a marker where the connection was lost; later output follows it. */
   markConnection() {
     const gone = this.live.state === 'reconnecting';
     if (gone && !this.lost && this.model.lines.length) {
@@ -229,7 +229,7 @@ export class LogView {
     this.attemptPick.value = this.chosen.attempt;
   }
 
-  /** What is typed counts at once, also where the pause after typing is not over. */
+  /** Applies changes at once, including text that was typed just before. */
   take(changes) {
     Object.assign(this.chosen, { grep: this.grep.value }, changes);
     this.onChoose(this.chosen);
@@ -243,7 +243,7 @@ export class LogView {
     this.reloadFromStart();
   }
 
-  /** As the address says now. */
+  /** Applies the settings in the address. */
   setChosen(chosen) {
     const other = ['attempt', 'stream', 'at', 'since', 'until'].some((name) => chosen[name] !== this.chosen[name]);
     Object.assign(this.chosen, chosen);
@@ -275,26 +275,26 @@ export class LogView {
 
   // ------------------------------------------------------------------------------------------ one place of a log
 
-  /** The address or the time whose surroundings are shown; '' where the newest lines are. */
+  /** The address or the time whose surroundings are shown; '' for the newest lines. */
   place() {
     return this.sources.size === 1 ? this.chosen.at : '';
   }
 
-  /** Whether what comes now is shown too. */
+  /** Whether new output is shown. */
   isLive() {
     return !this.place() && isOpen(this.chosen);
   }
 
   // ------------------------------------------------------------------------------------------ coming back
 
-  /** Where the reader is, for a view that is made when they come back; null where they follow. */
+  /** The reader's position, for a view created on return; null while following. */
   keep() {
     if (this.following || this.place() || !this.anchor) return null;
     const { line, above } = this.anchor;
     return line.marker ? null : { line: { worker: line.worker, attempt: line.attempt, stream: line.stream, offset: line.offset }, above, tail: this.tail };
   }
 
-  /** Once the lines are here: back to where the reader was, as far as that line is still among them. */
+  /** Restores the reader's position once the lines are loaded, if that line is still among them. */
   comeBack() {
     const { kept } = this;
     if (!kept || ![...this.sources.values()].every((source) => source.loaded)) return;
@@ -309,7 +309,7 @@ export class LogView {
     this.anchor = { line, above: kept.above };
   }
 
-  /** The line that was asked for, or null where the manager does not hold it. */
+  /** Shows the requested line; null if the manager does not have it. */
   showTarget(target) {
     this.following = false;
     this.gone = !target;
@@ -317,7 +317,7 @@ export class LogView {
     this.anchor = this.current ? { line: this.current, above: MIDDLE } : null;
     this.version += 1;
     this.draw();
-    requestAnimationFrame(() => requestAnimationFrame(this.draw)); // in the first frame there may be nothing to scroll yet
+    requestAnimationFrame(() => requestAnimationFrame(this.draw)); // in the first frame there may be nothing to scroll
   }
 
   goTo() {
@@ -341,13 +341,13 @@ export class LogView {
     notify(t((await copyText(url)) ? 'logs.link_copied' : 'copy_failed'));
   }
 
-  /** What is shown of the lines that are here, and how. */
+  /** Changes the selection and the appearance of the loaded lines. */
   chooseShown(changes) {
     this.take(changes);
     this.draw();
   }
 
-  /** Once: what Enter has used already does not move the reader again. */
+  /** Applies typed text once, so that text already applied by Enter does not move the reader again. */
   takeTyped() {
     if (this.grep.value !== this.chosen.grep) this.chooseShown({});
   }
@@ -362,7 +362,7 @@ export class LogView {
     setText(this.grepProblem, error ? t(error) : '');
   }
 
-  /** Enter goes to the match before, Shift-Enter to the one after; Escape leaves nothing to look for. */
+  /** Enter goes to the previous match, Shift-Enter to the next one; Escape clears the search. */
   grepKey(event) {
     if (event.key === 'Enter') {
       event.preventDefault();
@@ -400,7 +400,7 @@ export class LogView {
     return line.hit;
   }
 
-  /** The expression held this page up on one line: the next may take minutes. The text stays, for its author to change. */
+  /** Cancels an expression that was slow on one line, because the next may take minutes. The text is kept for correction. */
   stopGrep() {
     this.pattern = null;
     this.version += 1;
@@ -417,7 +417,7 @@ export class LogView {
     if (only) this.download.href = this.merged ? '#' : logPath(only.worker, { ...only.parameters(), download: '1' });
   }
 
-  /** Of several workers the page makes the file: the lines that are here, each with its time and its worker. */
+  /** Downloads the loaded lines of several workers as a file created by the page, each with its time and worker. */
   downloadMerged(event) {
     if (!this.merged) return;
     event.preventDefault();
@@ -509,11 +509,11 @@ export class LogView {
     return this.chosen.wrap ? this.chosen.wrap === '1' : this.narrow.matches;
   }
 
-  /** The lines to show, how many of them match, and of how many that is said. */
+  /** The lines to show, the number of matches, and the number of lines searched. */
   select() {
     const { stream, level, only } = this.chosen;
     let { lines } = this.model;
-    if (stream && this.place()) lines = lines.filter((line) => line.stream === stream || line.marker); // around a line, both come
+    if (stream && this.place()) lines = lines.filter((line) => line.stream === stream || line.marker); // around a line, both streams are loaded
     const all = lines.length;
     if (level) lines = atLeast(lines, level, (line) => printable(line.text.slice(0, SEARCHED_CHARS)));
     if (!this.pattern) return { lines, matching: level ? lines.length : null, all };
@@ -552,7 +552,7 @@ export class LogView {
     return visible;
   }
 
-  /** How many characters stand side by side in a wrapped line. */
+  /** The number of characters per row of a wrapped line. */
   columns() {
     this.probe ??= this.scroller.appendChild(h('span.log-probe', { 'aria-hidden': 'true' }, '0'.repeat(100)));
     const text = this.space.querySelector('.log-line:not(.is-marker) .log-text');
@@ -560,7 +560,7 @@ export class LogView {
     return Math.max(8, Math.floor(width / (this.probe.getBoundingClientRect().width / 100 || 8)));
   }
 
-  /** The true heights of the lines in sight; whether one of them was another than was taken for it. */
+  /** Measures the heights of visible lines; returns whether one differs from its estimate. */
   measure(visible, height) {
     let wrong = false;
     for (const { line } of visible) {
@@ -576,7 +576,7 @@ export class LogView {
     if (this.following) {
       this.scroller.scrollTop = this.layout.total;
     } else if (this.anchor) {
-      // a line that has left the ring, or does not match, gives way to the next one that is here
+      // a line that has left the ring, or does not match, is replaced by the next available one
       const { line, above } = this.anchor;
       const index = lines.findIndex((one) => one.order > line.order || (one.order === line.order && one.id >= line.id));
       if (index < 0) return;
@@ -602,13 +602,13 @@ export class LogView {
     this.showEmpty();
   }
 
-  /** What is here, and that it is not all there is. */
+  /** The number of loaded lines, with a note if there are more. */
   countText(matching, all, whole) {
     if (matching === null) return t(whole ? 'logs.count' : 'logs.count_part', { n: all });
     return t(whole ? 'logs.matching' : 'logs.matching_part', { some: matching, n: all });
   }
 
-  /** The whole log can be searched, wherever it lies. */
+  /** A link to the search of the whole log on all hosts. */
   linkEverywhere(wanted) {
     const { grep, since, until, stream } = this.chosen;
     show(this.everywhere, Boolean(wanted && this.pattern));

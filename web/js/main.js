@@ -1,4 +1,4 @@
-/** The portal's beginning: language, session, live data, and one page at a time. Everything is wired here. */
+/** Entry point of the portal: language, session, live data, and one page at a time. Wires all modules. */
 
 import { bringAhead, forgetAhead, pathsAhead } from './ahead.js';
 import { get, onLoggedOut, post, setCsrf } from './api.js';
@@ -50,11 +50,11 @@ const PAGES = {
   api: apiPage,
   admin: adminPage,
 };
-const OF_ONE = ['worker', 'host', 'operation']; // pages that need an id
+const OF_ONE = ['worker', 'host', 'operation']; // pages that require an id
 const LISTS = ['workers', 'hosts'];
 const TOPICS = ['operations', 'events'];
 const TICK_MS = 1000; // ages and countdowns
-const DRAW_EVERY_MS = 80; // frames come faster than anybody reads
+const DRAW_EVERY_MS = 80; // minimum interval between drawings
 
 class App {
   constructor() {
@@ -62,7 +62,7 @@ class App {
     this.store = new Store();
     this.live = new Live({ onState: () => this.shell && this.shell.update(), onRefused: () => this.checkSession() });
     this.session = null;
-    this.first = {}; // the lists' first snapshots, until they are taken
+    this.first = {}; // the lists' first snapshots, until they are used
     this.shell = null;
     this.page = null;
     this.visits = new Visits();
@@ -84,12 +84,12 @@ class App {
   async start() {
     const language = expectLanguage(initialLanguage());
     const asked = this.ask();
-    asked.catch(() => {}); // `enter` looks at what came of it
+    asked.catch(() => {}); // `enter` handles the result
     await loadLanguage(language);
     await this.enter(asked);
   }
 
-  /** Who we are, the lists as they are now and what the page reads first, in one answer; and what the lists are made of. */
+  /** Requests the session, the lists and the first requests of the page in one response, and the fields of the lists. */
   async ask() {
     const paths = pathsAhead(readRoute().page === 'overview' ? overviewPaths() : []);
     const path = '/api/live';
@@ -100,14 +100,14 @@ class App {
     return session;
   }
 
-  /** The first is here already; each later one is asked for. */
+  /** The first snapshot is already loaded; later ones are requested. */
   snapshot(topic) {
     const first = this.first[topic];
     this.first[topic] = null;
     return first || get(`/api/live/${topic}`, { quiet401: true });
   }
 
-  /** The manager may be down: then says so and offers another try. */
+  /** Enters the portal; if the manager is down, shows a message with a retry. */
   async enter(asked = this.ask()) {
     try {
       const session = await asked;
@@ -119,7 +119,7 @@ class App {
     }
   }
 
-  /** After a refused or failed live connection: still let in? Only a clear "no" leaves the page. */
+  /** Checks the session after a refused or failed live connection. Only an explicit refusal leaves the page. */
   async checkSession() {
     try {
       const session = await get('/api/session', { quiet401: true });
@@ -131,7 +131,7 @@ class App {
     }
   }
 
-  /** `refusal`: why, if the manager said. */
+  /** `refusal`: the reason, if the manager gave one. */
   showLogin(refusal = {}) {
     if (this.loginShown) return;
     this.loginShown = true;
@@ -174,7 +174,7 @@ class App {
     this.leavePage();
     if (this.loginShown) {
       this.loginShown = false;
-      await this.enter(); // why it is shown, in that language
+      await this.enter(); // shows the reason in the new language
     } else {
       this.showApp(this.session);
     }
@@ -237,7 +237,7 @@ class App {
     if (this.page) this.page.update();
   }
 
-  /** "/" jumps into the page's filter, Ctrl-K anywhere, "?" shows the keys; unless something is being typed. */
+  /** "/" focuses the page's filter, Ctrl-K opens the navigation box, "?" shows the keys; not while typing. */
   jump(event) {
     if (!this.shell) return;
     if (event.key.toLowerCase() === 'k' && (event.ctrlKey || event.metaKey) && !event.altKey) {
