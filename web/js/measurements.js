@@ -1,38 +1,38 @@
 /**
- * What was measured of one worker or host over 15 minutes, an hour or a day. What is kept of 15 minutes are moments: they are asked for
- * once, and those that come are added from the live view. An hour and a day are kept as means and peaks of a step, which only the
- * manager knows: each step is asked for once it is over. Draws nothing.
+ * Measurements of one worker or host over 15 minutes, an hour or a day. The 15-minute range consists of single samples, which are requested
+ * once and extended from the live view. An hour and a day consist of means and peaks per step, which only the
+ * manager computes: each step is requested once it is over. Draws nothing.
  */
 
 import { get } from './api.js';
 import { serverNowMs } from './format.js';
 
 export const SPANS = ['15m', '1h', '24h'];
-const MOMENTS_S = 10; // steps as short as this hold one moment
-const LATE_S = 10; // so long after a step is over the manager may know of it
+const MOMENTS_S = 10; // steps of at most this length contain one sample
+const LATE_S = 10; // delay after the end of a step until the manager may have computed it
 
 export class Measurements {
   constructor(path) {
     this.path = path;
     this.data = null;
-    this.askedS = 0; // when the manager was asked last
+    this.askedS = 0; // time of the last request
   }
 
-  /** Raises ApiError; what was there stays then. */
+  /** Raises ApiError; earlier data is then kept. */
   async load(span) {
     this.askedS = serverNowMs() / 1000;
     this.data = await get(`${this.path}?span=${span}`);
   }
 
-  /** [from, to] of what is kept, until now. */
+  /** [from, to] of the range, up to now. */
   range() {
     const to = serverNowMs() / 1000;
     return { from: to - this.data.step_s * this.data.points, to, step: this.data.step_s };
   }
 
   /**
-   * What was measured just now, taken once in each step; null: nothing is. `metrics`: numbers from the log by name. Answers 'added',
-   * 'ask' where only the manager knows the next step, or ''.
+   * Adds a current measurement, once per step; null: nothing is measured. `metrics`: numbers from the log by name. Returns 'added',
+   * 'ask' if only the manager has the next step, or ''.
    */
   add(usage, metrics = {}) {
     const { data } = this;
@@ -56,7 +56,7 @@ export class Measurements {
   }
 }
 
-/** One more moment at the end; what is not measured is null. */
+/** Appends a sample; values that are not measured are null. */
 function append(data, now, usage, points) {
   data.at.push(now);
   for (const [name, value] of Object.entries(usage)) if (typeof value === 'number' && !data.series[name]) data.series[name] = data.at.slice(1).map(() => null);

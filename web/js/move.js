@@ -1,4 +1,4 @@
-/** Moving a worker to another host: which one is asked for here, whether it may go there is for the manager to say. */
+/** Moves a worker to another host, which is selected here; the manager decides whether the move is permitted. */
 
 import { post, workerPath } from './api.js';
 import { errorBox, notify } from './dialogs.js';

@@ -1,4 +1,4 @@
-/** How batch operations look: their status, their progress, what became of each worker, and why. */
+/** Renders batch operations: their status, their progress, and the result of each worker with its cause. */
 
 import { h, keyed, setAttr, setClass, setText } from './dom.js';
 import { reasonOf } from './reasons.js';
@@ -6,7 +6,7 @@ import { formatNumber, hasText, t } from './i18n.js';
 import { link } from './router.js';
 
 export const LIVE = ['running', 'cancelling', 'halting'];
-/** In the order of attention; the bar shows them the other way round. */
+/** In the order of attention; the bar shows them in reverse. */
 export const RESULTS = ['failed', 'expired', 'cancelled', 'skipped', 'pending', 'waiting', 'accepted', 'delivered', 'done'];
 const BAR = ['done', 'pending', 'skipped', 'failed', 'expired', 'cancelled', 'delivered', 'accepted', 'waiting'];
 const STATUS_GLYPHS = { running: '●', cancelling: '◁', halting: '◁', done: '✓', cancelled: '■', halted: '✖', interrupted: '?' };
@@ -20,7 +20,7 @@ export function endedCount(operation) {
   return operation.total - open;
 }
 
-/** What was meant, in words: the selector, and the words of the filter. */
+/** The selection as text: the selector, and the words of the filter. */
 export function meant(operation) {
   const selector = ['', '*'].includes(operation.selector) ? t('operations.everybody') : operation.selector;
   return operation.q ? t('operations.meant_with', { selector, q: operation.q }) : selector;
@@ -30,7 +30,7 @@ export function operationTitle(operation) {
   return t('operations.title_of', { action: t(`action.${operation.command}`), n: operation.total });
 }
 
-/** The text of a cause that the manager named; else what it, or the worker, said. */
+/** The text of the manager's cause; otherwise the message of the manager or the worker. */
 export function causeText(one) {
   return reasonOf(one, 'message') || t('operations.no_reason');
 }
@@ -62,7 +62,7 @@ export function resultChip() {
 
 export const resultGlyph = (result) => RESULT_GLYPHS[result] || '?';
 
-/** A bar of what became of the items so far; its numbers stand beside it. */
+/** A bar of the results so far; the numbers are shown beside it. */
 export function progressBar() {
   const parts = new Map(BAR.map((name) => [name, h(`span.part.part-${name}`)]));
   const bar = h('div.progress', { role: 'progressbar', 'aria-valuemin': '0' }, [...parts.values()]);
@@ -84,7 +84,7 @@ export function countsText(operation) {
   return named.map((name) => `${RESULT_GLYPHS[name]} ${formatNumber(operation.counts[name])} ${t(`result.${name}`)}`).join(' · ');
 }
 
-/** What did not simply go well, by cause. `.update(causes)`. Without `links` in a dialog, which is not to be left by them. */
+/** Failed and skipped workers by cause. `.update(causes)`. Without `links` in a dialog, so that it is not left by them. */
 export function causeList({ links = true } = {}) {
   const list = h('ul.cause-list');
   list.update = (causes) => keyed(list, causes, (one) => `${one.result || one.action} ${one.cause || one.message}`, (one) => causeItem(one, links));

@@ -1,4 +1,4 @@
-/** Choosing workers by name: a field with suggestions; a glob or a selector (`group=trainers`) chooses all that match. */
+/** Selects workers by name: a field with suggestions; a glob or a selector (`group=trainers`) selects all that match. */
 
 import { h, setAttr, show } from './dom.js';
 import { compareNames } from './format.js';
@@ -8,7 +8,7 @@ import { GLYPHS } from './status.js';
 
 const SUGGESTED = 12;
 
-/** `workers()`: all there are; `taken()`: ids chosen already; `onPick(ids)`. */
+/** `workers()`: all workers; `taken()`: ids that are already selected; `onPick(ids)`. */
 export function workerPicker({ workers, taken, onPick }) {
   let active = -1;
   let found = [];

@@ -42,7 +42,7 @@ export function popover({ label, kind = '', content, onOpen = null, title = null
   return made;
 }
 
-/** Beneath its button, and not beyond the edge of the window. */
+/** Places the panel beneath its button, within the window. */
 function place(panel, button) {
   panel.classList.remove('is-right');
   const { left } = button.getBoundingClientRect();

@@ -1,6 +1,6 @@
 /**
- * Taking out of the fleet what is gone for good: workers that nobody declares any more and that have ended, and those of hosts that
- * were not heard for long. The manager refuses each that may still run; what it refused is shown with the reason.
+ * Removes lost workers from the fleet: workers that are no longer declared and have ended, and those of hosts that
+ * have been silent for long. The manager refuses each worker that may still run; refusals are shown with the reason.
  */
 
 import { FOR_THOUSANDS, post } from './api.js';
@@ -15,13 +15,13 @@ const CHOICES_S = [3600, 86400, 7 * 86400];
 const NAMED = 12;
 const CONFIRM_ABOVE = 20;
 
-/** Whether a worker is no part of the fleet any more, as far as this page can tell; the manager's preview says who really is. */
+/** Whether a worker appears to be lost, according to this page; the manager's preview decides. */
 function isGone(worker, silentS) {
   if (worker.undeclared && SETTLED.includes(worker.state)) return true;
   return worker.state === 'unknown' && (ageS(worker.last_seen) ?? Infinity) >= silentS;
 }
 
-/** Hidden while nothing is gone. */
+/** A button that is hidden while there are no lost workers. */
 export function purgeButton(store) {
   const button = acts(h('button.button.subtle.small', { type: 'button', hidden: true }));
   let version = -1;
@@ -77,7 +77,7 @@ class PurgeDialog {
     this.cancel.focus();
   }
 
-  /** Asks the manager who is gone now; what it shows is what its token stands for. */
+  /** Requests the manager's preview of the lost workers; its token stands for exactly the shown workers. */
   async refresh() {
     const age = this.age.value;
     this.preview = null;
@@ -125,7 +125,7 @@ class PurgeDialog {
     }
   }
 
-  /** What came of it; who was refused, and why. */
+  /** Shows the result: the removed workers, and the refused ones with the reason. */
   report({ taken_out: done, refused, refusals }) {
     notify(t('purge.done', { n: done }));
     if (!refused) {

@@ -1,6 +1,6 @@
 /**
  * Reasons: a code with parameters becomes a sentence in the page's language. The manager adds the templates to each locale (procguard/i18n/
- * reason_texts.py); remote_agent/protocol/reasons.py says what a template may hold. What parameters say is text, never markup.
+ * reason_texts.py); remote_agent/protocol/reasons.py defines the syntax of templates. Parameters are text, never markup.
  */
 
 import { formatDuration } from './format.js';
@@ -9,7 +9,7 @@ import { currentLanguage, formatNumber, hasText, template } from './i18n.js';
 const DEEPEST = 8;
 const WORDS = ['state', 'verb', 'status', 'agent', 'opstatus'];
 
-/** The text NAME of what the manager shows: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. */
+/** The text NAME in data from the manager: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. */
 export function reasonOf(shown, name = 'reason') {
   if (!shown) return '';
   const value = shown[name];
@@ -19,13 +19,13 @@ export function reasonOf(shown, name = 'reason') {
   return rendered({ code, params: shown[`${name}_params`] || {} });
 }
 
-/** What follows the first of several reasons: where that one is shown by other means. */
+/** The reasons after the first one, if that is shown by other means. */
 export function restOfReason(shown) {
   const also = ((shown && shown.reason_params) || {}).also;
   return Array.isArray(also) ? also.filter(isReason).map((one) => rendered(one)).join(template('word.joint')) : '';
 }
 
-/** Whoever acts: of the manager's own parts by name, a person as it is. */
+/** The displayed name of an actor: translated for the manager's own components, unchanged for people. */
 export function actorName(name) {
   return name ? word('actor', name) : '';
 }
@@ -61,7 +61,7 @@ function shown(form, value, depth) {
     return Number.isInteger(value) ? String(value) : formatNumber(value, 3);
   }
   const text = String(value);
-  if (form === 'state' && currentLanguage() === 'en') return text; // as the API and the command line name it
+  if (form === 'state' && currentLanguage() === 'en') return text; // the name in the API and the command line
   if (WORDS.includes(form)) return word(form, text);
   if (form === 'actor') return actorName(text);
   if (form === 'counts') {
@@ -80,7 +80,7 @@ function isReason(value) {
   return Boolean(value) && typeof value === 'object' && typeof value.code === 'string' && Boolean(value.params) && typeof value.params === 'object';
 }
 
-/** The codes of an event's reason and of those that follow it. */
+/** The codes of an event's reason and of the reasons that follow it. */
 export function codesOf(event) {
   const also = (event.reason_params || {}).also;
   return [event.reason_code, ...(Array.isArray(also) ? also.filter(isReason).map((one) => one.code) : [])].filter(Boolean);

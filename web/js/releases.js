@@ -1,12 +1,12 @@
-/** Which releases are the manager's own, as its agents call themselves: asked for once, and again when somebody looks much later. */
+/** The release names of the manager's own release, as reported by agents: requested once, and again if needed much later. */
 
 import { get } from './api.js';
 
 const AGAIN_MS = 600000;
-let known = null; // null: not known yet
+let known = null; // null: unknown yet
 let askedMs = -Infinity;
 
-/** Asks if need be, that is where `hosts` has an agent that was deployed; `changed()` once there is an answer. */
+/** Requests the releases if `hosts` contains a deployed agent; calls `changed()` after the response. */
 export async function loadReleases(hosts, changed) {
   if (performance.now() - askedMs < AGAIN_MS || !hosts.some((host) => host.kind !== 'launcher' && host.release)) return;
   askedMs = performance.now();
@@ -14,7 +14,7 @@ export async function loadReleases(hosts, changed) {
     known = (await get('/api/releases')).releases;
     changed();
   } catch {
-    known = known || null; // the pages say nothing of it rather than something wrong
+    known = known || null; // show nothing rather than something wrong
   }
 }
 

@@ -1,15 +1,15 @@
-/** What this browser may do: an operator acts, a viewer looks. The manager holds to it; here it only shows. */
+/** The rights of this browser: operators may act, viewers may read. The manager enforces them; here they only affect the display. */
 
 let role = 'operator';
 
 export function setRole(next) {
   role = next || 'operator';
-  document.documentElement.dataset.role = role; // base.css: what is marked with .acts is not there for viewers
+  document.documentElement.dataset.role = role; // base.css hides elements with .acts for viewers
 }
 
 export const mayAct = () => role === 'operator';
 
-/** Marks a control that changes something; for a viewer it is not there. */
+/** Marks a control that changes something, which is hidden for viewers. */
 export function acts(node) {
   node.classList.add('acts');
   return node;

@@ -1,4 +1,4 @@
-/** The address is the state: `#/workers?state=failed&host=gpu01`. Pages read and write it here only. */
+/** The address is the state: `#/workers?state=failed&host=gpu01`. Pages read and write it only by this module. */
 
 export function readRoute() {
   const [path, query = ''] = location.hash.replace(/^#/, '').split('?');

@@ -1,15 +1,15 @@
 /**
- * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live/tables.py). Pure but
+ * A live list of workers or hosts: rows in slots, from the columns of the live protocol (procguard/portal/live/tables.py). Pure, except
  * for the names of its fields.
  *
- * Each row is one object that is kept and changed in place, so that ten thousand of them cost little and a day of frames adds
- * nothing. `version` counts changes of what rows are and say, `measured` those of what is measured.
+ * Each row is one object that is changed in place, so that ten thousand of them cost little and a day of frames adds
+ * nothing. `version` counts changes of rows and their fields, `measured` those of measurements.
  */
 
 import { fieldsOf } from './fields.js';
 
 export class RowTable {
-  /** `keyOf(row)`; `blank()` makes an empty row, always of the same shape; `measure(row, name, value)` takes one measured value. */
+  /** `keyOf(row)`; `blank()` creates an empty row, always of the same shape; `measure(row, name, value)` stores one measured value. */
   constructor({ keyOf, blank, measure, cleared }) {
     this.keyOf = keyOf;
     this.blank = blank;
@@ -18,11 +18,11 @@ export class RowTable {
     this.rows = new Map(); // key -> row
     this.slots = [];
     this.version = 0;
-    this.members = 0; // counts rows that came or went
+    this.members = 0; // counts added and removed rows
     this.measured = 0;
   }
 
-  /** The whole list. Existing rows stay the same objects: what a page holds of them stays true. */
+  /** Applies the whole list. Existing rows remain the same objects, so that references of a page stay valid. */
   snapshot({ slots, columns }) {
     const before = this.rows;
     this.rows = new Map();
@@ -47,7 +47,7 @@ export class RowTable {
     this.members += 1;
   }
 
-  /** What happened: rows that are gone, then absolute values of those that changed. */
+  /** Applies changes: removed rows, then absolute values of the changed ones. */
   change({ gone, slots, columns }) {
     for (const slot of gone) this.remove(slot);
     const names = Object.keys(columns);
@@ -77,7 +77,7 @@ export class RowTable {
     if (this.cleared) this.cleared(row);
   }
 
-  /** What was measured; a column that is left out was measured of none of them. */
+  /** Applies measurements; an omitted column was measured for none of the rows. */
   measures({ slots, columns }, names) {
     summed(slots).forEach((slot, at) => {
       const row = this.slots[slot];
@@ -103,12 +103,12 @@ function blankRow(names) {
   for (const name of names) row[name] = null;
   row.receivedMs = 0;
   row.usage = null;
-  row.searched = null; // what a search looks through, made when it is needed
+  row.searched = null; // the searched text, created on demand
   row.sortKey = '';
   return row;
 }
 
-const FROM_LOG = ['metrics', 'progress_percent', 'eta_s']; // measures of a worker that are no part of its usage
+const FROM_LOG = ['metrics', 'progress_percent', 'eta_s']; // measures of a worker that do not belong to its usage
 
 export function workerTable() {
   return new RowTable({
@@ -129,7 +129,7 @@ export function workerTable() {
 
 export function hostTable() {
   return new RowTable({
-    // one row per agent; a launcher that waits for approval is named with its fingerprint, for two may claim one name
+    // one row per agent; the key of a pending launcher includes its fingerprint, because two may claim one name
     keyOf: (row) => (row.agent_state === 'pending' ? `${row.agent} ${row.fingerprint}` : row.agent),
     blank: () => ({ ...blankRow(fieldsOf('hosts').rows), last_seen: null }),
     measure: (row, name, value) => {
@@ -143,7 +143,7 @@ export function hostTable() {
   });
 }
 
-/** `usage` is null while nothing of it is measured. */
+/** `usage` is null while nothing is measured. */
 function takeMeasure(row, name, value, names) {
   if (value !== null && row.usage === null) {
     row.usage = {};
@@ -155,7 +155,7 @@ function takeMeasure(row, name, value, names) {
   if (value === null && names.every((one) => row.usage[one] === null || one === 'last_seen')) row.usage = null;
 }
 
-/** "worker10" -> "worker0000000010": so that plain comparison puts worker2 before it, a hundred times faster than a collator. */
+/** "worker10" -> "worker0000000010", so that plain comparison orders worker2 before it, a hundred times faster than a collator. */
 export function naturalKey(text) {
   return (text || '').toLowerCase().replace(/\d+/g, (digits) => digits.padStart(10, '0'));
 }

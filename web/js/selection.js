@@ -1,6 +1,6 @@
 /**
- * Which workers are picked in a list: some by hand, or all that match its filters but a few. Draws nothing.
- * "All that match" is a wish to the manager, not a list: it holds for workers that no window has room for.
+ * The selected workers of a list: individual ones, or all that match its filters with exceptions. Draws nothing.
+ * "All that match" is a request to the manager, not a list: it also covers workers that are not shown.
  */
 
 import { conditionText } from './selector.js';
@@ -10,9 +10,9 @@ export class Selection {
   constructor(onChange) {
     this.onChange = onChange;
     this.all = false;
-    this.ids = new Set(); // picked by hand
-    this.left = new Set(); // with `all`: not these
-    this.anchor = null; // where a range begins
+    this.ids = new Set(); // selected individually
+    this.left = new Set(); // with `all`: the exceptions
+    this.anchor = null; // beginning of a range
   }
 
   has(id) {
@@ -25,7 +25,7 @@ export class Selection {
     else target.delete(id);
   }
 
-  /** `shown`: the ids of the list in its order. With `range`, everything from the last one picked to this one. */
+  /** `shown`: the ids of the list in its order. With `range`, everything from the last selected one to this one. */
   pick(id, on, range, shown) {
     const from = range && this.anchor !== null ? shown.indexOf(this.anchor) : -1;
     const to = shown.indexOf(id);
@@ -38,7 +38,7 @@ export class Selection {
     this.onChange();
   }
 
-  /** With the keyboard, row by row: everything from where the range began to `id`. `from`: where it begins, if it has not yet. */
+  /** Extends the range by keyboard, row by row: from its beginning to `id`. `from`: its beginning, if there is none yet. */
   extend(id, from, shown) {
     if (this.anchor === null) this.anchor = from;
     const anchor = this.anchor;
@@ -58,12 +58,12 @@ export class Selection {
     this.onChange();
   }
 
-  /** How many of `shown` (ids that match the filters) and of those picked by hand it holds. */
+  /** The number of selected workers among `shown` (ids that match the filters) and the individually selected ones. */
   count(shown) {
     return this.all ? shown.filter((id) => !this.left.has(id)).length : this.ids.size;
   }
 
-  /** What to ask the manager for: {selector, q}; `filter` is what the list shows, {selector, q}. */
+  /** The selection as a request to the manager: {selector, q}; `filter`: the list's filter, {selector, q}. */
   request(filter) {
     if (!this.all) return { selector: [...this.ids].sort().join('|'), q: '' };
     const left = this.left.size ? conditionText('id', [...this.left].sort(), true) : '';

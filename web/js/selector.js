@@ -1,6 +1,6 @@
 /**
- * Selectors as the manager reads them (procguard/fleet/workers/selectors.py): `state=failed|exited,host!=gpu03,!train-7`.
- * Here they narrow what is shown; what is acted on is always selected by the manager itself. Pure.
+ * Selectors in the manager's syntax (procguard/fleet/workers/selectors.py): `state=failed|exited,host!=gpu03,!train-7`.
+ * Here they only filter the display; the manager itself selects the workers of a command. Pure.
  */
 
 const FIELDS = { state: 'state', host: 'host', group: 'group', agent: 'agent', desired: 'desired', id: 'worker_id', worker_id: 'worker_id' };
@@ -9,14 +9,14 @@ const MAGIC = /[*?[]/;
 const STATES = ['failed', 'unknown', 'backoff', 'starting', 'stopping', 'running', 'exited', 'stopped'];
 const KNOWN = { state: STATES, desired: ['running', 'stopped', 'removed'] };
 const NAMES = ['state', 'host', 'group', 'agent', 'desired', 'id'];
-const MAX_VALUES = 50; // of a field, to complete from
+const MAX_VALUES = 50; // values of a field that are used for completion
 
-/** Whether a typed word is a condition and no mere text: `host!=gpu03`, `!train-7`, `train-*`. */
+/** Whether a typed word is a condition rather than text: `host!=gpu03`, `!train-7`, `train-*`. */
 export function isCondition(word) {
   return /^!?[\w./-]+!?=[^=,|][^=,]*$/.test(word) || /^![\w.*?[\]-]+$/.test(word) || /^[\w.-]*[*?[][\w.*?[\]!-]*$/.test(word);
 }
 
-/** The selectors and the mere words of what was typed: `state=failed,group=finetune crash`. `stateOf(word)`: the state it names, or ''. */
+/** The selectors and the words in the typed text: `state=failed,group=finetune crash`. `stateOf(word)`: the state that it names, or ''. */
 export function readTyped(text, stateOf = () => '') {
   const conditions = [];
   const words = [];
@@ -30,7 +30,7 @@ export function readTyped(text, stateOf = () => '') {
   return { conditions, words };
 }
 
-/** A condition that can match nothing, for its value does not exist: `state=faild` -> {name, value}; null where all may. */
+/** A condition that matches nothing, because its value does not exist: `state=faild` -> {name, value}; null if there is none. */
 export function impossible(conditions) {
   for (const { name, values } of conditions) {
     const wrong = KNOWN[name] && values.find((value) => typeof value === 'string' && !KNOWN[name].includes(value));
@@ -39,7 +39,7 @@ export function impossible(conditions) {
   return null;
 }
 
-/** How the condition that is being typed may go on: [{text, label, hint}]. `workers()`: whose values there are. */
+/** Completions of the condition that is being typed: [{text, label, hint}]. `workers()`: the workers whose values are suggested. */
 export function completions(text, workers, countText) {
   const [, before, part] = /^(.*?)([^\s,]*)$/s.exec(text);
   const found = /^(!?)([\w./-]+)(!?=)(.*)$/.exec(part);
@@ -67,7 +67,7 @@ function namesLike(part, before, workers) {
   return names.filter((name) => name.toLowerCase().startsWith(low)).map((name) => ({ text: `${before}${not}${name}=`, label: `${name}=`, hint: '' }));
 }
 
-/** The conditions of a selector that is known to be well formed. */
+/** The conditions of a well-formed selector. */
 export function parseSelector(text) {
   return text.split(',').map((part) => part.trim()).filter(Boolean).map(condition);
 }
@@ -88,7 +88,7 @@ function glob(text) {
   return new RegExp(`^(?:${source})$`, 's');
 }
 
-/** Conditions on one field: any of them; what is excluded is excluded. */
+/** Whether a worker matches: any of the conditions on each field, and no exclusion. */
 export function selectorMatches(conditions, worker) {
   const wanted = new Map();
   for (const one of conditions) {
@@ -106,7 +106,7 @@ function holds({ name, values }, worker) {
   return values.some((one) => (one instanceof RegExp ? one.test(String(value)) : one === String(value)));
 }
 
-/** One condition from a name and exact values; a character that selectors use themselves becomes "any one". */
+/** A condition from a name and exact values; a character with a meaning in selectors becomes a wildcard. */
 export function conditionText(name, values, excluded = false) {
   return `${name}${excluded ? '!=' : '='}${values.map((value) => value.replace(/[,|=!*?[\]]/g, '?')).join('|')}`;
 }

@@ -1,4 +1,4 @@
-/** The frame round every page: navigation, connection badge, language, theme, log out. */
+/** The frame of every page: navigation, connection badge, language, theme, log out. */
 
 import { commands } from './commands.js';
 import { h, setAttr, setClass, setText, show } from './dom.js';
@@ -16,7 +16,7 @@ const THEMES = ['auto', 'light', 'dark'];
 const THEME_ICONS = { auto: 'auto', light: 'sun', dark: 'moon' };
 
 export class Shell {
-  /** `onLanguage(language)`, `onZone(utc)`, `onLogOut()`; `live` and `store` feed the badge and the counts beside the pages. */
+  /** `onLanguage(language)`, `onZone(utc)`, `onLogOut()`; `live` and `store` provide the badge and the counts beside the pages. */
   constructor({ live, store, onLanguage, onZone, onLogOut }) {
     this.live = live;
     this.store = store;
@@ -71,7 +71,7 @@ export class Shell {
     setAttr(this.who, 'title', t('role.you', { name: you }));
   }
 
-  /** How many rows are so; recounted only when a row changed. */
+  /** The number of rows for which `isSo` is true, recounted only after a change. */
   counted(topic, isSo, name = topic) {
     const table = this.store.tables[topic];
     const known = this.counts[name];
@@ -105,7 +105,7 @@ function navLink(page) {
   return node;
 }
 
-/** live / stale N s / reconnecting. Data are never taken away; this says how old they are. */
+/** live / stale N s / reconnecting. Data is never removed; the badge shows its age. */
 function connectionBadge() {
   const glyph = h('span.glyph', { 'aria-hidden': 'true' });
   const word = h('span', { role: 'status' });
@@ -132,7 +132,7 @@ export function languageSwitch(onLanguage) {
   return select;
 }
 
-/** Times in UTC, as logs of other machines and colleagues elsewhere have them, or in the zone of this browser. */
+/** A switch between UTC, as in logs of other machines, and the time zone of this browser. */
 function zoneSwitch(onZone) {
   const name = t('zone.now', { zone: zoneName() });
   const button = h('button.icon-button.zone', { type: 'button', 'aria-pressed': inUtc() ? 'true' : 'false', 'aria-label': name, title: name }, t('zone.utc'));

@@ -1,11 +1,11 @@
-/** How a state looks: glyph + word + colour on the blue–orange axis, so that no meaning hangs on colour alone. */
+/** Renders a state: glyph, word and a colour on the blue–orange axis, so that no information depends on colour alone. */
 
 import { h, setAttr, setClass, setText } from './dom.js';
 import { ageS, formatDuration, formatSince, serverNowMs } from './format.js';
 import { reasonOf } from './reasons.js';
 import { t } from './i18n.js';
 
-/** In the order of attention: what needs a person comes first. */
+/** In the order of attention: states that need attention first. */
 export const STATES = ['failed', 'unknown', 'backoff', 'starting', 'stopping', 'running', 'exited', 'stopped'];
 
 export const GLYPHS = {
@@ -21,7 +21,7 @@ export const GLYPHS = {
 
 export const AGENT_GLYPHS = { connected: '●', suspect: '◐', unreachable: '✖', pending: '…', never: '○', ended: '■' };
 
-/** The state that a word names, as programs or this language call it; '' where it names none. */
+/** The state that a word names, in the API or in this language; '' if there is none. */
 export function stateNamed(word) {
   const low = word.toLowerCase();
   return STATES.find((state) => state === low || stateName(state).toLowerCase() === low) || '';
@@ -38,7 +38,7 @@ export function stateChip() {
   const extra = h('span.extra');
   const chip = h('span.chip', {}, glyph, word, extra);
   chip.update = (worker) => {
-    setClass(chip, `chip is-${worker.state}${worker.suspect ? ' is-suspect' : ''}`); // who hangs is not well, whatever its state says
+    setClass(chip, `chip is-${worker.state}${worker.suspect ? ' is-suspect' : ''}`); // a hanging worker is marked in every state
     setText(glyph, GLYPHS[worker.state] || '?');
     setText(word, stateName(worker.state));
     setText(extra, stateExtra(worker));
@@ -86,7 +86,7 @@ export function agentChip() {
   return chip;
 }
 
-/** True for what a person should look at first. */
+/** Whether the worker needs attention. */
 export function isProblem(worker) {
   if (['failed', 'unknown', 'backoff'].includes(worker.state)) return true;
   return Boolean(worker.suspect || (worker.health && worker.health.status === 'failing'));
@@ -101,7 +101,7 @@ export function signalName(number) {
   return SIGNALS[number] || t('exit.signal_number', { number: String(number) });
 }
 
-/** How an attempt ended, in words. */
+/** The end of an attempt as text. */
 export function exitInWords(exit) {
   if (!exit) return t('exit.none');
   const text = endInWords(exit);
@@ -127,7 +127,7 @@ function endInWords(exit) {
   return known ? t('exit.with_hint', { text, hint: t(known) }) : text;
 }
 
-/** Why it failed by itself, with the line that proves it; '' where that is not known. */
+/** The cause of a failure with the line that proves it; '' if unknown. */
 function proofOf(exit) {
   const also = (exit.reason_params && exit.reason_params.also) || [];
   const proof = also.find((one) => one && (one.code === 'exit.proof' || String(one.code).startsWith('failure.')));

@@ -1,4 +1,4 @@
-/** Remembered choices of this browser. Storage may be off (private mode, policy): then nothing is remembered. */
+/** Stored settings of this browser. If storage is disabled (private mode, policy), nothing is stored. */
 
 const PREFIX = 'procguard.';
 
@@ -15,6 +15,6 @@ export function remember(name, value) {
     if (value === null) localStorage.removeItem(PREFIX + name);
     else localStorage.setItem(PREFIX + name, value);
   } catch {
-    /* not remembered */
+    /* not stored */
   }
 }

@@ -1,6 +1,6 @@
 /**
- * What the page knows of the fleet: workers, hosts, operations and events, as the live protocol tells them. Owns the data, draws nothing.
- * Nothing is ever cleared because a connection broke: a page shows what it last knew until newer truth arrives.
+ * The page's data about the fleet: workers, hosts, operations and events, from the live protocol. Owns the data, draws nothing.
+ * Data is never cleared because a connection broke: a page shows the last known data until newer data arrives.
  */
 
 import { fieldsOf } from './fields.js';
@@ -12,9 +12,9 @@ export class Store {
   constructor() {
     this.tables = { workers: workerTable(), hosts: hostTable() };
     this.operations = new Map();
-    this.events = []; // the newest, oldest first
-    this.eventsDropped = false; // there were more than this list holds
-    this.loaded = new Set(); // topics that had a snapshot
+    this.events = []; // the newest events, oldest first
+    this.eventsDropped = false; // whether events were dropped because the list was full
+    this.loaded = new Set(); // topics that have received a snapshot
     this.listeners = new Map();
   }
 
@@ -27,7 +27,7 @@ export class Store {
     return this.tables.hosts.rows;
   }
 
-  /** Calls `listener` after each change of `topic`; returns the function that ends it. */
+  /** Calls `listener` after each change of `topic`; returns a function that unsubscribes. */
   on(topic, listener) {
     if (!this.listeners.has(topic)) this.listeners.set(topic, new Set());
     this.listeners.get(topic).add(listener);
@@ -38,7 +38,7 @@ export class Store {
     for (const listener of this.listeners.get(topic) || []) listener();
   }
 
-  /** A frame of the list of workers or hosts. */
+  /** Applies a frame of the list of workers or hosts. */
   takeRows(topic, frame) {
     const table = this.tables[topic];
     if (frame.t === 'snap') {
@@ -73,7 +73,7 @@ export class Store {
     this.changed(topic);
   }
 
-  /** Hosts with an agent that may run; what still waits for approval is in `pending()`. */
+  /** Hosts with an approved agent; pending launchers are in `pending()`. */
   agents() {
     return [...this.hosts.values()].filter((agent) => agent.agent_state !== 'pending');
   }
@@ -97,7 +97,7 @@ export class Store {
   }
 }
 
-/** When it arrived: countdowns ("starts in 30 s") run from here. */
+/** Records the time of arrival, from which countdowns ("starts in 30 s") are computed. */
 function stamp(item) {
   item.receivedMs = Date.now();
   return item;

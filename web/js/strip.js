@@ -1,4 +1,4 @@
-/** How many there were, and when: a strip of bars over a range of time. The numbers stand in the list below it. */
+/** The number of events over time, as a strip of bars. The numbers are in the list below it. */
 
 import { h, setAttr, setText } from './dom.js';
 import { formatClock, formatMoment, toMs } from './format.js';
@@ -15,7 +15,7 @@ export function timeStrip() {
   const node = h('div.strip', {}, row, h('div.strip-ends', { 'aria-hidden': 'true' }, from, to));
   node.update = (events, startMs, endMs, isBad) => {
     const first = events.length ? toMs(events[0].at) ?? endMs : endMs;
-    const begin = Math.max(startMs, Math.min(first, endMs - 60000)); // before the first one there is nothing to see
+    const begin = Math.max(startMs, Math.min(first, endMs - 60000)); // there is nothing to show before the first event
     const step = Math.max(1, (endMs - begin) / BARS);
     const counts = bars.map(() => [0, 0]);
     for (const event of events) {

@@ -1,6 +1,6 @@
 /**
  * A table of keyed rows with explicit roles (its CSS grid changes shape with the width), for lists of at most some hundreds;
- * grid.js is for thousands. Knows nothing of what it shows.
+ * grid.js is for thousands. Independent of the content.
  */
 
 import { h, keyed, setAttr, setText, show } from './dom.js';
@@ -73,7 +73,7 @@ export class Table {
     return row;
   }
 
-  /** Up and down move between rows, staying in the same control. */
+  /** Up and down move between rows, within the same control. */
   moveByKey(event) {
     if (event.key !== 'ArrowDown' && event.key !== 'ArrowUp') return;
     const row = document.activeElement.closest('.table-body .table-row');
@@ -88,7 +88,7 @@ export class Table {
   }
 }
 
-/** A cell that shows one text: `read(item)`. A grid takes the node itself for its cell. */
+/** A cell with one text: `read(item)`. A grid uses the node itself as its cell. */
 export function textCell(read, { selector = 'span', title = null } = {}) {
   return () => {
     const node = h(selector);
@@ -101,7 +101,7 @@ export function textCell(read, { selector = 'span', title = null } = {}) {
   };
 }
 
-/** What a column's `make` returns where the content stays as it was made. */
+/** The return value of a column's `make` for constant content. */
 export function fixedCell(node) {
   node.update = () => {};
   return node;

@@ -1,4 +1,4 @@
-/** Tabs over panels, as the keyboard knows them: arrows, Home and End move; the one that is open is in the address. */
+/** Tabs over panels with the usual keyboard control: arrow keys, Home and End; the open tab is in the address. */
 
 import { h, setAttr, show } from './dom.js';
 import { readRoute, replaceQuery } from './router.js';

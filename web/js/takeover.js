@@ -1,13 +1,13 @@
 /**
- * Where to go when the manager of this page is gone or stands by: to another of the managers that it has named.
+ * Moves the page to another of the known managers if its own is gone or a standby.
  *
- * Only where this page's own address is one of theirs: behind one name or virtual IP the page stays, and reconnects.
- * The view goes along in the address. Pure but for `navigate`.
+ * Only if this page's own address is one of theirs: behind a single name or virtual IP the page stays and reconnects.
+ * The view is kept in the address. Pure, except for `navigate`.
  */
 
-export const GONE_MS = 8000; // a standby leads by then
+export const GONE_MS = 8000; // a standby has taken over by then
 
-/** The next manager's address for this view; null: stay. `managers`: their URLs, the leader's first. */
+/** The address of this view at the next manager; null: stay. `managers`: their URLs, the leader's first. */
 export function nextManager(managers, here) {
   const origins = managers.map(originOf).filter(Boolean);
   const at = origins.indexOf(here.origin);
@@ -16,7 +16,7 @@ export function nextManager(managers, here) {
   return next ? `${next}${here.pathname}${here.search}${here.hash}` : null;
 }
 
-/** http and https only: the list comes from a manager, and ends in an address that the browser opens. */
+/** Accepts only http and https, because the list comes from a manager and the browser opens the address. */
 function originOf(url) {
   try {
     const parsed = new URL(url);
@@ -26,7 +26,7 @@ function originOf(url) {
   }
 }
 
-/** Whether the manager here answers that it stands by: then a reload is redirected to the leader. */
+/** Whether this manager is a standby; a reload is then redirected to the leader. */
 export async function standsBy() {
   try {
     const answer = await fetch('/readyz', { cache: 'no-store', signal: AbortSignal.timeout(3000) });

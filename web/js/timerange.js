@@ -1,6 +1,6 @@
 /**
- * A range of time, as pages have it in their addresses and the manager takes it: {since, until}, each '' (no bound), an age
- * (`2h`) or a moment (ISO 8601). Owns the control that chooses one: some usual ages, or any other.
+ * A time range in the form of addresses and of the API: {since, until}, each '' (no bound), an age
+ * (`2h`) or a time (ISO 8601). Owns the control that selects one: common ages, or any other range.
  */
 
 import { fill, h } from './dom.js';
@@ -9,7 +9,7 @@ import { t } from './i18n.js';
 
 export const ALWAYS = { since: '', until: '' };
 export const AGES = ['15m', '1h', '2h', '24h', '7d'];
-const ALL = 'all'; // in an address, where something else is usual
+const ALL = 'all'; // in an address, if another range is the default
 const OTHER = 'other';
 const UNIT_S = { s: 1, m: 60, h: 3600, d: 86400 };
 
@@ -22,7 +22,7 @@ function isTime(text) {
   return text === '' || ageS(text) !== null || (/^\d{4}-/.test(text) && !Number.isNaN(Date.parse(text)));
 }
 
-/** Of an address; `usual`: the age that is meant where it says nothing. */
+/** The range in an address; `usual`: the default age. */
 export function readRange(query, usual = '') {
   const said = query.get('since') ?? query.get('range') ?? usual;
   const since = said === ALL ? '' : said;
@@ -30,7 +30,7 @@ export function readRange(query, usual = '') {
   return isTime(since) && isTime(until) ? { since, until } : { since: usual, until: '' };
 }
 
-/** {since, until} for an address. */
+/** The parameters of a range for an address. */
 export function rangeQuery({ since, until }, usual = '') {
   return { since: since === usual ? '' : since || ALL, until };
 }
@@ -40,17 +40,17 @@ function momentMs(text, nowMs) {
   return age === null ? Date.parse(text) : nowMs - age * 1000;
 }
 
-/** When it begins, in ms; -Infinity where it has no bound. */
+/** The beginning in ms; -Infinity if unbounded. */
 export function rangeStart({ since }) {
   return since ? momentMs(since, serverNowMs()) : -Infinity;
 }
 
-/** When it ends, in ms: now, where it has no bound. */
+/** The end in ms: now if unbounded. */
 export function rangeEnd({ until }) {
   return until ? momentMs(until, serverNowMs()) : serverNowMs();
 }
 
-/** Whether new things still belong to it. */
+/** Whether the range includes new events. */
 export function isOpen({ until }) {
   return until === '';
 }
@@ -66,13 +66,13 @@ function momentName(text) {
   return ageS(text) === null ? formatMoment(text) : t('time.ago', { d: ageName(text) });
 }
 
-/** "24h" -> "24 h", as it was chosen. */
+/** "24h" -> "24 h". */
 function ageName(text) {
   const [, n, unit] = /^(\d+)([smhd])$/.exec(text);
   return t(`unit.${unit === 'm' ? 'min' : unit}`, { n: Number(n) });
 }
 
-/** The next wider one of the usual ages, or everything; null where nothing is wider. */
+/** The next wider common age, or everything; null if nothing is wider. */
 export function wider(range) {
   if (!range.since && !range.until) return null;
   const length = (rangeEnd(range) - rangeStart(range)) / 1000;
@@ -80,13 +80,13 @@ export function wider(range) {
   return { since: next || '', until: '' };
 }
 
-/** A button that widens the range, for an empty page; nothing where there is no wider one. */
+/** A button that widens the range, for an empty page; nothing if there is no wider range. */
 export function widenButton(range, onPick) {
   const next = wider(range);
   return next ? h('button.button', { type: 'button', on: { click: () => onPick(next) } }, t('range.widen', { range: rangeName(next) })) : null;
 }
 
-/** A select for the range, the last choice of which asks for any other. `onPick(range)`; `.update(range)`. */
+/** A select for the range, whose last option opens a dialog for any other range. `onPick(range)`; `.update(range)`. */
 export function rangePick(chosen, onPick) {
   let now = chosen;
   const select = h('select.input.range-pick', { 'aria-label': t('range.label') });
@@ -117,7 +117,7 @@ export function rangePick(chosen, onPick) {
   return select;
 }
 
-/** Asks for any range: an age in seconds to days, or from one moment to another. */
+/** A dialog for any range: an age in seconds to days, or from one time to another. */
 function askRange(now, onPick) {
   const age = ageS(now.since) === null || now.until ? ['', '2', 'h'] : /^(\d+)([smhd])$/.exec(now.since);
   const count = h('input.input', { id: 'range-count', type: 'number', min: '1', max: '99999', value: age[1], inputmode: 'numeric' });

@@ -1,6 +1,6 @@
 /**
- * Upgrading the agents of several hosts from a page: one first, then a few at a time; the first that fails ends it. What is left
- * stays as it is, also where the page is closed meanwhile.
+ * Upgrades the agents of several hosts from a page: one first, then a few at a time; the first failure ends it. The remaining agents
+ * are not changed, also if the page is closed meanwhile.
  */
 
 import { ApiError, post } from './api.js';
@@ -13,15 +13,15 @@ import { reasonOf } from './reasons.js';
 import { acts } from './rights.js';
 
 const AT_ONCE = 4;
-const SHORT = 12; // of a release's name, as on a host's page
-const NAMES_SHOWN = 6; // of its hosts
+const SHORT = 12; // displayed characters of a release's name, as on a host's page
+const NAMES_SHOWN = 6; // displayed names of its hosts
 const POLL_MS = 250;
-const TIMEOUT_MS = 300000; // for one host
+const TIMEOUT_MS = 300000; // per host
 const ENDS = ['agent_upgraded', 'agent_upgrade_failed'];
 
-let run = null; // {done, all, failed}: under way, whichever page is shown
+let run = null; // {done, all, failed}: the upgrade in progress, independent of the shown page
 
-/** A button and how far it is; `.update(hosts)`: those to upgrade. */
+/** A button with the progress; `.update(hosts)`: the hosts to upgrade. */
 export function upgradeThese(store) {
   let hosts = [];
   const button = acts(h('button.button.primary', { type: 'button', on: { click: () => begin() } }, icon('restart'), h('span')));
@@ -46,7 +46,7 @@ export function upgradeThese(store) {
   return node;
 }
 
-/** Agents by their release, each with a button that upgrades these; `.update(hosts)`: those to upgrade. */
+/** Agents grouped by release, each with a button that upgrades the group; `.update(hosts)`: the hosts to upgrade. */
 export function releaseGroups(store) {
   const list = h('ul.release-groups', { 'aria-label': t('upgrade.by_release'), hidden: true });
   list.update = (hosts) => {
@@ -95,7 +95,7 @@ async function upgradeAll(store, [first, ...rest]) {
   else notify(t('upgrade.done', { n: done }));
 }
 
-/** Until the event says how it ended. Throws what the manager said, or what the event says. */
+/** Upgrades one agent and waits for the event with the result. Throws the manager's error or the event's reason. */
 async function upgradeOne(store, host) {
   const { seq } = await post(`/api/hosts/${encodeURIComponent(host)}/upgrade-agent`);
   const until = performance.now() + TIMEOUT_MS;

@@ -1,10 +1,10 @@
 /**
- * Where the reader was on each page of this tab's history: Back and Forward return to it. Owns the marks of history entries, the
- * scrolled boxes and the focus; what else a page wants to find again it says itself (`page.keep()`).
+ * The reader's position on each page of this tab's history, restored by Back and Forward. Owns the marks of history entries, the
+ * scroll positions and the focus; a page provides further state itself (`page.keep()`).
  */
 
 const MAX_VISITS = 50;
-const GIVE_UP_MS = 5000; // a page that has not become as long by then is another one now
+const GIVE_UP_MS = 5000; // a page that is still shorter by then has changed
 const EVERY_MS = 50;
 
 export class Visits {
@@ -24,7 +24,7 @@ export class Visits {
     return visit;
   }
 
-  /** The address is another one: notes how `page` was left; what is known of the entry that is shown now, or null. */
+  /** The address has changed: stores the state of `page`; returns the stored state of the current entry, or null. */
   turn(page) {
     this.stop();
     const isNew = !(history.state && history.state.visit);
@@ -42,7 +42,7 @@ export class Visits {
     if (this.known.size > MAX_VISITS) this.known.delete(this.known.keys().next().value);
   }
 
-  /** As soon as the page is long enough again, unless its reader moves first. */
+  /** Restores the position as soon as the page is long enough, unless the reader scrolls first. */
   restore({ scrolled, focus }) {
     const until = performance.now() + GIVE_UP_MS;
     let boxes = scrolled;
@@ -78,7 +78,7 @@ function pathTo(box) {
   return ['#content', ...parts].join(' > ');
 }
 
-/** What had the focus: a link by where it leads, a row by its item, anything else by its place. */
+/** Identifies the focused element: a link by its target, a row by its item, anything else by its position. */
 function nameOf(node, page) {
   if (!node || !page.contains(node) || node.matches('h1')) return null;
   const row = node.closest('[data-key]');

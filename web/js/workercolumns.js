@@ -1,4 +1,4 @@
-/** The columns of the list of workers: what each shows, how wide it is, and which are chosen. */
+/** The columns of the list of workers: content, width, and the selection of columns. */
 
 import { actionButtons } from './actions.js';
 import { formatMetric, metricsOf } from './chartkinds.js';
@@ -14,12 +14,12 @@ import { recall, remember } from './storage.js';
 import { textCell } from './table.js';
 
 const STORED = 'columns.workers';
-const NUMBERS = ['progress', 'metrics']; // usual where a worker has numbers from its log
-const NO_ROOM = ['restarts', 'since']; // beside those
+const NUMBERS = ['progress', 'metrics']; // shown by default if a worker has numbers from its log
+const NO_ROOM = ['restarts', 'since']; // hidden in favour of these
 
 const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 
-/** Cells of columns that say more than their field's value. */
+/** Cells of columns that show more than their field's value. */
 const OWN = {
   command: textCell((worker) => commandText(worker.command), { selector: 'code', title: (worker) => commandText(worker.command) }),
   gpu: textCell(gpuText),
@@ -37,7 +37,7 @@ const BY_UNIT = {
   percent: formatPercent,
 };
 
-/** A field's value, in its unit; what is cut off is in its title. */
+/** A field's value in its unit; the title contains the full text. */
 function cellOf(field) {
   const text = (worker) => {
     const value = valueOf(worker, field);
@@ -51,7 +51,7 @@ function plainText(value) {
   return value === null || value === undefined || value === '' || value === false ? t('none') : String(value);
 }
 
-/** The keys of the columns that may be chosen, in their order. */
+/** The keys of the available columns, in order. */
 export function choiceNames() {
   return [...fieldsOf('workers').columns.keys()];
 }
@@ -60,7 +60,7 @@ function usualNames() {
   return choiceNames().filter((name) => fieldsOf('workers').columns.get(name).column.usual);
 }
 
-/** The chosen ones: of the address, else remembered, else the usual. */
+/** The selected columns: from the address, otherwise stored, otherwise the default. */
 export function readColumns(text) {
   const wanted = (text || recall(STORED) || '').split(',');
   const chosen = choiceNames().filter((name) => wanted.includes(name));
@@ -79,13 +79,13 @@ export function columnLabel(name) {
   return labelOf(fieldsOf('workers').columns.get(name));
 }
 
-/** Whether any has numbers from its log. */
+/** Whether any worker has numbers from its log. */
 export function anyNumbers(workers) {
   for (const worker of workers) if (worker.metrics) return true;
   return false;
 }
 
-/** Everything a grid needs: the fixed columns round the chosen ones; where nobody chose, `numbers` make room for those. */
+/** The columns of a grid: the fixed ones around the selected ones; by default, `numbers` adds the columns of numbers. */
 export function gridColumns(names, { everything, pickCell, numbers = false }) {
   const shown = numbers && isUsual(names) ? choiceNames().filter((name) => NUMBERS.includes(name) || (names.includes(name) && !NO_ROOM.includes(name))) : names;
   const columns = [
@@ -98,7 +98,7 @@ export function gridColumns(names, { everything, pickCell, numbers = false }) {
   return mayAct() ? columns : columns.filter(({ name }) => name !== 'select' && name !== 'actions');
 }
 
-/** `narrow`: the width on a smaller screen; without one the column is left out there. */
+/** `narrow`: the width on a smaller screen; without it the column is hidden there. */
 function chosenColumn(name) {
   const field = fieldsOf('workers').columns.get(name);
   const { width, narrow } = field.column;
@@ -109,7 +109,7 @@ function labelsText(labels) {
   return Object.entries(labels || {}).map(([name, value]) => `${name}=${value}`).join(' ');
 }
 
-/** "0,1 · 97 %": which GPUs and how busy they are. */
+/** "0,1 · 97 %": GPUs and their utilization. */
 function gpuText(worker) {
   const gpus = usage(worker, 'gpus');
   if (!gpus || gpus.length === 0) return t('none');
@@ -145,7 +145,7 @@ function workerCell() {
   return cell;
 }
 
-/** Short words beside a name: what the operator should know and no state says. */
+/** Short marks beside a name, with information that no state contains. */
 export function marksText(worker) {
   const marks = [];
   if (worker.restart_pending) marks.push(t('worker.restart_pending'));

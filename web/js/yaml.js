@@ -1,11 +1,11 @@
-/** Values as an inventory writes them: YAML that no reader takes for another type, and no template is rendered in. Pure. */
+/** Values in the form of an inventory: YAML that is not parsed as another type, and without templates. Pure. */
 
 const PLAIN = /^[A-Za-z_/.][\w./@%+=,;()-]*( [\w./@%+=,;()-]+)*$/;
-const OTHERWISE = /^(?:true|false|yes|no|on|off|null|y|n|\.inf|\.nan|\.?\d[\d._e+-]*)$/i; // would be read as something that is no text
+const OTHERWISE = /^(?:true|false|yes|no|on|off|null|y|n|\.inf|\.nan|\.?\d[\d._e+-]*)$/i; // would be parsed as a type other than text
 const UNPRINTABLE = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\uffff]/g;
 const TEMPLATE = /\{\{|\{%|\{#/;
 
-/** One text, number or truth; `!unsafe` keeps Ansible's reader from taking it for a template. */
+/** One text, number or boolean; `!unsafe` prevents Ansible from rendering it as a template. */
 export function yamlScalar(value) {
   if (value === null || value === undefined) return 'null';
   if (typeof value !== 'string') return String(value);
