@@ -1,4 +1,4 @@
-/** What is about the fleet's operation and not about its jobs: notifications, tokens, the audit, the managers. One tab each. */
+/** Administration of the fleet: notifications, tokens, the audit, the managers. One tab each. */
 
 import { h } from '../dom.js';
 import { t } from '../i18n.js';

@@ -1,4 +1,4 @@
-/** The HTTP interface, read from its own description (/api/openapi.json): every route, who may call it, what it takes and answers. */
+/** The HTTP interface, generated from its description (/api/openapi.json): every route, its access right, parameters and responses. */
 
 import { get } from '../api.js';
 import { emptyBox, errorBox } from '../dialogs.js';
@@ -8,7 +8,7 @@ import { readRoute, replaceQuery } from '../router.js';
 import { pageHead } from './parts.js';
 
 const PREFIX = '#/components/schemas/';
-const DEPTH = 3; // types inside types that are written out; deeper ones are named
+const DEPTH = 3; // depth of nested types that are expanded; deeper ones are only named
 
 export function apiPage() {
   const input = h('input.input.search', { type: 'search', 'aria-label': t('api.filter'), placeholder: t('api.filter'), value: readRoute().query.get('q') || '', on: { input: () => filter() } });
@@ -65,7 +65,7 @@ function sections(routes) {
   return tags.map((tag) => h('section.panel.api-section', { 'aria-labelledby': `api-${tag}` }, h('h2', { id: `api-${tag}` }, t(`api.tag_${tag}`)), routes.filter((route) => route.tag === tag).map((route) => route.node)));
 }
 
-/** What is inside is built when it is opened: there are many routes, and few are looked at. */
+/** The content is built when the box is opened, because there are many routes and few are opened. */
 function routeBox(route, schemas, responses) {
   const body = h('div.api-body');
   const box = h('details.api-route', {}, h('summary', {}, h(`span.api-method.is-${route.method.toLowerCase()}`, {}, route.method), ' ', h('code.api-path', {}, route.path), ' ', h('span.api-says', {}, route.says)), body);
@@ -124,7 +124,7 @@ function namesIn(schema) {
   return inner.filter(Boolean).flatMap(namesIn);
 }
 
-/** "integer", "[Worker]", "string | null", "start | stop": a type in few words. */
+/** "integer", "[Worker]", "string | null", "start | stop": a short form of a type. */
 function typeText(schema) {
   if (!schema) return '';
   const name = nameOf(schema);

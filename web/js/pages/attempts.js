@@ -1,4 +1,4 @@
-/** The attempts of a worker: when each began, how long it ran, how it ended and why, its log, and its log as a file. */
+/** The attempts of a worker: start, duration, end and cause of each, its log, and its log as a file. */
 
 import { logPath } from '../api.js';
 import { h, show } from '../dom.js';
@@ -12,7 +12,7 @@ import { exitInWords, stateName } from '../status.js';
 import { Table, fixedCell, textCell } from '../table.js';
 import { ALWAYS } from '../timerange.js';
 
-/** `.update(worker)`, `.start()`: asks for what is on record, once. */
+/** `.update(worker)`; `.start()` requests the stored events, once. */
 export function attemptsPanel(id, store) {
   const history = new EventHistory(store, () => draw());
   const none = h('p.muted');
@@ -40,7 +40,7 @@ export function attemptsPanel(id, store) {
   };
 }
 
-/** {number, began, ended, exit, reason, cause, now}, newest first; times where they are on record. Pure. */
+/** {number, began, ended, exit, reason, cause, now}, newest first; times only if they are stored. Pure. */
 export function attemptsOf(events, worker) {
   const found = new Map();
   const of = (number) => {
@@ -60,7 +60,7 @@ export function attemptsOf(events, worker) {
       const attempt = of(event.attempt);
       attempt.began = attempt.began || event.at;
       const before = found.get(event.attempt - 1);
-      if (before && !before.ended) before.ended = event.at; // started again at once
+      if (before && !before.ended) before.ended = event.at; // restarted at once
     } else if (event.after === 'stopped') {
       Object.assign(of(event.attempt), { ended: event.at, stopped: true });
     }
@@ -85,7 +85,7 @@ function lasted({ began, ended, exit, now }) {
   return formatDuration(((now ? Date.now() : toMs(ended)) - begin) / 1000);
 }
 
-/** How it ended, and why that is, where the manager knows more than the exit status. */
+/** The end of an attempt, with the cause if the manager knows more than the exit status. */
 function endText({ exit, reason, now, stopped }) {
   if (now) return stateName(now);
   if (!exit) return stopped ? stateName('stopped') : t('attempts.unknown_end');

@@ -1,4 +1,4 @@
-/** One measurement of several workers in one chart, over time or over their steps. Which ones, and what, live in the address. */
+/** One measurement of several workers in one chart, over time or over their steps. The address contains the workers and the measurement. */
 
 import { Chart, loadPlots } from '../chart.js';
 import { kindNamed, kindsOfWorker, linesOf, metricsOf, titleOf } from '../chartkinds.js';
@@ -15,10 +15,10 @@ import { pageHead } from './parts.js';
 
 export const MAX_COMPARED = 20;
 const HEIGHT = 340;
-const AT_ONCE = 4; // requests
-const STEP = 'step'; // the metric that a comparison may go by
+const AT_ONCE = 4; // concurrent requests
+const STEP = 'step'; // the metric that may replace time on the axis
 
-/** What is compared unless somebody chooses: a loss if there is one, else the first that is no count of steps. */
+/** The default measurement: a loss if there is one, otherwise the first that is not a number of steps. */
 function usual(kinds) {
   return kinds.find((kind) => /loss/i.test(kind.metric || '')) || kinds.find((kind) => kind.metric !== STEP) || kinds[0];
 }
@@ -71,7 +71,7 @@ export function comparePage({ store, query }) {
     (chips.querySelector('button') || picker.querySelector('input')).focus();
   }
 
-  /** What is not known yet; `again`: all of it. A worker that is gone has no measurements, and no place in the chart. */
+  /** Loads missing measurements; `again`: all. A removed worker has no measurements and is not in the chart. */
   async function load(again = false) {
     const mine = (turn += 1);
     if (again) {
@@ -145,7 +145,7 @@ export function comparePage({ store, query }) {
     if (!table.hidden) table.update([{ title: titleOf(kind), format: kind.format, lines: shown }], !byStep);
   }
 
-  /** One chart for each kind: its axis and words are the kind's. */
+  /** One chart for each kind, which determines its axis and texts. */
   function place(kind) {
     if (chart && chart.of === kind.name) return;
     if (chart) chart.destroy();
@@ -161,7 +161,7 @@ export function comparePage({ store, query }) {
       const found = measured.get(id);
       if (!found) continue;
       const came = found.add(worker && worker.usage, worker ? metricsOf(worker) : {});
-      if (came === 'ask') found.load(spans.span).then(() => !gone && draw(), () => {}); // the next step is another try
+      if (came === 'ask') found.load(spans.span).then(() => !gone && draw(), () => {}); // retried at the next step
       drawn ||= came === 'added';
     }
     if (drawn) draw();
@@ -188,7 +188,7 @@ function readQuery(query) {
   return { ids, what: query.get('m') || '', over: query.get('over') === STEP ? STEP : 'time' };
 }
 
-/** The same values at the step that was read at the same moment; the latest where a step came twice. */
+/** The same values by the step that was read at the same time; the latest value if a step occurs twice. */
 function overSteps(line, data) {
   const steps = (data.metrics || []).find((metric) => metric.name === STEP);
   if (!steps || !steps.series.value) return { ...line, at: [], values: [] };
@@ -202,7 +202,7 @@ function overSteps(line, data) {
   return { ...line, at, values: at.map((step) => byStep.get(step)) };
 }
 
-/** Steps are as far apart as they are: lines have no gaps there. */
+/** The range of steps. Their distances vary, so that lines over steps have no gaps. */
 function rangeOf(lines) {
   const from = lines.reduce((low, line) => Math.min(low, line.at[0]), Infinity);
   const to = lines.reduce((high, line) => Math.max(high, line.at[line.at.length - 1]), -Infinity);

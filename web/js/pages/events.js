@@ -1,4 +1,4 @@
-/** Who did what, when, to what, and what came of it. Newest first; an operation is one row; the filters live in the address. */
+/** The event history: actor, action, time, object and result. Newest first; an operation is one row; the address contains the filters. */
 
 import { emptyBox } from '../dialogs.js';
 import { debounced, fill, h, setAttr, setText, show } from '../dom.js';
@@ -15,8 +15,8 @@ import { Table, textCell } from '../table.js';
 import { rangeEnd, rangePick, rangeQuery, rangeStart, readRange, widenButton } from '../timerange.js';
 import { kindName, pageHead, pickList, transition } from './parts.js';
 
-const STEP = 200; // rows drawn at first, and with each "show more"
-const OF_OPERATION = 100; // events of one operation that its row unfolds to
+const STEP = 200; // rows drawn initially, and with each "show more"
+const OF_OPERATION = 100; // events of one operation that its expanded row shows
 const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'archive_failing', 'host_disk_full', 'alert_rule', 'gpu_failed', 'gpu_fault', 'agent_restart_failed', 'agent_upgrade_failed'];
 const FIELDS = { kind: 'kind', host: 'host', actor: 'actor', worker: 'worker_id' };
 const NO_FILTER = { q: '', kind: '', reason_code: '', host: '', actor: '', worker: '', operation: '', since: '', until: '' };
@@ -24,8 +24,8 @@ const NO_FILTER = { q: '', kind: '', reason_code: '', host: '', actor: '', worke
 export function eventsPage({ store, query, kept }) {
   let limit = kept ? kept.limit : STEP;
   let chosen = readQuery(query);
-  let widening = null; // the range that the button for widening belongs to
-  const open = new Set(kept ? kept.open : []); // operations that are unfolded
+  let widening = null; // the range of the button that widens it
+  const open = new Set(kept ? kept.open : []); // expanded operations
 
   const history = new EventHistory(store, () => update());
   const search = h('input.input.search', { type: 'search', 'aria-label': t('events.filter'), placeholder: t('events.filter_hint'), value: chosen.q, data: { jump: '' } });
@@ -64,7 +64,7 @@ export function eventsPage({ store, query, kept }) {
     return history.load(apiQuery(chosen), chosen.q);
   }
 
-  /** What is loaded first, then what is on record. */
+  /** Shows loaded events first, then stored ones. */
   function showMore() {
     if (table.items.length >= limit || history.complete) limit += STEP;
     else {
@@ -112,7 +112,7 @@ export function eventsPage({ store, query, kept }) {
     setAttr(download, 'href', `/api/events?${new URLSearchParams(Object.entries({ ...apiQuery(chosen), q: chosen.q, format: 'jsonl' }).filter(([, value]) => value))}`);
   }
 
-  /** That there is more, that this is all, or that there is nothing: of what is on record, not of what is loaded. */
+  /** Shows whether there are more stored events, this is all, or there are none; not only of the loaded ones. */
   function showEnds(rows, found, filtered) {
     const { loaded, complete } = history;
     show(more, loaded && (rows.length > limit || !complete));
@@ -136,7 +136,7 @@ export function eventsPage({ store, query, kept }) {
     return t(found.length === all.length ? 'events.count_newest' : 'events.count_part', { ...values, at: formatClock(history.loadedSince()) });
   }
 
-  /** One worker or one operation, which no list offers: where a link led here. */
+  /** A filter for one worker or one operation, which is set by a link and not offered in a list. */
   function drawOnly() {
     const now = `${chosen.worker} ${chosen.operation}`;
     if (only.drawn === now) return;
@@ -175,7 +175,7 @@ function readQuery(query) {
   return { ...Object.fromEntries(['q', 'kind', 'reason_code', 'host', 'actor', 'worker', 'operation'].map((name) => [name, read(name)])), ...readRange(query) };
 }
 
-/** What the manager is asked for; words are looked for here, in the language of the page, and by the manager in all it has. */
+/** The query to the manager; words are searched here in the language of the page, and by the manager in all stored events. */
 function apiQuery({ kind, reason_code, host, actor, worker, operation, since, until }) {
   return { kind, reason_code, host, actor, worker, operation, since, until };
 }
@@ -209,7 +209,7 @@ function columns({ store, open, onToggle }) {
   ];
 }
 
-/** "181 events ▸": unfolds to what happened in it. */
+/** "181 events ▸": a button that expands the operation's events. */
 function foldButton(row, open, onToggle) {
   const button = h('button.fold', { type: 'button', on: { click: () => onToggle(row.operation) } });
   button.update = (next) => {

@@ -1,4 +1,4 @@
-/** Every GPU of the fleet: which are free, whose the others are, and how they fare. Asked for again when the live feed says that hosts report other numbers. */
+/** Every GPU of the fleet: free GPUs, the owners of the others, and their measurements. Requested again when the live feed reports changes of hosts. */
 
 import { getAgain } from '../api.js';
 import { gpuCharts } from '../chartpanel.js';
@@ -13,7 +13,7 @@ import { go, link, replaceQuery } from '../router.js';
 import { textCell } from '../table.js';
 import { pageHead } from './parts.js';
 
-/** In the order of who looks for one: what may be taken, then what is wrong. */
+/** In the order of interest: available GPUs first, then faulty ones. */
 const STATES = ['free', 'failed', 'hung', 'idle', 'nobody', 'other', 'lost', 'busy'];
 const GLYPHS = { free: '○', failed: '✖', busy: '●', idle: '◐', hung: '!', other: '◆', nobody: '?', lost: '–' };
 
@@ -29,9 +29,9 @@ const SORTS = {
 
 export function gpusPage({ store, query }) {
   let chosen = readQuery(query);
-  let answer = null; // the manager's last
-  let gpus = null; // of it
-  let history = null; // the charts of one GPU, while they are open
+  let answer = null; // the manager's last response
+  let gpus = null; // of that response
+  let history = null; // the charts of one GPU, while open
 
   const search = h('input.input.search', { type: 'search', 'aria-label': t('gpus.filter'), placeholder: t('gpus.filter_hint'), value: chosen.q, data: { jump: '' } });
   const writeText = debounced(() => setFilter({ q: search.value.trim() }), 120);
@@ -66,7 +66,7 @@ export function gpusPage({ store, query }) {
       if (history) history.add(gpus);
       fill(problem);
     } catch (error) {
-      if (error.status && error.status !== 401) fill(problem, errorBox(error, () => live.load())); // while the manager is away, the badge says so
+      if (error.status && error.status !== 401) fill(problem, errorBox(error, () => live.load())); // the badge shows if the manager is down
     }
     draw();
   }
@@ -137,7 +137,7 @@ function facet(state, onToggle) {
   return node;
 }
 
-/** `onHistory(gpu)`: its charts are asked for. */
+/** `onHistory(gpu)`: opens its charts. */
 function columns(onHistory) {
   const percent = (gpu) => formatPercent(gpu.utilization_percent);
   const power = (gpu) => (gpu.power_w === null ? t('none') : `${formatNumber(gpu.power_w)} W`);
@@ -181,7 +181,7 @@ function historyCell(onHistory) {
   return cell;
 }
 
-/** A dialog with its charts. {add(gpus): what all of them do now, close()} */
+/** A dialog with the charts of a GPU. {add(gpus): current measurements of all GPUs, close()} */
 function showHistory(gpu, onClose) {
   const charts = gpuCharts(gpu.agent, gpu.index);
   const close = h('button.button', { type: 'button' }, t('close'));
@@ -214,7 +214,7 @@ function hostCell() {
   return cell;
 }
 
-/** The workers that hold it, as links; processes of others as they call themselves; why it cannot be read. */
+/** The workers that use the GPU, as links; other processes by their names; the reason if it cannot be read. */
 function whoseCell() {
   const workers = h('span.gpu-workers');
   const rest = h('span.muted');

@@ -1,4 +1,4 @@
-/** Groups: how many of each run, and of a gang what it does, who leads it, its ranks and what broke it last. */
+/** Groups: the number of running members, and for a gang its phase, master address, ranks and last incident. */
 
 import { get } from '../api.js';
 import { asked, listTable } from '../asked.js';

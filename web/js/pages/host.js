@@ -1,4 +1,4 @@
-/** One host: its agent and how to get in when that is silent, how loaded the machine is, its GPUs and whose they are, its workers. */
+/** One host: its agent and SSH access, the load of the machine, its GPUs and their workers, its workers. */
 
 import { agentLogPanel, agentPanel } from '../agentmaintenance.js';
 import { post } from '../api.js';
@@ -48,7 +48,7 @@ function networkText({ usage }) {
 }
 
 export function hostPage({ store, live, id }) {
-  let view = null; // all that the manager says of it; the list's row until that is here
+  let view = null; // the manager's complete view; the list's row until it is loaded
   const chip = agentChip();
   const cordon = acts(h('button.button', { type: 'button', on: { click: () => toggleCordon(view || store.hosts.get(id)) } }));
   const facts = factList();
@@ -158,7 +158,7 @@ function factList() {
   return list;
 }
 
-/** Whether the manager gets in over SSH, the stage and cause as they came, and a button that tries it now. */
+/** Whether the manager can log in over SSH, the unchanged stage and cause of a failure, and a button that tests it now. */
 function sshPanel() {
   let host = null;
   const word = h('p.ssh-word');
@@ -193,7 +193,7 @@ function sshPanel() {
   return panel;
 }
 
-/** One line for each GPU: how busy, how full, how warm, and whose it is. */
+/** One line per GPU: utilization, memory, temperature, and its worker. */
 function gpuPanel() {
   const list = h('ul.gpu-list');
   const trouble = h('p.bad');
@@ -241,7 +241,7 @@ function gpuUsers(gpu) {
   return [...own, ...others.map((process) => t('hosts.gpu_process', { pid: String(process.pid), who: [process.user, process.name].filter(Boolean).join(' ') || '?' }))].join(', ');
 }
 
-/** Its workers, those that need a look first. */
+/** The host's workers, those that need attention first. */
 function workersPanel(agent) {
   const list = h('ul.host-workers');
   const none = h('p.muted', {}, t('host.no_workers'));

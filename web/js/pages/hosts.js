@@ -1,4 +1,4 @@
-/** Hosts: is the agent there, can the manager get in over SSH when it is not, and how loaded is the machine. */
+/** Hosts: the state of the agent, SSH access of the manager, and the load of the machine. */
 
 import { commandBox, emptyBox } from '../dialogs.js';
 import { debounced, h, setAttr, setClass, setText, show } from '../dom.js';
@@ -32,8 +32,8 @@ const SORTS = {
 export function hostsPage({ store, query }) {
   let chosen = readQuery(query);
   let known = '';
-  let upgradable = []; // agents that the page offers to upgrade
-  let releasesSeen = 0; // answers that say which agents are old
+  let upgradable = []; // agents that can be upgraded from this page
+  let releasesSeen = 0; // number of responses with the manager's releases
   const pending = pendingLaunchers(store);
   const search = h('input.input.search', { type: 'search', 'aria-label': t('hosts.filter'), placeholder: t('hosts.filter_hint'), value: chosen.q, data: { jump: '' } });
   const writeText = debounced(() => setFilter({ q: search.value.trim() }), 120);
@@ -152,7 +152,7 @@ function agentFacet(state, onToggle) {
   return facet;
 }
 
-/** How the cells of its columns are made, in the order in which they stand. */
+/** The cells of the columns, in the order of the columns. */
 const CELLS = {
   agent: stateCell,
   host: nameCell,
@@ -185,7 +185,7 @@ function memoryText(host) {
   return host.memory_bytes ? t('overview.of', { some: used, all: formatBytes(host.memory_bytes) }) : used;
 }
 
-/** "3/8 · 71 %": how many are used, and how busy they are on average. */
+/** "3/8 · 71 %": the number of GPUs in use, and their average utilization. */
 function gpuText(host) {
   if (!host.gpus) return host.gpu_trouble ? t('hosts.gpu_unreadable') : t('none');
   const used = t('hosts.gpus_short', { some: usage(host, 'gpus_used') || 0, all: host.gpus });
@@ -200,17 +200,17 @@ function gpuTitle(host) {
   return `${used}, ${memory}`;
 }
 
-/** What worries most: why the agent is as it is, then what the host may be used for. */
+/** The reason of the agent's state, then the role of the host. */
 function reasonText(host) {
   return [reasonOf(host), diskText(host), host.cordoned ? t('hosts.cordoned', { reason: reasonOf(host.cordoned) }) : '', roleText(host)].filter(Boolean).join(' · ');
 }
 
-/** Its disk refuses writes; '' where it takes them. */
+/** A text if its disk refuses writes; '' if it accepts them. */
 export function diskText(host) {
   return host.disk_trouble ? t(`hosts.disk_${host.disk_trouble}`) : '';
 }
 
-/** What the host may be used for beside its own workers, and what speaks against it. */
+/** The use of the host for workers of other hosts, and the reasons against it. */
 export function roleText(host) {
   const labels = Object.entries(host.labels || {}).map(([name, value]) => `${name}=${value}`).join(', ');
   const words = [];
@@ -251,7 +251,7 @@ function workersCell() {
   return cell;
 }
 
-/** "yes", "no", "not checked yet"; why is in its title and on the host's page. */
+/** "yes", "no", "not checked yet"; the reason is in the title and on the host's page. */
 function sshCell() {
   const cell = h('span');
   cell.update = (host) => {
@@ -263,9 +263,9 @@ function sshCell() {
   return cell;
 }
 
-/** Whether the manager gets in over SSH: {word, kind, why}. */
+/** Whether the manager can log in over SSH: {word, kind, why}. */
 export function sshState(host) {
-  if (host.kind === 'launcher') return { word: t('hosts.launcher'), kind: 'muted', why: '' }; // nothing was deployed there: the manager has no way in
+  if (host.kind === 'launcher') return { word: t('hosts.launcher'), kind: 'muted', why: '' }; // nothing was deployed there, so the manager has no access
   const ssh = host.recovery_ssh || { ok: null };
   if (ssh.ok === true) return { word: t('hosts.ssh_yes'), kind: 'good', why: ssh.checked_at ? t('hosts.checked', { d: formatAge(ssh.checked_at) }) : '' };
   if (ssh.ok === false) return { word: t('hosts.ssh_no'), kind: 'bad', why: reasonOf(ssh) };

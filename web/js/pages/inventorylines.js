@@ -1,6 +1,6 @@
 /**
- * From looking to changing: the lines of the inventory that declare a worker, how they are written for another value, and the
- * command that deploys them. Nothing is sent: a page that could declare commands would let a stolen session run some.
+ * The lines of the inventory that declare a worker, the lines for another value, and the command that deploys
+ * them. Nothing is sent: if a page could declare commands, a stolen session could run commands.
  */
 
 import { copyText } from '../clipboard.js';
@@ -11,10 +11,10 @@ import { icon } from '../icons.js';
 import { yamlEntry, yamlLines, yamlScalar } from '../yaml.js';
 import { quoteWord } from './parts.js';
 
-const ENV = 'env.'; // before the name of a variable
+const ENV = 'env.'; // prefix of the name of a variable
 const OTHER = 'env+';
 
-/** `said`: what GET /api/workers/ID/spec answers. */
+/** `said`: the response of GET /api/workers/ID/spec. */
 export function inventoryLines(id, said) {
   const { source } = said;
   const title = h('h2', { id: 'change-title' }, t('change.title'));
@@ -64,7 +64,7 @@ export function inventoryLines(id, said) {
     if (chosen.startsWith('env')) {
       const entry = `${yamlScalar(chosen === OTHER ? name.value : chosen.slice(ENV.length))}: ${asText(value.value)}`;
       const others = said.env_names.filter((one) => `${ENV}${one}` !== chosen);
-      // a second `env:` in the entry would replace the first with all that it holds
+      // a second `env:` in the entry would replace the first one completely
       lines.set(said.env_names.length ? `  ${entry}` : `env:\n  ${entry}`);
       setText(where, said.env_names.length ? t('change.below_env', { names: others.join(', ') || t('none') }) : t('change.in_entry', { worker: id }));
     } else {
@@ -82,12 +82,12 @@ export function inventoryLines(id, said) {
   return node;
 }
 
-/** Of a variable: always a text, as its process sees it. */
+/** The value of a variable, which is always text for the process. */
 function asText(text) {
   return yamlScalar(text);
 }
 
-/** [machine, files] of "head:/home/ml/prod.yaml,/home/ml/more.yaml"; where the inventory has no name, the file of the entry. */
+/** [machine, files] of "head:/home/ml/prod.yaml,/home/ml/more.yaml"; if the inventory has no name, the file of the entry. */
 function deployedFrom(inventory, file) {
   const colon = inventory.indexOf(':');
   if (colon < 0) return [t('change.some_machine'), [file]];
@@ -107,7 +107,7 @@ function keySelect(said) {
   );
 }
 
-/** Lines to paste, with a button that copies them. `.set(text)`. */
+/** Lines with a button that copies them. `.set(text)`. */
 function copyBox() {
   const code = h('code');
   const label = h('span', {}, t('copy'));

@@ -1,4 +1,4 @@
-/** Log in with a token, an operator's or a viewer's; says why it was refused and for how long it is locked. */
+/** Log-in with an operator's or a viewer's token; shows the reason of a refusal and the remaining lock time. */
 
 import { ApiError, get, post } from '../api.js';
 import { commands } from '../commands.js';
@@ -7,9 +7,9 @@ import { fill, h, setText } from '../dom.js';
 import { formatDuration } from '../format.js';
 import { t } from '../i18n.js';
 
-const RETRY_MS = 2000; // for a manager that is away
+const RETRY_MS = 2000; // retry interval while the manager is down
 
-/** `refusal`: what GET /api/session said of this browser, if it was asked. `onDone(session)` once a token was accepted. */
+/** `refusal`: the response of GET /api/session, if it was requested. `onDone(session)`: called once a token was accepted. */
 export function loginPage(refusal, onDone) {
   const field = h('input.input', {
     id: 'token', type: 'password', name: 'token', autocomplete: 'current-password', required: true, spellcheck: 'false',
@@ -33,7 +33,7 @@ export function loginPage(refusal, onDone) {
     button,
   );
 
-  /** Wrong tokens are locked out for a time that can be watched; a right one is taken at any moment. */
+  /** Shows the remaining lock time after wrong tokens; a valid token is accepted at any time. */
   function lock(error) {
     const ends = Date.now() + error.retryAfterS * 1000;
     fill(problem, errorBox(error));
@@ -46,7 +46,7 @@ export function loginPage(refusal, onDone) {
     tick();
   }
 
-  /** The manager is away: the page says so, and notices when it is back. */
+  /** The manager is down: shows a message, and continues once it is back. */
   async function retry() {
     try {
       await get('/healthz', { quiet401: true });

@@ -1,4 +1,4 @@
-/** The logs of several workers in one view, merged by time across hosts. Which ones, and the filters, live in the address. */
+/** The logs of several workers in one view, merged by time across hosts. The address contains the workers and the filters. */
 
 import { emptyBox, notify } from '../dialogs.js';
 import { h, keyed, setAttr, setText, show } from '../dom.js';
@@ -72,7 +72,7 @@ export function logsPage({ store, live, query, kept }) {
   return { node, title: t('nav.logs'), topics: ['workers'], update, setQuery, started: () => view.start(), keep: () => view.keep(), unmount: () => view.destroy() };
 }
 
-/** For an empty page: those that failed, each group, each host, at one click. */
+/** Suggestions for an empty page: failed workers, each group, each host. */
 function suggestions(onPick) {
   const box = h('div.suggestions');
   let known = -1;

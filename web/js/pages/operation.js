@@ -1,4 +1,4 @@
-/** One batch operation: how far it is, what failed by cause, each worker's result; cancel it, retry the failed. */
+/** One batch operation: progress, failures by cause, each worker's result; cancel it, retry failed workers. */
 
 import { FOR_THOUSANDS, get, post } from '../api.js';
 import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../dialogs.js';
@@ -14,15 +14,15 @@ import { lasted } from './operations.js';
 import { pageHead } from './parts.js';
 
 const PAGE_ITEMS = 200;
-const REFRESH_MS = 1000; // while it runs, and only where something changed
+const REFRESH_MS = 1000; // while it runs, and only after changes
 
 export function operationPage({ store, id, query }) {
   let chosen = readResult(query);
   let limit = PAGE_ITEMS;
-  let shownAs = null; // what the items on the page answer: the filter, and the counts of then
+  let shownAs = null; // the filter and the counts for which the items on the page were loaded
   let loading = false;
   let timer = null;
-  let left = false; // the page was left while an answer was under way
+  let left = false; // whether the page was left during a request
 
   const title = h('span');
   const chip = statusChip();
@@ -98,7 +98,7 @@ export function operationPage({ store, id, query }) {
   const filter = () => JSON.stringify([chosen, limit]);
   const question = () => `${filter()} ${JSON.stringify(store.operations.get(id).counts)}`;
 
-  /** Loads the items; again once the live counts differ, and at once where the filter changed meanwhile. */
+  /** Loads the items; again once the live counts differ, and at once if the filter changed meanwhile. */
   async function load(asked) {
     const askedFilter = filter();
     loading = true;

@@ -1,4 +1,4 @@
-/** Batch operations, newest first: what was asked of whom, how far it is, with what result. */
+/** Batch operations, newest first: command, selection, progress and result. */
 
 import { emptyBox } from '../dialogs.js';
 import { h, setAttr, setText, show } from '../dom.js';
@@ -31,7 +31,7 @@ export function newestFirst(store) {
   return [...store.operations.values()].sort((a, b) => (toMs(b.created_at) ?? 0) - (toMs(a.created_at) ?? 0));
 }
 
-/** "12 s": how long it has been running, or ran. */
+/** "12 s": the duration of an operation, so far or in total. */
 export function lasted(operation) {
   const begun = ageS(operation.created_at) ?? 0;
   return formatDuration(operation.ended_at ? begun - (ageS(operation.ended_at) ?? 0) : begun);

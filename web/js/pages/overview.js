@@ -1,4 +1,4 @@
-/** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
+/** The overview: counts per state, problems, the fleet's load, the latest recoveries. */
 
 import { Acknowledgements, KIND as ACKNOWLEDGED, attentionButtons, muteFor, seenLine } from '../acknowledge.js';
 import { actionButtons, allowed } from '../actions.js';
@@ -24,7 +24,7 @@ import { newestFirst, progressCell } from './operations.js';
 import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
 
 const MAX_PROBLEMS = 50;
-const MEMBERS_SHOWN = 3; // of a group, until somebody asks for more
+const MEMBERS_SHOWN = 3; // displayed members of a group, until it is expanded
 const MEMBERS_MOST = 100;
 const MAX_RECOVERIES = 8;
 const MAX_PROGRESS = 6;
@@ -43,7 +43,7 @@ export function overviewPage({ store, session }) {
   const seen = new Acknowledgements(store, () => update());
   const muted = h('a.muted-note', { href: link('admin', 'notifications'), hidden: true });
   const firing = h('a.muted-note', { href: link('admin', 'notifications'), hidden: true });
-  const unfolded = new Set(); // groups of which every member is shown
+  const unfolded = new Set(); // expanded groups
   const updateAll = () => update();
   const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
   const calm = h('p.calm', {}, h('span.glyph', { 'aria-hidden': 'true' }, '●'), ' ', t('overview.no_problems'));
@@ -92,7 +92,7 @@ export function overviewPage({ store, session }) {
 
   function updateProblems(workers, hosts) {
     const silent = hosts.filter((host) => SILENT.includes(host.agent_state));
-    const unreachable = new Set(silent.map((host) => host.agent)); // what is unknown for their sake is said once, with them
+    const unreachable = new Set(silent.map((host) => host.agent)); // their unknown workers are shown once, with the host
     const of = (worker) => worker.state === 'unknown' && unreachable.has(worker.agent);
     const lost = new Map();
     for (const worker of workers) if (of(worker)) lost.set(worker.agent, (lost.get(worker.agent) || 0) + 1);
@@ -105,7 +105,7 @@ export function overviewPage({ store, session }) {
       ...groups.filter((group) => !isHang(group)).map(single),
     ];
     const known = ({ group, worker }) => (group ? group.workers : worker ? [worker] : []).every((one) => seen.of(one)) && Boolean(group || worker);
-    const ordered = [...found.filter((item) => !known(item)), ...found.filter(known)]; // what somebody has seen already comes last
+    const ordered = [...found.filter((item) => !known(item)), ...found.filter(known)]; // acknowledged problems are last
     keyed(problems, ordered.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : item.group ? groupProblem(unfolded, seen, updateAll) : workerProblem(seen)));
     show(calm, found.length === 0);
     show(problemsMore, found.length > MAX_PROBLEMS);
@@ -125,7 +125,7 @@ export function overviewPage({ store, session }) {
       setText(firing, t('overview.firing', { n: total }));
       show(firing, total > 0);
     } catch {
-      show(firing, false); // the page of notifications says why
+      show(firing, false); // errors are shown on the page of notifications
     }
   }
 
@@ -135,19 +135,19 @@ export function overviewPage({ store, session }) {
       setText(muted, t('overview.mutes', { n: active }));
       show(muted, active > 0);
     } catch {
-      show(muted, false); // the page of mutes says why
+      show(muted, false); // errors are shown on the page of mutes
     }
   }
 
   return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update, started };
 }
 
-/** What it reads first, for a browser that has not been here before. */
+/** The first requests of the page, for a browser without recorded ones. */
 export function overviewPaths() {
   return [eventsPath({ cause: RECOVERY_CAUSES.join(',') }, RECOVERIES_ASKED), eventsPath({ kind: ACKNOWLEDGED }), '/api/mutes', '/api/alerts?limit=1', '/api/releases'];
 }
 
-/** One pass over the fleet: counts by state, who is a problem, how much memory all take, whose progress is known. */
+/** One pass over the fleet: counts by state, problems, memory in total, workers with known progress. */
 function summed(workers) {
   const counts = {};
   const problems = [];
@@ -162,7 +162,7 @@ function summed(workers) {
   return { counts, problems, memory, measured };
 }
 
-/** Batch operations that are under way; hidden while there is none. */
+/** Batch operations in progress; hidden if there are none. */
 function runningOperations() {
   const list = h('ul.running-operations');
   const box = h('section.panel', { hidden: true, 'aria-labelledby': 'running-title' }, h('h2', { id: 'running-title' }, t('operations.running')), list);
@@ -180,7 +180,7 @@ function runningOperation(operation) {
   return item;
 }
 
-/** How far running jobs are, the next to finish first; hidden while none says so. */
+/** The progress of running jobs, the next to finish first; hidden if none is known. */
 function workersProgress() {
   const list = h('ul.worker-progress');
   const more = h('a.more', { href: link('workers', '', { state: 'running' }), hidden: true });
@@ -215,17 +215,17 @@ function problemKey(item) {
   return item.host ? `host ${item.host.agent}` : `worker ${item.worker.worker_id}`;
 }
 
-/** Why something had to be brought back, in the manager's words for programs. */
+/** The manager's causes of recoveries. */
 export const RECOVERY_CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion', 'failure'];
 const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'circuit_breaker_open', 'circuit_breaker_closed', 'worker_failed'];
 
-/** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */
+/** Whether an event is an automatic recovery, or an abandoned one, rather than an operator's command. */
 export function isRecovery(event) {
   if (RECOVERY_KINDS.includes(event.kind)) return true;
   return ['backoff', 'failed'].includes(event.after) || (event.before === 'backoff' && event.after === 'starting');
 }
 
-/** A failure is told as a change of state and as a failure: one of them is enough. */
+/** Removes duplicates: a failure is recorded as a change of state and as a failure. */
 export function onceEach(events) {
   const reported = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
   return events.filter((event) => event.kind !== 'worker_failed' || !reported.has(`${event.worker_id} ${event.attempt}`));
@@ -256,7 +256,7 @@ function fleetFigures() {
   const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`), name === 'gpu' ? [' · ', gpuLink] : name === 'hosts' ? [' ', oldLink] : null), values[name], meters[name] || null)]));
   const list = h('dl.figures', {}, names.map((name) => boxes[name]));
 
-  /** `part` of `whole` as text and as a bar; nothing where it is not known. */
+  /** `part` of `whole` as text and as a bar; nothing if unknown. */
   function fillIn(name, text, part, whole) {
     setText(values[name], text);
     meters[name].update(whole ? part / whole : null);
@@ -295,7 +295,7 @@ function ofAll(used, all) {
   return all ? t('overview.of', { some: formatBytes(used), all: formatBytes(all) }) : formatBytes(used);
 }
 
-/** A thin bar under a figure; decoration: the figure says it in words. */
+/** A thin bar under a figure; decoration only, because the figure contains the value. */
 function meter() {
   const level = h('span.meter-level');
   const bar = h('span.meter', { 'aria-hidden': 'true' }, level);
@@ -308,7 +308,7 @@ function meter() {
   return bar;
 }
 
-/** One entry per machine: a deployed agent and launchers started by hand may share it, and each reports all of it. */
+/** One entry per machine, because a deployed agent and launchers started by hand may share it, and each reports the whole machine. */
 function distinctHosts(agents) {
   const machines = new Map();
   for (const agent of agents) {
@@ -345,7 +345,7 @@ function workerProblem(seen) {
   return item;
 }
 
-/** Workers with one cause: its words, how many, one button for all of them, and who they are. */
+/** Workers with one cause: its text, their number, one button for all, and their names. */
 function groupProblem(unfolded, seen, onChange) {
   let now = null;
   const chip = stateChip();
@@ -414,7 +414,7 @@ function hostProblem() {
   return item;
 }
 
-/** What to type first, and the address that works from elsewhere. `urls`: where the manager may be reached. */
+/** The first commands, and an address that works from other machines. `urls`: the addresses of the manager. */
 function emptyFleet(urls) {
   const outside = [location.origin, ...urls].find((url) => !LOOPBACK.test(new URL(url).hostname));
   const origin = outside || location.origin;

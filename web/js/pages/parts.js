@@ -1,4 +1,4 @@
-/** Pieces that several pages share: page heads, filters, lists of events, the pending launchers. */
+/** Components of several pages: page heads, filters, lists of events, the pending launchers. */
 
 import { post } from '../api.js';
 import { confirmAction, notify, notifyError } from '../dialogs.js';
@@ -14,19 +14,19 @@ export function pageHead(title, ...rest) {
   return h('header.page-head', {}, h('h1', { tabindex: '-1' }, title), ...rest);
 }
 
-/** The two ways to look at logs of several workers. */
+/** The two views of logs of several workers. */
 export function logTabs(current) {
   const tab = (page, text) => h('a.tab', { href: link(page), 'aria-current': page === current ? 'page' : null }, text);
   return h('nav.tabs', { 'aria-label': t('logs.ways') }, tab('logs', t('logs.tab_follow')), tab('search', t('logs.tab_search')));
 }
 
-/** The two ways to look at workers: each, and by group. */
+/** The two views of workers: individually, and by group. */
 export function workerTabs(current) {
   const tab = (page, text) => h('a.tab', { href: link(page), 'aria-current': page === current ? 'page' : null }, text);
   return h('nav.tabs', { 'aria-label': t('workers.ways') }, tab('workers', t('nav.workers')), tab('groups', t('nav.groups')));
 }
 
-/** A labelled select whose options follow the data. `onPick(value)`; "" = all. */
+/** A labelled select whose options follow the data. `onPick(value)`; "": all. */
 export function pickList(label, allLabel, onPick) {
   const select = h('select.input', { 'aria-label': label, on: { change: () => onPick(select.value) } });
   select.update = (values, chosen) => {
@@ -41,7 +41,7 @@ export function pickList(label, allLabel, onPick) {
   return select;
 }
 
-/** Why a worker is as it is; what worries most comes first. */
+/** The reason of a worker's state, the most important one first. */
 export function reasonText(worker) {
   if (worker.health && worker.health.status === 'failing') return t('worker.health_failing', { detail: reasonOf(worker.health, 'detail') });
   return reasonOf(worker, 'suspect') || reasonOf(worker);
@@ -57,7 +57,7 @@ export function transition(before, after) {
   return before ? `${changeName(before)} → ${changeName(after)}` : changeName(after);
 }
 
-/** A worker's state, an agent's state, or whatever else the manager says changed. */
+/** The name of a worker's state, an agent's state, or another changed value. */
 function changeName(state) {
   if (GLYPHS[state]) return `${GLYPHS[state]} ${stateName(state)}`;
   return hasText(`agent.${state}`) ? t(`agent.${state}`) : state;
@@ -77,7 +77,7 @@ function eventItem(event, withWorker) {
   const who = withWorker && event.worker_id ? h('a', { href: link('worker', event.worker_id) }, event.worker_id) : null;
   const where = withWorker && !event.worker_id && event.host ? h('span', {}, event.host) : null;
   const reason = event.reason ? h('span.event-reason', {}, reasonOf(event)) : null;
-  // the runner reports each change of state; who is worth a word here is anybody else
+  // the runner reports each change of state; only other actors are shown
   const actor = event.actor && event.actor !== 'runner' ? h('span.event-actor', {}, t('events.by', { actor: actorName(event.actor) })) : null;
   const item = h('li', {}, age, h('div', {}, h('div.event-line', {}, who, where, what, actor), reason));
   item.update = () => setText(age, formatClock(event.at));
@@ -85,8 +85,8 @@ function eventItem(event, withWorker) {
 }
 
 /**
- * Launchers that were started by hand on another machine and wait for approval; hidden while there is none.
- * `.update()` draws what the store knows.
+ * Launchers that were started by hand on another machine and wait for approval; hidden if there are none.
+ * `.update()` draws them from the store.
  */
 export function pendingLaunchers(store) {
   const list = h('ul.pending-list');
@@ -137,7 +137,8 @@ async function decide(verb, agent) {
   });
   if (!sure) return;
   try {
-    // with the fingerprint: what is approved is what was read, should another launcher claim the same name meanwhile
+    // with the fingerprint, so that exactly the shown launcher is approved if another one claims the same name
+    // meanwhile
     await post(`/api/agents/${encodeURIComponent(agent.agent)}/${verb}`, { fingerprint: agent.fingerprint });
     notify(t(`pending.${verb}_done`, { id: name }));
   } catch (error) {
@@ -149,7 +150,7 @@ export function commandText(command) {
   return Array.isArray(command) ? command.map(quoteWord).join(' ') : command || '';
 }
 
-/** One word for a shell. */
+/** Quotes one word for a shell. */
 export function quoteWord(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }

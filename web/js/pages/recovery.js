@@ -1,4 +1,4 @@
-/** What ProcGuard brought back, and why it had to: who waits for its next start, restarts with their reasons, hosts that were looked for. */
+/** Recoveries and their causes: workers that wait for their next start, restarts with their reasons, probed hosts. */
 
 import { get } from '../api.js';
 import { emptyBox, errorBox } from '../dialogs.js';
@@ -19,7 +19,7 @@ import { whyPanel } from './why.js';
 
 const SHOWN = 100;
 const USUAL = '24h';
-/** Causes of changes that are none: any other is why something had to be brought back, `failure` in a query what a job failed of by itself. */
+/** Causes that are not failures; any other cause leads to a recovery. `failure` in a query stands for all causes of a job's own failure. */
 const NO_FAILURE = ['operator', 'finished', 'background', 'state', 'disk'];
 
 export function recoveryPage({ store, id, query, kept }) {
@@ -59,7 +59,7 @@ export function recoveryPage({ store, id, query, kept }) {
       incidents = (await get('/api/recoveries')).recoveries;
       fill(hostsTrouble);
     } catch (error) {
-      // while the manager is away, the badge says so; what is shown stays
+      // the badge shows if the manager is down; the data stays
       if (error.status && error.status !== 401) fill(hostsTrouble, errorBox(error, () => silent.load()));
     }
     if (!gone) update();
@@ -111,7 +111,7 @@ export function recoveryPage({ store, id, query, kept }) {
     }
   }
 
-  /** "No restarts since …": the range's beginning, or as far back as is loaded. */
+  /** "No restarts since …": the beginning of the range, or of the loaded events. */
   function sinceText() {
     if (!history.complete) return t('recovery.none', { at: formatMoment(history.loadedSince()) });
     return chosen.since ? t('recovery.none', { at: formatMoment(rangeStart(chosen) / 1000) }) : t('recovery.none_on_record');
@@ -141,13 +141,13 @@ export function recoveryPage({ store, id, query, kept }) {
   return { node, title: t('nav.recovery'), topics: ['workers', 'hosts', 'events'], update, setQuery, started, unmount, keep: () => ({ limit }) };
 }
 
-/** Brought back at once, or after a pause, or given up: not what follows from it, such as the end of that pause. */
+/** Whether an event is a restart, at once or after a delay, or its abandonment; not a consequence such as the end of that delay. */
 function isRestart(event) {
   if (event.kind !== 'worker_state') return isRecovery(event);
   return event.cause && !NO_FAILURE.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
 }
 
-/** One thing that was brought back, or given up: when, whose, what it came from, and the evidence. */
+/** One restart or abandonment: time, worker, cause and evidence. */
 function restartItem(event) {
   const at = h('time.event-time', { title: formatMoment(event.at) });
   const exit = event.evidence && event.evidence.exit;
@@ -174,12 +174,12 @@ function restartItem(event) {
   return item;
 }
 
-/** The reason begins with how the attempt ended; that is said already, in words, where the exit record is at hand. */
+/** The rest of the reason without the end of the attempt, which is already shown if there is an exit record. */
 function besides(event, exit) {
   return exit && event.reason_code && exit.reason_code === event.reason_code ? restOfReason(event) : reasonOf(event);
 }
 
-/** What the manager knows besides the exit record, as it came. */
+/** The manager's further evidence besides the exit record, unchanged. */
 function evidenceBox(event, exit) {
   const { evidence } = event;
   if (!evidence) return null;
@@ -209,7 +209,7 @@ function waitingItem() {
   return item;
 }
 
-/** A host that fell silent: what was tried, step by step. */
+/** The incident of a silent host, step by step. */
 function incidentItem(first) {
   const state = h('span.chip');
   const lasted = h('span.muted');

@@ -1,4 +1,4 @@
-/** The logs of the whole fleet, searched where they lie: the hosts look, what they find comes here as they answer. */
+/** The search of the whole fleet's logs on their hosts; results are shown as hosts answer. */
 
 import { pieces } from '../ansi.js';
 import { stream } from '../api.js';
@@ -20,7 +20,7 @@ const STATUS_GLYPHS = { asked: '…', done: '✓', timeout: '⧖', failed: '✖'
 
 export function searchPage({ store, query }) {
   let chosen = readQuery(query);
-  let running = null; // the AbortController of the search under way
+  let running = null; // the AbortController of the search in progress
   let lines = [];
   let parts = [];
   let totals = null;

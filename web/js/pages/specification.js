@@ -1,4 +1,4 @@
-/** How a worker is declared: what differs from the defaults, and the rest folded away. Of its environment the names alone. */
+/** The declaration of a worker: values that differ from the defaults, and the rest collapsed. Only names of its environment. */
 
 import { get, workerPath } from '../api.js';
 import { errorBox } from '../dialogs.js';
@@ -10,7 +10,7 @@ import { commandText } from './parts.js';
 
 const FIRST = 'first';
 
-/** `.load(state)`: asked again when what is declared may be another; not while somebody writes there. */
+/** `.load(state)`: requests the specification again if it may have changed, except while the user edits. */
 export function specificationPanel(id) {
   const body = h('div');
   const node = h('div', {}, body);
@@ -43,7 +43,7 @@ export function specificationPanel(id) {
     node,
     load(state, again = false) {
       const key = state ? [state.generation, state.attempt, state.restart_pending].join(' ') : FIRST;
-      if (asked === FIRST && state) asked = key; // it was asked for before the rest of the worker was here
+      if (asked === FIRST && state) asked = key; // requested before the rest of the worker was loaded
       if ((asked === key && !again) || body.contains(document.activeElement)) return;
       asked = key;
       load();
@@ -51,7 +51,7 @@ export function specificationPanel(id) {
   };
 }
 
-/** What a restart would change in the process that runs now. */
+/** The changes that a restart would apply to the running process. */
 function pendingList(pending) {
   if (!pending.length) return null;
   return h('section.change', { 'aria-labelledby': 'pending-change' }, h('h2', { id: 'pending-change' }, t('spec.pending')), h('ul.pending-lines', {}, pending.map((line) => h('li', {}, h('code', {}, line)))));
@@ -61,7 +61,7 @@ function fact([name, value]) {
   return h('div.fact', {}, h('dt', {}, h('code', {}, name)), h('dd', {}, h('code', {}, valueText(name, value))));
 }
 
-/** As an inventory would write it, near enough to recognise. */
+/** A value in a form similar to that of an inventory. */
 function valueText(name, value) {
   if (name === 'command') return commandText(value);
   if (typeof value === 'string') return value || "''";

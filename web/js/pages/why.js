@@ -1,4 +1,4 @@
-/** Why a worker is as it is: the manager's sentences in the page's language, reloaded when something changed. */
+/** The explanation of a worker's state: the manager's sentences in the page's language, reloaded after changes. */
 
 import { get, workerPath } from '../api.js';
 import { errorBox } from '../dialogs.js';
@@ -6,8 +6,8 @@ import { debounced, fill, h, keyed, setText, show } from '../dom.js';
 import { reasonOf } from '../reasons.js';
 import { currentLanguage, t } from '../i18n.js';
 
-const SETTLE_MS = 400; // a burst of changes is one question
-const REFRESH_MS = 15000; // sentences tell durations
+const SETTLE_MS = 400; // a burst of changes causes one request
+const REFRESH_MS = 15000; // because sentences contain durations
 
 export function whyPanel(id) {
   const headline = h('p.why-headline');
@@ -40,7 +40,7 @@ export function whyPanel(id) {
   const soon = debounced(load, SETTLE_MS);
   const timer = setInterval(() => document.hidden || load(), REFRESH_MS);
 
-  /** Asks again only when what the sentences are made of has changed. */
+  /** Requests the explanation again only if the data of its sentences has changed. */
   node.update = (worker, host) => {
     const parts = [worker.state, worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, reasonOf(worker, 'suspect')];
     parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && reasonOf(host));

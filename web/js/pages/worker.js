@@ -1,4 +1,4 @@
-/** One worker: what it is, how it fares, how it ended last time and why it was restarted, and its log. */
+/** One worker: its settings, its state and usage, its last end and the reason of its restart, and its log. */
 
 import { Acknowledgements, attentionButtons } from '../acknowledge.js';
 import { emptyBox } from '../dialogs.js';
@@ -47,7 +47,7 @@ const FACTS = [
   ['seen', (w) => formatAge(w.last_seen), (w) => formatMoment(w.last_seen)],
 ]; // prettier-ignore
 
-/** What the gang it belongs to is doing, and its rank there. */
+/** The phase of its gang, and its rank. */
 function gangText({ gang }) {
   if (!gang) return '';
   const phase = t(`gang.${gang.phase}`);
@@ -56,7 +56,7 @@ function gangText({ gang }) {
 
 export function workerPage({ store, live, id, query, kept }) {
   let mounted = false;
-  let view = null; // all that the manager says of it; the list's row until that is here
+  let view = null; // the manager's complete view; the list's row until it is loaded
   const chip = stateChip();
   const marks = h('span.marks');
   const buttons = actionButtons({ labelled: true });
@@ -147,7 +147,7 @@ export function workerPage({ store, live, id, query, kept }) {
     setText(noEvents, t(history.loaded ? 'worker.no_events' : 'loading'));
   }
 
-  /** Once its tab is open: other tabs need no log. */
+  /** Loads the log once its tab is open. */
   function readLog() {
     if (mounted && !log.started) log.start();
   }
@@ -188,7 +188,7 @@ function ioText({ usage }) {
   return t('worker.io_text', { read: formatBytes(usage.read_bytes_per_s), written: formatBytes(usage.written_bytes_per_s), fds: usage.fds ?? t('none') });
 }
 
-/** Which GPUs it has, how busy they are and how much of their memory is its own. */
+/** Its GPUs, their utilization, and the memory that it uses there. */
 function gpuText({ usage }) {
   if (!usage || !usage.gpus || usage.gpus.length === 0) return '';
   return t('worker.gpu_text', { gpus: usage.gpus.join(', '), busy: formatPercent(usage.gpu_percent), memory: formatBytes(usage.gpu_memory_bytes) });
@@ -206,7 +206,7 @@ const CONFIG = [
   ['attempt', (w) => String(w.attempt)],
 ]; // prettier-ignore
 
-/** What it is declared to be, as far as the manager tells it. */
+/** Its declared settings, as far as the manager shows them. */
 function configuration(spec) {
   const rows = CONFIG.map(([name, read]) => {
     const value = h(name === 'command' ? 'code' : 'span');
@@ -225,7 +225,7 @@ function configuration(spec) {
   return panel;
 }
 
-/** Facts as a definition list; an empty one takes no room. */
+/** Facts as a definition list, which uses no space if empty. */
 /** `move`: a button beside the host. */
 function factList(move) {
   const rows = FACTS.map(([name, read, title]) => {

@@ -1,4 +1,4 @@
-/** All workers: filters, columns, order, what is picked, and the actions of each row. Filters, order and columns live in the address. */
+/** All workers: filters, columns, order, selection, and the actions of each row. The address contains filters, order and columns. */
 
 import { VERBS } from '../actions.js';
 import { batch, batchBar } from '../batch.js';
@@ -99,7 +99,7 @@ export function workersPage({ store, query }) {
 
   function setFilter(changes) {
     replaceQuery({ ...address(), ...filterQuery({ ...filters, ...changes }) });
-    if (selection.all) selection.clear(); // "all that match" were others
+    if (selection.all) selection.clear(); // "all that match" referred to other filters
     filters = readFilters(new URLSearchParams(filterQuery({ ...filters, ...changes })));
     update();
   }
@@ -126,7 +126,7 @@ export function workersPage({ store, query }) {
     update();
   }
 
-  /** Their columns come with the first numbers, where nobody chose others. */
+  /** Adds the columns of numbers with the first numbers, unless the user has selected columns. */
   function lookForNumbers() {
     if (numbers || performance.now() - lookedMs < LOOK_MS) return;
     lookedMs = performance.now();
@@ -177,14 +177,14 @@ export function workersPage({ store, query }) {
     batch({ verb, ...selection.request(filterRequest(filters)), visible, onBegun: () => selection.clear() });
   }
 
-  /** The logs of those that are picked, together. */
+  /** Opens the merged logs of the selected workers. */
   function readLogs() {
     const picked = shownIds.filter((id) => selection.has(id));
     if (picked.length > MAX_WORKERS) notify(t('logs.too_many', { n: MAX_WORKERS }));
     go('logs', '', { w: picked.slice(0, MAX_WORKERS).join(',') });
   }
 
-  /** The measurements of those that are picked, in one chart. */
+  /** Opens the measurements of the selected workers in one chart. */
   function compare() {
     compareIds(shownIds.filter((id) => selection.has(id)));
   }
@@ -194,7 +194,7 @@ export function workersPage({ store, query }) {
     go('compare', '', { w: ids.slice(0, MAX_COMPARED).join(',') });
   }
 
-  /** The box that picks a worker; with Shift, all from the last one picked to this one. */
+  /** The checkbox that selects a worker; with Shift, all from the last selected one to this one. */
   function pickCell() {
     const box = h('input.pick', { type: 'checkbox' });
     let id = '';
@@ -231,7 +231,7 @@ export function workersPage({ store, query }) {
   return { node, title: t('nav.workers'), topics: ['workers'], update, setQuery, unmount: () => grid.destroy() };
 }
 
-/** One state with its count: once for these only, twice for all but these, thrice for neither. */
+/** One state with its count: the first click includes it, the second excludes it, the third removes the filter. */
 function stateFacet(state, onChoose) {
   const count = h('span.facet-count');
   const not = h('span.facet-not', { hidden: true, 'aria-hidden': 'true' }, '≠');
@@ -265,7 +265,7 @@ function columnChooser(chosen, onChoose) {
     box.addEventListener('change', () => {
       const next = choiceNames().filter((one) => (one === name ? box.checked : chosen().includes(one)));
       if (next.length) onChoose(next);
-      else box.checked = true; // a table without columns tells nothing
+      else box.checked = true; // at least one column must be shown
     });
     return box;
   });

@@ -1,4 +1,4 @@
-/** The audit: who changed what, from where, with what outcome; log-ins and refusals too. Newest first. */
+/** The audit: changes with actor, address and outcome, log-ins and refusals. Newest first. */
 
 import { get } from '../../api.js';
 import { asked, listTable } from '../../asked.js';
@@ -12,7 +12,7 @@ import { rangePick, rangeQuery, readRange } from '../../timerange.js';
 
 const KINDS = ['change', 'refused', 'login', 'logout'];
 const PAGE = 200;
-const MOST = 10000; // of one answer
+const MOST = 10000; // entries per response
 const WIDTHS = 'minmax(200px, 1.2fr) minmax(84px, .6fr) minmax(110px, 1fr) minmax(110px, 1fr) minmax(160px, 2.6fr) 64px';
 
 export function auditSection({ query }) {

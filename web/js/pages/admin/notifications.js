@@ -1,4 +1,4 @@
-/** Who is told of what: targets and how they fare, routes, and what nobody is told of for a time (mutes). */
+/** Notifications: targets and their status, routes, and mutes. */
 
 import { get, post, request } from '../../api.js';
 import { asked, listTable } from '../../asked.js';
@@ -163,7 +163,7 @@ async function unmute(mute, reload) {
   reload();
 }
 
-/** `select`: what to begin with. */
+/** `select`: the initial selector. */
 function muteForm(select, onDone) {
   const which = h('input.input', { id: 'mute-select', type: 'text', required: true, spellcheck: 'false', autocomplete: 'off', placeholder: t('mutes.hint'), value: select });
   const period = h('select.input', { id: 'mute-for' }, PERIODS_S.map((s) => h('option', { value: String(s) }, formatDuration(s, 1))));

@@ -1,4 +1,4 @@
-/** The manager itself: its version and addresses, who this browser is, who leads among several managers, how long logs are kept. */
+/** The manager itself: version and addresses, the identity of this browser, the leader of several managers, log retention. */
 
 import { get, post } from '../../api.js';
 import { asked, listTable } from '../../asked.js';
@@ -38,7 +38,7 @@ export function systemSection({ session }) {
   };
 }
 
-/** "laptop (operator)": what the manager takes this browser for. */
+/** "laptop (operator)": the identity of this browser according to the manager. */
 function whoAmI(session) {
   return t('system.who', { name: session.name || t('none'), role: t(`role.${session.role}_name`) });
 }

@@ -1,4 +1,4 @@
-/** Tokens: who may do what with which, when it was used last and from where; made and revoked here. A new one is shown once. */
+/** Tokens: scope, last use and its address of each; creation and revocation. A new token is shown once. */
 
 import { get, post, request } from '../../api.js';
 import { asked, listTable } from '../../asked.js';
@@ -52,7 +52,7 @@ async function revoke(token, reload) {
   reload();
 }
 
-/** A session that can be stolen makes no token with which commands could be declared: of those it shows the command. */
+/** The form for a new token. A session cannot create tokens that permit declaring commands, because it can be stolen; for these, the command is shown. */
 function tokenForm(session, onMade) {
   const scope = h('select.input', { id: 'token-scope' }, SCOPES.map((one) => h('option', { value: one }, t(`tokens.scope_${one}`))));
   const name = h('input.input', { id: 'token-name', type: 'text', maxlength: '64', autocomplete: 'off' });
