@@ -26,13 +26,13 @@ from procguard.fleet.state import FleetState
 from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages, states
 
-GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
+GONE_MARGIN_S = 2.0  # added to the end of lease and stop grace: delays of scheduling and of SIGKILL
 CLOCK_DRIFT = 0.001  # drift between two clocks, each slewed by NTP by at most 500 ppm; relevant for leases of hours
 
 
 class InstanceStatus(NamedTuple):
-    """Whether an instance can still be running. `wait_s`: seconds until it has certainly ended by the lapse of time;
-    None: never. `by_time`: its end was not reported, but its lease has expired."""
+    """Whether an instance is confirmed stopped. `wait_s`: time until its lease has certainly ended; None: never.
+    `by_time`: confirmed by the end of the lease, not by a report."""
 
     gone: bool
     reason: Reason
@@ -61,7 +61,7 @@ class Leases:
     # ------------------------------------------------------------------------------------------ granting
 
     def grants(self, agent_id: str, now: Now) -> list[messages.Lease]:
-        """The leases that the answer to this agent's heartbeat carries. What is returned is granted."""
+        """The leases for the reply to this agent's heartbeat. They are granted by this call."""
         found: list[messages.Lease] = []
         leadership = self._state.leadership
         if not leadership.may_renew():
@@ -93,7 +93,8 @@ class Leases:
         return granted is not None and granted.agent_id != worker.agent_id and now.monotonic <= granted.gone_at
 
     def _note(self, worker: WorkerRecord, now: Now, longest_s: float) -> None:
-        """Never shortens what was granted before: the host may go by an earlier specification with a longer lease."""
+        """Record a grant. Never shortens an earlier one, because the host may still use an earlier specification with a
+        longer lease."""
         gone_at = now.monotonic + longest_s * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
         before = self._granted.get(worker.worker_id)
         if before is not None:
@@ -104,7 +105,7 @@ class Leases:
         """Forget the leases of an instance that is confirmed stopped and whose worker has moved to another agent."""
         self._granted.pop(worker_id, None)
 
-    # ------------------------------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------------------------------ confirmation
 
     def is_confirmed_stopped(self, worker_id: str, now: Now) -> Reason:
         """The reason why no instance of this worker can be running anywhere; "" while that is not proven."""
@@ -122,7 +123,7 @@ class Leases:
         if not worker.leased:
             return InstanceStatus(False, because("lease.unconfirmed", host=worker.host))
         granted = self._granted.get(worker_id)
-        if granted is None:  # what is leased was granted, or restored as if: this is no state to conclude from
+        if granted is None:  # leased without a known grant, which proves nothing
             return InstanceStatus(False, because("lease.not_known", host=worker.host))
         wait_s = granted.gone_at - now.monotonic
         if wait_s >= 0:
@@ -133,8 +134,8 @@ class Leases:
         """The reason, if the connected agent's newest heartbeat reports that the instance of the current epoch has
         ended.
 
-        `stopped` is final only where it is to be stopped: one that is to run may be starting at this moment. `exited`
-        and `failed` are final for their generation: only a new one starts such a worker again.
+        `stopped` is final only if the desired state is stopped; otherwise the worker may be starting now. `exited` and
+        `failed` are final for their generation: only a new generation starts such a worker again.
         """
         observed, here = self._state.agent_status.get(worker.agent_id), self._state.worker_status[worker.worker_id]
         if observed is None or observed.state != "connected":
@@ -156,9 +157,8 @@ def _longest_s(spec: messages.WorkerSpec) -> float:
 
 
 def replace_spec(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
-    """Give the worker another specification. Its host may use the previous one until it has received the new one, so a
-    longer lease or grace of the previous one still counts, and an instance that was just fenced must be confirmed
-    again."""
+    """Replace the worker's specification. Its host may use the previous one until it has received the new one: a longer
+    lease or grace still counts, and an instance that was just fenced must be confirmed again."""
     if fenced(worker) and (worker.gang or spec.on_partition == "fence"):
         worker.lease_bound_s = max(worker.lease_bound_s, _longest_s(worker.spec))
     else:

@@ -110,7 +110,7 @@ class Doctor:
         return reply, DoctorStep("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
 
     def _archive(self) -> Iterator[DoctorStep]:
-        """Whether the manager archives logs, where it is told to."""
+        """The state of the log archive, if one is configured."""
         try:
             view = self._client.call("GET", "/api/logs/archive")
         except ProcGuardError as exc:

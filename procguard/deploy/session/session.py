@@ -144,7 +144,7 @@ class HostSession:
         self.beside = beside  # starts another command over the same connection: (command, deadline) -> Pipe
         self._unread = b""
         self._noise = 0
-        self._printed = b""  # the last output that is no response
+        self._printed = b""  # the last output that is not a response
         self._answered = False
 
     def open(self, deadline: float) -> None:

@@ -135,7 +135,8 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
 
 
 def _is_refusal(exc: paramiko.SSHException) -> bool:
-    """Whether more keys could help; errors of host keys and broken connections are not refused logins."""
+    """Whether the log-in was refused, so that other keys may be accepted. Host keys and broken connections do not
+    count."""
     refused = isinstance(exc, (paramiko.AuthenticationException, paramiko.PasswordRequiredException))
     return refused or "No authentication methods" in str(exc)
 

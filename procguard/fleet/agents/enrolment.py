@@ -88,8 +88,8 @@ class Enrolment:
             and agent.secret_sha256 == registration.secret_sha256
         )
         if not trusted:
-            # The hash is not a secret: it identifies the launcher and changes nothing. Changes need the secret itself.
-            # Strangers are not told whether the id is in use elsewhere; the operator who approves sees it.
+            # The hash is not secret: it identifies the launcher and authorizes nothing. Changes require the secret
+            # itself. Strangers do not learn whether the id is held elsewhere; the operator who approves does.
             if known and worker is not None:
                 return self._registered(worker, now, give_key=False)
             return self._keep_pending(registration, agent_id, peer, now)
@@ -103,7 +103,7 @@ class Enrolment:
         return self._registered(worker, now, give_key=True)
 
     def _refuse_gang_member(self, registration: protocol.Registration) -> None:
-        """Members of a gang are stopped and started by the manager alone; a launcher's user may end it at any time."""
+        """Refuse members of a gang, which only the manager stops and starts, whereas a launcher's user may end it."""
         group = registration.spec.group if registration.spec is not None else ""
         if group and self._gangs.groups.policy(group).restart == "gang":
             raise Conflict(
@@ -128,8 +128,9 @@ class Enrolment:
         )
         if same_place or self._leases.is_confirmed_stopped(worker.worker_id, now):
             return
-        # A launcher that was ended by its user has stopped its child: its last word is an end. A deployed agent's last
-        # word of a worker that is to run is none: it may have been starting it when it fell silent.
+        # A launcher ended by its user has stopped its process, so that its last report is final. A deployed agent's
+        # last report of a worker that should run is not final: it may have been starting the worker when it became
+        # silent.
         by_hand = self._state.agents_by_id[worker.agent_id].kind == "launcher"
         last, observed = view["last_known_state"], self._state.agent_status[worker.agent_id]
         final = settled(last) and (by_hand or worker.desired != "running" or last in (states.EXITED, states.FAILED))
@@ -216,7 +217,7 @@ class Enrolment:
             self._take_over(tx, worker, agent_id, host)
         replace_spec(tx.edit(worker), spec)
         if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
-            worker.generation += 1  # it had ended, and its user started the launcher again: it runs again
+            worker.generation += 1  # it had ended, and its user started the launcher again
         return worker
 
     def _take_over(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
@@ -231,7 +232,7 @@ class Enrolment:
         state = self._state
         agent = state.agents_by_id[worker.agent_id]
         if not agent.proof_key_given:
-            with state.transaction(now) as tx:  # must be durable first, because it is issued only once
+            with state.transaction(now) as tx:  # durable first, because it is sent only once
                 tx.edit(agent).proof_key_given = give_key = True
         return protocol.RegisterReply(
             status="registered",
@@ -256,7 +257,7 @@ class Enrolment:
         self._refuse_if_held_elsewhere(pending.registration, self._state.agents_by_id.get(agent_id), False, now)
         with self._state.transaction(now, actor) as tx:
             worker = self._enrol(tx, pending.registration, agent_id, pending.peer)
-            # Handed out once with the next registration: the launcher has had no way to know it yet.
+            # Sent once with the reply to the next registration, because the launcher cannot know it yet.
             tx.edit(self._state.agents_by_id[worker.agent_id]).proof_key_given = False
         self._waits_no_more(pending.registration.secret_sha256)
 
@@ -316,9 +317,8 @@ class Enrolment:
                 self._waits_no_more(key)
 
     def _make_room(self, peer: str) -> None:
-        """Drop the oldest entry of the address with the most pending launchers. Raises Conflict if that is the
-        caller's.
-        One address therefore cannot block the list for others."""
+        """Drop the oldest entry of the address with the most pending launchers, so that one address cannot block the
+        list for others. Raises Conflict if it is the caller's own address."""
         crowds = Counter(address_group(pending.peer) for pending in self._pending.values())
         crowd, count = crowds.most_common(1)[0]
         if count <= crowds[address_group(peer)] + 1:

@@ -1,4 +1,4 @@
-"""Agents: heartbeats, replies, what is known of them, and how they join and leave the fleet.
+"""Agents: heartbeats, replies, queries, and how agents join and leave the fleet.
 
 The facade for the rest of the manager. heartbeat.py and replies.py handle messages, enrolment.py decides who may
 join, secrets.py and rotation.py own the secrets. A method marked "durable" returns when its change is on disk.
@@ -69,7 +69,7 @@ class AgentService:
             return self._state.host_view(item_id)
         return self.enrolment.view(item_id)
 
-    # ------------------------------------------------------------------------------------------ what is known of them
+    # ------------------------------------------------------------------------------------------ queries
 
     def mark(self, agent_id: str, state: str, reason: Reason, now: Now) -> None:
         """Set the state that the monitor concluded: "suspect" or "unreachable" (its workers become `unknown`)."""

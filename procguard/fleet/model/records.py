@@ -39,7 +39,7 @@ class Record:
     KEY: ClassVar[str]  # the field that names it in its table
     SHOWN_IN: ClassVar[Literal["workers", "hosts", ""]] = ""  # where its changes are published
     UNSHOWN: ClassVar[frozenset[str]] = frozenset()  # fields that no view shows
-    # Fields that contain a record, or a mapping of records; stored as {} if there is none.
+    # Fields that contain a nested record, or a mapping of such records; stored as {} if there is none.
     NESTED: ClassVar[Mapping[str, type[Any]]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -80,7 +80,7 @@ class Record:
 
     @property
     def opened_by(self) -> object | None:
-        """The transaction that may change the record; the record itself while it is in no table; None: nobody."""
+        """The transaction that may change the record; the record itself while it is in no table; None: read-only."""
         return getattr(self, "_writer", self)
 
     def open_for(self, writer: object) -> None:

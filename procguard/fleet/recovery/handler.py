@@ -75,7 +75,7 @@ class FailureHandler:
         late = self._monitor.lateness(now)
         if late is not None:
             self._fleet.agents.excuse(late.late_s, late.gap_s, now)
-        self._close_returned(now)  # before the findings: an agent heard and lost again since then is a new incident
+        self._close_returned(now)  # before the findings: an agent that returned and was lost again is a new incident
         for finding in self._monitor.tick(now):
             self._take(finding, now)
         for incident in list(self._open.values()):
@@ -116,7 +116,7 @@ class FailureHandler:
     def _take(self, finding: Finding, now: Now) -> None:
         if finding.kind in ("suspect", "unreachable"):
             self._fleet.agents.mark(finding.subject, finding.kind, finding.reason, now)
-        if finding.kind in ("lost", "unreachable"):  # a mere suspicion is shown; nothing is done about it yet
+        if finding.kind in ("lost", "unreachable"):  # a suspicion is only shown
             self._open_incident(finding.subject, finding.reason, now, connection_closed=finding.kind == "lost")
         if finding.kind == "unreachable":
             self._host_lost(finding, now)
@@ -168,7 +168,7 @@ class FailureHandler:
         incident = Incident(
             agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heartbeat=observed.last_seen
         )
-        # Attempts of the previous manager for the same silence count; a heartbeat in between would have removed them.
+        # Attempts of the previous manager for the same silence count; a heartbeat in between would have reset them.
         urls = self._urls_at(now)
         spent = agent.incident or SpentRecovery()
         counts = observed.last_seen is None and list(spent.manager_urls or urls) == urls
@@ -177,7 +177,8 @@ class FailureHandler:
         self._step(incident, reason, now)
 
     def _close_returned(self, now: Now) -> None:
-        # Repeated until there are none: agents may return while others are processed, before the monitor checks.
+        # Repeated until there is none, because agents may return while other greenlets run; the monitor comes
+        # afterwards.
         while returned := [incident for incident in self._open.values() if self._has_returned(incident)]:
             for incident in returned:
                 self._rest()
@@ -202,7 +203,7 @@ class FailureHandler:
         elif decision.action == "leave":
             self._close(incident, "left", decision.reason, now)
         elif decision.action == "wait" or decision.delay_s > 0:
-            # Never asleep for long: a return, the brake or the grace may change the decision.
+            # Checked every second at least: a return, the circuit breaker or the grace may change the decision.
             incident.next_at = now.monotonic + min(decision.delay_s, 1.0)
         else:
             self._start_probe(incident, decision.replace_frozen)
@@ -246,9 +247,8 @@ class FailureHandler:
                 )
 
     def _agent_coming_s(self, agent_id: str, now: Now) -> float:
-        """Seconds in which the agent, found or started over SSH, may still send its first heartbeat. Only the first
-        start is
-        waited for."""
+        """Seconds within which the agent, found or started over SSH, may still send its first heartbeat. Only the first
+        start is waited for."""
         incident = self._open.get(agent_id)
         if incident is None or incident.last_probe is None or incident.starts != 1:
             return 0.0

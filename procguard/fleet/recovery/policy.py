@@ -41,8 +41,8 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.i18n.reasons import NONE, Reason, because
 
-PROBE_RETRY_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
-START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # after a start without a heartbeat; the last one repeats
+PROBE_RETRY_S = (2.0, 4.0, 8.0, 15.0)  # host unreachable: the last one repeats
+START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started without a heartbeat: the last one repeats
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Incident:
     host: str
     opened: Now
     reachable_by_ssh: bool  # False for hand-started launchers
-    connection_closed: bool = False  # it was heard and its end closed: no silence that the manager's own start explains
+    connection_closed: bool = False  # it had connected and its end closed the connection, so that a start of the manager is not the cause
     last_heartbeat: float | None = None  # None: not in this run of the manager
     failed_probes: int = 0  # consecutive failed probes
     starts: int = 0  # starts without a subsequent heartbeat, limited by max_recovery_attempts; durable
@@ -89,7 +89,8 @@ class Incident:
 
 
 class Decision(NamedTuple):
-    """`replace_frozen`: the probe may also kill an agent that is stopped by a signal and start another."""
+    """The next step. `replace_frozen`: the probe may kill an agent that is stopped by a signal and start another
+    one."""
 
     action: Literal["probe", "wait", "give_up", "leave"]
     delay_s: float  # seconds until the next probe or check
@@ -211,7 +212,7 @@ class TaskCase:
     """The current state of a worker that may have to be moved."""
 
     cause: Literal["failed", "host_lost"]
-    wanted: bool  # it is to run
+    wanted: bool  # its desired state is running
     well: bool  # it was restarted, or its host is back
     by_hand: bool
     instance: InstanceStatus  # whether its instance is confirmed stopped

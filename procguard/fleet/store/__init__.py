@@ -1,7 +1,7 @@
 """Stores of the fleet's state, behind one interface. The name of the state file selects the format.
 
-    interface.py       what the fleet asks of a store; every commit carries a term
-    sqlite.py          the engine: what is committed when, what is believed at a start
+    interface.py       the interface of a store; every commit carries a term
+    sqlite.py          the engine: commits, and the checks of the state at a start
     database.py        the database file: schema, migrations, proofs, copies
     snapshot.py        the readable YAML beside it, and the process that writes it
     group_commit.py    many callers, one write
