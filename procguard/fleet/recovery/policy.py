@@ -75,7 +75,7 @@ class Incident:
     host: str
     opened: Now
     reachable_by_ssh: bool  # False for hand-started launchers
-    connection_closed: bool = False  # it had connected and its end closed the connection, so that a start of the manager is not the cause
+    connection_closed: bool = False  # its end closed the connection, so that a start of the manager is not the cause
     last_heartbeat: float | None = None  # None: not in this run of the manager
     failed_probes: int = 0  # consecutive failed probes
     starts: int = 0  # starts without a subsequent heartbeat, limited by max_recovery_attempts; durable
