@@ -53,8 +53,8 @@ class Tokens:
         life_s: float | None = None,
         uses: int | None = None,
     ) -> TokenRecord:
-        """A new token, known by the hash of its text; durable. `life_s`: None = no expiry. `uses`: how many launchers
-        an enrolment token lets in, None = any number."""
+        """Add a token, identified by the hash of its text; durable. `life_s`: None for no expiry. `uses`: number of
+        registrations with an enrolment token, None for unlimited."""
         self._check_scope(scope)
         if uses is not None and scope != "enroll":
             raise UsageError(
@@ -106,7 +106,7 @@ class Tokens:
         return self._last_uses.get(token.token_id, (token.used_wall, token.used_from))
 
     def spend(self, tx: Transaction, token_id: str) -> None:
-        """Count one use of an enrolment token. Raises Refused when it has none left."""
+        """Count one use of an enrolment token. Raises Refused if none is left."""
         token = self._table.rows.get(token_id)
         reason = "was revoked" if token is None else self.usable(token, tx.now)
         if token is None or reason:
@@ -115,7 +115,7 @@ class Tokens:
             tx.edit(token).uses_left = token.uses_left - 1
 
     def revoke(self, token_id: str, actor: str, now: Now) -> None:
-        """Durable."""
+        """Revoke a token; durable."""
         token = self._table.rows.get(token_id)
         if token is None:
             raise NotFound(f"no token {token_id!r}", "list them: invoke token")

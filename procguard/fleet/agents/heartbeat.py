@@ -34,11 +34,12 @@ from remote_agent.protocol.records import names
 MAX_REFUSED_CLAIMS = 100  # refused claims per agent that become events, in one run of the manager
 # per agent; it resends worker events, whereas excess events of other kinds are only counted
 EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0
-EVENTS_TOGETHER = 50  # minimum that is taken together
+EVENTS_TOGETHER = 50  # minimum number of events accepted together
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # per agent: a burst allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
-# The fields of a heartbeat about its host, except measurements and fields that the host's view does not read.
+# Fields of a heartbeat that are not part of the host's data: those that the host's view does not read, or reads as
+# measurements.
 _NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}
 _OF_HOST = operator.attrgetter(*(name for name in names(messages.AgentHeartbeat) if name not in _NOT_OF_HOST))
 
@@ -71,12 +72,12 @@ class HeartbeatProcessor:
             if size:
                 self._charge(observed, size, now)
             elif not (beat.events or beat.results):
-                # Events of the manager's own observations (this agent is back) acknowledge nothing and would be
-                # recorded again if they were lost, so they wait for the next commit. Thousands may return together.
+                # Events of the manager alone (this agent is back) acknowledge nothing and would be recorded again if
+                # lost: they wait for the next commit, because thousands of agents may return at once.
                 tx.wait = "nothing"
-            # Heartbeats are answered even if the disk refuses writes: unanswered agents would consider the manager
-            # dead, and leases would end. The manager's own loop detects when the disk accepts writes again. A
-            # heartbeat without news does not wait for the disk, only the callers whose data is being written do.
+            # Heartbeats are answered even if the disk refuses writes: otherwise agents would consider the manager dead,
+            # and leases would end. The manager's own round detects when the disk accepts writes again. A heartbeat
+            # without news does not wait for the disk, even if changes of others are being written.
         self._show_host(agent_id, observed, beat)
         self._refuse_unless_leading(self._state.leadership.may_renew())
         reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
@@ -95,7 +96,7 @@ class HeartbeatProcessor:
         self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat
     ) -> dict[str, int]:
         """Returns worker id -> highest event sequence number to acknowledge once the transaction is durable."""
-        # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
+        # Only the reports of the agent's own workers are stored, which limits the memory used by one agent.
         own = self._state.own_workers(agent.agent_id)
         kept = [report for report in beat.workers if report.worker_id in own]
         if len(kept) != len(beat.workers) or beat.events or beat.results:
@@ -165,7 +166,7 @@ class HeartbeatProcessor:
                 self._mark_connected(tx, agent, observed)
 
     def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
-        """`peer_closed`: the agent's side closed the held request, which suggests that the agent has died."""
+        """`peer_closed`: the agent's side closed the long poll, which suggests that the agent has died."""
         observed = self._state.agent_status.get(agent_id)
         if observed is None:
             return
@@ -295,8 +296,8 @@ class HeartbeatProcessor:
         if report.metrics:  # undeclared names would create an unbounded number of series
             report.metrics = _declared(worker, report.metrics)
         if report.epoch == worker.epoch and worker.generation < report.generation <= ownership.HIGHEST_GENERATION:
-            # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
-            # taken for newer than all we say.
+            # Sent by a manager that was killed before the change was durable, or lost with a file. Otherwise the agent
+            # would consider its assignment newer than any from this manager.
             ownership.adopt(self._state, tx, worker, agent, report.epoch, report.generation)
         observed = self._state.worker_status[worker.worker_id]
         before = observed.report
@@ -304,7 +305,7 @@ class HeartbeatProcessor:
         self._state.fresh_reports.add(report.worker_id)
         if report.attempt > 0 and (before is None or before.attempt == 0):
             seen_agent = self._state.agent_status[agent.agent_id]
-            seen_agent.rev, seen_agent.interval = "", None  # its attempts are its own from now on
+            seen_agent.rev, seen_agent.interval = "", None  # its own attempt numbers are used from now on
         self._remember_lease(tx, worker, report)
         self._remember(tx, worker, report)
         for record in self._state.command_queue.converged(tx, report):
@@ -337,8 +338,8 @@ class HeartbeatProcessor:
     def _take_claim(
         self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, report: messages.WorkerReport
     ) -> None:
-        """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
-        older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
+        """Handle a report with a higher epoch than that in the state. Either the state was restored and is older than
+        the running worker, or the report is false. The worker therefore changes its owner only with a valid grant."""
         claim = {"agent": agent.agent_id, "epoch": report.epoch, "known": worker.epoch, "host": worker.host}
         if self._has_grant(agent, report, tx.now):
             running = self._held_by_its_owner(worker, agent, report.epoch)
@@ -351,8 +352,8 @@ class HeartbeatProcessor:
         elif worker.agent_id != agent.agent_id:
             self._refuse_claim(tx, agent, worker, because("state.claim_refused", **claim))
         elif report.epoch < self._state.first_epoch and not worker.gang:
-            # It is the owner's in any case. Epochs of this run are above all that were granted before, so the agent
-            # accepts the next assignment. Nothing else follows from its report.
+            # The reporter is the owner in any case. Epochs of this run exceed all earlier ones, so that the agent
+            # accepts the next assignment. The report has no other effect.
             tx.edit(worker).epoch = self._state.next_epoch(tx)
             self._say_state(tx, agent, worker, because("state.claim_new_epoch", new=worker.epoch, **claim))
         else:
@@ -363,8 +364,8 @@ class HeartbeatProcessor:
             self._refuse_claim(tx, agent, worker, why)
 
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> int | None:
-        """The epoch for which a claim of another agent does not count: the owner is connected and runs the worker
-        under the same or a higher one. None: it counts."""
+        """The epoch under which the connected owner runs the worker, if it is the same or higher, so that a claim of
+        another agent is refused. None: the claim is valid."""
         if worker.agent_id == agent.agent_id or self._state.agent_status[worker.agent_id].state != "connected":
             return None
         report = self._state.worker_status[worker.worker_id].report
@@ -383,7 +384,7 @@ class HeartbeatProcessor:
         )
 
     def _refuse_claim(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: Reason) -> None:
-        """One event for each worker: the agent repeats its claim with every heartbeat."""
+        """Record one event for each worker, because the agent repeats its claim with every heartbeat."""
         refused = self._state.agent_status[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)

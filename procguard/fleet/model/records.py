@@ -262,7 +262,7 @@ class AgentRecord(Record):
     # Workers that moved to another agent: this one is instructed to drop them until it confirms.
     withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
     proof_key_given: bool = True
-    # Rises when its credentials are revoked: the key by which it knows its manager is another one from then on.
+    # Increases when its credentials are revoked, which changes the key by which it verifies its manager.
     key_generation: int = 0
     revoked_sha256: str = ""  # digest of its last revoked secret: a launcher that still uses it generates another one
     tunnel: bool = False  # procguard_tunnel: it may reach the manager through the manager's own SSH
@@ -276,7 +276,7 @@ class AgentRecord(Record):
     gpu_cordons: Mapping[str, HostCordon] = field(default_factory=dict)  # uuid, or "#" and an index
     gpu_faults: Mapping[str, float] = field(
         default_factory=dict
-    )  # fleet/agents/gpu_faults.py: what is known, since when
+    )  # known GPU faults -> time of their last event (fleet/recovery/gpu_failures.py)
     failures: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
     rotation: PendingRotation | None = None
     next_sha256: str = ""  # of the new secret, until it is used
@@ -314,7 +314,7 @@ class AgentObserved:
     interval: tuple[FleetSettings, int, float] | None = (
         None  # (settings, number of agents) -> seconds between heartbeats
     )
-    last_change: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
+    last_change: int = 0  # number of its last own change (FleetState.make_durable_for)
     recovery_ssh: RecoverySsh = RecoverySsh()
     tunnel: TunnelStatus | None = None  # None: unknown
     address: str = ""
@@ -343,13 +343,13 @@ class WorkerRecord(Record):
     generation: int = 1
     epoch: int = EPOCHS_PER_TERM + 1
     undeclared: bool = False
-    # The actor that set `desired`, the time (Unix seconds) and the cause (fleet/history/causes.py); "" and 0 if it was
-    # declared by a deployment.
+    # Actor, time (Unix seconds) and cause (fleet/history/causes.py) of the last change of `desired`; "" and 0: declared
+    # by a deployment.
     desired_by: str = ""
     desired_at: float = 0.0
     desired_cause: str = ""
     # Member of a gang (fleet/gangs/controller.py): fenced, and never started alone. `held`: its gang prevents it from
-    # running now; the operator's desired state stays in `desired`.
+    # running now; `desired` is unchanged.
     gang: bool = False
     held: bool = False
     # The host has reported that this instance holds a lease (WorkerReport.lease_left_s): only then is fencing
@@ -361,14 +361,14 @@ class WorkerRecord(Record):
     home: str = ""  # the agent on which its inventory declares it, while it runs on another one
     moves: int = 0  # times it was reassigned without having been healthy since
     moving: Move | None = None
-    # The last that was durably heard; shown while the agent is out of reach.
+    # The last durable report; shown while the agent is unreachable.
     attempt: int = 0
     event_seq: int = 0
     last_state: messages.State = "stopped"
     last_reason: Reason = NONE
     last_since: float = 0.0
     source: str = ""  # file and line that declare it, on the machine that deployed last; "": unknown
-    # The specification with which the running process was started, if a deployment has changed it since.
+    # The specification of the running process, if a deployment has changed it since.
     started_spec: messages.WorkerSpec | None = None
 
     def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
@@ -403,7 +403,7 @@ class ResolvedSpec(NamedTuple):
 @dataclass
 class WorkerObserved:
     report: messages.WorkerReport | None = None
-    # The plain heartbeat's launchers hold no agent conversation; commands go out with their next reply.
+    # Plain launchers have no agent session; commands are sent with the next reply to their heartbeat.
     plain: bool = False
     last_seen: float | None = None
     recovery_status: RecoveryStatus | None = None
@@ -414,7 +414,7 @@ class WorkerObserved:
 
 @dataclass
 class CommandRecord(Record):
-    """One operator's command and its visible life: accepted -> delivered -> done | failed | expired."""
+    """One operator's command and its status: accepted -> delivered -> done | failed | expired."""
 
     TABLE, KEY = "commands", "command_id"
 

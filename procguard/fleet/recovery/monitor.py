@@ -103,7 +103,7 @@ class ProcessMonitor:
         return findings
 
     def _connection(self, agent_id: str, observed: AgentObserved, now: Now) -> list[Finding]:
-        """Findings from a held request that the agent's side closed: an early hint, valid until the next heartbeat."""
+        """Findings from a long poll that the agent's side closed: an early hint, valid until the next heartbeat."""
         assert observed.poll_lost_at is not None and observed.last_seen is not None
         if observed.last_seen > observed.poll_lost_at:
             return []
@@ -111,14 +111,14 @@ class ProcessMonitor:
         if observed.state == "connected" and away_s >= SUSPECT_AFTER_S:
             findings.append(Finding("suspect", agent_id, because("agent.connection_closed")))
         if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != observed.poll_lost_at:
-            if len(self._lost) > len(self._fleet.state.agent_status):  # of agents that are no longer part of the fleet
+            if len(self._lost) > len(self._fleet.state.agent_status):  # contains agents that left the fleet
                 self._lost.clear()
             self._lost[agent_id] = observed.poll_lost_at
             reason = because("agent.connection_lost", limit_s=LOST_AFTER_S)
             findings.append(Finding("lost", agent_id, reason))
         return findings
 
-    # ------------------------------------------------------------------------------------------------ the brake
+    # ------------------------------------------------------------------------------------------------ circuit breaker
 
     def _check_circuit_breaker(self, now: Now) -> list[Finding]:
         testable = self.circuit_open and any(_has_ssh(agent) for agent in self._fleet.state.agents_by_id.values())

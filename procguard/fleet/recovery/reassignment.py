@@ -54,7 +54,8 @@ class Reassignment:
     # ------------------------------------------------------------------------------------------ cases
 
     def failed(self, worker_id: str) -> None:
-        """A failed gang needs an operator; moving one member would not help."""
+        """Open a case, except for a member of a gang: a failed gang requires an operator, and moving one member would
+        not help."""
         worker = self._fleet.state.workers_by_id.get(worker_id)
         if worker is not None and not worker.gang:
             self._open(worker_id, "failed")
@@ -73,7 +74,7 @@ class Reassignment:
         """Seconds until the next check of a case."""
         return max(0.0, min(self._due.values(), default=now.monotonic + NEVER_S) - now.monotonic)
 
-    # ------------------------------------------------------------------------------------------ one round
+    # ------------------------------------------------------------------------------------------ rounds
 
     def tick(self, policy: RecoveryPolicy, agent_coming_s: AgentComing, now: Now) -> None:
         for worker_id, cause in list(self._cases.items()):
@@ -112,7 +113,7 @@ class Reassignment:
         return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
-        """Whether the worker's own host runs it again, because the host has returned or the worker was restarted."""
+        """Whether its own host runs it again, because the host is back or the worker was restarted."""
         if cause == "host_lost":
             return self._fleet.state.agent_status[worker.agent_id].state == "connected"
         report = self._fleet.state.worker_status[worker.worker_id].report
@@ -124,7 +125,7 @@ class Reassignment:
         if decision.action == "drop":
             if cause == "failed" or self._well(worker, cause):
                 self._close(worker.worker_id)
-            else:  # stopped by an operator, its host still lost: it may be started again
+            else:  # stopped by an operator while its host is lost: it may be started again
                 self._due[worker.worker_id] = now.monotonic + NOT_WANTED_AGAIN_S
             self._emit_event(worker, None, now)
         elif decision.action == "reassign":
