@@ -31,7 +31,7 @@ export function lastWords(worker, attempt) {
       }
       const words = h('div.words', { tabindex: '0', role: 'group', 'aria-label': t('recovery.last_words', { n: LINES }) }, answer.lines.map(wordsLine));
       fill(body, words);
-      words.scrollTop = words.scrollHeight; // how it ended stands at the end
+      words.scrollTop = words.scrollHeight; // the last lines are at the end
     } catch (error) {
       asked = false;
       if (error.status !== 401) fill(body, errorBox(error, load));
