@@ -30,7 +30,7 @@ class DeadMan:
         self._failing = False
 
     def run(self) -> None:
-        """Send requests until the greenlet is killed. Logs the begin and the end of failures once."""
+        """Send requests until the greenlet is killed. Logs the beginning and the end of failures once."""
         while True:
             if self._is_alive():
                 self.ping()

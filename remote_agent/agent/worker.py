@@ -97,7 +97,7 @@ class WorkerHandle:
         self.unwritten: Reason = NONE  # why its files cannot be written
         self.reported = False  # the connected runner has reported its status
         self.waiting: dict[str, Command] = {}  # sent to the runner, no result yet
-        self.postponed: list[tuple[Command, float]] = []  # (command, expires monotonic) until the runner is there
+        self.postponed: list[tuple[Command, float]] = []  # (command, monotonic expiry) until it is connected
         self.drained = False  # desired removed: everything of its log is at the manager
         self.settled_since: Optional[float] = None  # monotonic; desired removed
         self._runtime_dir = runtime_dir

@@ -14,7 +14,7 @@ from remote_agent.protocol.records import field, record
 from remote_agent.system import paths
 
 BURST_BYTES = 64 * 1024 * 1024  # allowed beyond keep_local while the manager is receiving it
-STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
+STEP_BYTES = 1024 * 1024  # holes end at multiples of this, so that there are few, each of whole blocks
 _FALLOC_PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SYNC_RANGE = 0x07  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 SEEK_DATA = getattr(os, "SEEK_DATA", 3)  # the kernel's number; PyPy has no name for it

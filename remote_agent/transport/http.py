@@ -83,7 +83,7 @@ class HttpConnection:
         # As bytes: a name given as text is encoded with the idna codec, and that brings the Unicode database.
         host: Any = address.host.encode() if address.host.isascii() else address.host.encode("idna")
         self._netloc = address.netloc
-        self._left = b""  # read, but not of the answer before
+        self._left = b""  # bytes read beyond the previous response
         self._deadline = 0.0  # monotonic deadline of the exchange in progress
         self.sock: socket.socket = socket.create_connection((host, address.port), timeout_s)
         if address.scheme == "https":
