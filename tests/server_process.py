@@ -65,9 +65,10 @@ class RunningServer:
     """`ask` is a request of this machine's own user: an operator, unless told otherwise. `operator_token` is sent with
     requests that name no secret; needed in tests whose process relays, which makes it no local operator."""
 
+    operator_token = ""
+
     def __init__(self, directory: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.directory = directory
-        self.operator_token = ""
         self._log_path = directory / "server.log"
         environment = {**os.environ, **(env or {})}
         with open(self._log_path, "ab") as log_file:
