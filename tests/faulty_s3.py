@@ -52,6 +52,14 @@ class FaultyS3:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self._s3().mode == AWAY:  # a connection kept from before; a server that has ended has none
+            self._break_off()
+            return False
+        return True
+
     def do_PUT(self) -> None:
         s3, size = self._s3(), int(self.headers["Content-Length"])
         mode = s3.mode
