@@ -11,26 +11,26 @@ export class Follower {
   constructor(ask, version) {
     Object.assign(this, { ask, version });
     this.seen = null; // the version of the last response; null: none was requested
-    this.asking = false;
+    this.pending = false;
     this.nextMs = 0;
   }
 
   async load() {
-    if (this.asking) return;
-    this.asking = true;
+    if (this.pending) return;
+    this.pending = true;
     this.seen = this.version();
     const began = performance.now();
     try {
       await this.ask();
     } finally {
-      this.asking = false;
+      this.pending = false;
       const now = performance.now();
       this.nextMs = now + Math.max(AGAIN_MS, SHARE * (now - began));
     }
   }
 
   update() {
-    if (document.hidden || this.asking || this.seen === null) return;
+    if (document.hidden || this.pending || this.seen === null) return;
     if (performance.now() >= this.nextMs && this.version() !== this.seen) this.load();
   }
 }
