@@ -12,6 +12,7 @@ from __future__ import annotations
 from remote_agent.runner.failure_causes.line import (
     is_progress,
     last_with,
+    may_pass,
     not_its_own,
     said_after,
     went_on,
@@ -23,6 +24,7 @@ from remote_agent.runner.failure_causes.patterns import (
     ENDING,
     ERRNO_TEXTS,
     EXCEPTIONS,
+    HANDLING,
     LAUNCHERS,
     MISSING_LIBRARY,
     OF_ANOTHER,
@@ -89,6 +91,10 @@ def _of_scheduler(lower: Sequence[str]) -> Cause | None:
 def _of_signal(number: int, lower: Sequence[str], oom_lately: bool = False) -> Cause:
     if number == 9:
         return Cause("oom" if oom_lately else "child_killed", last_with(lower, SIGNAL_TEXTS[9], 30))
+    if number == 6 and last_with(lower, ("detected by the java runtime environment",), 30) >= 0:
+        at = last_with(lower, ("#  sigsegv (",), 30)
+        if at >= 0:
+            return Cause("segmentation_fault", at)
     if number == 7 and (at := last_with(lower, ("shared memory", "shm"), 30)) >= 0:
         return Cause("shared_memory", at)
     if number == 6:
@@ -112,6 +118,8 @@ def _interrupted(lines: Sequence[str]) -> Cause | None:
 def _word_of(one: Traceback, lower: Sequence[str], end: int) -> str:
     """The cause that its exception names; `end`: behind the last line that may be part of its message."""
     text = one.text.lower()
+    if may_pass(text):
+        return word_in(text)
     if one.name in ("ImportError", "OSError", "RuntimeError") and any(each in text for each in MISSING_LIBRARY):
         return "missing_library"
     known = EXCEPTIONS.get(one.name, "")
@@ -132,8 +140,8 @@ def _of_traceback(lines: Sequence[str], lower: Sequence[str], code: int, oom_lat
     found = tracebacks(lines, lower)
     if not found:
         return None
-    last, end = found[0], len(lines)
-    word = _word_of(last, lower, end)
+    last = found[0]
+    word = _word_of(last, lower, len(lines))
     if _is_launchers(last):
         return _of_child(found, lower, code, oom_lately)
     if word in ("collective_error", "connection_failed"):
@@ -141,12 +149,34 @@ def _of_traceback(lines: Sequence[str], lower: Sequence[str], code: int, oom_lat
             first = _word_of(one, lower, last.begin)
             if first and first not in (*STRICT, "collective_error", "connection_failed", "collective_timeout"):
                 return Cause(first, one.at, one.where)
-    if not word and len(found) > 1 and any(CHAINED in one for one in lower[found[1].at : last.begin]):
-        first = _word_of(found[1], lower, last.begin)
-        if first and first not in STRICT:
-            last, word = found[1], first
-            end = found[0].at
-    return _judged(last, word, lower, found[0].at, code)
+    return _of_chain(found, word, lower, code)
+
+
+def _of_chain(found: Sequence[Traceback], word: str, lower: Sequence[str], code: int, end: int = -1) -> Cause | None:
+    """The cause of the newest exception of `found`, `word`, or of one that led to it: what may pass is no cause of
+    STRICT, whatever was raised of it."""
+    last = found[0]
+    if word in STRICT:
+        for one in _chained(found, lower, (CHAINED, HANDLING)):
+            first = _word_of(one, lower, last.begin)
+            if first not in STRICT and (first or may_pass(one.text.lower())):
+                return _judged(one, first, lower, last.at, code, end)
+    elif not word:
+        for one in _chained(found[:2], lower, (CHAINED,)):
+            first = _word_of(one, lower, last.begin)
+            if first and first not in STRICT:
+                return _judged(one, first, lower, last.at, code, end)
+    return _judged(last, word, lower, last.at, code, end)
+
+
+def _chained(found: Sequence[Traceback], lower: Sequence[str], links: Sequence[str]) -> list[Traceback]:
+    """The exceptions of `found` (newest first) that Python names as what led to the newest one."""
+    chain: list[Traceback] = []
+    for later, one in zip(found, found[1:]):
+        if not any(link in text for text in lower[one.at : later.begin] for link in links):
+            break
+        chain.append(one)
+    return chain
 
 
 def _judged(one: Traceback, word: str, lower: Sequence[str], at: int, code: int, end: int = -1) -> Cause | None:
@@ -183,9 +213,9 @@ def _of_child(found: Sequence[Traceback], lower: Sequence[str], code: int, oom_l
     number = _signal_named(last.text.lower())
     if number in SIGNALS:
         return _of_signal(number, shown, oom_lately)
-    for one in found[1:]:
+    for index, one in enumerate(found[1:], 1):
         if not _is_launchers(one) and one.name != "Empty":
-            cause = _judged(one, _word_of(one, lower, last.begin), lower, one.at, code, last.begin)
+            cause = _of_chain(found[index:], _word_of(one, lower, last.begin), lower, code, last.begin)
             if cause is not None:
                 return cause if said_after(lower, last.at + 1, len(lower)) is not None else None
             break
@@ -220,6 +250,7 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
     if special is not None:
         return special
     own = [index for index in whole if not not_its_own(lower[index])]
+    gave_up = bool(own) and any(each in lower[own[-1]] for each in ("abort", "exiting", "giving up", "fatal"))
     for back, at in enumerate(reversed(own[-6:])):
         text = without_prefix(lower[at])
         word = "" if back else _strict_word(text, lower, own, code)
@@ -227,11 +258,12 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
             return Cause(word, at)
         if not back and text.endswith(ERRNO_TEXTS):  # whatever the file is called
             return Cause(word_in(text), at)
-        if went_on(text):
+        of_end = gave_up and text.endswith(ERRNO_TEXTS)
+        if went_on(text) and not of_end:
             if back and "retry" in text:
                 continue  # it gave up later
             return None
-        if any(each in text for each in ("warn", "info", "debug")) and "error" not in text:
+        if any(each in text for each in ("warn", "info", "debug")) and "error" not in text and not of_end:
             continue
         word = word_in(text)
         if word == "out_of_memory":  # of the GPU, where a line just above says so
@@ -245,13 +277,21 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
 
 def _strict_word(text: str, lower: Sequence[str], own: Sequence[int], code: int) -> str:
     """The cause named by the last line. `text`: that line in lower case, without a launcher's prefix."""
+    if may_pass(text):
+        return ""
     if code in (1, 127) and (
         "error while loading shared libraries:" in text
         or "symbol lookup error:" in text
         or "' not found (required by" in text
     ):
         return "missing_library"
-    if code == 127 and (text.endswith(("not found", "no such file or directory")) or ": not found" in text):
+    if code == 127 and (
+        text.endswith(("not found", "no such file or directory"))
+        or ": not found" in text
+        or "executable file not found in $path" in text
+    ):
+        return "command_not_found"
+    if code == 126 and ": bad interpreter: " in text and text.endswith("no such file or directory"):
         return "command_not_found"
     if code == 126:
         if "permission denied" in text:
@@ -280,7 +320,7 @@ def _of_runtimes(lines: Sequence[str], lower: Sequence[str], whole: Sequence[int
     for at in reversed(whole):
         text = lower[at]
         if (
-            code == 2
+            (code == 2 or lower[whole[-1]].strip() == "exit status 2")  # the latter by `go run`, whose code is 1
             and text.startswith(("panic: ", "fatal error: "))
             and any(lower[index].startswith("goroutine ") for index in whole if index > at)
         ):

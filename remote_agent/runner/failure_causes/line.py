@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from remote_agent.runner.failure_causes.patterns import AFTERWARDS, ENDING, TEXTS, USUAL, WENT_ON
+from remote_agent.runner.failure_causes.patterns import (
+    AFTERWARDS,
+    ENDING,
+    ERRNO_TEXTS,
+    PASSING,
+    TEXTS,
+    USUAL,
+    WENT_ON,
+)
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
@@ -23,6 +31,11 @@ def word_in(text: str) -> str:
         if any(one in text for one in texts):
             return "out_of_memory" if word == "gpu_oom" and "allocator cpu" in text else word
     return ""
+
+
+def may_pass(text: str) -> bool:
+    """Whether an error text, in lower case, names an error of the system that may pass."""
+    return text.rstrip().endswith(ERRNO_TEXTS) or any(one in text for one in PASSING)
 
 
 def without_prefix(text: str) -> str:

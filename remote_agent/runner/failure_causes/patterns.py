@@ -46,8 +46,11 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("collective_error", (
         "nccl error", "rccl error", "nccl communicator was aborted", "ncclsystemerror", "ncclunhandledcudaerror",
         "ncclinternalerror", "ncclremoteerror", "connection closed by peer [", "gloo connectfullmesh failed",
+        "gloo/transport/",
     )),
-    ("port_in_use", ("address already in use", "eaddrinuse", "connection in use: (")),
+    ("port_in_use", (
+        "address already in use", "eaddrinuse", "connection in use: (", "web server failed to start. port ",
+    )),
     ("shared_memory", ("out of shared memory", "insufficient shared memory", "unable to write to file </torch_")),
     ("no_space", ("no space left on device", "disk quota exceeded", "enospc")),
     ("read_only", ("read-only file system",)),
@@ -59,13 +62,15 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("no_gpu", (
         "no cuda gpus are available", "found no nvidia driver", "no cuda-capable device is detected",
         "cuda driver version is insufficient", "no hip gpus are available", "torch not compiled with cuda enabled",
-        "cuda unknown error",
+        "cuda unknown error", "nvidia driver on your system is too old", "no visible gpu devices",
+        "driver/library version mismatch", "couldn't communicate with the nvidia driver",
+        "could not select device driver", "nvidia-container-cli: initialization error",
     )),
     ("cuda_error", (
         "cuda error:", "cuda error ", "hip error:", "cuda runtime error", "cublas_status_", "cudnn_status_",
         "cudnn error",
         "cuda_error_", "device-side assert triggered", "an illegal memory access was encountered", "cuda failure",
-        "cusolver error", "cufft error",
+        "cusolver error", "cufft error", "memory access fault by gpu node",
     )),
     ("connection_failed", (
         "connection refused", "temporary failure in name resolution", "name or service not known",
@@ -78,6 +83,15 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 ERRNO_TEXTS = (
     ": no space left on device", ": disk quota exceeded", ": read-only file system", ": too many open files",
     ": cannot allocate memory", ": address already in use", ": connection refused",
+)  # fmt: skip
+
+# The C library's texts of errors that may pass, of a network file system or a limit: whatever names one, for example
+# "ImportError: /nfs/x.so: cannot read file data: Input/output error", is no cause of STRICT.
+PASSING = (
+    "input/output error", "remote i/o error", "stale file handle", "stale nfs file handle",
+    "transport endpoint is not connected", "transport endpoint shutdown", "resource temporarily unavailable",
+    "text file busy", "device or resource busy", "host is down", "interrupted system call", "too many open files",
+    "connection timed out",
 )  # fmt: skip
 
 # Python's exceptions by the last part of their name. Any other is python_exception.
@@ -100,6 +114,7 @@ OF_ANOTHER = (  # by its message
     "non-zero exit status",
 )
 CHAINED = "the above exception was the direct cause of"
+HANDLING = "during handling of the above exception, another exception occurred"
 HEADER = "Traceback (most recent call last)"
 BOX = ("│", "╭", "╰", "|", "┃")  # rich's frames
 MISSING_LIBRARY = ("cannot open shared object file", "' not found (required by")
@@ -118,7 +133,7 @@ AFTERWARDS = (
     "wandb:", "srun:", "slurmstepd:", "make:", "make[", "mpirun", "prterun", "[rank", "[c10d]", "pdsh@",
     "warning:torch.distributed", "error:torch.distributed", "info:torch.distributed", "error conda.cli",
     "exception ignored", "node.js v", "npm err!", "npm error", "error command failed", "real  ", "user  ", "sys  ",
-    "+ ", "process ", "primary job", "🏃 ", "🧪 ",
+    "+ ", "process ", "primary job", "🏃 ", "🧪 ", "hint: ", "identify and stop the process",
     "set the environment variable hydra_full_error", "note: run with `rust_backtrace", "command exited with",
 )  # fmt: skip
 ENDING = ("error", "exit", "abort", "terminat", "shut", "clean", "finish", "kill", "giving up", "stopping", "failed")
