@@ -174,7 +174,7 @@ class Agent:
         self._log.say("runner adopted", worker=worker.worker_id, attempt=worker.attempt, state=worker.state)
         worker.send_lease()
         if worker.assignment is not None:
-            worker.send_to_runner()  # whatever changed while it had no agent
+            worker.send_to_runner()  # apply changes made while it had no agent
 
     def _hear_runner(self, worker: WorkerHandle, mask: int) -> None:
         link = worker.link
@@ -211,8 +211,9 @@ class Agent:
         self._gpus.cordon(reply.cordoned_gpus)
         # Commands first: a kill comes with "desired: stopped", whose gentle stop must not get ahead of it.
         self._commands.receive(reply.commands, self.workers, boottime_ns() / 1e9, asked_ns / 1e9)
-        # An answer that came twice may lie in the place of a later one: its leases count from its own heartbeat. Leases
-        # before assignments: a worker that an assignment restarts finds the lease of its epoch there.
+        # A duplicated response may arrive in place of a later one, so its leases count from the heartbeat that it
+        # answers. Leases are applied before assignments, so that a worker restarted by an assignment already has the
+        # lease of its epoch.
         asked_ns = min(asked_ns, reply.beat)
         self._assigned.take_leases(reply.leases, asked_ns)
         if reply.assignments is not None:

@@ -1,7 +1,7 @@
 """The agent's durable memory: the commands that it has executed, and the events that the manager has stored.
 
-Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Room is set
-aside in it, so that a full disk does not keep a line from it; what cannot be written waits in memory. Knows
+Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Space is
+reserved in the file, so that lines can be appended on a full disk; lines that cannot be written wait in memory. Knows
 neither the manager nor the runners. Only the agent's main loop calls it.
 
   {"t":"begin","id":"c-7f"}                                  about to act on this command: never act on it again
@@ -175,7 +175,7 @@ class AgentJournal:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
-        except OSError:  # a full disk: it grows on
+        except OSError:  # a full disk: the file keeps growing
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             return

@@ -78,7 +78,7 @@ class ManagerSession:
         self._interval_s = 2.0
         self.longest_pause_s = float("inf")  # between two heartbeats, whatever interval the manager assigns
         self._next_beat = 0.0  # monotonic
-        self._not_before = 0.0  # monotonic: a retry is waited for, whatever changes meanwhile
+        self._not_before = 0.0  # monotonic: a retry is never sent earlier, whatever changes meanwhile
         self._next_poll = 0.0
         self._beat_failures = 0
         self._poll_failures = 0
@@ -153,7 +153,7 @@ class ManagerSession:
             self._beat_failures += 1
             refused = _refused(outcome)
             replaced = self._addresses.read_again()
-            if replaced:  # the failures of the old ones delay nothing
+            if replaced:  # failures of the old addresses do not delay the retry
                 self._beat_failures, refused = 1, False
                 trouble += f"; the manager has other addresses now: {', '.join(replaced)}"
             if refused:
@@ -174,9 +174,8 @@ class ManagerSession:
         self._take(reply, outcome.asked_ns)
 
     def _retry_s(self, outcome: Outcome, refused: bool) -> float:
-        """Seconds until the next attempt. With several managers one leads again within seconds: no agent waits
-        longer than
-        that, but 10,000 agents must not ask a standby more often than it can respond."""
+        """Seconds until the next attempt. With several managers, another one leads within seconds. No agent waits much
+        longer than that, but 10,000 agents must not query a standby faster than it can respond."""
         delay_s = retry_delay_s(self._beat_failures, refused)
         if isinstance(outcome, NotLeader):
             delay_s = min(delay_s, STANDBY_RETRY_S)

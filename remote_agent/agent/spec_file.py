@@ -28,7 +28,7 @@ ROOT_FOR_LEASE = (
     "together with its runner; deploy the agent as root, or use on_partition: keep and no gang"
 )
 LARGEST_TERMINAL = 1000
-ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, if they differ
+ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, where they differ
 _OUTPUT = "output goes unbroken into the worker's log"
 # Options that name, keep or hide a container would break the guarantee of a single instance.
 OWN_OPTIONS = {
@@ -49,7 +49,8 @@ def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
     """Returns the content of spec.json: the assignment's fields and `argv`, `cwd`, `launch_digest`, `error`, `start`.
 
     `default_dir`: where a worker without a working_dir runs, and what a relative one is relative to.
-    `error`: why it cannot be run at all ("" if it can). `start`: only where the specification says more than a command.
+    `error`: why it cannot be run at all ("" if it can). `start`: present only if the specification contains more than a
+    command.
     """
     spec = assignment.spec
     if spec.container is not None:
@@ -77,8 +78,8 @@ def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
 
 
 def _in_container(assignment: Assignment, default_dir: str) -> dict[str, Any]:
-    """`resolve` for a worker with a container: `argv` stays empty, so that a runner which knows none refuses it, and
-    `start.container` holds what runner/task/container.py makes podman's words of."""
+    """`resolve` for a worker with a container: `argv` stays empty, so that a runner without support for containers
+    refuses it; runner/task/container.py builds podman's arguments from `start.container`."""
     spec, container = assignment.spec, assignment.spec.container
     assert container is not None
     words, error = command_words(spec) if spec.command else ([], "")

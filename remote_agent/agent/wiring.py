@@ -154,7 +154,7 @@ class AgentParts:
         )
 
     def end(self) -> None:
-        """End all threads and helpers beside the main loop."""
+        """End all threads and helpers except the main loop."""
         self.shipper.end()
         self.searcher.end()
         self.numbers.end()

@@ -85,11 +85,11 @@ class WorkerHandle:
         self.health = HealthMonitor(worker_id)
         self.usage: Optional[WorkerUsage] = None
         self.suspect: Reason = NONE  # evidence of a hang, from the latest measurement
-        self.idle_because = ""  # and why idleness is none
+        self.idle_because = ""  # why an idle CPU is no evidence of a hang
         self.gpus: list[int] = []  # handed to it
         self.gpu_wait: Reason = NONE  # the GPUs that it waits for
         self.cwd = self.home = ""  # its working directory; its user's home, "" for this process's
-        self.other_user = False  # it runs as a user that we are not
+        self.other_user = False  # it runs as another user than the agent
         self.leases = LeaseHolder()  # its leases, if it is fenced
         self._grant = (0, "")  # the newest known Assignment.grant, with its epoch
         self.events = EventTail(paths.events_file(directory))
@@ -169,7 +169,8 @@ class WorkerHandle:
         if assignment is not None and assignment.desired != "running" and self.settled:
             # Nothing runs, as desired: this fulfils the assignment, even if nothing was ever started.
             generation, epoch = max(generation, assignment.generation), max(epoch, assignment.epoch)
-        # state.json of an earlier boot: nothing of it lives, and the runner that will say so is yet to start.
+        # state.json is from an earlier boot: none of its processes exists, but the runner that will report this has not
+        # started yet.
         went_down = not self.reported and self.state in ALIVE and status.get("boot_id") != boot_id()
         died = not went_down and self._died_unseen()
         awaits_gpus = bool(self.gpu_wait) and self.idle
@@ -238,8 +239,8 @@ class WorkerHandle:
     # ----------------------------------------------------------------------------------- files for the runner
 
     def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
-        """Apply the assignment and notify the runner. `unwritten` names what a full disk keeps from being written;
-        a desired state of stopped still reaches its runner."""
+        """Apply the assignment and notify the runner. `unwritten`: what could not be written because the disk is full.
+        A desired state of stopped still reaches its runner."""
         self.assignment = assignment
         if assignment.grant or assignment.epoch != self._grant[0]:
             self._grant = (assignment.epoch, assignment.grant)
@@ -352,7 +353,7 @@ class WorkerHandle:
         return results, changed
 
     def lost_runner(self, now: float) -> bool:
-        """Handle a closed connection. Returns whether the runner died without saying goodbye."""
+        """Handle a closed connection. Returns whether the runner died without sending "bye"."""
         assert self.link is not None
         self.link.close()
         self.link = None

@@ -25,9 +25,9 @@ FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest part of every worker'
 BLOCK_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is searched
 MAX_MATCHED_CHARS = 16 * 1024
-LINE_CPU_S = 0.25  # between one and two of these for a line
+LINE_CPU_S = 0.25  # a line is interrupted after one to two of these
 SHOWN_CHARS = 1000
-SHOWN_BEFORE = 200  # of them, before the match
+SHOWN_BEFORE = 200  # of SHOWN_CHARS, those before the match
 MAX_SAID_BYTES = 4 * 1024 * 1024
 PROGRESS_EVERY_S = 0.5
 MAX_HELD = 4000  # files
@@ -131,17 +131,18 @@ def cut_out(text: str, begin: int, end: int) -> tuple[str, int, int]:
 
 
 class TooLong(Exception):
-    """The expression holds on to one line."""
+    """The expression takes too long on one line."""
 
 
 class Watch:
-    """Interrupts an expression that has worked on one line for too long: CPU time, so a busy host changes nothing.
+    """Interrupts an expression that takes too long on one line. Measured in CPU time, so that a busy host has no
+    effect.
 
     Python's `re` looks for signals while it matches; a handler that raises ends the match.
     """
 
     def __init__(self) -> None:
-        self._line = self._seen = 0  # lines begun; at the last tick
+        self._line = self._seen = 0  # number of lines begun: now, and at the last tick
         self._on = False
 
     def start(self) -> None:
@@ -209,7 +210,7 @@ class GrepSearch:
                     not_before, _ = file.written(offset)
                     _, not_after = file.written(offset + len(piece) - 1)
                     if not_after < self._since:
-                        return  # and what comes next is older still
+                        return  # all remaining bytes are older
                     if not_before <= self._until:
                         self._search_piece(file, offset, piece)
                 if self._lines_of.get(file.worker, 0) >= self._max_lines:
@@ -220,7 +221,7 @@ class GrepSearch:
         for start, line in self._candidates(piece):
             found, text = self._match(line)
             if self.skipped and time.monotonic() > self._deadline:
-                return  # each line may take its time
+                return  # checked here too, because each line may take up to its limit
             if found is None:
                 continue
             not_before, not_after = file.written(offset + start)
@@ -246,7 +247,7 @@ class GrepSearch:
         return (None if match is None else match.span()), text
 
     def _candidates(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
-        """(where it begins in the piece, line), newest first."""
+        """(offset in the piece, line) of each line that may match, newest first."""
         end = len(piece) - (1 if piece.endswith(b"\n") else 0)
         plain = self._needle and b"\x1b" not in piece  # the text may contain colours
         while end >= 0:

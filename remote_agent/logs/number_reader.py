@@ -11,8 +11,7 @@ the OOM killer. Exits with 0 at the end of its standard input, or once every wor
 
 In: JSON lines, each the complete table: [[worker, attempt, its directory, {name: [expression, needle]}, is over]…].
 Out: JSON lines {worker: [attempt, {name: [value, at, total or null, eta_s or null, trouble]}]…} of the changes; an
-empty
-one at least every ALIVE_S.
+empty one at least every ALIVE_S.
 """
 
 from __future__ import annotations
@@ -255,7 +254,7 @@ class NumberReader:
 
     @property
     def done(self) -> bool:
-        """Nothing more will come of any."""
+        """Whether no watched attempt will produce further output."""
         return bool(self._workers) and all(one.done for one in self._workers.values())
 
     def examine(self, wall: float) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def decide(files: list[FileState], keep_bytes: int, keep_attempts: int) -> tuple
     """Returns ({file: offset before which bytes are deleted}, attempts to delete completely).
 
     Each file keeps its last `keep_bytes`, and so do all finished attempts of the worker together, the newest first;
-    a burst that the manager is taking is given a little more room. What the manager lacks of a finished attempt leaves
-    a file behind (a hole), so that its size can be told. Each file is looked at a fixed number of times: a crash loop
-    of weeks leaves ten thousand attempts.
+    a burst that the manager is receiving may use a little more. If the manager lacks bytes of a finished attempt, a
+    file without data (a hole) is kept, which records its size. Each file is examined a fixed number of times, because a
+    crash loop of weeks leaves ten thousand attempts.
     """
     of_attempt: dict[int, list[FileState]] = {}
     for one in files:
@@ -151,7 +151,7 @@ def trim(path: str, end: int) -> None:
 
 
 def next_data(descriptor: int, offset: int, size: int) -> int:
-    """The first offset >= `offset` with bytes in it. A log written by O_APPEND has no holes but those punched."""
+    """The first offset >= `offset` with bytes in it. A log written with O_APPEND has no holes except punched ones."""
     try:
         found = min(size, os.lseek(descriptor, offset, SEEK_DATA))
     except OSError as exc:

@@ -21,10 +21,10 @@ from remote_agent.transport.client import LOG_TIMEOUT_S, Connection, LinkDown, R
 from remote_agent.transport.http import quote
 
 CHUNK_BYTES = 1024 * 1024
-LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits
+LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # used while at least this much waits
 MIN_CHUNK_BYTES = 64 * 1024
 MAX_FILES = 50  # small ones of one worker, in one round
-MAX_RUNS = 200  # times in one post: about 3 KB of its address
+MAX_RUNS = 200  # times in one post, which take about 3 KB of its URL
 REFUSED_AGAIN_S = 10.0
 STORAGE_FAILED = 507  # status for one worker's file: an offset that no file system accepts must not delay the others
 MAX_GATHER_S = 10.0
@@ -254,7 +254,7 @@ class LogShipper(threading.Thread):
             if moved or acked >= file.size:
                 worker.taken_at = now
             if not moved and length:
-                worker.blocked_until = now + 1.0  # an answer that gets us nowhere must not spin
+                worker.blocked_until = now + 1.0  # a response without progress must not cause a busy loop
             return moved
         if reply.status == 413 and self._max_chunk_bytes > MIN_CHUNK_BYTES:
             self._max_chunk_bytes = max(MIN_CHUNK_BYTES, min(self._max_chunk_bytes, max(length, 1)) // 2)

@@ -28,7 +28,7 @@ class TimeIndex:
         self._path = path + ".idx"
         self._ends = array("Q")
         self._times = array("d")
-        self._apart_s = 0.0  # points lie at least so far apart
+        self._apart_s = 0.0  # minimum distance between points
         self._unwritten = 0  # how many of the last points the file does not have
         self._written_at = 0.0
         self._records = 0
@@ -43,7 +43,7 @@ class TimeIndex:
         return self._ends[-1] if self._ends else 0
 
     def saw(self, size: int, at: float) -> None:
-        """The file had `size` bytes at wall time `at`."""
+        """Record that the file had `size` bytes at wall time `at`."""
         if size > self.last:
             if self._times and 0 < self._times[-1] - at < 1.0:
                 at = self._times[-1]  # a file's mtime is a little behind the clock

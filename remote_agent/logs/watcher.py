@@ -252,7 +252,8 @@ class LogFiles:
             stream, path = "out" if suffix == "log" else "err", os.path.join(directory, name)
             if f"{int(stem)}.{stream}" not in worker.files:
                 self._found(worker, LogFile(int(stem), stream, path, TimeIndex(path)), marks)
-        # A file made within the clock's tick after this listing leaves the same mtime: trust it only once it is old.
+        # A file created within the same clock tick after this listing does not change the mtime, which is trusted only
+        # once it is older.
         if time.time_ns() - mtime_ns > 50_000_000:
             worker.listed_mtime_ns = mtime_ns
         elif first:

@@ -24,7 +24,7 @@ class WireError(ValueError):
 
 class Codec:
     """`nested`: class -> field -> ("one" or "list", class of what it holds). `reasons`: class -> its reasons' fields;
-    beside a reason NAME stand NAME_code and NAME_params, where there is a code."""
+    a reason NAME is accompanied by NAME_code and NAME_params if it has a code."""
 
     def __init__(self, nested: dict[type, dict[str, tuple[str, type]]], reasons: dict[type, tuple[str, ...]]) -> None:
         self._nested, self._reasons = nested, reasons

@@ -81,19 +81,22 @@ def canonical_digest(value: Any) -> str:
 
 @record
 class Assignment:
-    """What one agent is to run. The list of all assignments of an agent is the whole truth; its digest is the `rev`.
+    """One worker that an agent must run. The list of an agent's assignments is always complete; its digest is the
+    `rev`.
 
-    `generation` rises with every operator's start or stop: a settled worker (exited, failed) starts again only for a
-    generation it has not seen. `epoch` (term * 1_000_000 + n) fences: an agent ignores a lower one than it has seen.
-    `attempt_base`: the highest attempt the manager knows of; the next attempt is above it and above the local ones.
-    desired "removed": stop it, ship its logs, forget it.
-    `lease_s`: None = keep; else it is fenced: it runs only while it holds a Lease of this epoch, taken out in this
-    boot of the host. `gang`: a member never restarts alone; its end, whatever it was, is the manager's to answer.
-    `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
-    `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
-    in its reports; "" if the worker is to be removed.
-    `causes`: the configuration's own causes of failure, each with an expression for Python's `re`.
-    `metrics`: those of the specification, each as [expression, a text that is in whatever it matches; "": not known].
+    `generation` increases with every start or stop by an operator. A settled worker (exited, failed) starts again only
+    when its generation increases. `epoch` (term * 1_000_000 + n) fences: an agent ignores epochs lower than the highest
+    that it has received.
+    `attempt_base`: the highest attempt known to the manager. The next attempt is higher than this and all local ones.
+    `desired` "removed": stop the worker, ship its logs, then delete it.
+    `lease_s`: None for `keep`. Otherwise the worker is fenced: it runs only while it has a Lease of this epoch that was
+    granted since the host booted. `gang`: a member never restarts alone; the manager decides what follows its end.
+    `env`: variables added by the manager (ranks, rendezvous). They override all others and are not part of the launch
+    digest.
+    `grant`: proof that the manager assigned this worker to this agent under this epoch. The agent stores it and returns
+    it in its reports; "" if the worker is being removed.
+    `causes`: user-defined causes of failure from the configuration, each with an expression for Python's `re`.
+    `metrics`: the metrics of the specification, each as [expression, text that every match contains; "": unknown].
     """
 
     worker_id: str
@@ -114,9 +117,9 @@ class Assignment:
 class Lease:
     """{"worker_id": "worker1", "epoch": 1000003, "lease_s": 60.0}
 
-    The right to run a fenced worker under this epoch for `lease_s`, counted on the host's CLOCK_BOOTTIME from the
-    moment the heartbeat that this answers was *sent*: however late the reply comes, the manager counts from later. The
-    child is stopped when it ends. No lease survives a reboot.
+    Permits a fenced worker to run under this epoch for `lease_s`. The lease starts when the acknowledged heartbeat was
+    *sent*, on the host's CLOCK_BOOTTIME, so that it always ends before the manager assumes that it has ended, even if
+    the reply is late. The process is stopped when the lease ends. No lease survives a reboot.
     """
 
     worker_id: str
@@ -128,9 +131,9 @@ class Lease:
 class Command:
     """{"seq": 7, "command_id": "c-…", "worker_id": "worker1", "command": "restart", "attempt": 3, "ttl_s": 59.2}
 
-    restart and kill act on exactly `attempt`, at most once per command_id, and only within `ttl_s`: counted from when
-    the request left that this answers, for an answer may lie in the socket of a process that is frozen.
-    start and stop are told for information: agents converge on the assignments (`desired`, `generation`) instead.
+    restart and kill act only on `attempt`, at most once per command_id, and only within `ttl_s` of the time when the
+    acknowledged request was sent, because the response may wait in the socket of a frozen process. start and stop are
+    for information only: agents converge on the assignments (`desired`, `generation`).
     """
 
     seq: int
@@ -146,17 +149,17 @@ class Command:
 class LogSearch:
     """{"search_id": "s-0f3a91bc", "pattern": "CUDA error", "regex": false, "workers": ["worker1"], "timeout_s": 10.0}
 
-    Look for `pattern` in what lies on this host of these workers' output, newest first, for at most `timeout_s`. Told
-    only to agents whose heartbeats say that they know it; it may be told twice. The answer is a LogSearchResult.
+    Requests a search for `pattern` in these workers' logs on this host, newest first, for at most `timeout_s`. Sent
+    only to agents whose heartbeats announce support for it; may be sent twice. The result is a LogSearchResult.
     """
 
     search_id: str
     pattern: str
-    regex: bool = True  # False: a text, as it stands
+    regex: bool = True  # False: a literal text
     ignore_case: bool = False
     workers: list[str] = field(default_factory=list)
-    stream: str = ""  # out or err; "": both
-    since: Union[float, None] = None  # only what may have been written since then: the manager knows it better
+    stream: str = ""  # "out" or "err"; "": both
+    since: Union[float, None] = None  # skip output that was certainly written earlier
     until: Union[float, None] = None
     max_lines: int = 500
     timeout_s: float = 10.0
@@ -166,9 +169,9 @@ class LogSearch:
 class LogRange:
     """{"range_id": "g-0f3a91bc", "worker_id": "worker1", "attempt": 3, "stream": "out", "offset": 0, "length": 1048576}
 
-    Send these bytes, which this manager never had, as far as they are on this host: by posts to the log route with
-    `fill=range_id`, the last of them with `last=1`. `attempt` 0: say of each file of the worker how much of it was
-    acknowledged. It may be told twice.
+    Requests bytes that this manager never received. The agent posts those that still exist on its host to the log route
+    with `fill=range_id`, the last post with `last=1`. `attempt` 0: report how much of each of the worker's files was
+    acknowledged. May be sent twice.
     """
 
     range_id: str
@@ -217,8 +220,9 @@ class ExitRecord:
     at: float = 0.0
     duration_s: float = 0.0
     reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
-    # Where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"; of an attempt that failed by
-    # itself what its last lines prove: "gpu_oom", "import_error", a user's own (docs/failure-causes.md).
+    # Set if the exit status alone is misleading: "not_started", "start_timeout", "unhealthy", "lost". For an attempt
+    # that failed by itself, the cause proven by its last lines: "gpu_oom", "import_error", a user-defined one
+    # (docs/failure-causes.md).
     cause: str = ""
     detail: str = ""  # details of the cause, such as the check's message
     line: str = ""  # the log line that proves it, at `line_offset` of the attempt's log `line_stream`
@@ -235,10 +239,10 @@ class ExitRecord:
 
 @record
 class WorkerUsage:
-    """Of the whole process tree; CPU in percent of one core. None: not measured.
+    """Usage of the whole process tree; CPU in percent of one core. None: not measured.
 
-    CPU and memory of a container are its control group's, where the agent can read it: memory without inactive file
-    cache."""
+    CPU and memory of a container are those of its control group if the agent can read it; memory excludes the inactive
+    file cache."""
 
     cpu_percent: float = 0.0
     rss_bytes: int = 0
@@ -301,7 +305,7 @@ class WorkerReport:
     health: Union[Health, None] = None  # None: no checks configured
     suspect: str = ""  # the host's evidence that it hangs; nothing is terminated because of it
     lease_left_s: Union[float, None] = None  # of a fenced worker: seconds until its lease ends without renewal
-    # Why an idle CPU is no sign of a hang: "output" (it printed lately), "listening" (a server without a connection).
+    # Why an idle CPU is no sign of a hang: "output" (recent output), "listening" (a server without connections).
     idle_because: str = ""
     grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state relies on it
     reason_code: str = ""
@@ -385,11 +389,11 @@ class GpuFault:
 
     kind: str
     code: int = 0  # of an xid or sxid
-    gpu: Union[int, None] = None  # its index; None: of the host, or of a GPU that is not known
+    gpu: Union[int, None] = None  # the GPU's index; None: the whole host, or an unknown GPU
     uuid: str = ""
-    at: float = 0.0  # Unix time of the last one; 0.0: the driver does not say
+    at: float = 0.0  # Unix time of the last occurrence; 0.0: not reported by the driver
     count: int = 1
-    detail: str = ""  # the rest of the kernel's line
+    detail: str = ""  # the rest of the kernel's message
 
 
 @record
@@ -448,7 +452,7 @@ class LogMatch:
     text: str
     begin: int = 0
     end: int = 0
-    at: float = 0.0  # when it was written, as far as this host knows; 0: it does not
+    at: float = 0.0  # when it was written, according to this host; 0: unknown
 
 
 @record
@@ -463,7 +467,7 @@ class LogSearchResult:
     bytes: int = 0  # bytes searched
     elapsed_s: float = 0.0
     # {worker: {"3.out": offset of the first byte that is still on this host}}: the manager searches the earlier part
-    # itself. None: not said.
+    # itself. None: not reported.
     held: Union[dict[str, dict[str, int]], None] = None
     reason_code: str = ""
     reason_params: dict[str, Any] = field(default_factory=dict)
@@ -473,9 +477,9 @@ class LogSearchResult:
 class Registration:
     """POST /api/workers/register. {"worker_id": "worker1", "command": "python train.py", "host": "gpu01"}
 
-    `secret_sha256`: hex SHA-256 of a secret the launcher made itself and keeps; on approval it becomes its credential
-    (Authorization: Bearer <secret>). The fingerprint both sides show is `fingerprint(secret_sha256)`.
-    `attempt` > 0 and `state`: the launcher adopted a live child of that attempt.
+    `secret_sha256`: hex SHA-256 of a secret that the launcher has created and keeps; on approval the secret becomes its
+    credential (Authorization: Bearer <secret>). Both sides show `fingerprint(secret_sha256)`. `attempt` > 0 and
+    `state`: the launcher adopted a live process of that attempt.
     """
 
     worker_id: str
@@ -485,7 +489,7 @@ class Registration:
     secret_sha256: str = ""
     state: State = "stopped"
     attempt: int = 0
-    epoch: int = 0  # the epoch it last ran under, 0 = never
+    epoch: int = 0  # the epoch under which it last ran; 0: never
 
 
 @record
@@ -508,8 +512,9 @@ class RegisterReply:
 
 @record
 class SecretRenewal:
-    """POST /api/agents/<id>/secret, after a reply with `rotate`: the digest of the secret that the agent has made and
-    stored. {"rotation": "r-0f3a91bc77d0", "secret_sha256": "9f86…"}. 409 no_rotation: it is not asked for any more."""
+    """POST /api/agents/<id>/secret, after a reply with `rotate`: the digest of the secret that the agent has created
+    and stored. {"rotation": "r-0f3a91bc77d0", "secret_sha256": "9f86…"}. 409 no_rotation: the rotation is no longer
+    requested."""
 
     rotation: str
     secret_sha256: str
@@ -530,8 +535,8 @@ class WorkerHeartbeat:
 
 @record
 class WorkerReply:
-    """Answer to the plain heartbeat and to GET /api/workers/<id>/command. Commands are told once to a live launcher;
-    it confirms by its state, or by `results`."""
+    """Answer to the plain heartbeat and to GET /api/workers/<id>/command. Each command is sent once to a live launcher,
+    which confirms it by its state or by `results`."""
 
     worker_id: str
     desired: Desired = "running"
@@ -613,7 +618,7 @@ NESTED: dict[type, dict[str, tuple[str, type]]] = {
     WorkerReply: {"commands": ("list", Command)},
 }
 
-# The texts that are reasons (reasons.py): beside NAME stand NAME_code and NAME_params, where there is a code.
+# The fields that are reasons (reasons.py): NAME is accompanied by NAME_code and NAME_params if it has a code.
 REASONS: dict[type, tuple[str, ...]] = {
     ExitRecord: ("reason", "detail"),
     Health: ("detail",),

@@ -9,7 +9,8 @@ the text:
                                                           "params": {"k": 1, "n": 3, "delay_s": 5.0}}]}}
 
 A parameter is a number, a text, a list of texts, or another reason as {"code", "params"}; `also` holds the reasons that
-follow the first. What an agent sends is data: `accepted` bounds it, and a code without a template is shown as it is.
+follow the first. Reasons from agents are untrusted data: `accepted` bounds them, and a code without a template is shown
+unchanged.
 
 A template is a text with {name} or {name:form}; "one form|other form" is chosen by the parameter `n`. The manager's own
 codes, and Chinese for all of them, are in procguard/i18n/reasons.py.
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-TEXT = "text"  # a free text, or a sentence of a version that knew no codes
+TEXT = "text"  # a free text, or a sentence of a release without codes
 MAX_CODE_CHARS = 64
 MAX_PARAMS = 16
 MAX_ITEMS = 16  # of a list
@@ -34,7 +35,7 @@ LARGEST = 1e15
 
 
 class Reason(str):
-    """An English sentence with the code and the parameters, JSON-ready, that it was made of. "" is no reason."""
+    """An English sentence, with the code and the JSON-ready parameters from which it was rendered. "" is no reason."""
 
     __slots__ = ("code", "params")
 
@@ -49,13 +50,13 @@ class Reason(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, handler: Any) -> Any:
-        return handler(str)  # in declared answers of the API; the code stands beside it
+        return handler(str)  # in declared responses of the API, which contain the code as well
 
     def plain(self) -> dict[str, Any]:
         return {"code": self.code, "params": self.params}
 
     def then(self, *others: str | None) -> Reason:
-        """This one, and those after it; what is empty is left out."""
+        """This reason followed by others; empty ones are omitted."""
         made = self
         for other in others:
             if not other:
@@ -86,7 +87,7 @@ def because(code: str, /, **params: Any) -> Reason:
 
 
 def because_of(code: str, params: dict[str, Any]) -> Reason:
-    """A reason that was stored, in today's English."""
+    """A stored reason, rendered with the current English template."""
     text = render(HOST[code], params, english) if code in HOST else unknown(code, params, english)
     for one in also_of(params):
         text += "; " + because_of(one["code"], one["params"])
@@ -100,7 +101,7 @@ def also_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def of_exception(exc: BaseException) -> Reason:
-    """What an exception was raised with."""
+    """The reason with which an exception was raised, or its text."""
     said = exc.args[0] if exc.args else ""
     return said if isinstance(said, Reason) else Reason(str(exc))
 
@@ -198,7 +199,7 @@ def render(text: str, params: Mapping[str, Any], form: Callable[[str, Any], str]
     if "|" in text:
         one, _, other = text.partition("|")
         text = one if params.get("n") == 1 else other
-    first, *rest = text.split("{")  # without re, which a runner does not load
+    first, *rest = text.split("{")  # does not use re, which a runner does not load
     shown = [first]
     for part in rest:
         slot, end, after = part.partition("}")

@@ -29,7 +29,7 @@ from remote_agent.protocol.digests import blake2b, same
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.records import record
 
-NONCE_PREFIX = "session."  # the manager answers such a nonce with a session alone
+NONCE_PREFIX = "session."  # the manager answers such a nonce only with a session
 SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC
 OPEN_HEADER = "X-ProcGuard-Open"  # AGENT NONCE SEALED, in a session's first request
 ANSWER_HEADER = "X-ProcGuard-Proof"
@@ -87,7 +87,8 @@ def unseal_in_answer(key: bytes, number: int, text: str) -> str:
 
 
 def unseal(shared: bytes, sealed: str) -> Optional[str]:
-    """None for what can't be a sealed secret. Whether it is the right one, its digest tells."""
+    """Decrypt a sealed secret; None if it cannot be one. The caller compares its digest to check that it is the right
+    one."""
     try:
         data = bytes.fromhex(sealed)
         return _xor(shared, data).decode() if 0 < len(data) <= MAX_SECRET_BYTES else None

@@ -23,7 +23,7 @@ UNKNOWN = "unknown"  # never a runner's state: the manager shows it while the ag
 
 ALL = (STOPPED, STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED, UNKNOWN)
 ALIVE = (STARTING, RUNNING, STOPPING)  # a child may exist
-SETTLED = (STOPPED, EXITED, FAILED)  # no child, and none will come without a new start
+SETTLED = (STOPPED, EXITED, FAILED)  # no child exists, and none is started without a new request
 
 # from -> to. Any other transition is a bug: `check` raises. A worker that cannot be started goes via starting to
 # failed.

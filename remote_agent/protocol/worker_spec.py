@@ -130,7 +130,8 @@ class TerminalSpec:
 class WorkerSpec:
     """One supervised command. {"command": "python train.py --epochs 100", "working_dir": "~/project", "env": {}}
 
-    `command`: a string is split into shell words (or handed to /bin/sh -c where `shell`), a list is taken as it is.
+    `command`: a string is split into shell words (or passed to /bin/sh -c if `shell` is true); a list is used
+    unchanged.
     """
 
     command: Union[str, list[str]] = key(
@@ -198,7 +199,7 @@ class WorkerSpec:
 
 # Keys on which a running child depends: a change needs a restart; changes of other keys apply immediately.
 LAUNCH_FIELDS = ("command", "working_dir", "env", "shell", "stderr")
-# Added later: they count only where they are used, or an upgrade would call every running child outdated.
+# Added later. They are included only if they are set; otherwise an upgrade would mark every running child as outdated.
 LATER_LAUNCH_FIELDS = (
     "gpus", "env_file", "venv", "conda", "setup", "user", "umask", "limits", "pre_start", "container", "tty",
 )  # fmt: skip

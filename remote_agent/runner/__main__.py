@@ -29,7 +29,7 @@ def detach() -> int:
 
 
 if __name__ == "__main__":
-    gc.disable()  # modules leave next to no garbage; Runner.run enables it again
+    gc.disable()  # importing modules creates almost no garbage; Runner.run enables collections again
     report_to = -1 if "--foreground" in sys.argv else detach()
     # -I leaves the script's directory out of the path; this is the release's.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))

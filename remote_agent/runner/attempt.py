@@ -46,9 +46,9 @@ class Attempt:
         self.launch_digest = launch_digest
         self.started = now
         self.failure = ""  # why exec failed
-        self.cause = ""  # why we ended it ourselves ("start_timeout", "unhealthy"), for the exit record
+        self.cause = ""  # why the runner ended it ("start_timeout", "unhealthy"), for the exit record
         self.detail = ""
-        self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command is still to come
+        self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command runs afterwards
         self.hook_until = 0.0
         self.first_pid = 0  # of a container: its pid 1; `pid` is what is waited for
         self.start_deadline = self.ready_at = self.healthy_at = 0.0  # see `expect`; healthy_at: once it runs
@@ -135,11 +135,11 @@ class Attempt:
     def ended(self, wait_status: int, now: float, was_running: bool) -> Ending:
         """The attempt's ending, from its wait status."""
         self.check_exec()
-        self._forget_exec()  # it may have died before exec without a word
+        self._forget_exec()  # it may have died before exec without a report
         signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
         code = os.WEXITSTATUS(wait_status)
         if signal is None and self.first_pid not in (0, self.pid) and 128 < code < 128 + 65:
-            signal = code - 128  # conmon's way of saying so
+            signal = code - 128  # how conmon reports this
         return Ending(
             code=None if signal is not None or self.failure else code,
             signal=signal,
@@ -169,10 +169,10 @@ def build_launch(
     worker_dir: str,
     hook: dict[str, object] | None = None,
 ) -> child.Launch:
-    """What the agent resolved into spec.json (`argv`, `cwd`, `start`), with environment and log files of attempt
-    `number`; for `hook` (of `start`) its own words instead of the command's.
+    """The Launch for what the agent resolved into spec.json (`argv`, `cwd`, `start`), with the environment and log
+    files of attempt `number`; for a `hook` (of `start`), with the hook's arguments instead of the command's.
 
-    Raises child.NotStarted where spec.json names no command, or env_file, venv or conda are not what they should be.
+    Raises child.NotStarted if spec.json contains no command, or env_file, venv or conda are unusable.
     """
     argv = (hook or assignment).get("argv")
     if assignment.get("error") or not isinstance(argv, list) or not argv or not argv[0]:

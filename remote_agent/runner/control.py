@@ -7,7 +7,7 @@ buffer. Knows nothing of workers' states; the caller interprets the messages.
     agent -> runner   {"op":"hello","v":1}  {"op":"assign","desired":"stopped","generation":4,"epoch":1000003}
                       {"op":"restart","attempt":3,"id":"c-1","until_ns":…}
                       {"op":"kill","attempt":3,"id":"c-2","until_ns":…}
-                      {"op":"lease","epoch":1000003,"until_ns":…}      moments on CLOCK_BOOTTIME
+                      {"op":"lease","epoch":1000003,"until_ns":…}      times on CLOCK_BOOTTIME
                       {"op":"health","status":"failing","detail":"…","restart":true}
                       {"op":"progress","value":12.0}
     runner -> agent   {"type":"status", …state.json…}  {"type":"event", …WorkerEvent…}
@@ -16,7 +16,7 @@ buffer. Knows nothing of workers' states; the caller interprets the messages.
 
 from __future__ import annotations
 
-import _socket  # socket itself has selectors and enums with it: 0.26 MB and 2 ms of each runner
+import _socket  # the module socket imports selectors and enum: 0.26 MB and 2 ms per runner
 import os
 import sys
 
@@ -53,8 +53,8 @@ def runner_argv(
 
     `release_dir` holds the package remote_agent (in a checkout: the repository's root). `lease`: (epoch, until_ns) of a
     fenced worker, so that its start does not wait for the connection. `stop`: (generation, epoch) of an assignment that
-    does not want it to run and that could not be written. `seen`: (pid, start) of what the agent saw below a runner
-    that died.
+    does not want it to run and that could not be written. `seen`: (pid, start) of processes that the agent observed
+    below a runner that has died.
     """
     script = os.path.join(release_dir, "remote_agent", "runner", "__main__.py")
     words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
@@ -89,7 +89,7 @@ class LineBuffer:
                 messages.append(message)
             elif self._skipping or line.strip():
                 self.dropped += 1
-            self._skipping = False  # that was the end of the line that was too long
+            self._skipping = False  # the end of a line that was too long
         if len(self._rest) > MAX_LINE_BYTES:
             self._rest = b""
             self._skipping = True

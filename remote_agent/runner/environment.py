@@ -104,8 +104,8 @@ def read_env_file(path: str) -> dict[str, str]:
 
 
 def parse_env(text: str) -> dict[str, str]:
-    """What a dotenv file says. `export` is allowed, # begins a comment, quotes keep spaces and line ends, \\n and the
-    like count in double quotes only, $ is an ordinary character. Raises ValueError "<line>: what is wrong"."""
+    """Parse a dotenv file. `export` is allowed, # begins a comment, quotes keep spaces and line ends, escapes (\
+) apply only in double quotes, and $ is an ordinary character. Raises ValueError "<line>: what is wrong"."""
     values: dict[str, str] = {}
     lines = text[1:].split("\n") if text.startswith("\ufeff") else text.split("\n")
     number = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from remote_agent.runner.terminal import Terminal
 
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
-OOM_SCORE_ADJ = 500  # when memory runs out the kernel takes the job, not its runner
+OOM_SCORE_ADJ = 500  # when memory runs out, the kernel kills the job rather than its runner
 EXIT_NOT_STARTED = 127
 MAX_FAILURE_BYTES = 4096
 ALL_SIGNALS = (*range(1, 32), *range(34, 65))  # 32 and 33 are reserved by the C library
@@ -39,7 +39,8 @@ EXECUTED, HOPELESS, FAILED = "executed", "hopeless", "failed"
 
 
 class Launch:
-    """What to start. `argv` is ready to exec; `cwd` absolute or "" (the caller's); `err_path` "" merges stderr.
+    """The process to start. `argv` is ready to exec; `cwd` is absolute or "" (the caller's); `err_path` "" merges
+    stderr into stdout.
 
     `setup`: argv is a shell that runs these lines, and scripts, before `command`. `umask` -1: inherited.
     `run_as`: {"uid", "gid", "groups", "name"}; `rlimits`: [["nofile", "RLIMIT_NOFILE", 4096], …], -1 is unlimited.
@@ -66,7 +67,7 @@ class Launch:
         self.hangup_ends = True
 
     def defaulted(self) -> tuple[int, ...]:
-        """The signals that get their default effect again."""
+        """The signals that are reset to their default action in the child."""
         return DEFAULTED if self.hangup_ends else tuple(number for number in DEFAULTED if number != signal.SIGHUP)
 
 
@@ -129,7 +130,8 @@ def _open_log(path: str) -> int:
 
 
 def _report_pipe() -> tuple[int, int]:
-    """Both ends close on exec, and none is REPORT_FD itself: dup2 to itself would leave it closing."""
+    """A pipe whose ends close on exec. Neither end is REPORT_FD, because dup2 to the same descriptor would not clear
+    close-on-exec."""
     readable, writable = os.pipe()
     os.set_blocking(readable, False)
     try:
@@ -234,7 +236,7 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         # The message is created here, with the rights of the new user: the runner may read files that this user may
         # not.
         _report(report, explain(stage, exc.errno or 0, _name(exc), launch))
-    except BaseException as exc:  # after a fork nothing may escape into the runner's own code
+    except BaseException as exc:  # no exception may propagate into the runner's own code after a fork
         _report(report, explain(stage, 0, str(exc), launch, reasons.of_exception(exc)))
     finally:
         os._exit(EXIT_NOT_STARTED)
@@ -375,7 +377,7 @@ def _reported(text: str) -> Reason:
 
 
 def _explain_missing(path: str, launch: Launch) -> Reason:
-    """The shell before the command did not find it in the PATH that its lines had made."""
+    """The shell before the command did not find it in the PATH set by the setup lines."""
     if launch.run_as:
         from remote_agent.system import identity
 
@@ -398,7 +400,8 @@ def _search(path: str, launch: Launch) -> Reason:
 
 
 def explain_line(code: str, number: str, launch: Launch) -> Reason:
-    """Line `number` of its setup ended the shell with exit code `code`; 0: an activation script of its conda."""
+    """The message for a shell that ended with exit code `code` in line `number` of `setup`; 0: in an activation script
+    of conda."""
     lines = launch.setup or []
     if not number.isdecimal() or not 0 < int(number) <= len(lines):
         return because("start.conda_failed", code=code[:20])
@@ -407,7 +410,7 @@ def explain_line(code: str, number: str, launch: Launch) -> Reason:
 
 
 def explain(stage: str, number: int, detail: str, launch: Launch, why: Reason = NONE) -> Reason:
-    """`detail`: the file that was looked at (stage exec), or what went wrong (stage setup)."""
+    """`detail`: the examined file (stage exec), or the error (stage setup)."""
     if stage == "cwd":
         return _explain_cwd(number, launch.cwd)
     if stage == "exec":

@@ -78,7 +78,7 @@ class Alarm:
         self._at_ns = at_ns
         if self._fd < 0:
             return
-        # struct itimerspec: interval, then the moment; each seconds and nanoseconds.
+        # struct itimerspec: interval, then time; each in seconds and nanoseconds.
         value = (libc.c_long * 4)(0, 0, at_ns // 1_000_000_000, at_ns % 1_000_000_000)
         processes.libc().timerfd_settime(self._fd, TFD_TIMER_ABSTIME, value, None)
 

@@ -1,7 +1,7 @@
 """The files that a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
 
 Any write may fail (full disk, read-only home); the data is then kept in a bounded buffer and retried, and the runner
-continues. `kept` tells whether the latest state is on some disk (system/state_files.py); until it is, nothing is
+continues. `kept`: whether the latest state is stored on some disk (system/state_files.py); until then, nothing is
 started and the runner does not exit. The hot path does not wait for the disk: files are replaced by rename, and `sync`
 makes them durable afterwards.
 """

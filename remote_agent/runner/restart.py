@@ -5,9 +5,10 @@ a decision with a reason. Plain classes, because the runner must stay small.
 
 - policy "on-failure" restarts failed attempts, "always" also successful ones, "never" none.
 - The first restart of a budget is immediate, then the delays of `backoff_s` apply (the last one repeats), ± jitter.
-- After `max_attempts` automatic restarts the worker is failed. Running for `healthy_after_s` resets the budget; where
-  `progress` is declared, progress does instead (`has_progressed`), however long an attempt runs.
-- A member of a gang never restarts alone: where others restart it fails, and where others finish it finishes.
+- After `max_attempts` automatic restarts the worker is failed. Running for `healthy_after_s` resets the budget. If
+  `progress` is declared, only progress resets it (`has_progressed`), however long an attempt runs.
+- A member of a gang never restarts alone: it fails where another worker would be restarted, and finishes where another
+  would finish.
 - An attempt that has run for max_run_s fails and is not restarted; under "always" the next one follows at once. Neither
   uses a restart.
 - Failures with a cause in `never_on` (runner/failure_causes/) are not restarted.
@@ -58,16 +59,16 @@ class RestartRules:
         codes = values.get("success_exit_codes")
         self.success_exit_codes = [int(code) for code in _numbers(codes)] if isinstance(codes, list) else [0]
         self.never_on = _words(values.get("never_on"))
-        self.gang = False  # not of the specification: the assignment says so
+        self.gang = False  # not part of the specification: set by the assignment
 
 
 class Ending:
     """How one attempt ended.
 
-    `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is told where the exit
-    status alone misleads: "" | "not_started" (and would not the next time) | "start_timeout" | "unhealthy" | "lost"
-    (nobody saw the exit) | "time_limit" (max_run_s) | "taken" (it had to end, for no fault of its own); `detail`
-    explains it. `failure`: why it failed by itself, where its last lines prove it; `proof` says so in words.
+    `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is set if the exit status
+    alone is misleading: "" | "not_started" (and a retry cannot help) | "start_timeout" | "unhealthy" | "lost" (the exit
+    was not observed) | "time_limit" (max_run_s) | "taken" (ended through no fault of its own); `detail` explains it.
+    `failure`: the cause of its own failure, if proven by its last lines; `proof` describes it in words.
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class Ending:
 
 
 def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> RestartDecision:
-    """What follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) places the delay in its jitter."""
+    """Decide what follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) selects the delay within its
+    jitter."""
     restarts = remaining_restarts(restarts, ending.ran_s, policy)
     why = describe(ending)
     if policy.gang and not succeeded(ending, policy):
@@ -135,7 +137,8 @@ def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> Res
 
 
 def remaining_restarts(restarts: int, ran_s: float, policy: RestartRules) -> int:
-    """The spent budget once an attempt has run `ran_s`: long enough gives all of it back, unless progress does."""
+    """The restarts spent after an attempt has run for `ran_s`: 0 once it has run long enough, unless only progress
+    resets the budget."""
     return 0 if ran_s >= policy.healthy_after_s and not policy.progress else restarts
 
 
@@ -151,9 +154,9 @@ def has_progressed(highest: object, value: object) -> tuple[bool, float | None]:
 
 
 def needs_runner(spec: dict[str, object], status: dict[str, object]) -> bool:
-    """Is there something for a runner to do? `spec` an assignment, `status` the last state.json ({}: never ran).
+    """Whether a runner has something to do. `spec`: an assignment; `status`: the last state.json ({}: never ran).
 
-    Yes while a child may exist or a restart is due: also where a settled worker was `in_hand` of a runner that died.
+    True while a child may exist or a restart is due, and for a settled worker that was `in_hand` of a runner that died.
     `spec["unleased"]`: a fenced worker without a lease starts nothing; leftovers of a dead runner are still stopped.
     """
     settled = (status.get("state") or "stopped") in ("stopped", "exited", "failed")
@@ -161,10 +164,10 @@ def needs_runner(spec: dict[str, object], status: dict[str, object]) -> bool:
 
 
 def may_start(spec: dict[str, object], status: dict[str, object]) -> bool:
-    """Of a settled worker: it is to run and was not told to rest.
+    """Whether a settled worker may start: its desired state is running, and no operator has stopped it.
 
-    Exited and failed need a new generation, and so does stopped when an operator did it (`held`); one that was stopped
-    only because its host went down starts again, and so does one whose runner died just before its first start.
+    An exited or failed worker, or one stopped by an operator (`held`), needs a new generation. A worker that was
+    stopped only because its host shut down starts again, and so does one whose runner died just before its first start.
     """
     if spec.get("desired") != "running":
         return False
@@ -179,10 +182,10 @@ END_STOPPED, END_THEN_START = "end_stopped", "end_then_start"
 
 
 def take_over(spec: dict[str, object], former: dict[str, object], state: str) -> str:
-    """What follows the last word of a former runner, once what it left is gone. `spec` the assignment, `former` its
-    state.json ({}: never ran), `state` the worker's by that.
+    """The action after a previous runner, once the processes that it left have ended. `spec`: the assignment; `former`:
+    the previous runner's state.json ({}: never ran); `state`: the worker's state according to it.
 
-    END_STOPPED, END_THEN_START: a stop is brought to its end. BY_POLICY: its attempt ended unseen. GO_ON: the pause.
+    END_STOPPED, END_THEN_START: complete a stop. BY_POLICY: its attempt ended unobserved. GO_ON: continue the delay.
     """
     wanted = spec.get("desired") == "running"
     afresh = _number(spec, "generation", 0) > _number(former, "generation", 0)
@@ -236,7 +239,7 @@ def _how(ending: Ending) -> Reason:
 
 
 def describe_left(count: int, names: list[str], ending: Ending) -> Reason:
-    """The reason after a command that left processes in the background: that they were ended, and what to do."""
+    """The reason for a command that left processes in the background: they were ended, and what to do about it."""
     left = because("exit.left_named", n=count, names=names) if names else because("exit.left", n=count)
     return left.then(because("exit.foreground")) if ending.code == 0 else left
 

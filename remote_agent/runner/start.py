@@ -25,7 +25,7 @@ USAGE = (
 
 
 def leave_terminal(log_path: str) -> None:
-    """The daemon's directory and streams from now on."""
+    """Change the daemon's working directory and standard streams."""
     os.chdir("/")
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
@@ -95,8 +95,8 @@ def read_pair(option: str, text: str, expected: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str], report_to: int = -1) -> int:
-    """`report_to`: of a daemon, the descriptor on which the process that started it waits for the exit code, one byte;
-    -1: it stays in the foreground."""
+    """`report_to`: in a daemon, the descriptor on which the starting process waits for the exit code (one byte); -1: in
+    the foreground."""
     try:
         options = parse(arguments)
         worker_dir, runtime_dir = options.worker_dir, options.runtime_dir
@@ -132,5 +132,5 @@ def _refuse(report_to: int, code: int, text: str) -> int:
 def _say(report_to: int, code: int) -> None:
     try:
         os.write(report_to, bytes([code]))
-    except OSError:  # nobody waits any more
+    except OSError:  # the reader has gone
         pass

@@ -6,8 +6,8 @@
 
 The keeper is a process forked from the runner. It alone copies while it lives, so no byte is copied twice or out of
 order, and it outlives a runner that is killed: without it the kernel would send SIGHUP to the job and discard its last
-output. It ends once no process has the terminal open any more. A runner that lives starts another keeper where one was
-killed. Lost is only what a keeper had read and not yet written when it was killed with SIGKILL: at most READ_BYTES.
+output. It ends once no process has the terminal open any more. A live runner replaces a killed keeper. The only
+possible loss is what a keeper had read but not yet written when it was killed with SIGKILL: at most READ_BYTES.
 
 Loaded for workers with `tty` only: the memory of other runners does not grow.
 """
@@ -27,10 +27,10 @@ import time
 from remote_agent.system import processes
 
 READ_BYTES = 65536
-SETTLE_S = 0.5  # the longest wait for the keeper to have copied what was written so far
+SETTLE_S = 0.5  # the maximum time that the keeper needs to copy the output written so far
 REVIVE_S = 1.0
 ROOM_AGAIN_S = 0.2  # a full disk: the job waits at its terminal, as it would at a slow one
-MAX_DRAIN_BYTES = 1024 * 1024  # more than the kernel holds of a terminal
+MAX_DRAIN_BYTES = 1024 * 1024  # more than the kernel buffers for a terminal
 KEEPER_NAME = b"procguard-tty"
 PR_SET_NAME = 15
 PTMX = "/dev/ptmx"
@@ -67,13 +67,14 @@ class Terminal:
             raise
 
     def started(self) -> None:
-        """The job has the terminal open now. Without this process's own end its closing is noticed."""
+        """The job has the terminal open now. Close this process's own end, so that the closing by the job is
+        detected."""
         if self._slave >= 0:
             os.close(self._slave)
         self._slave = -1
 
     def settle(self) -> bool:
-        """Return once what was written so far is in the log; after SETTLE_S in any case. False: the keeper ends."""
+        """Wait until the output written so far is in the log, at most SETTLE_S. False: the keeper ends."""
         if not self.keeper:
             return True
         self._asked = (self._asked + 1) % 256
@@ -93,7 +94,7 @@ class Terminal:
         return True
 
     def ended(self, pid: int) -> None:
-        """A child of this process has ended: the keeper, perhaps while the job lives."""
+        """A child of this process has ended; if it was the keeper, the job may still be running."""
         if pid == self.keeper:
             self.keeper = 0
             os.close(self._ask)
@@ -107,8 +108,8 @@ class Terminal:
         return max(self._revive_at - time.monotonic(), 0.0)
 
     def revive(self) -> None:
-        """Start another keeper where one was killed. Where one has ended because the job closed its terminal, look
-        from time to time whether it has opened it again."""
+        """Start another keeper if one was killed. If it has ended because the job closed its terminal, check
+        periodically whether the job has opened it again."""
         if self.revive_in_s > 0:
             return
         self._revive_at = time.monotonic() + REVIVE_S
@@ -117,12 +118,12 @@ class Terminal:
         if not any(events & select.POLLHUP for _, events in poller.poll(0)):
             try:
                 self._keep()
-            except OSError:  # no process to be had: later
+            except OSError:  # no process can be created: retry later
                 pass
 
     def kill(self) -> None:
-        """The tree is being killed. A keeper that waits for room on a full disk would never end; `finish` copies the
-        rest."""
+        """The process tree is being killed. A keeper that waits for space on a full disk would never end; `finish`
+        copies the rest."""
         self._ending = True
         if self.keeper:
             os.kill(self.keeper, signal.SIGKILL)  # our own child, not reaped yet
@@ -139,7 +140,7 @@ class Terminal:
                 copied += len(data)
                 while data:
                     data = data[os.write(self._log, data) :]
-        except OSError:  # EIO: that was all. ENOSPC: no room for the rest
+        except OSError:  # EIO: end of the output. ENOSPC: no space for the rest
             pass
         self.close()
 
@@ -188,11 +189,11 @@ def _keep(master: int, log: int, ask: int) -> None:
             if int(name) > 2 and int(name) not in (master, log, ask):
                 try:
                     os.close(int(name))
-                except OSError:  # the one that listed them
+                except OSError:  # the descriptor that listed them
                     pass
         processes.libc().prctl(PR_SET_NAME, KEEPER_NAME, 0, 0, 0)
         _copy(master, log, ask)
-    finally:  # nothing may get back into the runner's own code
+    finally:  # no exception may propagate into the runner's own code
         os._exit(0)
 
 
@@ -209,7 +210,7 @@ def _copy(master: int, log: int, ask: int) -> None:
                 data = os.read(master, READ_BYTES)
             except BlockingIOError:
                 continue
-            except OSError:  # EIO: nobody has it open
+            except OSError:  # EIO: no process has it open
                 return
             _append(log, data)
         elif ask in ready:

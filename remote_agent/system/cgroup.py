@@ -93,7 +93,7 @@ class WorkerGroup:
             self._inside = _write(_procs(self.path), b"0")
 
     def kill(self) -> None:
-        """SIGKILL to everything inside, at one instant. This process steps out before."""
+        """SIGKILL to everything inside, at one instant. This process leaves the group first."""
         if self._inside and not self._step_out():
             return
         for path in (self.path, self._former):

@@ -42,7 +42,7 @@ def wanted(limits: dict[str, float | None]) -> list[tuple[str, str, str, str]]:
 
 
 def _hand_down(parent: str, controller: str) -> str:
-    """Have `parent` give its children the controller. Returns why it can't, "" = it does."""
+    """Enable the controller for the children of `parent`. Returns the error; "" on success."""
     control = os.path.join(parent, "cgroup.subtree_control")
     if controller in _words(control):
         return ""

@@ -28,7 +28,7 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 PR_SET_DUMPABLE = 4
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 KEYCTL_JOIN_SESSION_KEYRING = 1
-# A user's environment starts from these and nothing of the agent's, which may hold root's secrets.
+# The base of a user's environment. Nothing else of the agent's is included, because it may contain root's secrets.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OF_THE_HOST = ("LANG", "LANGUAGE", "TZ")  # and LC_*
 
@@ -64,8 +64,7 @@ def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: fl
     """Run `question()` in a child process with that user's rights and return its result (a JSON value).
 
     For single-threaded processes. Raises ValueError with the text of a ValueError of `question`, otherwise OSError,
-    also
-    if the user stops or kills the process.
+    also if the user stops or kills the process.
     """
     readable, writable = os.pipe()
     pid = os.fork()
@@ -122,7 +121,7 @@ def _answer(run_as: dict[str, object], question: Callable[[], object], writable:
 
 
 def _read_all(readable: int, timeout_s: float) -> bytes | None:
-    """None: no end of it in time, or no bounds to it."""
+    """All data up to the end; None if it did not end in time or is too long."""
     deadline = time.monotonic() + timeout_s
     said = b""
     poller = select.poll()

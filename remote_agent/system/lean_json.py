@@ -1,8 +1,8 @@
 """`loads` and `dumps` of JSON without the package `json`, which loads `re`, `enum` and `collections`: a fifth of the
 processor time that the start of a runner takes.
 
-Both use the C functions that `json` uses. Whatever they do not accept goes to `json`, which raises the error; so does
-everything where this interpreter has no such functions.
+Both use the C functions of `json`. Values that these do not accept are passed to `json`, which raises the error. `json`
+is also used if the interpreter has no such functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_A_NUMBER = {"-Infinity": float("-inf"), "Infinity": float("inf"), "NaN": fl
 
 
 class _Context:
-    """What the scanner asks for; see json.decoder.JSONDecoder."""
+    """The attributes that the scanner reads; see json.decoder.JSONDecoder."""
 
     strict = True
     object_hook = object_pairs_hook = None
@@ -57,7 +57,7 @@ def loads(data: str | bytes) -> Any:
             value, end = _scan(text, 0)
             if end == len(text):
                 return value
-        except (ValueError, StopIteration, SystemError):  # SystemError: of one that finds no json.decoder to raise
+        except (ValueError, StopIteration, SystemError):  # SystemError: json.decoder was not found
             pass
     import json
 

@@ -1,5 +1,5 @@
-"""Functions of the C library that Python has no call for, without the package `ctypes`, whose import costs 4 ms of
-processor time per runner: its C part suffices for numbers and arrays of numbers.
+"""Functions of the C library that Python does not provide, called without the package `ctypes`, whose import costs 4 ms
+of processor time per runner. Its C module is sufficient for numbers and arrays of numbers.
 
 An interpreter that has this part in another form (PyPy) uses `ctypes`.
 """

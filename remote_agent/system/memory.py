@@ -11,7 +11,7 @@ import gc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGE_BYTES = 256 * 1024
 _USUAL = gc.get_threshold() if hasattr(gc, "get_threshold") else ()
-_SELDOM = 50_000  # objects more than there were
+_SELDOM = 50_000  # objects created between two collections
 
 
 def begin_small() -> None:

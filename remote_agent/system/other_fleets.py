@@ -17,12 +17,12 @@ from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 
 # manager: an address of its manager, "" if none is known. workers: ids of those whose runner lives here. insists: it
-# was itself deployed with --another-fleet.
+# was deployed with --another-fleet.
 Other = namedtuple("Other", ["fleet_id", "host", "directory", "manager", "agent_runs", "workers", "insists"])
 
 
 def found(home: str, fleet_id: str) -> "list[Other]":
-    """The agents and launchers of other fleets that are alive on this host, or have a worker that is."""
+    """The agents and launchers of other fleets on this host that are alive or have a live worker."""
     others = []
     for fleet in _names(home):
         if fleet in (fleet_id, "releases") or not valid_id(fleet):

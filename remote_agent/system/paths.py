@@ -22,7 +22,7 @@ import stat
 
 from remote_agent.system import lean_json
 
-MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final NUL
+MAX_SOCKET_PATH_BYTES = 107  # sun_path has 108 bytes with its final NUL
 SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - owner and mode of what lies there are checked
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
@@ -188,8 +188,8 @@ def choose_runtime_dir(home: str, fleet_id: str, host: str, launcher_worker: str
 
 
 def keep_runtime_dir(known: str, home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
-    """The recorded directory if it can be exclusively ours (created again after a reboot emptied /tmp), otherwise
-    another one."""
+    """The recorded directory if it belongs exclusively to this user (created again after a reboot emptied /tmp),
+    otherwise another one."""
     try:
         if known:
             _ensure_runtime_dir(known)

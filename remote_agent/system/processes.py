@@ -60,7 +60,7 @@ _libc = c.load()
 
 
 def libc() -> c.Library:
-    """The C library, for what Python has no call for."""
+    """The C library, for functions that Python does not provide."""
     return _libc
 
 
@@ -144,7 +144,7 @@ def identity_of(pid: int) -> Identity | None:
 
 
 def is_alive(identity: Identity) -> bool:
-    """The very process of `identity` runs (a zombie does not)."""
+    """Whether exactly the process of `identity` is running; a zombie is not."""
     found = _match(identity)
     return found is not None and found.state not in ("Z", "X")
 
@@ -208,7 +208,7 @@ def all_processes() -> dict[int, StatLine]:
 
 
 def descendants(roots: set[int], processes: dict[int, StatLine]) -> list[StatLine]:
-    """Every process below `roots` (not the roots), nearest first; the dead ones are left out."""
+    """Every live process below `roots` (without the roots), nearest first."""
     children: dict[int, list[StatLine]] = {}
     for process in processes.values():
         children.setdefault(process.ppid, []).append(process)
@@ -256,7 +256,8 @@ def members_left_behind(
 
 
 def carries_cookie(pid: int, cookie: str) -> bool:
-    """The environment `pid` was started with names the cookie. Unreadable (another user's process) is no."""
+    """Whether the initial environment of `pid` contains the cookie. False if it is not readable (another user's
+    process)."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = b"\0" + file.read(MAX_ENVIRON_BYTES)
@@ -303,5 +304,5 @@ def _self_and_ancestors(processes: dict[int, StatLine]) -> set[int]:
 
 
 def signal_all(members: list[Identity], number: int) -> int:
-    """Signal each; how many were reached."""
+    """Send the signal to each; returns the number of processes that received it."""
     return sum(send_signal(member, number) for member in members)

@@ -99,7 +99,7 @@ def keep_in_runtime(runtime_dir: str, worker_dir: str, state: State) -> bool:
 
 
 def forget_runtime(runtime_dir: str, worker_dir: str) -> None:
-    """state.json is newer, or the worker is removed."""
+    """Delete the copy in the runtime directory: state.json is newer, or the worker was removed."""
     try:
         os.unlink(paths.runtime_state(runtime_dir, worker_dir))
     except OSError:

@@ -219,8 +219,7 @@ def _named(process: GpuProcess) -> str:
 
 
 def _still_there(process: GpuProcess) -> bool:
-    """Whether a process still exists. One that was visible at the time of the reading and has ended since holds
-    nothing."""
+    """Whether a process still exists. A process that has ended since the reading occupies nothing."""
     return not process.name or os.path.exists(f"/proc/{process.pid}")
 
 

@@ -1,4 +1,4 @@
-"""Facts about the host (HostFacts), and the choice of the meter: /proc if it is readable, otherwise none.
+"""Facts about the host (HostFacts), and selection of the meter: /proc if it is readable, otherwise none.
 
 `sample()` of either returns a proc_usage.Sample. Without /proc, usage is "unavailable" and everything else works.
 """

@@ -22,7 +22,7 @@ MAX_GPUS = 64
 NOT_SUPPORTED, INSUFFICIENT_SIZE = 3, 7  # NVML's return codes
 UNKNOWN_MEMORY = 2**64 - 1
 THROTTLES = ((0x8, "hw_slowdown"), (0x20, "sw_thermal"), (0x40, "hw_thermal"), (0x80, "hw_power_brake"))
-# Queried separately, because a driver that does not know all of these fields answers none of a query.
+# Queried separately, because a driver that lacks one of the fields rejects the whole query.
 SMI_HEALTH = ("pci.bus_id", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure",
               "clocks_throttle_reasons.active")  # fmt: skip
 SMI_FIELDS = ("index", "uuid", "name", "utilization.gpu", "memory.used", "memory.total", "power.draw",

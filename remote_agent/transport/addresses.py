@@ -36,8 +36,8 @@ class Addresses:
         memory: Optional[ManagersFile] = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`urls`: the configured ones. `tunnel_url`: the one of them that leads into a tunnel of the manager's, if any
-        does. `file`: what `read_again` reads. `memory`: what is learned outlives this process there."""
+        """`urls`: the configured ones. `tunnel_url`: the one that leads into the manager's tunnel, if any. `file`: the
+        file that `read_again` reads. `memory`: stores what is learned beyond the end of this process."""
         if not urls:
             raise ValueError("no manager address")
         self._lock = threading.Lock()
@@ -54,8 +54,8 @@ class Addresses:
         self._urls = self._joined()
         self._current = 0
         self._silent: dict[str, float] = {}  # until when (monotonic) an address counts as silent
-        self._failures = 0  # in a row, without any answer in between
-        self.edition = 0  # rises with other addresses or a new leader: connections of an earlier one are closed
+        self._failures = 0  # consecutive failures, without any response between them
+        self.edition = 0  # increases with new addresses or a new leader: connections of an earlier edition are closed
         self._lasting: list[Any] = []
 
     # ------------------------------------------------------------------------------------------- which one
@@ -75,8 +75,8 @@ class Addresses:
             return PATIENT_CONNECT_S if self._failures >= 2 * len(self._urls) else QUICK_CONNECT_S
 
     def failed(self, url: str, *, silent: bool = False) -> None:
-        """`url` did not answer, or not as the leader: the next one is tried, unless another connection has moved on
-        already. `silent`: not even in time."""
+        """Record that `url` did not answer as the leader. The next one is used, unless another connection has already
+        selected one. `silent`: there was no response in time."""
         with self._lock:
             self._failures += 1
             if silent:
@@ -85,8 +85,8 @@ class Addresses:
                 self._current = (self._current + 1) % len(self._urls)
 
     def stands_by(self, url: str, leader: str = "") -> None:
-        """A manager answers at `url` that does not lead; `leader`: who does, as far as a proven one knows. Addresses
-        that were silent just now are not waited for: that manager may lead in a moment."""
+        """Record that the manager at `url` is a standby. `leader`: the leader's address, if a proven manager reported
+        it. Addresses that were silent just before are skipped, because this standby may become the leader soon."""
         now = time.monotonic()
         with self._lock:
             self._failures = 0
@@ -195,8 +195,8 @@ class Addresses:
 
 
 class ManagersFile:
-    """known_managers.json: {"term": 28944000, "managers": ["http://10.0.0.5:5000"]}. A disk that refuses delays what is
-    stored, never what is known."""
+    """known_managers.json: {"term": 28944000, "managers": ["http://10.0.0.5:5000"]}. If the disk refuses writes,
+    storing is delayed, but not the use of what was learned."""
 
     def __init__(self, agent_dir: str) -> None:
         self._path = paths.known_managers_file(agent_dir)

@@ -33,7 +33,7 @@ LOG_TIMEOUT_S = 15.0  # the manager may delay log bytes until it has space
 SLOWEST_BYTES_PER_S = 16 * 1024  # the timeout of a body assumes this rate, in addition to the time for the response
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
-RETRY_GROWS = 3.0  # the sooner all agents have the same bound, the evener they come back to a manager that was away
+RETRY_GROWS = 3.0  # with a bound that all agents reach soon, they reconnect evenly after an outage of the manager
 FIRST_REFUSED_S, LAST_REFUSED_S = 2.0, 30.0
 
 
@@ -98,7 +98,7 @@ def _chance() -> float:
 
 
 def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float] = _chance) -> float:
-    """Full jitter: uniform between (almost) 0 and a bound that grows with each failure in a row (1 = the first)."""
+    """Full jitter: uniform between (almost) 0 and a bound that grows with each consecutive failure (1 = the first)."""
     first, last = (FIRST_REFUSED_S, LAST_REFUSED_S) if refused else (FIRST_RETRY_S, LAST_RETRY_S)
     bound: float = min(last, first * RETRY_GROWS ** min(max(0, failures - 1), 20))
     return max(0.02, bound * rng())
@@ -134,9 +134,9 @@ class Connection:
         self._http: Optional[HttpConnection] = None
         self._proven: Optional[HttpConnection] = None  # the connection on which the manager has proven its identity
         self._session: Optional[session.ClientSession] = None  # the session on that connection
-        self._secret = ""  # the one that this connection was opened for
+        self._secret = ""  # the secret with which this connection was opened
         self._edition = 0  # edition of the addresses when it was opened
-        self._zmq: Optional[ZmqWire] = None  # while it is open, there is no HTTP connection
+        self._zmq: Optional[ZmqWire] = None  # while this is open, there is no HTTP connection
         self._zmq_answered = False
         self._base = ""
         self._url = ""
@@ -519,8 +519,8 @@ def _stands_by(reply: Reply) -> bool:
 
 
 def _of_all(failures: list[LinkDown]) -> LinkDown:
-    """The error that represents the failures at several addresses. `Unknown` counts only if no address
-    says otherwise: the one that leads may be the one that is silent."""
+    """The error that represents the failures at several addresses. `Unknown` counts only if every address reports it,
+    because the leader may be the one that does not respond."""
     if all(isinstance(one, UnprovenManager) for one in failures):
         return failures[0]
     text = "; ".join(dict.fromkeys(str(one) for one in failures[:4]))
@@ -559,7 +559,7 @@ def _json_object(payload: bytes) -> dict[str, Any]:
 
 
 def _timed_out(exc: Optional[BaseException]) -> bool:
-    return isinstance(exc, (TimeoutError, socket.timeout))  # two classes before Python 3.10, and zmq_wire's
+    return isinstance(exc, (TimeoutError, socket.timeout))  # two classes before Python 3.10, and that of zmq.py
 
 
 def _reason(exc: BaseException) -> str:

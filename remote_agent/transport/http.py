@@ -15,8 +15,8 @@ from remote_agent.protocol.records import record
 from remote_agent.transport.tls import Trust
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_EXCHANGE_S = 600.0  # bounds a peer that sends one byte now and then
-HEAD_PIECE_BYTES = 4 * 1024  # most answers are whole in it; larger pieces for small answers would tear the heap
+MAX_EXCHANGE_S = 600.0  # limits the time of a peer that sends single bytes slowly
+HEAD_PIECE_BYTES = 4 * 1024  # most responses fit into it; larger buffers for small responses would fragment the heap
 PIECE_BYTES = 64 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _PROOF = b"x-procguard-proof"
@@ -80,7 +80,7 @@ class HttpConnection:
     or ValueError."""
 
     def __init__(self, address: Address, timeout_s: float, trust: Optional[Trust] = None) -> None:
-        # As bytes: a name given as text is encoded with the idna codec, and that brings the Unicode database.
+        # As bytes: a name given as text is encoded by the idna codec, which loads the Unicode database.
         host: Any = address.host.encode() if address.host.isascii() else address.host.encode("idna")
         self._netloc = address.netloc
         self._left = b""  # bytes read beyond the previous response
@@ -145,7 +145,7 @@ class HttpConnection:
             raise TimeoutError("the answer takes too long")
 
     def _read_head(self) -> "tuple[int, bytes, dict[bytes, bytes]]":
-        """(status, version, header fields by lower-case name); interim answers (1xx) are passed over."""
+        """(status, version, header fields by lower-case name); interim responses (1xx) are skipped."""
         for _ in range(10):
             line = self._read_line()
             words = line.split(None, 2)

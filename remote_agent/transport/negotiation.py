@@ -31,7 +31,7 @@ class Channels:
         self._say = say
         self._lock = threading.Lock()
         self._zmq: Optional[Zmq] = None  # once it was offered and is available
-        self._cannot = ""  # why this Python never can
+        self._cannot = ""  # why this Python cannot use zmq
         self._failures = 0
         self._again_at = 0.0  # monotonic
         self._offered = False
@@ -78,7 +78,7 @@ class Channels:
 
                 try:
                     self._zmq = zmq_wire.Zmq()
-                except Exception as exc:  # a broken installation raises whatever it likes
+                except Exception as exc:  # a broken installation may raise any exception
                     self._cannot = f"no pyzmq in this Python ({exc})"
         if self._cannot:
             self._settle(self._cannot)

@@ -22,7 +22,7 @@ from remote_agent.system import locks, paths
 from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote
 
-LOCK_WITHIN_S = 5.0  # a deployment that is under way here has the file; then the manager asks again
+LOCK_WITHIN_S = 5.0  # a deployment in progress holds the lock; the manager then asks again
 NOT_ASKED = 409
 
 

@@ -83,7 +83,7 @@ def _listeners(table: str) -> Iterator["tuple[str, int]"]:
     with open(table, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines):
             words = line.split(None, 8)
-            if number == 0 or len(words) < 8 or words[3] == HALF_OPEN:  # old kernels list those after their listener
+            if number == 0 or len(words) < 8 or words[3] == HALF_OPEN:  # old kernels: connections follow
                 continue
             if words[3] != LISTENING or number > MAX_LINES:
                 break

@@ -1,9 +1,10 @@
 """Decides the cause from the last lines of a program and its exit facts, without I/O.
 
-Because restart.never_on goes by it, no cause is better than a wrong one:
+Because restart.never_on depends on the cause, no cause is better than a wrong one:
 
-- a Python exception counts by its traceback, and only where nothing shows that the program went on after it;
-- any other line counts in the form in which a failing program prints it, among the last ones, with a fitting exit;
+- a Python exception counts only with its traceback, and only if no later line shows that the program continued;
+- any other line counts only in the form in which a failing program prints it, among the last lines, and with a matching
+  exit;
 - for a cause of STRICT, which would fail the same way again, no other line of the program may follow.
 """
 
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
 
 class Cause:
-    """`at`: the index of the line that proves it; -1: the exit does. `where`: of an exception, its file and line."""
+    """`at`: the index of the line that proves it; -1: the exit proves it. `where`: the file and line of an
+    exception."""
 
     def __init__(self, word: str, at: int = -1, where: str = "") -> None:
         self.word, self.at, self.where = word, at, where
@@ -116,7 +118,8 @@ def _interrupted(lines: Sequence[str]) -> Cause | None:
 
 
 def _word_of(one: Traceback, lower: Sequence[str], end: int) -> str:
-    """The cause that its exception names; `end`: behind the last line that may be part of its message."""
+    """The cause named by the traceback's exception. `end`: the index after the last line that may be part of its
+    message."""
     text = one.text.lower()
     if may_pass(text):
         return word_in(text)
@@ -126,7 +129,7 @@ def _word_of(one: Traceback, lower: Sequence[str], end: int) -> str:
     if known in ("import_error", "syntax_error"):
         return known
     if text.startswith("ray.exceptions.outofmemoryerror"):
-        return "out_of_memory"  # the node's, not a GPU's
+        return "out_of_memory"  # memory of the node, not of a GPU
     word = word_in(text)
     if one.name == "ResourceExhaustedError":
         about = lower[one.at : min(end, one.at + 7)]
@@ -180,7 +183,7 @@ def _chained(found: Sequence[Traceback], lower: Sequence[str], links: Sequence[s
 
 
 def _judged(one: Traceback, word: str, lower: Sequence[str], at: int, code: int, end: int = -1) -> Cause | None:
-    """The cause, if the program ended by it: nothing of what follows `at` says that it went on."""
+    """The cause, if the program ended because of it: no line after `at` shows that the program continued."""
     end = len(lower) if end < 0 else end
     if word in STRICT:
         made = code == 2 and any(text.startswith(("make: ***", "make[")) for text in lower[-3:])
@@ -256,7 +259,7 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
         word = "" if back else _strict_word(text, lower, own, code)
         if word:
             return Cause(word, at)
-        if not back and text.endswith(ERRNO_TEXTS):  # whatever the file is called
+        if not back and text.endswith(ERRNO_TEXTS):  # regardless of the file's name
             return Cause(word_in(text), at)
         of_end = gave_up and text.endswith(ERRNO_TEXTS)
         if went_on(text) and not of_end:
@@ -266,7 +269,7 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
         if any(each in text for each in ("warn", "info", "debug")) and "error" not in text and not of_end:
             continue
         word = word_in(text)
-        if word == "out_of_memory":  # of the GPU, where a line just above says so
+        if word == "out_of_memory":  # of the GPU, if a line just above says so
             of_gpu = next((index for index in own[-8:] if word_in(lower[index]) == "gpu_oom"), -1)
             if of_gpu >= 0:
                 return Cause("gpu_oom", of_gpu)

@@ -1,4 +1,5 @@
-"""What one line says: the cause it proves, whether the program printed it itself, whether the program went on."""
+"""Classifies one line: the cause that it proves, whether the program itself printed it, and whether it shows that the
+program continued."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def last_with(lower: Sequence[str], texts: Iterable[str], most: int) -> int:
-    """The index of the last line that has one of these, among the last `most`; -1: none."""
+    """The index of the last line that contains one of these texts, among the last `most` lines; -1: none."""
     for at in range(len(lower) - 1, max(-1, len(lower) - most - 1), -1):
         if any(text in lower[at] for text in texts):
             return at
@@ -58,7 +59,7 @@ def is_progress(text: str) -> bool:
 
 
 def not_its_own(text: str) -> bool:
-    """Whether a line (in lower case) follows the end of a program, or says nothing."""
+    """Whether a line (in lower case) was printed after the end of the program by others, or is irrelevant."""
     text = text.strip()
     bare = without_prefix(text)
     if not bare.strip("=-_*#+^~.│╭╰─ |") or text.startswith(AFTERWARDS) or bare.startswith(AFTERWARDS):

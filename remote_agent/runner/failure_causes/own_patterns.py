@@ -15,8 +15,8 @@ OWN_TIME_S = 0.5
 
 
 def own_cause(lines: Sequence[str], own: Mapping[str, str]) -> Cause | None:
-    """The first of `own` that is found in the last lines, the newest line first. Matched in a child, for an expression
-    can run away: it is killed after OWN_TIME_S, and then none was found."""
+    """The first of `own` that matches one of the last lines, newest line first. Matched in a child process, because an
+    expression may take unbounded time: the child is killed after OWN_TIME_S, and nothing counts as found."""
     import select
     import signal
     import time
@@ -34,7 +34,7 @@ def own_cause(lines: Sequence[str], own: Mapping[str, str]) -> Cause | None:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(2)  # whatever becomes of the runner
+            signal.alarm(2)  # even if the runner dies
             os.write(write, _match(lines, first, own))
         finally:
             os._exit(0)
@@ -60,7 +60,7 @@ def _match(lines: Sequence[str], first: int, own: Mapping[str, str]) -> bytes:
         try:
             compiled.append((word, re.compile(expression).search))
         except (re.error, ValueError, RecursionError, OverflowError):
-            continue  # what this host's Python does not take finds nothing
+            continue  # an expression that this host's Python does not accept matches nothing
     for at in range(len(lines) - 1, first - 1, -1):
         for word, search in compiled:
             if search(lines[at]):

@@ -119,7 +119,8 @@ HEADER = "Traceback (most recent call last)"
 BOX = ("│", "╭", "╰", "|", "┃")  # rich's frames
 MISSING_LIBRARY = ("cannot open shared object file", "' not found (required by")
 
-# A line after a failure with one of these: the program continued. With one of USUAL it did, unless it names an end.
+# A line with one of these after a failure shows that the program continued; so does a line with one of USUAL, unless it
+# mentions an end.
 WENT_ON = (
     "retry", "continu", "fallback", "falling back", "fall back", "resum", "skipp", "ignor", "using", "without",
     "disabl", "proceed", "again", "recover", "reconnect", "instead", "optional", "degraded",
@@ -128,7 +129,7 @@ USUAL = (
     "epoch", "step", "iter", "loss", "attempt ", "available", "training", "listening", "started", "serving", "loaded",
     "loading", "saved", "saving", " ready", "warm", "progress", "processed",
 )  # fmt: skip
-# How lines begin that follow the end of a program and are not its own: of launchers, shells, trackers.
+# Beginnings of lines that others (launchers, shells, trackers) print after the end of a program.
 AFTERWARDS = (
     "wandb:", "srun:", "slurmstepd:", "make:", "make[", "mpirun", "prterun", "[rank", "[c10d]", "pdsh@",
     "warning:torch.distributed", "error:torch.distributed", "info:torch.distributed", "error conda.cli",

@@ -34,8 +34,9 @@ def of_attempt(
     oom_lately: bool = False,
     own: Mapping[str, str] | None = None,
 ) -> ProvenCause | None:
-    """`files`: (stream, path), the one with the errors last. `oom_lately`: the kernel OOM killer has struck since it
-    began. `own`: the users' causes with their expressions, for Python's `re`. None: nothing is proven."""
+    """`files`: (stream, path), the one with the errors last. `oom_lately`: the kernel's OOM killer has killed a process
+    since the attempt began. `own`: user-defined causes with their expressions for Python's `re`. Returns None if
+    nothing is proven."""
     if oom:
         return ProvenCause("oom")
     origins: list[tuple[str, int]] = []

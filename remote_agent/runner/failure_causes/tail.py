@@ -24,7 +24,7 @@ def read_tail(path: str) -> list[tuple[int, str]]:
     finally:
         os.close(descriptor)
     first, *rest = data.rsplit(b"\n", MAX_LINES)
-    if start or len(rest) == MAX_LINES:  # the first one is cut, or not a line
+    if start or len(rest) == MAX_LINES:  # the first line is incomplete
         start += len(first) + 1
     else:
         rest.insert(0, first)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Traceback:
-    """`begin`, `at`: the indices of its header and of its exception. `beside`: it was not the program's own end."""
+    """`begin`, `at`: the indices of its header and of its exception. `beside`: it did not end the program."""
 
     def __init__(self, begin: int, at: int, text: str, where: str, beside: bool) -> None:
         self.begin, self.at, self.text, self.where, self.beside = begin, at, text, where, beside

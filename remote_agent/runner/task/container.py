@@ -27,7 +27,7 @@ from remote_agent.system import paths, podman, processes
 PULL_S = 6 * 3600.0  # an image of 30 GB over a slow line
 RUN_S = 120.0
 REMOVE_S = 60.0
-RUN, REMOVE = "podman run", "podman rm"  # kinds of steps, for messages
+RUN, REMOVE = "podman run", "podman rm"  # kinds of steps, used in messages
 
 
 def name_of(worker_dir: str) -> str:
@@ -85,8 +85,8 @@ def steps(container: dict[str, object], number: int, removed: bool) -> list[Hook
 def build(
     step: Hook, assignment: TaskAssignment, base_env: dict[str, str], number: int, cookie: str, worker_dir: str
 ) -> child.Launch:
-    """The client's words, in the host's environment: the job's own variables are not the client's. Raises NotStarted,
-    or OSError where the disk takes no file of them."""
+    """The client's arguments, in the host's environment, because the job's own variables are not for the client. Raises
+    NotStarted, or OSError if the file of variables cannot be written."""
     env = {**base_env, processes.COOKIE_VARIABLE: f"{cookie}-{number}"}
     if os.geteuid() != 0:  # the agent's session directory may be gone or may never have existed
         env["XDG_RUNTIME_DIR"] = podman.runtime_directory(base_env) or env.get("XDG_RUNTIME_DIR", "")
@@ -118,7 +118,8 @@ def build(
 
 
 def join(launch: child.Launch, namespace: str) -> None:
-    """A fenced one: in the pid namespace at this path. Until it is there, the kernel ends podman with this runner."""
+    """Place a fenced container in the pid namespace at this path. Until it is inside, the kernel ends podman together
+    with this runner."""
     launch.argv.insert(2, f"--pid=ns:{namespace}")
     launch.dies_with_runner = True
 

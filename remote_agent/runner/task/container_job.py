@@ -1,6 +1,6 @@
 """A container that runs below this runner: its processes, its control groups, and kills by the OOM killer in it.
 
-podman writes who they are into files beside spec.json. Imported only for workers with a container; knows no states and
+podman writes their ids to files beside spec.json. Imported only for workers with a container; knows no states and
 starts nothing.
 """
 
@@ -53,7 +53,8 @@ class JobOoms(OomCounter):
 
 
 def adopt(attempt: Attempt, worker_dir: str) -> Job | None:
-    """podman has ended well: its container is the attempt's from now on. None: `attempt` says why it is not."""
+    """Adopt the container as the attempt's process after podman has succeeded. None: `attempt` has the reason for the
+    failure."""
     conmon, first = _read_pid(conmon_file(worker_dir)), _read_pid(pid_file(worker_dir))
     if not conmon or not first:
         attempt.cause, attempt.detail = "start_timeout", because("start.container_pids")
@@ -67,7 +68,7 @@ def adopt(attempt: Attempt, worker_dir: str) -> Job | None:
 
 
 def members_of(first: Identity) -> list[Identity]:
-    """The job's own processes: what a stop signal is for. conmon and its helpers end with them."""
+    """The job's own processes, which receive stop signals. conmon and its helpers end with them."""
     if not processes.is_alive(first):
         return []
     below = processes.descendants({first.pid}, processes.all_processes())
@@ -95,7 +96,7 @@ def _note_groups(first: int, worker_dir: str) -> None:
             directory = os.path.dirname(directory)
     try:
         paths.write_atomic(groups_file(worker_dir), "".join(f"{one}\n" for one in found).encode())
-    except OSError:  # a full disk: podman is asked for them then
+    except OSError:  # a full disk: podman is queried for them later
         unlink(groups_file(worker_dir))
 
 

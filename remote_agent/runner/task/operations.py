@@ -183,7 +183,7 @@ def _command(runner: TaskRunner, verb: str, attempt: int, command_id: str, now: 
     elif state == states.BACKOFF and verb == RESTART and not task.lease.open(now):
         result(command_id, "failed", AWAITS_LEASE)
     elif state == states.BACKOFF:
-        # Out of its pause.
+        # It leaves its delay.
         task.schedule(restart.RESTART if verb == RESTART else restart.STOP, ASKED[verb], now)
         runner.advance(now)
         waits = task.state.reason if verb == RESTART and task.lacks_room else NONE

@@ -35,7 +35,7 @@ SETTLED = "settled"
 
 WITH_ATTEMPT = (PREPARING, STARTING, RUNNING)  # a process of an attempt runs, and nothing ends it
 
-# from -> to. What is not here is a bug: `check` raises. Each has a test named after it (tests/unit/remote_agent/runner/
+# from -> to. Any other change is a bug: `check` raises. Each has a test named after it (tests/unit/remote_agent/runner/
 # task/test_phases.py).
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     NEW: (SWEEPING, DECIDING),

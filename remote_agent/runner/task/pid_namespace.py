@@ -1,9 +1,9 @@
 """A pid namespace for what a fenced container runs: the kernel ends it together with this runner, however that ends.
 
-Its first process, the holder, only sleeps. It is a child of this runner with a parent-death signal, and with the first
-process of a namespace the kernel kills every other one inside, whatever its session or parent, and lets none begin. A
-container that joins the namespace is therefore bound to its runner as a plain fenced process is, and so is what
-detached inside. Needs root. Imported only for fenced workers with a container; knows nothing of podman.
+Its first process, the holder, only sleeps. It is a child of this runner with a parent-death signal. When the first
+process of a namespace ends, the kernel kills every other process inside, whatever its session or parent, and starts no
+more. A container that joins the namespace is therefore bound to its runner like a plain fenced process, including
+processes that detach inside. Needs root. Imported only for fenced workers with a container; knows nothing of podman.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLONE_NEWPID = 0x20000000
 PR_SET_DUMPABLE = 4
 NOBODY = 65534
 NAME = b"procguard-fence"  # as ps shows it
-EMPTY = "/proc/self/fdinfo"  # a root directory without a way out, for who may trace the holder from a container
+EMPTY = "/proc/self/fdinfo"  # an empty root directory: processes in the container may trace the holder
 BOUND = b"bound"
 
 
@@ -41,7 +41,7 @@ class PidNamespace:
             finally:
                 _check(processes.libc().setns(home, CLONE_NEWPID))
             theirs.close()
-            said = ours.recv(256)  # it is bound, or gone; until then nothing may join
+            said = ours.recv(256)  # it is bound to this process or has ended; until then nothing may join
         finally:
             processes.unmark(before)
             os.close(home)
@@ -77,7 +77,7 @@ def _hold(descriptor: int, is_first: bool) -> None:
         signal.set_wakeup_fd(-1)
         for number in (*range(1, 9), *range(10, 19), *range(20, 32)):  # the first process of a namespace ignores these
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects what ends inside
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps processes that end inside
         for name in os.listdir("/proc/self/fd"):
             if int(name) != descriptor:
                 _close(int(name))
@@ -90,7 +90,7 @@ def _hold(descriptor: int, is_first: bool) -> None:
         libc = processes.libc()
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         _check(libc.prctl(processes.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
-        # Fails where the runner has died before that.
+        # Fails if the runner has died before.
         os.write(descriptor, BOUND if is_first else b"it is not the first process of its pid namespace")
         os.close(descriptor)
         while True:

@@ -34,9 +34,9 @@ def begin(
     seen: Iterable[tuple[int, int]] = (),
 ) -> None:
     """`lease`: (epoch, until_ns) as the agent knew it when it started this runner; (0, 0): none. `wanted`: {"desired",
-    "generation", "epoch"} of an assignment that a full disk may have kept from spec.json. `seen`: (pid, start) of
-    processes that the agent of this boot saw below a former runner. Raises ValueError or OSError if spec.json is
-    unusable."""
+    "generation", "epoch"} of an assignment that may be missing from spec.json because the disk is full. `seen`: (pid,
+    start) of processes that the agent observed in this boot below a previous runner. Raises ValueError or OSError if
+    spec.json is unusable."""
     task = runner.task
     record, values = task.state.record, task.state.values
     former = record.read_state()
@@ -75,7 +75,8 @@ def begin(
         ending = Ending()
     _note_what_follows(runner, former, ending, afresh, now)
     if not task.settled:
-        # From here until it is settled, a process may be started at any time, for which the next runner must search.
+        # From here until the worker is settled, a process may be started at any time; the next runner must search for
+        # it.
         values["in_hand"] = task.scheduled is not None or values["state"] not in states.SETTLED
         task.state.publish()
         runner.advance(now)
@@ -87,8 +88,8 @@ def _note_what_follows(runner: TaskRunner, former: dict[str, object], ending: En
     state = str(values["state"])
     what = restart.take_over(task.assignment.values, former, state)
     if what == restart.START_AFRESH:
-        # Ends of leases and reboots between its attempts give no budget back: none of them is somebody's decision. A
-        # stop that came to its end without any lease is: Ctrl-C in its launcher, or a shutdown.
+        # Ends of leases and reboots between attempts do not reset the budget, because nobody has decided them. A
+        # completed stop without a lease was decided: Ctrl-C in the launcher, or a shutdown.
         if task.lease.lease_s is None:
             values.update(restarts=0, progress=None)
         task.schedule(restart.RESTART, ASKED[AFRESH], now)

@@ -40,18 +40,18 @@ class WorkerTask:
         self.policy = RestartRules()
         self.lease = LeaseGuard()
         self.asked = ""  # what follows once the tree is gone; see assignment.ASKED
-        self.command_id = ""  # the command that it came by
+        self.command_id = ""  # the command that requested it
         self.scheduled: tuple[RestartDecision, float, bool] | None = (
-            None  # decision, its start not before, spends the budget
+            None  # (decision, earliest start, whether it uses the budget)
         )
         self.next_start = 0.0  # in backoff: the end of the pause
-        self.lacks_room = False  # in backoff: the host's disk keeps the attempt of this number from starting
+        self.lacks_room = False  # in backoff: the attempt of this number cannot start because of the host's disk
         self.attempt: Attempt | None = None
         self.wait_status: int | None = None  # exit of the attempt's process, until it is processed
         self.no_children = True
         self.ending: Ending | None = None  # end of the last attempt, until it is reported
         self.post_stop: hooks.PostStop | None = None  # hooks to run after an attempt
-        self.remarks: Reason = NONE  # messages of its hooks
+        self.remarks: Reason = NONE  # messages of the attempt's hooks
         self.own(WorkerProcesses(record, ""))
 
     @property
@@ -142,8 +142,8 @@ class WorkerTask:
             self.begin_ending(now)
 
     def take_down(self, now: float, cause: str, detail: str) -> None:
-        """End an attempt that fails without exiting. Its state stays until it is gone, then the policy decides. Nothing
-        where it ends already."""
+        """End an attempt that fails without exiting. Its state is unchanged until it has ended, then the policy
+        decides. No effect if it is ending already."""
         if self.attempt and self.phase in phases.WITH_ATTEMPT:
             self.attempt.cause, self.attempt.detail = cause, detail
             self.begin_ending(now)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOUSEKEEPING_S = 60.0
-WRITE_AGAIN_S = 1.0  # what a disk refused
+WRITE_AGAIN_S = 1.0  # retry writes that a disk refused
 # A start that the host's disk prevents is not a failure: it waits and is retried at this interval.
 ROOM_AGAIN_S = 2.0
 # How long an agent may gather evidence of an attempt that has run for max_run_s; afterwards it is ended in any case.
@@ -335,7 +335,7 @@ class TaskRunner:
             self._start(now, because("restart.now", k=whole(task.state.values, "restarts"), n=task.policy.max_attempts))
         else:
             self.finish()
-        return False  # also where a start failed: what others ask comes before the next one
+        return False  # also after a failed start: requests are handled before the next one
 
     def _pause(self, now: float) -> bool:
         task = self.task
@@ -395,7 +395,7 @@ class TaskRunner:
             return
         values, record, failure = task.state.values, task.state.record, None
         known = whole(values, "attempt")
-        # One that the disk kept from starting is the same still.
+        # An attempt that could not start because of the disk keeps its number.
         number = known if task.lacks_room else max(known, task.assignment.attempt_base) + 1
         values.update(attempt=number, next_start_at=None, held=False)
         if not record.kept:
@@ -443,10 +443,10 @@ class TaskRunner:
         task = self.task
         state = task.state.values["state"]
         if state == states.BACKOFF:
-            reason = task.state.reason  # why it paused says more than that the pause is over
+            reason = task.state.reason  # the reason of the delay is more informative than its end
         reason = reason.then(AWAITS_LEASE)
         if state in (states.STARTING, states.RUNNING):
-            task.become(states.STOPPING, reason)  # its tree is gone already
+            task.become(states.STOPPING, reason)  # its process tree has ended already
         if state not in states.SETTLED:
             self._settle(states.STOPPED, reason)
             return

@@ -43,9 +43,9 @@ class StartFailed(Exception):
 
 
 class WorkerProcesses:
-    """`cookie`: in the environment of everything that is started. `group`: where a former runner had its control group.
-    `former`: the process it had started, in this boot; `in_container`: the first one of a container. `seen`: what the
-    agent saw below that runner."""
+    """`cookie`: in the environment of every process started here. `group`: the control group of a previous runner.
+    `former`: the process that it started in this boot; `in_container`: the first process of a container. `seen`: the
+    processes that the agent observed below that runner."""
 
     def __init__(
         self,
@@ -57,18 +57,18 @@ class WorkerProcesses:
         in_container: bool = False,
     ) -> None:
         self.not_enforced: Reason = NONE  # the limits that this host can't keep, for the reason of the state
-        self.dies_with_runner = False  # what is started: the worker is fenced
+        self.dies_with_runner = False  # for the next start: the worker is fenced
         self._record, self._cookie = record, cookie
         self._group = WorkerGroup(cookie, group)
         self._former, self._seen = former, list(seen)
-        self._group_limits: dict[str, float | None] = {}  # in force, or tried
+        self._group_limits: dict[str, float | None] = {}  # limits in force, or tried
         self._ooms = OomCounter()
         self._job: Job | None = None  # of a container that runs below this runner
         self._in_container = in_container
         self._namespace: PidNamespace | None = None  # of a fenced container
         self._post_stop: hooks.PostStop | None = None  # after the last attempt
         self._terminal: Terminal | None = None  # of an attempt with `tty`, until none of its processes is left
-        self._died: dict[int, int] | None = None  # while a container is started: its conmon may be among them
+        self._died: dict[int, int] | None = None  # while a container starts, its conmon may be among them
 
     @property
     def group(self) -> str:
@@ -247,7 +247,7 @@ class WorkerProcesses:
         """The members that receive the stop signal."""
         job, namespace = self._job, self._namespace
         members = self.members()
-        if namespace is not None:  # its holder would take all inside with it
+        if namespace is not None:  # ending the holder would end everything inside
             members = [one for one in members if one.pid != namespace.holder.pid]
         if job is None:
             return members
