@@ -47,7 +47,7 @@ def start_again(rig: Rig) -> None:
 # --------------------------------------------------------------------------------------------------- from stopped
 
 
-def test_stopped_to_starting_when_it_is_to_run(rig: Rig):
+def test_stopped_to_starting_when_its_desired_state_is_running(rig: Rig):
     rig.shell(FOREVER, restart=SLOW_START).run()
     rig.until("starting")
     assert last_change(rig) == ("stopped", "starting")
@@ -56,20 +56,20 @@ def test_stopped_to_starting_when_it_is_to_run(rig: Rig):
 # -------------------------------------------------------------------------------------------------- from starting
 
 
-def test_starting_to_running_when_it_has_lived_for_start_secs(rig: Rig):
+def test_starting_to_running_when_it_has_been_alive_for_start_secs(rig: Rig):
     rig.shell(FOREVER).run()
     rig.until("running")
     assert last_change(rig) == ("starting", "running")
 
 
-def test_starting_to_starting_when_it_ended_early_and_a_restart_is_due_at_once(rig: Rig):
+def test_starting_to_starting_when_it_ended_early_and_is_restarted_immediately(rig: Rig):
     rig.shell(FOREVER, restart=SLOW_START).run()
     os.kill(rig.until("starting")["pid"], signal.SIGKILL)
     rig.until("starting", attempt=2)
     assert last_change(rig) == ("starting", "starting")
 
 
-def test_starting_to_stopping_when_a_stop_is_asked_for(rig: Rig):
+def test_starting_to_stopping_when_a_stop_is_requested(rig: Rig):
     rig.shell("trap '' TERM; echo up; while :; do sleep 0.05; done", restart=SLOW_START, stop_grace_s=60.0).run()
     rig.logged(1)
     rig.until("starting")
@@ -80,7 +80,7 @@ def test_starting_to_stopping_when_a_stop_is_asked_for(rig: Rig):
     rig.until("stopped")
 
 
-def test_starting_to_backoff_when_it_ended_early_and_the_restart_has_a_pause(rig: Rig):
+def test_starting_to_backoff_when_it_ended_early_and_the_restart_is_delayed(rig: Rig):
     rig.shell("exit 1", restart={**SLOW_START, "backoff_s": [60.0]}).run()
     rig.until("backoff")
     assert last_change(rig) == ("starting", "backoff")
@@ -92,7 +92,7 @@ def test_starting_to_exited_when_it_finished_quickly(rig: Rig):
     assert last_change(rig) == ("starting", "exited")
 
 
-def test_starting_to_failed_when_it_cannot_be_started_or_the_budget_is_spent(rig: Rig):
+def test_starting_to_failed_when_it_cannot_be_started_or_the_restart_budget_is_used_up(rig: Rig):
     rig.shell("exit 1", restart={**SLOW_START, "max_attempts": 1}).run()
     rig.until("failed", attempt=2)
     assert last_change(rig) == ("starting", "failed")
@@ -105,14 +105,14 @@ def test_starting_to_failed_when_it_cannot_be_started_or_the_budget_is_spent(rig
 # --------------------------------------------------------------------------------------------------- from running
 
 
-def test_running_to_starting_when_it_ended_and_a_restart_is_due_at_once(rig: Rig):
+def test_running_to_starting_when_it_ended_and_is_restarted_immediately(rig: Rig):
     rig.shell(FOREVER).run()
     os.kill(rig.until("running")["pid"], signal.SIGKILL)
     rig.until("running", attempt=2)
     assert (rig.events()[-2]["before"], rig.events()[-2]["after"]) == ("running", "starting")
 
 
-def test_running_to_stopping_when_a_stop_a_restart_or_a_kill_is_asked_for(rig: Rig):
+def test_running_to_stopping_when_a_stop_or_restart_or_kill_is_requested(rig: Rig):
     rig.shell(FOREVER).run()
     rig.until("running")
     rig.link.restart(1, "c-1")
@@ -123,19 +123,19 @@ def test_running_to_stopping_when_a_stop_a_restart_or_a_kill_is_asked_for(rig: R
     assert changes.count(("running", "stopping")) == 2
 
 
-def test_running_to_backoff_when_it_ended_and_the_restart_has_a_pause(rig: Rig):
+def test_running_to_backoff_when_it_ended_and_the_restart_is_delayed(rig: Rig):
     rig.shell("sleep 0.15; exit 1", restart={"backoff_s": [60.0]}).run()
     rig.until("backoff")
     assert last_change(rig) == ("running", "backoff")
 
 
-def test_running_to_exited_when_it_ended_and_the_policy_says_done(rig: Rig):
+def test_running_to_exited_when_it_ended_and_the_policy_does_not_restart_it(rig: Rig):
     rig.shell("sleep 0.15; exit 0").run()
     rig.until("exited")
     assert last_change(rig) == ("running", "exited")
 
 
-def test_running_to_failed_when_it_ended_and_the_budget_is_spent(rig: Rig):
+def test_running_to_failed_when_it_ended_and_the_restart_budget_is_used_up(rig: Rig):
     rig.shell(FOREVER, restart={"max_attempts": 0}).run()
     os.kill(rig.until("running")["pid"], signal.SIGKILL)
     rig.until("failed")
@@ -145,7 +145,7 @@ def test_running_to_failed_when_it_ended_and_the_budget_is_spent(rig: Rig):
 # -------------------------------------------------------------------------------------------------- from stopping
 
 
-def test_stopping_to_stopped_when_its_tree_is_gone(rig: Rig):
+def test_stopping_to_stopped_when_its_process_tree_has_ended(rig: Rig):
     rig.shell(FOREVER).run()
     rig.until("running")
     stop(rig)
@@ -154,7 +154,7 @@ def test_stopping_to_stopped_when_its_tree_is_gone(rig: Rig):
     assert rig.survivors() == []
 
 
-def test_stopping_to_starting_when_its_tree_is_gone_and_a_start_was_asked_for(rig: Rig):
+def test_stopping_to_starting_when_its_process_tree_has_ended_and_a_start_was_requested(rig: Rig):
     rig.shell(FOREVER, restart=SLOW_START).run()
     rig.until("starting")
     rig.link.restart(1, "c-1")
@@ -165,7 +165,7 @@ def test_stopping_to_starting_when_its_tree_is_gone_and_a_start_was_asked_for(ri
 # --------------------------------------------------------------------------------------------------- from backoff
 
 
-def test_backoff_to_starting_when_its_pause_is_over(rig: Rig):
+def test_backoff_to_starting_when_the_delay_is_over(rig: Rig):
     rig.shell("exit 1", restart={**SLOW_START, "backoff_s": [0.1], "max_attempts": 1}).run()
     rig.until("failed", attempt=2)
     changes = [(event["before"], event["after"]) for event in rig.events()]
@@ -174,7 +174,7 @@ def test_backoff_to_starting_when_its_pause_is_over(rig: Rig):
     ]  # fmt: skip
 
 
-def test_backoff_to_stopped_when_a_stop_is_asked_for(rig: Rig):
+def test_backoff_to_stopped_when_a_stop_is_requested(rig: Rig):
     rig.shell("exit 1", restart={"backoff_s": [60.0]}).run()
     rig.until("backoff")
     stop(rig)
