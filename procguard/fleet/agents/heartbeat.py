@@ -37,7 +37,7 @@ EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0
 EVENTS_TOGETHER = 50  # minimum number of events accepted together
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # per agent: a burst allowance, then this rate
 RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
-HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
+HIGHEST_EVENT_SEQ = 2**48  # sequence numbers start at milliseconds since 1970; this is the year 10889
 # Fields of a heartbeat that are not part of the host's data: those that the host's view does not read, or reads as
 # measurements.
 _NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}

@@ -131,7 +131,8 @@ class LogSearches:
     def begin(
         self, question: Question, workers: Iterable[dict[str, Any]], now: Now, wake: Callable[[], None]
     ) -> Search:
-        """Ask the agents of these workers (facts, as selectors see them). Raises LimitExceeded. Call `end` at last."""
+        """Ask the agents of these workers (facts, as selectors see them). Raises LimitExceeded. The caller must call
+        `end` afterwards."""
         if len(self._searches) >= MAX_AT_ONCE:
             raise LimitExceeded.for_now(
                 f"{MAX_AT_ONCE} searches are under way already", "wait until one has ended", question.timeout_s

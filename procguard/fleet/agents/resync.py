@@ -11,7 +11,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
 from procguard.i18n.reasons import because
 
-LASTS_TIMEOUTS = 3  # in heartbeat timeouts: the time in which the monitor expects agents to return after a start
+LASTS_TIMEOUTS = 3  # in heartbeat timeouts: the time within which the monitor expects agents to return after a start
 
 
 class StateResync:

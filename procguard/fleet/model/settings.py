@@ -44,8 +44,7 @@ class FleetSettings:
     @staticmethod
     def log_gather_s(workers: int) -> float:
         """Seconds for which an agent gathers output before it sends a request: requests cost more than bytes. 0 in a
-        small
-        fleet, whose logs are seen at once."""
+        small fleet, whose logs are sent at once."""
         wanted_s = workers / LOG_POSTS_PER_S
         return min(LOG_GATHER_MOST_S, wanted_s) if wanted_s > LOG_GATHER_FROM_S else 0.0
 

@@ -90,12 +90,11 @@ class RecoveryCircuitBreaker:
         self._fell_silent.clear()
         return BreakerChange(False, reason)
 
-    # --------------------------------------------------------------------------------------------- is it us or them?
+    # --------------------------------------------------------------------------------------------- manager or hosts?
 
     def probe(self, others: Sequence[str], silent: Sequence[str], now: Now) -> str:
         """The agent on whose host to try SSH now, "" for none. `others`: agents with heartbeats; `silent`: agents
-        without
-        (used if all are silent: a host that answers over SSH has a network)."""
+        without, used if all are silent, because a host that answers over SSH has a network."""
         if self._since is None or self._works or now.monotonic - self._since < LASTS_S:
             return ""
         candidates = others or silent

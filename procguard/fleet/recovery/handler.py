@@ -247,8 +247,8 @@ class FailureHandler:
                 )
 
     def _agent_coming_s(self, agent_id: str, now: Now) -> float:
-        """Seconds within which the agent, found or started over SSH, may still send its first heartbeat. Only the first
-        start is waited for."""
+        """Seconds within which the agent, found or started over SSH, may still send its first heartbeat; only for the
+        first start."""
         incident = self._open.get(agent_id)
         if incident is None or incident.last_probe is None or incident.starts != 1:
             return 0.0

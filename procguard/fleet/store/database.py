@@ -181,7 +181,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _restore_index(path: str, index: bytes, claimed: int) -> None:
-    """Put back the index that says `claimed` frames were durable. Changes nothing while a connection is open."""
+    """Restore the index in which `claimed` frames are marked as durable. Changes nothing while a connection is open."""
     with suppress(OSError), open(path + "-shm", "r+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OPEN_LOCK_BYTE)
         if (_frames_by(file.read(96), _log_header(path)) or 0) < claimed:
@@ -243,7 +243,7 @@ def _index(path: str) -> bytes:
 
 
 def _durable_frames(path: str) -> int | None:
-    """The number of durable frames in the write-ahead log, according to its index (https://sqlite.org/walformat.html)."""
+    """The number of durable frames in the write-ahead log by its index (https://sqlite.org/walformat.html)."""
     return _frames_by(_index(path), _log_header(path))
 
 
@@ -425,7 +425,7 @@ def held_from(loaded: Loaded) -> HeldRows:
     return HeldRows(bodies, intact=loaded.intact, notes=list(loaded.notes))
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would create an encoder for each record
 
 
 def encode(record: Any) -> str:

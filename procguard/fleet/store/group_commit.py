@@ -46,7 +46,7 @@ class GroupCommit(Generic[Item]):
         self._run_blocking = run_blocking
         self._problem = problem
         self._lock = threading.Lock()
-        self._waiters: deque[_Waiter] = deque()  # in the order of what they wait for, nearly
+        self._waiters: deque[_Waiter] = deque()  # roughly in the order of the items that they wait for
         self._pending: list[Item] = []
         self._submitted = 0  # total number of items submitted
         self._durable = 0  # total number of items written

@@ -2,7 +2,7 @@
 
 Owns what the leader writes (`PostgresqlStore`) and the copy of it that a standby keeps up to date (`WarmCopy`).
 A commit whose answer was lost may have taken effect: it is sent again with the next one, and changes nothing twice.
-Which manager leads is manager/seat.py's; the schema is postgres_schema.py's, connections are postgres_link.py's.
+manager/seat.py decides which manager leads; postgres_schema.py owns the schema, postgres_link.py the connections.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class PostgresqlStore:
         return read_pages(query, limit, PAGE, after, lambda *page: self._page(log, query, *page))
 
     def _page(self, log: str, query: EventQuery, edge: int | None, count: int, newest: bool) -> list[dict[str, Any]]:
-        """`newest`: newest first, before `edge`; else oldest first, after it."""
+        """One page of events. `newest`: newest first, before `edge`; otherwise oldest first, after it."""
         where, values = rows.condition(log, query)
         where = where.replace("%", "%%").replace("?", "%s").replace("body LIKE", "body ILIKE")
         if edge is not None:
@@ -281,7 +281,8 @@ class PostgresqlStore:
         except OSError as exc:
             raise DatabaseUnreachable(self.place, exc.strerror or str(exc)) from exc
 
-    # ------------------------------------------------------------------------------------------ now and then, the end
+    # ------------------------------------------------------------------------------------------ occasional work, the
+    # end
 
     def save(self) -> None:
         """Remove deletions that every standby has read from the list; the database needs no snapshot."""

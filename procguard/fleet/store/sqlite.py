@@ -263,7 +263,7 @@ class SqliteStore:
     def _page(
         self, log: str, query: EventQuery, boundary: int | None, count: int, newest: bool
     ) -> list[dict[str, Any]]:
-        """`newest`: newest first, before `boundary`; else oldest first, after it."""
+        """One page of events. `newest`: newest first, before `boundary`; otherwise oldest first, after it."""
         where, values = files.condition(log, query)
         if boundary is not None:
             where, values = where + f" AND seq {'<' if newest else '>'} ?", [*values, boundary]
@@ -397,7 +397,7 @@ class SqliteStore:
             self._saver.start(self.database, self.readable, niceness)
 
     def _checkpoint(self) -> None:
-        """Copy the write-ahead log into the database while commits go on."""
+        """Copy the write-ahead log into the database while commits continue."""
         with suppress(FileNotFoundError):
             if os.stat(self.database + "-wal").st_size > CHECKPOINT_BYTES:
                 reader = self._reader

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from procguard.i18n.reasons import NONE, Reason, because
 
 NAMED_REASONS = 5  # named in the reason; the others are counted
-NEVER_SPARES = ("place.no_spare", "place.launcher")  # hosts that were never meant as spares
+NEVER_SPARES = ("place.no_spare", "place.launcher")  # codes of hosts that were never intended as spares
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Placement:
-    agent_id: str  # "" = no place
+    agent_id: str  # "": no suitable host
     reason: Reason
-    rejected: dict[str, Reason]  # host -> why not
+    rejected: dict[str, Reason]  # host -> why it was rejected
 
 
 def choose(task: Task, candidates: Iterable[Candidate]) -> Placement:

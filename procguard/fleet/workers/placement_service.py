@@ -230,7 +230,8 @@ class PlacementService:
                 tx.event("host_uncordoned", host=host, reason=because("host.uncordoned"))
 
     def cordon_gpu(self, host: str, index: int, reason: str, actor: str, now: Now) -> None:
-        """One GPU of a host is given to no worker; one that has it keeps it until it is stopped. Durable."""
+        """Cordon one GPU of a host: it is allocated to no further worker. A worker that has it keeps it until it is
+        stopped. Durable."""
         agent = self._deployed(host)
         with self._state.transaction(now, actor) as tx:
             why = reason_of(reason) or because("host.cordoned")
@@ -241,7 +242,7 @@ class PlacementService:
             )
 
     def uncordon_gpu(self, host: str, index: int, actor: str, now: Now) -> None:
-        """Workers may be given that GPU again. Durable."""
+        """Allow the GPU to be allocated to workers again. Durable."""
         agent = self._deployed(host)
         keys = {f"#{index}", self._gpu_key(agent, index)} & set(agent.gpu_cordons)
         if keys:
@@ -252,7 +253,8 @@ class PlacementService:
                 tx.event("gpu_uncordoned", host=host, reason=reason, evidence={"gpu": index})
 
     def _gpu_key(self, agent: AgentRecord, index: int) -> str:
-        """Raises NotFound if its last heartbeat names no such GPU, and none of that number is cordoned."""
+        """The key of a GPU of this host. Raises NotFound if the last heartbeat reports no such GPU and none with this
+        index is cordoned."""
         beat = self._state.agent_status[agent.agent_id].heartbeat
         gpus = beat.usage.gpus if beat is not None and beat.usage is not None else []
         for gpu in gpus:
