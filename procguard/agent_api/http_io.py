@@ -31,22 +31,22 @@ READ_BYTES = 1024 * 1024
 BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body has arrived
 MAX_NOTE_CHARS = 500  # of the description of a change in the audit
 # In a request's environ: its limits (Limits), its connection (ConnectionHandle) and the memory for bodies (Bodies).
-# Without them, as in tests, the defaults hold.
-PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
+# If they are missing, as in tests, the defaults apply.
+PROXIED = "procguard.proxied"  # the peer is a trusted proxy (portal/http/proxies.py)
 LIMITS, CONNECTION_HANDLE, BODIES = "procguard.limits", "procguard.connection_handle", "procguard.bodies"
-CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/auth/live_uses.py)
+CLOSE_USE = "procguard.close_use"  # called after the response was sent (portal/auth/live_uses.py)
 _DEFAULTS = WebLimits()
 
-# The number of objects, lists and elements in one message: an agent with 2,000 workers and a full backlog has half as
-# many.
+# Maximum number of objects, lists and elements in one message: twice that of an agent with 2,000 workers and a full
+# backlog.
 MAX_OBJECTS = 60_000
 VALUES_PER_OBJECT = 8
 
-# Every digit is the same to who looks for a number beyond all bounds, and both letters of an exponent.
+# Maps all digits to 0 and both letters of an exponent to e, because only the shape of a number is examined.
 _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
-_LONG = b"0" * 200  # with an exponent of two digits, 1e308 is not out of reach of fewer
+_LONG = b"0" * 200  # with an exponent of two digits, a number needs more than 200 digits to exceed 1e308
 _BEFORE_A_NUMBER = b":,[ \t\r\n"
-_LOOK_BACK = 2 * len(_LONG)  # from an exponent to the begin of its number
+_LOOK_BACK = 2 * len(_LONG)  # bytes from an exponent back to the beginning of its number
 _MAX_CHECKS = 1_000
 _VALUES_AT_ONCE = 1_000  # examined before yielding to others
 
@@ -64,9 +64,10 @@ def limits_of(environ: dict[str, Any]) -> WebLimits:
 
 
 def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
-    """The whole body. A body beyond `max_bytes` (by default web.limits.body_size) is refused before it is read; one
-    without a length (chunked) as soon as it exceeds the cap; a larger one waits for room in memory, and strangers have
-    little time. Raises LimitExceeded (413, 408, 429) and UsageError when the peer stops in the middle."""
+    """Read the whole body. A body larger than `max_bytes` (by default web.limits.body_size) is refused before it is
+    read; one without a length (chunked) as soon as it exceeds the limit. A larger body waits for memory;
+    unauthenticated callers have a short time limit. Raises LimitExceeded (413, 408, 429), and UsageError if the peer
+    stops sending."""
     limits = limits_of(environ)
     max_bytes = limits.body_size if max_bytes is None else max_bytes
     declared = environ.get("CONTENT_LENGTH")
@@ -89,7 +90,8 @@ def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
 
 
 def _here(environ: dict[str, Any], size: int) -> bytes:
-    """A body that came with its head and that no budget counts: nothing to wait for, no more than it declared."""
+    """Read a body that arrived together with its headers and does not count towards the memory limit. Never waits, and
+    reads no more than the declared length."""
     try:
         body: bytes = environ["wsgi.input"].read(size)
     except OSError as exc:
@@ -103,12 +105,12 @@ def _incomplete(exc: OSError) -> UsageError:
 
 def _read_in_time(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> bytes:
     try:
-        if environ.get(BODY_IS_HERE):  # came together with the head: nothing to wait for
+        if environ.get(BODY_IS_HERE):  # arrived together with the headers
             return _read_all(environ["wsgi.input"], max_bytes)
         with _BodyTimeout(timeout_s):
             return _read_all(environ["wsgi.input"], max_bytes)
     except _BodyTimeout as exc:
-        environ["wsgi.input"].abandoned = True  # the rest is not waited for either
+        environ["wsgi.input"].abandoned = True  # the rest of the body is not read
         raise too_slow(timeout_s) from exc
     except OSError as exc:
         raise _incomplete(exc) from exc
@@ -156,7 +158,8 @@ def parse_json(body: bytes, max_objects: int = MAX_OBJECTS) -> Any:
 
 
 def check_objects(body: bytes, max_objects: int) -> None:
-    """Raises LimitExceeded for what would take long to make: a few bytes of JSON are an object of hundreds."""
+    """Raise LimitExceeded if parsing would be too expensive: a few bytes of JSON can become objects of hundreds of
+    bytes."""
     if len(body) <= max_objects:
         return
     max_values = VALUES_PER_OBJECT * max_objects
@@ -170,8 +173,8 @@ def check_objects(body: bytes, max_objects: int) -> None:
 
 
 def may_overflow(body: bytes) -> bool:
-    """Whether a number may stand there that overflows to infinity: valid JSON, but nothing that can be answered as
-    JSON again. Looks only for the shape, and so fast that it is nothing beside the parsing; false alarms are rare."""
+    """Whether the body may contain a number that overflows to infinity: valid JSON that cannot be encoded as JSON
+    again. Examines only the shape of numbers, in a small fraction of the time of parsing; false positives are rare."""
     if has_long_number(body):
         return True
     alike = body.translate(_ALIKE)
@@ -183,7 +186,7 @@ def may_overflow(body: bytes) -> bool:
         while at >= 0:
             checks += 1
             before = alike[max(0, at + 1 - _LOOK_BACK) : at + 1].rstrip(b"0.-")[-1:]
-            if before in _BEFORE_A_NUMBER or checks > _MAX_CHECKS:  # also where nothing stands before it
+            if before in _BEFORE_A_NUMBER or checks > _MAX_CHECKS:  # also at the beginning of the body
                 return True
             at = alike.find(shape, at + 1)
     return False
@@ -237,7 +240,7 @@ def _finite(value: Any) -> bool:
     return True
 
 
-# `query`: of a request that came by another channel than HTTP.
+# `query`: of a request received over another channel than HTTP.
 Query = Mapping[str, str]
 
 
@@ -290,9 +293,9 @@ JSON = {"Content-Type": "application/json"}  # the headers of an answer
 
 
 def dumps(value: Any) -> bytes:
-    """Numbers that JSON has no word for become null; what no UTF-8 can say becomes a question mark."""
+    """Encode JSON. NaN and infinities become null; characters that UTF-8 cannot encode become question marks."""
     try:
-        return to_json(value, inf_nan_mode="null")  # a quarter of json.dumps's time
+        return to_json(value, inf_nan_mode="null")  # takes a quarter of the time of json.dumps
     except PydanticSerializationError:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode("utf-8", "replace")
@@ -312,7 +315,7 @@ def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:
 
 
 def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[str, Any]:
-    """An error with `localized`, its texts in the caller's language, where that is not English."""
+    """The error, with `localized` added if the caller's language is not English: its texts in that language."""
     language = _language(accept_language)
     if language == "en":
         return body
@@ -343,8 +346,9 @@ def error_response(exc: ProcGuardError, request_id: str, accept_language: str | 
 
 
 def note_change(what: str, *, final: bool = True) -> None:
-    """Say in a few words what this request changes, for the audit; no secret. `final` False: once it is done there is
-    more to say, so the audit waits for that (else it is durable with the change)."""
+    """Describe the change made by this request, in a few words without secrets, for the audit. `final` False: the
+    description is completed after the change, and the audit entry is written then; otherwise it is durable together
+    with the change."""
     environ = bottle.request.environ
     environ["procguard.change"], environ["procguard.change_final"] = what[:MAX_NOTE_CHARS], final
 
@@ -364,7 +368,8 @@ def request_id() -> str:
 
 
 def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a route: dicts become JSON, ProcGuardErrors their answer, and a bug a 500 without a traceback."""
+    """Wrap a route: a dict is returned as JSON, a ProcGuardError as its error response, any other exception as a 500
+    without a traceback."""
 
     @functools.wraps(handler)
     def wrapper(**arguments: Any) -> Any:

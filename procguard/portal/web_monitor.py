@@ -57,15 +57,16 @@ log = logging.getLogger(__name__)
 
 REFRESH_CERTIFICATES_S = 60.0
 STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
-# Served beside the API, but no part of the interface for programs. The WebSocket looks for itself who may read it
+# Served beside the API, but not part of the interface for programs. The WebSocket checks rights itself
 # (portal/live/endpoint.py).
 PAGES = (("GET", "/"), ("GET", "/static/<path:path>"), ("GET", "/ws"))
 WEB_DIRECTORY = resources.path("web")
 
 
 class WebMonitor:
-    """`ssh`: the manager's SSH helper, or None; `notifier`: who tells people, or None; `tunnels`: who opens them, or
-    None; `maintenance`: who restarts and upgrades agents, or None; `lags`: of the event loop. The rest is for tests."""
+    """`ssh`: the manager's SSH helper; `notifier`, `tunnels`, `maintenance`: the services for alerts, tunnels, and
+    restarts and upgrades of agents; each may be None. `lags`: those of the event loop. Other parameters are for
+    tests."""
 
     def __init__(
         self,
@@ -87,7 +88,8 @@ class WebMonitor:
         listener: Any = None,
         retention: Sequence[Rule] = (),
     ) -> None:
-        """`managers`: where this is one of several; `listener`: a socket that listens already; `retention`: of logs."""
+        """`managers`: set if this is one of several; `listener`: a socket that already listens; `retention`: that of
+        logs."""
         self._config = config
         limits = config.web.limits
         self._book = ConnectionLimiter(limits)
@@ -204,7 +206,7 @@ class WebMonitor:
         return self._certificates.ca_file if self._certificates is not None else ""
 
     def pinned(self) -> tls.Pinned:
-        """What agents and launchers are to trust."""
+        """The certificates that agents and launchers must trust."""
         return self._certificates.pinned if self._certificates is not None else tls.pinned_by(self._config.web.tls)
 
     def bind(self) -> None:
@@ -239,7 +241,7 @@ class WebMonitor:
         )
 
     def start(self) -> None:
-        """Serve from now on, without waiting."""
+        """Start serving; returns at once."""
         self.bind()
         assert self._server is not None
         self._agent_api.start()
@@ -263,7 +265,7 @@ class WebMonitor:
         self._stopped.wait()
 
     def stop(self) -> None:
-        """End held requests and live clients with a goodbye, then the server. Safe to call twice."""
+        """End held requests and live clients with a close frame, then the server. Safe to call twice."""
         if self._server is None:
             return
         if self._refresher is not None:
@@ -276,7 +278,7 @@ class WebMonitor:
         self._logs_api.stop()
         self._keeper.stop()
         self._auth.uses.stop()
-        gevent.sleep(0.05)  # goodbyes leave before connections are cut
+        gevent.sleep(0.05)  # close frames are sent before connections are closed
         self._channel.stop()
         self._live.stop()
         self._server.stop(timeout=STOP_GRACE_S)
@@ -310,7 +312,7 @@ class WebMonitor:
         return tls.names_for(own_addresses.all_own(), self._config.web.advertise, self._config.web.host)
 
     def _refresh_certificates(self, certificates: tls.Certificates) -> None:
-        """A certificate that is renewed, or files that were replaced, serve new connections without a restart."""
+        """Use renewed certificates and replaced files for new connections without a restart."""
         while True:
             gevent.sleep(REFRESH_CERTIFICATES_S)
             try:
@@ -371,7 +373,7 @@ _STATUS_CODES = {
 
 
 def _error_as_json(error: bottle.HTTPError) -> bytes:
-    """An error of bottle itself (no route, wrong method) in the common JSON form."""
+    """Convert bottle's own errors (no route, wrong method) to the common JSON form."""
     identifier = http_io.request_id()
     if error.exception is not None:
         log.error("request failed request_id=%s", identifier, exc_info=error.exception)

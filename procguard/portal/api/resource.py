@@ -1,5 +1,5 @@
-"""The base of every API resource: routes declared at their handlers, types of requests, and the
-services that handlers work with.
+"""The base of every API resource: routes declared at their handlers, types of requests, and the services that handlers
+work with.
 
 Every module of this package that defines a `Resource` is discovered (`all_resources`): adding one adds its routes,
 their access rights, their documentation and their cases in the tests. This module owns how a declared handler is called

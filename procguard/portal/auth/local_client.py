@@ -1,6 +1,5 @@
 """Detects whether a local connection was opened by the caller itself or by a forwarder: the end of an `ssh -L`, a
-socat,
-a reverse proxy. The kernel reports only the socket's owner, which for a forwarder is the manager's user.
+socat, a reverse proxy. The kernel reports only the socket's owner, which for a forwarder is the manager's user.
 
 Owns the search for the process (/proc/PID/fd) and the criteria for a forwarder:
 
@@ -305,7 +304,7 @@ def holders(inode: int, uid: int) -> tuple[int, ...]:
 
 
 def _uid_of(pid: int) -> int:
-    """-1: it has ended meanwhile."""
+    """The uid of a process; -1 if it has ended meanwhile."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:

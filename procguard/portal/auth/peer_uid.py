@@ -1,6 +1,5 @@
 """Queries the kernel (NETLINK_SOCK_DIAG) for the owner of the client end of a local TCP connection, and for the
-machine's
-other connections.
+machine's other connections.
 
 `owner_uid` is an exact lookup by the connection's addresses and ports (about 20 µs). It reads the kernel's table
 without a lock and may miss an existing socket; `listed_owner` reads under the kernel's locks (about 2 ms) and is
@@ -166,8 +165,8 @@ def _list(family: int, program: bytes, found: list[Tcp]) -> None:
 
 def _all_but(family: int, port: int, peer: bytes) -> bytes:
     # Its own port at most port - 1, or at least port + 1; then not the peer. A jump to the end accepts, one beyond it
-    # rejects; the kernel takes only programs whose jumps lead to where the steps of "yes" lead, hence the jumps that
-    # are never taken for "yes".
+    # rejects; the kernel accepts only programs whose jumps lead to a step that the sequence of "yes" reaches, hence the
+    # jumps that are never taken for "yes".
     other_ends = b""
     if peer:
         bits = 32 if family == socket.AF_INET else 128
@@ -198,7 +197,7 @@ def _dump_request(family: int, program: bytes) -> bytes:
 
 
 def _take(data: bytes, found: list[Tcp]) -> bool:
-    """False: the dump has ended."""
+    """Add the sockets in a part of the dump. Returns False at its end."""
     at = 0
     while at + _NETLINK_HEADER.size <= len(data):
         length, kind, _, _, _ = _NETLINK_HEADER.unpack_from(data, at)

@@ -20,9 +20,9 @@ from procguard.errors import UsageError
 
 MAX_PATHS = 8
 MAX_PATH_CHARS = 2_000
-MAX_BYTES = 1_000_000  # of one answer; a larger one is left to a request of its own
+MAX_BYTES = 1_000_000  # limit of one response; larger ones need a separate request
 WITHIN_S = 1.0  # responses that take longer are left out
-# Of the enclosing request: conditional and compressed responses are of its own body.
+# Headers of the enclosing request only: its own body is conditional or compressed, not the embedded ones.
 _NOT_PASSED = ("HTTP_IF_NONE_MATCH", "HTTP_ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
 
 
@@ -55,7 +55,7 @@ def _answer(environ: dict[str, Any], path: str, allowed: Sequence[str]) -> dict[
     app: bottle.Bottle = environ["bottle.app"]
     own = {name: value for name, value in environ.items() if not name.startswith("bottle.") and name not in _NOT_PASSED}
     quoted, _, own["QUERY_STRING"] = path.partition("?")
-    own["PATH_INFO"] = unquote(quoted, "latin-1")  # as WSGI has it
+    own["PATH_INFO"] = unquote(quoted, "latin-1")  # in WSGI's form
     own["REQUEST_METHOD"], own["wsgi.input"] = "GET", io.BytesIO()
     try:
         route, _ = app.router.match(own)

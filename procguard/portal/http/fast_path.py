@@ -100,6 +100,6 @@ class FastPath:
 
 
 def _refusal(response: bottle.HTTPResponse) -> tuple[int, str, bytes]:
-    """(status, its own headers, body)"""
+    """The response to a refused request: (status, additional headers, body)."""
     own = [(name, value) for name, value in response.headerlist if name not in ("Content-Type", "Content-Length")]
     return response.status_code, "".join(f"{name}: {value}\r\n" for name, value in own), response.body

@@ -1,6 +1,5 @@
 """This machine's addresses: which of them may be offered to agents, and whether a connection arrived at the address
-that
-it claims.
+that it claims.
 
 Reads the kernel's tables; knows no agents. An unconfigured address is offered only if it may be reachable from
 outside: a bridge whose ports all belong to containers or virtual machines (docker0, virbr0) has an address that

@@ -15,8 +15,8 @@ MAX_FIELDS = 100
 MAX_PARAMETERS = 100  # in the address
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Methods are case-sensitive (RFC 9110, 9.1), and none here has small letters; a target has no control character, and no
-# fragment (#).
+# Methods are case-sensitive (RFC 9110, 9.1), and all known ones are in capitals; a target contains no control character
+# and no fragment (#).
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Z-]+) ([!-\"$-~\x80-\xff]+) (HTTP/1\.[0-9])")
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)  # absolute form (RFC 9112, 3.2.2), as sent to proxies
@@ -28,7 +28,7 @@ _NAMES: dict[bytes, str] = {}  # name as received -> WSGI name
 _LINES: dict[bytes, tuple[str, str]] = {}  # cache of valid headers: an agent repeats nearly all of them in each request
 _HOSTS: set[str] = set()  # that were good
 _KEPT = {"HTTP_HOST", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT", "HTTP_USER_AGENT", "CONTENT_TYPE", "CONTENT_LENGTH"}
-_MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # bounds the memory that invented names can take
+_MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # limits the memory used by invented names
 _MAX_LINES, _MAX_LINE_KEPT_BYTES = 1_000, 64
 
 

@@ -40,16 +40,16 @@ from procguard.portal.http.proxies import TrustedProxies
 
 log = logging.getLogger(__name__)
 
-LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the connection is cut
+LINGER_S = 1.0  # a refused sender may continue for this time and size before the connection is cut
 LINGER_BYTES = 16 * 1024 * 1024
 JOINED_BYTES = 64 * 1024  # smaller bodies are sent together with their head
 HANDSHAKE_TIMEOUT_S = 10.0
 EMPTY_LINE = b"\r\n"  # skipped before a request (RFC 9112, 2.2); ends the head after its fields
 TLS_HANDSHAKE = b"\x16"  # the first bytes of a TLS connection
-LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
+LOG_LINES_AT_ONCE = 50  # about peers that do not send HTTP; then one every two seconds
 LOG_LINES_PER_S = 0.5
-REQUEST_WORK = 10  # in units of admission/turns.py, beside the bytes: a heartbeat's, the least that a request costs
-ACCEPTED_AT_ONCE = 16  # connections, before those that are here have their turn
+REQUEST_WORK = 10  # minimum cost of a request in units of admission/turns.py, in addition to its bytes
+ACCEPTED_AT_ONCE = 16  # connections accepted before existing ones are served
 
 
 class _HeadersTimeout(gevent.Timeout):
@@ -70,9 +70,9 @@ class _ThrottledLog:
 
 
 class ConnectionHandler(websocket.UpgradeHandler):
-    """One connection. A request that came in one piece, with its body, is answered without a single timer."""
+    """One connection. A request that arrives in one piece, with its body, is answered without timers."""
 
-    waits_since = 0.0  # IdleTimeouts': when its peer's turn began
+    waits_since = 0.0  # for IdleTimeouts: the time since which the server waits for the peer
     request_version: Any = None
     wsgi_input: Any = None
 
@@ -89,7 +89,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
 
     @property
     def idle_timeout_s(self) -> float:
-        """How long its peer may keep it waiting."""
+        """The time for which the peer may be idle."""
         limits: WebLimits = self.server.limits
         return limits.idle_timeout if self._connection_handle.caller else limits.unproven_timeout
 
@@ -97,7 +97,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self.server.idle_timeouts.add(self)
         try:
             super().handle()
-        except OSError:  # the peer was gone before its refusal could be said
+        except OSError:  # the peer had gone before the refusal was sent
             pass
         finally:
             self.server.idle_timeouts.remove(self)
@@ -106,7 +106,8 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self._shut_down(socket.SHUT_RDWR)
 
     def _make_room(self) -> None:
-        """Others need the place: the greenlet of this connection sees it end, and says why where it still can."""
+        """Close this connection, because others need its place. Its greenlet notices the end and reports the reason to
+        the peer if possible."""
         self._shut_down(socket.SHUT_RDWR if self._serving else socket.SHUT_RD)
 
     def _shut_down(self, how: int) -> None:
@@ -118,7 +119,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
     # ---------------------------------------------------------------------------------------------- one request
 
     def handle_one_request(self) -> Any:
-        """True: another one may follow; None: the connection ends; (status, bytes): with these last words."""
+        """True: another request may follow; None: the connection ends; (status, bytes): it ends with this response."""
         self.waits_since = time.monotonic()
         self.response_length = 0
         try:
@@ -147,9 +148,8 @@ class ConnectionHandler(websocket.UpgradeHandler):
         if self.close_connection or self.rfile.closed or self.server.ending:
             return None
         self._forget()
-        self._connection_handle.spend(
-            REQUEST_WORK
-        )  # whose next request is here already waits until others had their turn
+        # if its next request has already arrived, it waits until others were served
+        self._connection_handle.spend(REQUEST_WORK)
         return True
 
     def _forget(self) -> None:
@@ -158,10 +158,10 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self.environ = self.application = self.wsgi_input = self.response_headers = self.status = None
 
     def _read_head(self) -> bytes | None:
-        """Up to the empty line; None if the connection has ended. Raises BadHead, _HeadersTimeout."""
+        """Read the head up to the empty line; None if the connection has ended. Raises BadHead, _HeadersTimeout."""
         if not self.rfile.wait():  # idle until a request begins
             return None
-        if self.rfile.begins_with(TLS_HANDSHAKE):  # its head would never come
+        if self.rfile.begins_with(TLS_HANDSHAKE):  # it would never send a complete head
             raise parser.BadHead("this port speaks http, not https")
         head: bytes = self.rfile.head()
         if len(head) > self.server.limits.headers_size:
@@ -172,7 +172,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
             return _without_empty_lines(head) or self._read_lines()
 
     def _read_lines(self) -> bytes | None:
-        """A head that comes in pieces."""
+        """Read a head that arrives in pieces."""
         head: list[bytes] = []
         size = 0
         while True:
@@ -231,7 +231,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
     # ------------------------------------------------------------------------------------------------- answers
 
     def _write_with_headers(self, data: bytes) -> None:
-        """Head and body of a small answer in one packet: half the system calls, and the peer wakes once."""
+        """Send head and body of a small response in one packet: half the system calls, and the peer wakes once."""
         if len(data) > JOINED_BYTES:
             super()._write_with_headers(data)
             return
@@ -254,12 +254,12 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self._connection_handle.spend(work_of(len(data)))
 
     def _sent_at_once(self, data: bytes) -> int:
-        """How many bytes the kernel took at the first try: nearly always all of a small answer, without the system call
-        by which sendall asks for the size of the buffer."""
+        """The number of bytes that the kernel accepted at once: nearly always a whole small response, without the
+        system call by which sendall queries the size of the buffer."""
         try:
             return int(self.socket.send(data))
         except OSError:
-            return 0  # sendall says what is wrong
+            return 0  # sendall raises the error
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -268,7 +268,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
             self._linger()
 
     def _linger(self) -> None:
-        """Let the peer read the refusal: closing at once with unread bytes would reset the connection under it."""
+        """Let the peer read the refusal: closing at once with unread bytes would reset the connection."""
         try:
             self.socket.shutdown(socket.SHUT_WR)
             with gevent.Timeout(LINGER_S):
@@ -303,7 +303,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         return str(status), raw_error(status, code, message, next_step)
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
-        """TLS says in its own words that the peer is gone."""
+        """Ignore the errors with which TLS reports that the peer has gone."""
         if isinstance(v, ssl.SSLError):
             self.close_connection = True
             return
@@ -319,7 +319,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
 
 
 def raw_error(status: int, code: str, message: str, next_step: str) -> bytes:
-    """A whole answer for a request that never reached the application."""
+    """A complete response to a request that did not reach the application."""
     identifier = secrets.token_hex(8)
     body = http_io.dumps(http_io.error_body(code, message, next_step, identifier))
     headers = [
@@ -344,12 +344,12 @@ def _without_empty_lines(head: bytes) -> bytes:
 
 
 def shut_down(descriptor: int, how: int) -> None:
-    """End a connection that another greenlet waits on; TLS around it would be none the wiser."""
+    """End a connection that another greenlet waits on, below TLS, which would not notice it."""
     same = _socket.socket(fileno=descriptor)
     try:
         same.shutdown(how)
     finally:
-        same.detach()  # the descriptor stays its owner's; a copy would need one more where there may be none left
+        same.detach()  # the descriptor stays with its owner; a duplicate could fail for lack of descriptors
 
 
 class Server(pywsgi.WSGIServer):
@@ -378,7 +378,8 @@ class Server(pywsgi.WSGIServer):
         self.book = ConnectionLimiter(self.limits) if book is None else book  # an empty limiter is false, but valid
         self.send_memory = SendMemory(self.limits.websocket_memory)
         self.throttled_log = _ThrottledLog()
-        # By peer address, the newest connection: a port may be reused before its last connection has ended here.
+        # The newest connection of each peer address: a port may be reused before its previous connection has ended
+        # here.
         self._handles: dict[Any, ConnectionHandle] = {}
         self._handles_of: dict[int, ConnectionHandle] = {}  # by socket identity: all open connections
         bodies = bodies or Bodies(self.limits.bodies_in_memory, self.limits.unproven_bodies_in_memory)
@@ -393,7 +394,7 @@ class Server(pywsgi.WSGIServer):
             error_log=log,
             spawn=gevent.pool.Pool(self.book.most + 16),  # the limiter admits no more
             environ={
-                "SERVER_NAME": "procguard",  # the default asks DNS, which may hang
+                "SERVER_NAME": "procguard",  # the default queries DNS, which may hang
                 http_io.LIMITS: self.limits,
                 http_io.BODIES: bodies,
             },
@@ -401,7 +402,7 @@ class Server(pywsgi.WSGIServer):
         )
 
     def stop(self, timeout: float | None = None) -> None:
-        """Idle connections end at once; requests in flight have `timeout` seconds."""
+        """Stop the server. Idle connections end at once; requests in progress have `timeout` seconds."""
         self.ending = True
         self.stop_accepting()
         self.idle_timeouts.cut_all()

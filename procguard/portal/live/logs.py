@@ -19,7 +19,7 @@ MAX_HELD_FRAMES = 256  # for a client whose first lines are being read
 
 
 class LogClient(Protocol):
-    """What the topic needs of a connection."""
+    """The interface of a connection that the topic needs."""
 
     def send_frame(self, frame: bytes) -> bool: ...
 

@@ -19,7 +19,7 @@ MAX_RANGES = 1_000  # per stream: one for each takeover, and for each part fetch
 
 
 def read(base: str, size: int) -> list[Range]:
-    """Rising, none beyond the stream's `size`."""
+    """The absent ranges, ascending, none beyond the stream's `size`."""
     try:
         with open(base + ENDING, encoding="ascii") as file:
             lines = file.read().split("\n")

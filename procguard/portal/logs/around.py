@@ -136,7 +136,8 @@ def _record_at_offset(path: str, offset: int) -> _Record | None:
 
 
 def _last_record(path: str, holds: Callable[[tuple[int, float]], bool]) -> _Record | None:
-    """The last record of an index for which `holds`, which is true up to some record and false from there on."""
+    """The last record of an index for which `holds` is true; it is true up to some record and false for all later
+    ones."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -58,7 +58,8 @@ def write_at(path: str, offset: int, data: bytes) -> None:
 
 
 def append_all(path: str, data: bytes | memoryview) -> int:
-    """Append; returns how much the disk took (all, or some when it is full). Raises OSError when it took nothing."""
+    """Append data. Returns the number of bytes written: all, or fewer if the disk is full. Raises OSError if none was
+    written."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     written = 0
     try:

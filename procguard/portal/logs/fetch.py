@@ -36,8 +36,8 @@ CONNECTED_LOOK_S = 0.1
 WHOLE_S = 12.0
 MAX_LISTED = 100_000
 NEAR_BYTES = 256 * 1024  # to each side of a place in a log
-MAX_TIMES = 4_000  # of a stream, before parts of it are fetched, with their own: a month of uploads has 260,000 pieces
-UNSURE_S = 86_400.0  # from when the last piece of a stream begins: it may hold what came that much later
+MAX_TIMES = 4_000  # times of a stream read before parts of it are fetched: a month of uploads has 260,000 pieces
+UNSURE_S = 86_400.0  # a stream's last piece may contain output up to this much newer than its beginning
 Wanted = Mapping[tuple[int, str], int]  # (attempt, stream): a place
 
 log = logging.getLogger("procguard.portal.logs")
@@ -225,7 +225,7 @@ class LogFetcher:
         return lacking(archive.covered(directory_name(worker_id), attempt, stream), start, end)
 
     def _asked(self, worker_id: str, attempt: int, stream: str, offset: int, length: int) -> bool:
-        """Whether the host has answered."""
+        """Ask the host for these parts. Returns whether it has answered."""
         answered = gevent.event.Event()
         question = self._ranges.ask(worker_id, attempt, stream, offset, length, answered.set)
         if question is None:

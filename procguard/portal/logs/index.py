@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from procguard.portal.logs.reader import INDEX_RECORD
 
 INDEX_EVERY_S = 0.1  # resolution of `since` and of merging by time
-# A new agent knows the time of bytes that came while none watched only roughly: earlier than that of stored bytes by up
-# to the time between two of its own notes (log_times.WRITE_SHIPPED_S). What goes back further is a clock that was set.
+# A new agent knows only roughly when bytes were written while no agent watched: times may be earlier than those of
+# stored bytes by up to the interval of its records (log_times.WRITE_SHIPPED_S). Times that go back further indicate
+# that a clock was set.
 ROUGHLY_S = 15.0
-COARSER_BYTES = 16 * 1024 * 1024  # twice as coarse after each: 29 hours of a line every 0.1 s, then 58, 116, …
+COARSER_BYTES = 16 * 1024 * 1024  # the resolution is halved after each: 29 hours of a line every 0.1 s, then 58, 116, …
 MAX_INDEX_BYTES = 256 * 1024 * 1024  # per stream; later bytes have the time of the last record
 MAX_REMEMBERED_STREAMS = 20_000
 
@@ -57,7 +58,7 @@ class LogIndex:
         return noted
 
     def doubt(self, path: str) -> None:
-        """The bytes were not all written, or the stream was deleted: check the file before the next record."""
+        """Check the file before the next record, because not all bytes were written or the stream was deleted."""
         self._last.pop(path, None)
 
 
@@ -74,8 +75,8 @@ def runs_of(offset: int, skipped: int, at: float, times: Sequence[tuple[int, flo
 
 
 def _cut_and_read_last(path: str, stored: int) -> tuple[float | None, int]:
-    """Cut off records of bytes that are not stored and a torn end; the time of the last one left (None without one)
-    and the file's size."""
+    """Remove a torn end and the records of bytes that are not stored. Returns the time of the last remaining record
+    (None if there is none) and the file's size."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

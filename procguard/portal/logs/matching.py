@@ -21,7 +21,7 @@ from procguard.portal.logs.reader import LogLine, line_filter
 
 MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2
 MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE = 64, 16
-SLICE_S = 0.1  # time slice of a follower in the thread
+SLICE_S = 0.1  # time slice of one follower in the thread
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ class Matching:
         self._follows: Counter[str] = Counter()
 
     def read(self, text: str, ignore_case: bool = False) -> Expression:
-        """`expression.read`, beside the event loop: a hostile one costs some 30 ms. Raises UsageError."""
+        """`expression.read`, off the event loop, because a hostile expression takes about 30 ms. Raises UsageError."""
         found: Expression | UsageError = self._reading.apply(_read, (text, ignore_case))
         if isinstance(found, UsageError):
             raise found

@@ -28,11 +28,12 @@ from remote_agent.logs.grep import COLOURS, cut_out
 from remote_agent.protocol.messages import LogMatch
 
 Find = Callable[[str], "tuple[int, int] | None"]
-Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which offset lines begin; None: all
+Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream) -> only lines that begin up to this offset; None: all
 
 TURN_LINES = 512  # lines of one worker per turn
-MAX_OPEN = 16  # workers that are read at once: each has some files open
-ARCHIVE_BYTES = 64 * 1024 * 1024  # fetched for one search; of each of its workers an equal part, the newest first
+MAX_OPEN = 16  # limit of workers read concurrently, because each has some files open
+# limit of bytes fetched for one search, in equal parts for each of its workers, newest first
+ARCHIVE_BYTES = 64 * 1024 * 1024
 LATE = because("search.host_late")
 
 
@@ -54,7 +55,7 @@ class OwnSearch:
         self._problem: tuple[str, Reason] = ("", NONE)
         self._archive_left = ARCHIVE_BYTES
         self._unread = 0  # archived bytes that were not searched
-        self._late = False  # not all workers' archived logs were
+        self._late = False  # the archived logs of some workers were not
 
     def begin(self) -> None:
         """Select the logs that are known before any host has answered."""
@@ -228,7 +229,7 @@ class OwnSearch:
         question, found = self._search.question, 0
         for number, line in enumerate(self._store.newest_lines(worker_id, wanted, self._budget), 1):
             if question.since is not None and line.at < question.since:
-                return  # what comes next is older
+                return  # all remaining lines are older
             if not line.marker and (question.until is None or line.at <= question.until):
                 found += self._take(worker_id, line)
             if found >= question.max_lines:
@@ -237,7 +238,7 @@ class OwnSearch:
                 yield
 
     def _take(self, worker_id: str, line: LogLine) -> bool:
-        """Keep the line if it matches and is among the newest. Whether it matches."""
+        """Keep the line if it matches and is among the newest. Returns whether it matches."""
         text = COLOURS.sub("", line.text) if "\x1b" in line.text else line.text
         place = self._find(text)
         if place is None:

@@ -43,7 +43,7 @@ def parse_resume(text: str) -> Resumed | None:
 
 
 class LogQuery:
-    """The query of one request, checked."""
+    """The validated query of one request."""
 
     def __init__(
         self,

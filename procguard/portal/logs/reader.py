@@ -23,7 +23,7 @@ from procguard.portal.logs import absent
 from remote_agent.logs.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")
-BLOCK_RECORDS = 64  # of an index of times, read at once
+BLOCK_RECORDS = 64  # records of an index that are read at once
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024  # longer lines are truncated and marked
 MAX_SCAN_BYTES = 128 * 1024 * 1024  # per request, e.g. for a regular expression without matches
@@ -73,7 +73,7 @@ class StreamFile:
     """One stored stream of one attempt, for reading."""
 
     def __init__(self, base: str, attempt: int, stream: str, until: int | None = None) -> None:
-        self.base = base  # path without its ending
+        self.base = base  # the path without its extension
         self.attempt = attempt
         self.stream = stream
         self.until = until  # only lines that begin at or before this offset
@@ -129,7 +129,7 @@ class StreamFile:
             size = min(BLOCK_BYTES, position - start)
             block = os.pread(descriptor, size, position - size)
             if len(block) != size:
-                return  # truncated under us: the worker was forgotten
+                return  # truncated while it was read: the worker was removed
             budget.left -= size
             position -= size
             block_end = size
@@ -195,8 +195,8 @@ class TimesOf:
     usually share a record, so the last result is tried first."""
 
     def __init__(self, path: str) -> None:
-        self._block, self._block_number = b"", -1  # read last: a search ends in records that lie side by side
-        self._holds = range(0)  # the offsets that `_answer` holds for
+        self._block, self._block_number = b"", -1  # the block read last: a search ends in adjacent records
+        self._holds = range(0)  # the range of offsets for which `_answer` is valid
         self._answer = 0.0
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -255,7 +255,7 @@ class TimesOf:
 
 
 class Hole(NamedTuple):
-    """Bytes that are not here. `at` None: the archive, or the worker's host, may have them."""
+    """Bytes that are not on this disk. `at` None: the archive or the worker's host may have them."""
 
     start: int
     end: int
@@ -299,7 +299,7 @@ def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
     merged: list[tuple[int, int, float]] = []
     for start, end, at in gaps:
         if end > file_size or start >= end:
-            continue  # written down, but the manager died before the file grew
+            continue  # recorded, but the manager died before the file grew
         if merged and start <= merged[-1][1]:  # also merges a beginning that was cut repeatedly
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]), at)
             continue

@@ -73,7 +73,7 @@ def total(streams: list[Held]) -> int:
 
 
 def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
-    """What to delete of one worker's logs; None if they are within the limit."""
+    """Decide what is deleted of one worker's logs; None if they are within the limit."""
     held = total(streams)
     if held <= keep_bytes or not streams:
         return None

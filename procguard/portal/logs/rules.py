@@ -67,7 +67,7 @@ def read(entries: Sequence[RetentionRule]) -> list[Rule]:
 
 
 def decide(rule: Rule, logs: Iterable[AttemptLog], now: float) -> list[AttemptLog]:
-    """Which of these logs, all of selected workers, to delete; oldest first."""
+    """Decide which of these logs, all of selected workers, are deleted; oldest first."""
     gone: list[AttemptLog] = []
     kept: list[AttemptLog] = []
     for one in sorted((one for one in logs), key=lambda one: (one.written_at, one.attempt)):
@@ -92,7 +92,7 @@ class RetentionKeeper:
         self.rules = read(entries)
         self._store = store
         self._facts = facts
-        self._clock: tuple[float, float] | None = None  # wall and monotonic, when the rules were applied first
+        self._clock: tuple[float, float] | None = None  # wall and monotonic time of the first application of the rules
 
     def apply(self, wall: float, monotonic: float) -> int:
         """Delete expired logs. Returns the number of bytes. Raises OSError, or UsageError if the wall clock was set:

@@ -29,7 +29,7 @@ from remote_agent.protocol.messages import directory_name
 from remote_agent.system import paths
 
 PIN_S = 60.0  # fetched bytes are kept for this time if other bytes can be removed
-KEPT_INDEX_BYTES = 64 * 1024  # of an attempt that was removed from the disk
+KEPT_INDEX_BYTES = 64 * 1024  # for an attempt that was removed from the disk
 MAX_RESTORED_INDEX = 32 * 1024 * 1024
 STEP_S = 30.0  # per megabyte of a download
 
@@ -45,7 +45,7 @@ class SpooledLogStore(LogStore):
         self.bytes_evicted = 0  # removed for keep_per_worker and keep_in_all; still in the archive
 
     def attach(self, archive: LogArchive, reader: ArchiveReader) -> None:
-        """Before anything is stored or read."""
+        """Connect the archive. Must be called before anything is stored or read."""
         self.archive, self.reader = archive, reader
         archive.on_load = self._restore_all
 
@@ -146,7 +146,7 @@ class SpooledLogStore(LogStore):
             absent.remove(base, size, one, other)
         absent.put(base, size, common(covered, 0, end))
 
-    # ----------------------------------------------------------------------------------- what comes back
+    # ----------------------------------------------------------------------------------- reading back
 
     def restore(self, worker_id: str) -> None:
         if self.archive is None:
@@ -157,7 +157,8 @@ class SpooledLogStore(LogStore):
                 self._restore(self._base(worker_id, attempt, stream))
 
     def _restore_all(self) -> None:
-        """Searches and lists look at what has a file. Who asks for one log before its turn does not wait for this."""
+        """Add files for all archived logs, because searches and lists examine only existing files. A request for a
+        single log does not wait for this."""
         rest = Pace()
         for folder in self.archive.folders() if self.archive is not None else ():
             for attempt, stream in self.archive.streams(folder) if self.archive is not None else ():
@@ -209,7 +210,7 @@ class SpooledLogStore(LogStore):
         self._all_since_check += len(run.data)
 
     def lacks_times(self, worker_id: str) -> list[Key]:
-        """Archived streams whose index of times is not here, or begins later than what is archived."""
+        """Archived streams whose index of times is missing on this disk or begins later than the archived bytes."""
         bases = [self._base(worker_id, *one) for one in self._streams(worker_id)]
         return [key_of(base) for base in bases if lacks_times(base, self._covered(base))]
 
@@ -224,7 +225,7 @@ class SpooledLogStore(LogStore):
             self._index.doubt(base + ".idx")
 
     def _hole(self, base: str, hole: Hole, caller: str = "") -> Iterator[bytes]:
-        """Archived bytes are streamed without being stored: a download may exceed the disk."""
+        """Stream archived bytes without storing them, because a download may be larger than the disk."""
         position = hole.start
         if self.reader is not None and hole.at is None:
             for run in self.reader.oldest_first(key_of(base), hole.start, hole.end, STEP_S, caller):
@@ -249,7 +250,7 @@ def key_of(base: str) -> Key:
 
 
 class Pins:
-    """Streams that somebody reads just now."""
+    """The streams that are being read."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
@@ -264,13 +265,13 @@ class Pins:
 
 
 def in_order(streams: Iterable[Held], is_pinned: Callable[[tuple[int, str]], bool]) -> list[Held]:
-    """Which are to leave first: the oldest; last those that are being read."""
+    """The order of removal: oldest first, streams that are being read last."""
     return sorted(streams, key=lambda one: (is_pinned((one.attempt, one.stream)), one.attempt, -one.held))
 
 
 def evict(base: str, covered: Sequence[Range], over: int, whole: bool) -> int:
-    """Take archived bytes off the disk, from the log's beginning, until `over` are free; returns how many were freed.
-    `whole`: of an attempt that has ended: its index too. Raises OSError. In a thread."""
+    """Remove archived bytes from the disk, from the log's beginning, until `over` bytes are free. Returns the number of
+    bytes freed. `whole`: the attempt has ended, so its index is removed too. Raises OSError. Runs in a thread."""
     size = os.path.getsize(base + ".log")
     gone = merged([*absent.read(base, size), *(gap[:2] for gap in read_gaps(base + ".gaps", size))])
     going: list[Range] = []
@@ -287,7 +288,7 @@ def evict(base: str, covered: Sequence[Range], over: int, whole: bool) -> int:
     for start, end in going:
         problem = log_disk.punch_hole(base + ".log", start, end - start)
         if problem:
-            absent.remove(base, size, start, end)  # the bytes are still here
+            absent.remove(base, size, start, end)  # the bytes are still on the disk
             break
     os.utime(base + ".log", ns=(before.st_atime_ns, before.st_mtime_ns))
     freed = max(0, before.st_blocks - os.stat(base + ".log").st_blocks) * 512
@@ -298,8 +299,8 @@ def evict(base: str, covered: Sequence[Range], over: int, whole: bool) -> int:
 
 
 def restore(base: str, covered: Sequence[Range], written_at: float) -> bool:
-    """A log whose file is gone, or shorter than what is archived of it: as long as that, and absent. Whether it was.
-    Raises OSError."""
+    """Extend a log's file, if it is missing or shorter than its archived part, to that length, with the new range
+    marked as absent. Returns whether that was necessary. Raises OSError."""
     end = covered[-1][1] if covered else 0
     try:
         size = os.path.getsize(base + ".log")
@@ -349,8 +350,8 @@ def lacks_times(base: str, covered: Sequence[Range]) -> bool:
 
 
 def add_times(path: str, records: bytes) -> bool:
-    """Records of bytes that came back, between those that are there. Whether they are in the index now: one that is
-    very large stays as it is. Raises OSError. In a thread."""
+    """Insert the records of restored bytes among the existing ones. Returns whether they are in the index now; a very
+    large index is left unchanged. Raises OSError. Runs in a thread."""
     if not records:
         return False
     try:

@@ -44,9 +44,9 @@ from remote_agent.protocol.messages import LogMatch, directory_name
 from remote_agent.system import paths
 
 READ_THREADS = 2
-MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
-CHECKS = 16  # at the disk, while as much as a bound is written
-WRITE_HERE_BYTES = 64 * 1024  # up to this size the event loop writes itself, because a thread would take longer
+MAX_GAPS_BYTES = 4 * 1024 * 1024  # limit of a stream's list of gaps: some 100,000
+CHECKS = 16  # checks of the disk while one limit's worth of bytes is written
+WRITE_HERE_BYTES = 64 * 1024  # smaller writes are made on the event loop, because a thread would take longer
 LAST_LINE_CHARS = 300
 MAX_FLOORS = 50_000  # workers
 STEP_S = 0.1
@@ -58,7 +58,7 @@ AppendHook = Callable[[str, int, str, int, bytes, float], None]  # worker, attem
 
 
 def in_one_go(function: Callable[P, Generator[None, None, T]]) -> Callable[P, T]:
-    """`function` without steps: runs all of them and returns the result."""
+    """Wrap a function that runs in steps: runs all of them at once and returns the result."""
 
     def whole(*arguments: P.args, **named: P.kwargs) -> T:
         steps = function(*arguments, **named)
@@ -82,29 +82,30 @@ class LogStore:
         keep_per_worker: int = 2**60,
         keep_in_all: int = 2**60,
     ) -> None:
-        """`in_thread(function, *arguments)` runs it where it may wait for the disk. `keep_per_worker`, `keep_in_all`:
-        bytes on the disk; what is beyond goes, the oldest first."""
+        """`in_thread(function, *arguments)` runs it in a thread that may wait for the disk. `keep_per_worker`,
+        `keep_in_all`: limits in bytes on the disk, beyond which the oldest output is deleted."""
         self._directory = os.path.abspath(directory)
         self._keep_attempts = keep_attempts
         self._keep_per_worker = keep_per_worker
         self._keep_in_all = keep_in_all
         self._since_check: Counter[str] = Counter()  # bytes written by each worker since its disk usage was checked
         self._full: set[str] = set()
-        self._floors: dict[str, int] = {}  # by folder: the contents of its file `floor`
-        self._all_since_check = 2**60  # at the start: the existing logs are not known yet
+        self._floors: dict[str, int] = {}  # folder -> the content of its file `floor`
+        self._all_since_check = 2**60  # True at the start, because the existing logs are not known yet
         self._sync_files = sync
         self._in_thread = in_thread or DiskThreads()
         self._readers = gevent.threadpool.ThreadPool(READ_THREADS)
-        self._writing: dict[str, tuple[gevent.lock.BoundedSemaphore, int]] = {}  # stream -> its turn, how many want it
+        # stream -> its lock, and the number of callers that hold it or wait
+        self._writing: dict[str, tuple[gevent.lock.BoundedSemaphore, int]] = {}
         self._hooks: list[AppendHook] = []
         self._index = LogIndex()
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have what is missing here
+        self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have bytes that are missing here
         # (worker, attempt, stream, max bytes): fetches bytes that only hosts have before they are read (fetch.py)
         self.fetch: Callable[..., None] = lambda *_, **__: None
-        # The same of archived parts, before a search; how many bytes are still not here (fetch.py)
+        # The same for archived parts before a search; returns the number of bytes that are still missing (fetch.py)
         self.fetch_for_search: Callable[..., int] = lambda *_, **__: 0
-        self.bytes_stored = 0  # in this run, for /metrics
+        self.bytes_stored = 0  # counted in this run, for /metrics
         self.bytes_lost = 0
         self.bytes_dropped = 0  # for keep_per_worker and keep_in_all
 
@@ -127,14 +128,14 @@ class LogStore:
     ) -> int:
         """Store bytes that begin at `offset`; returns the stored length, durable.
 
-        The first byte was written `at`; `times`: from which byte of `data` on another wall time holds. `gap`: what lies
-        between the stored length and `offset` is lost. Raises LogGap when bytes before `offset` are missing,
-        OSError when the disk refuses.
+        The first byte was written at `at`; `times`: (index in `data`, wall time) from which another time applies.
+        `gap`: the bytes between the stored length and `offset` are lost. Raises LogGap if bytes before `offset` are
+        missing, OSError if the disk refuses.
         """
         base = self._base(worker_id, attempt, stream)
         self._await_ready()
         if attempt < self._floor(worker_id):
-            return offset + len(data)  # this attempt's logs were dropped long ago; the sender need not keep them
+            return offset + len(data)  # this attempt's logs were deleted long ago; the sender need not keep them
         if worker_id in self._full:
             self._keep_one_bounded(worker_id, at)
         with self._exclusive(base):
@@ -177,11 +178,11 @@ class LogStore:
         self._keep_bounds(worker_id, len(data), at)
         return stored
 
-    # ------------------------------------------------------------------------------- what only the host has
+    # ------------------------------------------------------------------------------- bytes that only the host has
 
     def announce(self, worker_id: str, attempt: int, stream: str, size: int, at: float) -> None:
-        """The host has `size` bytes of this stream that a manager has acknowledged; what is missing of them here is
-        there. Raises OSError."""
+        """Record that the host has `size` bytes of this stream that a manager has acknowledged; those missing here are
+        marked as absent. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
         if attempt < self._floor(worker_id) or size <= 0:
             return
@@ -192,7 +193,7 @@ class LogStore:
                 self._leave_to_host(base, stored, size, at)
 
     def fill(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes) -> None:
-        """Bytes that were absent. What is here already stays as it is. Raises OSError."""
+        """Store absent bytes. Bytes that are already here are unchanged. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
         with self._exclusive(base):
             self._fill(base, self._size(base), offset, data)
@@ -200,7 +201,7 @@ class LogStore:
         self._keep_bounds(worker_id, len(data), time.time())
 
     def lose(self, worker_id: str, attempt: int, stream: str, start: int, end: int, at: float) -> None:
-        """The host does not have these bytes any more either. Raises OSError."""
+        """Record that the host no longer has these bytes either. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
         with self._exclusive(base):
             size = self._size(base)
@@ -213,7 +214,7 @@ class LogStore:
     def absent(
         self, worker_id: str, attempt: int | None = None, stream: str | None = None
     ) -> list[tuple[int, str, int, int]]:
-        """(attempt, stream, start, end) of what only the host has, the newest first."""
+        """(attempt, stream, start, end) of the ranges that only the host has, newest first."""
         found = []
         for number, name in reversed(self._streams(worker_id)):
             if attempt in (None, number) and stream in (None, name):
@@ -222,14 +223,15 @@ class LogStore:
         return found
 
     def kept(self, worker_id: str, attempt: int, stream: str, stored: int) -> int:
-        """Up to where this manager has everything, of `stored` bytes."""
+        """The offset, at most `stored`, below which this manager has every byte."""
         ranges = absent.read(self._base(worker_id, attempt, stream), stored) if self.hosts_hold() else []
         return ranges[0][0] if ranges else stored
 
     # ------------------------------------------------------------------- for a store that has an archive (spool.py)
 
     def restore(self, worker_id: str) -> None:
-        """Hook, called before a worker's logs are read: add files for what is stored elsewhere only. Raises OSError."""
+        """Hook, called before a worker's logs are read: add files for logs that are stored only elsewhere. Raises
+        OSError."""
 
     def _await_ready(self) -> None:
         """Hook: raises OSError while the offsets at which logs continue are not known yet."""
@@ -251,7 +253,7 @@ class LogStore:
         absent.remove(base, self._size(base), 0, end)
 
     def _hole(self, base: str, hole: Hole, caller: str = "") -> Iterator[bytes]:
-        """What stands for it in a download."""
+        """The text that represents a hole in a download."""
         yield f"{hole.as_text(short=True)}\n".encode()
 
     def _leave_to_host(self, base: str, start: int, end: int, at: float) -> None:
@@ -270,7 +272,7 @@ class LogStore:
     # ------------------------------------------------------------------------------------------- the disk's bounds
 
     def _keep_bounds(self, worker_id: str, written: int, at: float) -> None:
-        """Looks at the disk after a sixteenth of a worker's bound, or of the bound of all, was written."""
+        """Check the disk once a sixteenth of a worker's limit, or of the total limit, was written."""
         self._since_check[worker_id] += written
         self._all_since_check += written
         if self._since_check[worker_id] * CHECKS >= self._keep_per_worker:
@@ -282,7 +284,8 @@ class LogStore:
 
     def _keep_one_bounded(self, worker_id: str, at: float) -> None:
         folder = self._worker_directory(worker_id)
-        self._full.add(worker_id)  # until it has worked: nothing more is taken of a worker that can't be cut
+        # set until it has succeeded: no more bytes are accepted for a worker whose logs cannot be trimmed
+        self._full.add(worker_id)
         self._cut(folder, self._in_thread(retention.measure_one, folder), self._keep_per_worker, at)
         self._full.discard(worker_id)
 
@@ -299,7 +302,8 @@ class LogStore:
             self._cut(os.path.join(self._directory, name), found[name], share or 0, at)
 
     def _cut(self, folder: str, streams: list[retention.Held], keep: int, at: float) -> None:
-        """Raises OSError if the file system can't give back parts of a file: the sender keeps its bytes then."""
+        """Delete the given parts of a worker's logs. Raises OSError if the file system cannot free parts of a file; the
+        sender then keeps its bytes."""
         cut = retention.decide(streams, keep)
         if cut is None:
             return
@@ -311,7 +315,7 @@ class LogStore:
                 self._drop_head(base, cut.heads[(one.attempt, one.stream)], at)
 
     def measured(self) -> dict[str, list[retention.Held]]:
-        """{a worker's folder: its streams}; those of workers that are gone end with `retention.GONE`."""
+        """{a worker's folder: its streams}; folders of removed workers end with `retention.GONE`."""
         found: dict[str, list[retention.Held]] = self._in_thread(retention.measure, self._directory)
         return found
 
@@ -356,7 +360,7 @@ class LogStore:
                 del self._writing[base]
 
     def _prepare(self, base: str) -> bool:
-        """True if the stream's file was made just now."""
+        """Prepare the stream's file for writing. True if it was created."""
         if os.path.exists(base + ".log"):
             return False
         directory = os.path.dirname(base)
@@ -407,8 +411,8 @@ class LogStore:
                 os.unlink(base + ending)
 
     def retire(self, worker_id: str) -> None:
-        """The worker is gone: a later one of its name begins with empty logs. The files stay beside, as `….gone`,
-        until the next one of that name goes too."""
+        """Retire the logs of a removed worker: a later worker of its name begins with empty logs. The files are kept as
+        `….gone` until the next worker of that name is removed."""
         directory = self._worker_directory(worker_id)
         self._floors.pop(os.path.basename(directory), None)
         for attempt, stream in self._streams(worker_id):
@@ -420,7 +424,7 @@ class LogStore:
     # ---------------------------------------------------------------------------------------------- reading
 
     def length(self, worker_id: str, attempt: int, stream: str) -> int:
-        """Bytes stored of one stream; they are durable when this returns."""
+        """The number of stored bytes of one stream; they are durable on return."""
         path = self._base(worker_id, attempt, stream) + ".log"
         if not os.path.exists(path):
             return 0
@@ -438,7 +442,8 @@ class LogStore:
         return sorted({attempt for attempt, _ in self._streams(worker_id)})
 
     def last_lines(self, worker_id: str, attempt: int, lines: int) -> list[str]:
-        """The last of an attempt that say something, cut and without control characters; none where none are here."""
+        """The last non-empty lines of an attempt, truncated and without control characters; empty if none are stored
+        here."""
         try:
             found = self.beside(self.tail, worker_id, lines * 4, attempt)
         except OSError:
@@ -458,11 +463,11 @@ class LogStore:
         keep_partial: bool = False,
         before: float | None = None,
     ) -> Generator[None, None, list[LogLine]]:
-        """The last `lines` lines that fit, oldest first, across attempts; in steps of STEP_S, for who has more to do.
-        `since`, `before`: when they were written, Unix seconds.
+        """The last `lines` matching lines, oldest first, across attempts; in steps of STEP_S, so that the caller can do
+        other work in between. `since`, `before`: limits of the time of writing, Unix seconds.
 
-        `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
-        MAX_SCAN_S with a line that says so.
+        `keep_partial`: include unfinished lines that do not match `expression` (yet). With an expression, the scan ends
+        after MAX_SCAN_S with a line that reports it.
         """
         wanted = line_filter(expression) if expression is not None else None
         until = time.monotonic() + MAX_SCAN_S
@@ -486,7 +491,7 @@ class LogStore:
     tail = in_one_go(tail_steps)  # safe in a worker thread
 
     def written(self, matches: Sequence[LogMatch]) -> list[float]:
-        """When the first byte of each line was written; 0: not known here."""
+        """The time at which the first byte of each line was written; 0: not known here."""
         return self.beside(self._written, matches)
 
     def _written(self, matches: Sequence[LogMatch]) -> list[float]:
@@ -516,7 +521,8 @@ class LogStore:
     def newest_lines(
         self, worker_id: str, wanted: dict[tuple[int, str], int | None], budget: ScanBudget
     ) -> Iterator[LogLine]:
-        """Lines of these (attempt, stream), newest first; of each, those that begin at or before the offset."""
+        """Lines of these (attempt, stream), newest first; of each stream only those that begin at or before its
+        offset."""
         for attempt in sorted({attempt for attempt, _ in wanted}, reverse=True):
             files = [
                 StreamFile(self._base(worker_id, attempt, stream), attempt, stream, until)
@@ -528,7 +534,7 @@ class LogStore:
                 return
 
     def read(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> bytes:
-        """Stored bytes [start, end), as far as they are there."""
+        """Stored bytes [start, end), as far as they exist here."""
         try:
             with open(self._base(worker_id, attempt, stream) + ".log", "rb") as file:
                 file.seek(start)
@@ -537,14 +543,14 @@ class LogStore:
             return b""
 
     def between(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> list[LogLine]:
-        """Lines that end behind `start` and begin before `end`, oldest first, with a marker for each hole."""
+        """Lines that end after `start` and begin before `end`, oldest first, with a marker for each hole."""
         file = StreamFile(self._base(worker_id, attempt, stream), attempt, stream, end - 1)
         lines = itertools.takewhile(lambda line: line.end > start, file.lines_backward(ScanBudget()))
         return list(lines)[::-1]
 
     def raw(self, worker_id: str, attempt: int | None, stream: str | None, caller: str = "") -> Iterator[bytes]:
-        """The bytes as the worker wrote them, oldest attempt first, in blocks; a line stands in for each gap.
-        `caller`: whose share of the archive's readers it takes."""
+        """The bytes as the worker wrote them, oldest attempt first, in blocks; each gap is replaced by a line.
+        `caller`: whose share of the archive's reader slots is used."""
         for number, name in self._streams(worker_id):
             if attempt not in (None, number) or stream not in (None, name):
                 continue
@@ -593,7 +599,7 @@ class LogStore:
         return sorted((int(match[1]), match[2]) for match in found if match)
 
     def _floor(self, worker_id: str) -> int:
-        """Attempts below were dropped by `keep_attempts`."""
+        """The attempt below which all were deleted by `keep_attempts`."""
         name = directory_name(worker_id)
         floor = self._floors.get(name)
         if floor is None:

@@ -26,7 +26,7 @@ from procguard.runtime import loop_lag
 from procguard.runtime.cooperative import yield_to_hub
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-REST_LINES = 500  # a family of more is worth a rest
+REST_LINES = 500  # yield after a family with more samples
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class MetricsOptions:
 
 
 class Metrics:
-    """`gauges`: name -> (help, reader) of what other parts of the manager know; `notifications`: how targets fare;
-    `lags`: of the event loop."""
+    """`gauges`: name -> (help, reader) of values of other parts of the manager; `notifications`: the status of targets;
+    `lags`: those of the event loop."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Metrics:
         of.state.bus.events.subscribe(self._take)
 
     def _take(self, event: dict[str, Any]) -> None:
-        """Every event of the history. Kinds, causes and outcomes are words of the code or of the configuration: their
-        number is bounded. A cause that only an agent knows is counted as `other`."""
+        """Count one event of the history. Kinds, causes and outcomes are defined by the code or the configuration, so
+        that their number is bounded. A cause known only to an agent is counted as `other`."""
         kind, evidence, cause = event["kind"], event.get("evidence"), event.get("cause") or ""
         if cause not in causes.WORDS and cause not in self._fleet.state.settings.causes:
             cause = "other"
@@ -82,7 +82,7 @@ class Metrics:
             self._recoveries[str(evidence["outcome"])] += 1
 
     def exposition(self) -> bytes:
-        """The whole answer. The fleet's part is given again while it is younger than `cache_s`."""
+        """The whole response. The fleet's part is reused while it is younger than `cache_s`."""
         own = b"".join(family.text().encode() for family in self._own())
         return b"".join((self._of_fleet(), own, generate_latest(self._collectors)))
 

@@ -1,8 +1,8 @@
-"""The fleet's series for /metrics, written as text in one pass over the records, with a rest now and then.
+"""The fleet's series for /metrics, written as text in one pass over the records that yields regularly.
 
-Ten thousand workers are 150,000 lines: building a view and a sample object for each would hold the event loop up for
-seconds. Names and units follow Prometheus' conventions (docs/metrics.md lists each); what was not measured has no
-sample. Reads the fleet; changes nothing.
+Ten thousand workers are 150,000 lines: creating a view and a sample object for each would block the event loop for
+seconds. Names and units follow Prometheus' conventions (docs/metrics.md lists each); values that were not measured have
+no sample. Reads the fleet; changes nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Family:
 
 
 def label_set(**labels: str) -> str:
-    """{host="gpu01",worker="w1"} with what the format asks to be escaped."""
+    """{host="gpu01",worker="w1"}, with special characters escaped."""
     return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
 
 
@@ -61,7 +61,7 @@ def _escaped(value: str) -> str:
 
 _PERCENT = 100.0
 
-# name, help, what of the usage
+# (name, help, accessor of the usage)
 _OF_USAGE = shapes.metrics_of(WORKER)
 _OF_HOST = shapes.metrics_of(HOST)
 _OF_GPU: tuple[tuple[str, str, Callable[[messages.GpuUsage], float | None]], ...] = (
@@ -79,7 +79,7 @@ def _ratio(percent: float | None) -> float | None:
 
 
 def families(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
-    """Every family of the fleet, whether it has samples or not. `rest` lets others run."""
+    """Every family of the fleet, with or without samples. `rest` yields to other greenlets."""
     info = Family("procguard_build_info", "gauge", "The running manager")
     info.add(label_set(version=__version__, fleet=fleet.state.fleet_id), 1)
     yield info
@@ -107,7 +107,7 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
             rest()
         observed = fleet.state.worker_status.get(worker.worker_id)
         if observed is None:
-            continue  # it was removed while others had their turn
+            continue  # it was removed while other greenlets ran
         state = _state_of(fleet, worker, observed)
         by_state[state] += 1
         if not per_worker:
@@ -164,20 +164,20 @@ def _agents(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None
     of_gpu = [(gauge(f"gpu_{name}", text), read) for name, text, read in _OF_GPU]
     by_state: Counter[str] = Counter()
     for number, agent in enumerate(list(fleet.state.agents_by_id.values()), 1):
-        if number % (REST_EVERY // 5) == 0:  # eight GPUs each are as much as five workers
+        if number % (REST_EVERY // 5) == 0:  # eight GPUs take as long as five workers
             rest()
         observed = fleet.state.agent_status.get(agent.agent_id)
         if observed is None:
             continue
         by_state[observed.state] += 1
         if agent.kind != "deployed" and not per_worker:
-            continue  # a hand-started launcher is a worker's own
+            continue  # a hand-started launcher belongs to one worker
         labels = label_set(agent=agent.agent_id, host=agent.host)
         up.add(labels, 1 if observed.state == "connected" else 0)
         if observed.last_seen is not None:
             age.add(labels, round(max(0.0, now.monotonic - observed.last_seen), 3))
         if agent.kind != "deployed" or observed.heartbeat is None:
-            continue  # a launcher's host would be counted again for each of its workers
+            continue  # the host of launchers would otherwise be counted once for each of them
         labels = label_set(host=agent.host)
         cpus.add(labels, observed.heartbeat.facts.cpus)
         memory.add(labels, observed.heartbeat.facts.memory_bytes)

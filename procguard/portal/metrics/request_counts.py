@@ -1,6 +1,6 @@
 """Counts requests and their durations by plain additions, thousands of times a second.
 
-prometheus_client's counters take a lock and look up a child for each; that was a tenth of a heartbeat's cost.
+prometheus_client's counters take a lock and look up a child for each request, which took a tenth of a heartbeat's time.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ class LogArchive:
 
     def _change_index(self) -> None:
         while self._todo:
-            self._todo[0]()  # again in the next step where it fails
+            self._todo[0]()  # repeated in the next step if it fails
             self._todo.popleft()
 
     def _is_due(self) -> bool:
@@ -359,7 +359,7 @@ class LogArchive:
         left = False
         for number, name, at in self.index.unfinished():
             if self._upload is not None and number == self._upload.number:
-                continue  # this run's own, which is tried again
+                continue  # an upload of this run, which is retried
             try:
                 _, pieces, size = rebuild.read_pieces(self.place, name, self._in_thread, whole=True)
             except ObjectMissing:
@@ -447,7 +447,7 @@ def _collect(directory: str, asked: Sequence[tuple[Key, str, list[Range]]]) -> t
 
 
 def _parts(base: str, size: int, covered: list[Range]) -> list[tuple[int, int, float | None]]:
-    """(start, end, when it was lost) of what is not archived, rising; None: it is on the disk."""
+    """(start, end, time of the loss) of each part that is not archived, ascending; None: the part is on the disk."""
     has_holes = os.access(base + ".gaps", os.F_OK) or os.access(base + absent.ENDING, os.F_OK)
     gone = [hole for hole in holes(base, size) if hole.start < hole.end] if has_holes else []
     found: list[tuple[int, int, float | None]] = []

@@ -66,7 +66,7 @@ _PIECES = (
     "WHERE s.folder = ? AND s.attempt = ? AND s.stream = ? AND p.start < ? AND p.start + p.length > ? "
     "ORDER BY p.start DESC LIMIT ?"
 )
-_TIMES = (  # one search of the key for each, instead of reading all
+_TIMES = (  # one key lookup for each, instead of reading all
     "WITH RECURSIVE place (stream, start) AS (SELECT s.id, (SELECT min(p.start) FROM archive_piece AS p "
     "WHERE p.stream = s.id) FROM archive_stream AS s WHERE s.folder = ? AND s.attempt = ? AND s.stream = ? "
     "UNION ALL SELECT place.stream, (SELECT p.start FROM archive_piece AS p WHERE p.stream = place.stream "
@@ -233,14 +233,14 @@ class ArchiveIndex:
             )  # fmt: skip
             while some := list(islice(rows, ROWS_AT_ONCE)):
                 values = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * len(some))
-                # One of the same place is from a manager whose term ended in the middle of its upload.
+                # A piece at the same place is from a manager whose term ended during its upload.
                 latest = ", ".join(f"{one} = excluded.{one}" for one in _PLACED)
                 execute(
                     f"INSERT INTO archive_piece ({_COLUMNS}) VALUES {values} "  # noqa: S608
                     f"ON CONFLICT (stream, start) DO UPDATE SET {latest}",
                     [one for row in some for one in row],
                 )
-            # Without its entry nothing would say in which object the pieces are, and its id may be given out again.
+            # Without its entry, the object of the pieces would be unknown, and its id may be assigned again.
             named = "UPDATE archive_object SET size = ?, live = live + ? WHERE id = ? RETURNING id"
             if execute(named, (size, len(pieces), number)).fetchone() is None:
                 raise OSError(errno.ESTALE, "the log archive's index does not know this upload")
@@ -273,8 +273,8 @@ class ArchiveIndex:
         return [StoredPiece(row[0], row[1], row[2], row[3], row[4], row[5], bytes(row[6])) for row in rows]
 
     def times(self, key: Key, step: int = 0) -> list[tuple[int, float]]:
-        """(offset, wall time) of where each piece of a stream begins, rising; of those that begin within `step` bytes
-        the first."""
+        """(offset, wall time) of the beginning of each piece of a stream, ascending; only the first of those that begin
+        within `step` bytes."""
         rows = self._tables.transaction(lambda execute: execute(_TIMES, (*key, max(1, step))).fetchall())
         return [(int(start), float(at)) for start, at in rows]
 

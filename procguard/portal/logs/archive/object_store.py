@@ -42,7 +42,7 @@ class ObjectDamaged(ValueError):
 
 class ObjectStore(Protocol):
     shown: str  # for operators, without secrets
-    conditional: bool | None  # whether it refuses to write over an object; None: not known yet
+    conditional: bool | None  # whether it refuses to overwrite an object; None: not known yet
 
     def expect_objects(self) -> None:
         """Raise ArchiveFailed if the store is empty although objects were archived: it is probably the wrong one."""
@@ -61,7 +61,7 @@ class ObjectStore(Protocol):
 
 
 def kind_of(shown: str) -> str:
-    """What everybody may see of a place: s3://, file://."""
+    """The kind of a place, which everybody may see: s3://, file://."""
     return shown[: shown.find("://") + 3]
 
 
@@ -172,7 +172,7 @@ class FolderStore:
 
 
 def _name_it(beside: str, target: str) -> bool:
-    """Give the file its name without overwriting, if the file system supports links: whether it does."""
+    """Rename the file without overwriting, if the file system supports links. Returns whether it does."""
     try:
         os.link(beside, target)
     except FileExistsError:

@@ -6,7 +6,7 @@ separately.
     32        SHA-256 of the header as stored
     header    zlib, JSON: {"fleet", "term", "at", "pieces": [[worker, attempt, stream, start, length, position, packed,
               at, digest], …]}; `position`: from the header's end; `packed` 0: these bytes were lost before
-    pieces    zlib: at most PIECE_BYTES of the log, then when they were written: records as in an `.idx` (reader.py)
+    pieces    zlib: at most PIECE_BYTES of the log, then the times of its bytes: records as in an `.idx` (reader.py)
 
 A piece is read by a range request; `digest` covers its unpacked bytes. Nothing is unpacked beyond its announced size,
 and sizes above the limits here are refused. Pure; safe in a worker thread.
@@ -151,7 +151,7 @@ def unpack(packed: bytes, length: int, digest: bytes) -> tuple[bytes, bytes]:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """Decompress at most `most` bytes, whatever the input is."""
+    """Decompress at most `most` bytes of any input."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(packed, most)
