@@ -379,7 +379,7 @@ class Manager:
                 if isinstance(exc, NotDurable) and not disk_refuses:
                     disk_refuses = True
                     self._emit_event("not_durable", because("state.not_durable", error=of_message(exc.message)), now)
-            except Exception:  # a mistake in one round must not end all supervision
+            except Exception:  # an error in one round must not end supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
 

@@ -1,10 +1,9 @@
 """./start_manager.sh --demo: a manager, this machine as a host and three example workers, isolated from everything
 else.
 
-With `--managers 2` several managers on a PostgreSQL server of its own. Owns one folder (~/.cache/procguard-demo) that
-it creates and removes, and everything it starts: Ctrl-C or SIGTERM
-stops workers, runners, agent and manager. Uses the manager, deployer and installer as separate programs; never
-touches ~/.procguard or another manager's state.
+With `--managers 2`, several managers on a PostgreSQL server of its own. Owns one folder (~/.cache/procguard-demo) that
+it creates and removes, and everything it starts: Ctrl-C or SIGTERM stops workers, runners, agent and manager. Uses the
+manager, deployer and installer as separate programs; never touches ~/.procguard or another manager's state.
 """
 
 from __future__ import annotations
@@ -209,8 +208,8 @@ class Demo:
         return daemon.readiness(self._urls[number]) in ("ready", "standby" if number else "ready")
 
     def _prepare_deployment(self, environment: dict[str, str]) -> None:
-        """The deployer as a process that has imported everything and waits for a word: it does so while the manager
-        starts. Should we die first, its stdin ends and it deploys nothing."""
+        """Start the deployer as a process that imports everything while the manager starts and then waits for input. If
+        the demo dies first, its stdin ends and it deploys nothing."""
         with open(os.path.join(self._folder, "deploy.out"), "wb", opener=daemon.private) as output:
             self._deployment = subprocess.Popen(
                 [*daemon.python_command(), "-c", DEPLOYER, INVENTORY],

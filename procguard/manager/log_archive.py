@@ -22,7 +22,7 @@ THREADS = 2
 
 
 def secrets_of(config: Config) -> dict[str, str]:
-    """Taken out of the environment, so that nothing this manager starts has them."""
+    """The secrets, removed from the environment, so that programs started by this manager do not inherit them."""
     return taken_secrets() if config.logs.archive.startswith("s3://") else {}
 
 

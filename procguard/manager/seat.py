@@ -33,13 +33,13 @@ from procguard.fleet.store.postgres_link import LOAD_TIMEOUT_S, Connection, Data
 from procguard.fleet.store.postgresql import WarmCopy
 
 BEAT_S = 1.0
-BEAT_AGAIN_S = 0.2  # after one that failed
+BEAT_AGAIN_S = 0.2  # delay after a failed beat
 BEAT_TIMEOUT_S = 1.5
 LOOP_S = 0.1
 LOOP_HANGS_S = 10.0  # a leader whose event loop hangs for this time stops its beats
 TRUST_S = 2.5
 TAKEOVER_S = 3.0
-LOOK_S = 0.1  # a standby reads the leader's row so often
+LOOK_S = 0.1  # interval at which a standby reads the leader's row
 FOLLOW_S = 0.5  # minimum interval of reading changes
 REGISTER_S = 1.0
 POLL_LATE_S = 1.0  # a poll that took longer gives no information about the time before
@@ -73,11 +73,11 @@ class Seat:
         self.process = secrets.token_hex(8)
         self.urls, self.about = urls, about
         self.own_grace_s = grace_s
-        self.others: list[OtherManager] = []  # all that are registered, this one included
+        self.others: list[OtherManager] = []  # all registered managers, including this one
         self.row: LeaderRow | None = None  # as last read
         self.unreachable = ""  # why the database did not answer the last call
-        self.ended = False  # the term, by the database's word
-        self.fenced = gevent.event.Event()  # the same, for greenlets that wait
+        self.ended = False  # the term according to the database
+        self.fenced = gevent.event.Event()  # the same, as an event for waiting greenlets
         self._loop_at = float("inf")  # monotonic time at which the event loop last ran
         self.on_beat: Callable[[int, int], object] = lambda _commits, _before: None
         self.acknowledged: Callable[[], int] = lambda: 0
@@ -278,7 +278,7 @@ class Seat:
             log.warning("could not hand over, another manager leads in %.0f s: %s", TAKEOVER_S, exc.strerror)
 
     def close(self, *, leave: bool = True) -> None:
-        """`leave`: this manager is not there any more."""
+        """`leave`: remove this manager from the list."""
         if leave:
             try:
                 self._link.call(lambda it: leader_row.leave(it, self.name, self.process), BEAT_TIMEOUT_S)

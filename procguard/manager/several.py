@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def place_of(config: Config) -> DatabasePlace:
-    """PGPASSWORD is taken out of the environment: programs that this manager starts, and jobs of agents on its machine,
-    would have it in theirs."""
+    """The database's location. PGPASSWORD is removed from the environment, because programs started by this manager,
+    and jobs of agents on its machine, would inherit it."""
     given = os.environ.pop(PASSWORD_VARIABLE, "")
     return DatabasePlace(config.state.database, config.state.database_password_file, given)
 

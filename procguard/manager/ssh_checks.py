@@ -20,7 +20,7 @@ CHECK_EVERY_S = 600.0
 FIRST_AFTER_S = 10.0
 AT_ONCE = 8
 DEADLINE_S = 15.0
-MAX_HOSTS = 200  # of a round of a standby; the next one begins where it ended
+MAX_HOSTS = 200  # hosts checked per round of a standby; the next round continues from there
 SHOWN = 5
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class StandbyChecks:
         while True:
             try:
                 self.round()
-            except Exception:  # a mistake in one round must not end all of them
+            except Exception:  # an error in one round must not end the checks
                 log.exception("a round of SSH checks failed; the next one goes on")
             gevent.sleep(CHECK_EVERY_S)
 

@@ -6,7 +6,7 @@
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
     … code    --host NAME --dir DIR     procguard_sync: packs missing archives -> [{"dest", "digest", "archive"}]
     … verify  --host NAME --dir DIR     returns once the agent has sent a heartbeat
-    … removal, forget --host NAME --dir DIR     undeploy: waits for its workers' end; removes it from the manager
+    … removal, forget --host NAME --dir DIR     undeploy: wait for its workers' end; remove it from the manager
 
 All decisions are the deployer's; this module only splits a deployment into steps. The request contains the agent's
 secret: pass it to `install.pyz install` on stdin, and keep it out of logs (no_log).

@@ -6,8 +6,8 @@ JSON lines on stdin and stdout; the end of stdin ends the process. A hanging hos
     -> {"id": 7, "op": "ensure", "host": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "deadline_s": 30}
     <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
 
-"ensure" also accepts "manager": the addresses for a running agent that cannot reach its manager at any of its own; the
-answer then has "addresses": {"new": [the addresses added], "unreached": whether no address works}
+"ensure" also accepts "manager": addresses for a running agent whose own addresses do not reach its manager; the answer
+then has "addresses": {"new": [the addresses added], "unreached": whether no address works}
 (remote_agent/install/readdress.py).
 
 `ok`: the host was reached. op "check" opens a connection, logs in and closes it. "ensure" starts the agent unless it

@@ -200,7 +200,7 @@ def installer_zip() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name), files[name])  # ZipInfo's own date: 1980, always
+            archive.writestr(zipfile.ZipInfo(name), files[name])  # ZipInfo's default date, always 1980
     return out.getvalue()
 
 

@@ -1,6 +1,6 @@
 """The secrets of one run: passwords for SSH and sudo, passphrases of keys, and their order of precedence.
 
-A host's own secret (ansible_password, ansible_become_password, … in the inventory), then the one prompted for, then
+A host's own secret (ansible_password, ansible_become_password, … in the inventory), then the prompted one, then
 PROCGUARD_SSH_PASSWORD and similar, or the private file in PROCGUARD_SSH_PASSWORD_FILE. Passphrases are prompted for
 on a terminal when a key needs one. No secret is ever part of argv, a Target or the manager's state.
 """

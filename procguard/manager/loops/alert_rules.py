@@ -28,5 +28,5 @@ def drive(rules: AlertRules, fleet: Fleet) -> None:
             if str(exc) != refused:
                 log.error("alerts: %s", exc)
             refused = str(exc)
-        except Exception:  # a mistake in one pass must not end all of them
+        except Exception:  # an error in one pass must not end the loop
             log.exception("a pass of the alert rules failed; the next one goes on")

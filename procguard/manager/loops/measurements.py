@@ -25,5 +25,5 @@ def drive(measurements: Measurements, files: MeasurementFiles, fleet: Fleet) -> 
             done = measurements.sample(fleet.state, clock.read().wall, rest)
             slots = {kind: dict(measurements.tables[kind].slots) for kind in {kind for kind, _, _ in done}}
             pool.apply(files.append, (done, slots))
-        except Exception:  # a mistake in one sample must not end all of them
+        except Exception:  # an error in one sample must not end the loop
             log.exception("a sample of the measurements failed; the next one goes on")

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def drive(operations: Operations) -> None:
-    """Runs until it is killed."""
+    """Run until the greenlet is killed."""
     wake = gevent.event.Event()
     operations.on_wake(wake.set, yield_to_hub)
     while True:
@@ -30,6 +30,6 @@ def drive(operations: Operations) -> None:
                 yield_to_hub()  # other greenlets run between two chunks
         except ProcGuardError as exc:  # the disk refused; the next round tries again
             log.error("%s", exc)
-        except Exception:  # a mistake in one round must not end all operations
+        except Exception:  # an error in one round must not end all operations
             log.exception("a round of the operations failed; the next one goes on")
         gevent.sleep(COALESCE_S)
