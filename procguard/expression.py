@@ -20,11 +20,11 @@ from procguard.errors import UsageError
 from procguard.expression_cost import NOTHING, Characters, Either, Node, Ranges, Repeat, Sequence
 
 MAX_CHARS = 512
-MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a literal text with a backslash before each character
-MAX_MEMORY_BYTES = 1024 * 1024  # of one compiled expression: its program and the states of its automaton
+MAX_LITERAL_CHARS = 2 * MAX_CHARS  # maximum length of a literal text with a backslash before each character
+MAX_MEMORY_BYTES = 1024 * 1024  # memory of one compiled expression: its program and the states of its automaton
 MAX_INSTRUCTIONS = 2000  # in the worst case, a line costs its length times this
-MAX_DEPTH = 50  # of groups; Python's compiler recurses
-MAX_MATCHED_CHARS = 16 * 1024  # of a line; the same limit as on hosts (remote_agent/logs/grep.py)
+MAX_DEPTH = 50  # maximum nesting of groups, because Python's compiler recurses
+MAX_MATCHED_CHARS = 16 * 1024  # maximum length of a line, as on hosts (remote_agent/logs/grep.py)
 MAX_CODE_POINT = 0x10FFFF
 DOCUMENT = "docs/protocol.md#regular-expressions"
 
@@ -107,7 +107,7 @@ def _compile(text: str, ignore_case: bool) -> tuple[Any, str]:
         said = exc.args[0] if exc.args else ""
         return None, said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
     finally:
-        re2.purge()  # its cache would keep 128 expressions of strangers
+        re2.purge()  # its cache would keep 128 expressions of unknown callers
 
 
 # ------------------------------------------------------------------------------------------------ translation

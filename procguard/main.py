@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
         from procguard.manager import service
 
         words = [word for word in argv if word != "--install-service"]
-        if arguments.config is None:  # the service's environment may name another place
+        if arguments.config is None:  # the service's environment may select another path
             state_options = [value for value in given if value not in arguments.set]
             words = [word for value in state_options for word in ("--set", value)] + words
         say(service.remove(settings) if arguments.remove_service else service.install(settings, words))

@@ -165,7 +165,7 @@ class SendMemory:
         while self.bytes > self._most_bytes:
             most = max(self._readers, key=lambda reader: reader.queued_bytes, default=None)
             if most is None or not most.queued_bytes:
-                return  # the rest is being written at this moment
+                return  # the rest is being written now
             most.overflow()
 
     def release(self, frame: bytes) -> None:

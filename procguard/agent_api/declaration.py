@@ -121,8 +121,8 @@ def read_query(cls: type[T], query: Mapping[str, str] | None = None) -> T:
 @dataclass(frozen=True)
 class Route:
     """A declared route. `path` in bottle's notation; `handler` is the method's name. `query`: a dataclass of
-    parameters; `body`: the type that checks the body, bytes, or None. `answers`: status -> type. `errors`: besides
-    those that any route of its kind may answer (portal/api/openapi). `often`: every agent calls it all the time."""
+    parameters; `body`: the type that checks the body, bytes, or None. `answers`: status -> type. `errors`: in addition
+    to those that any route of its kind may return (portal/api/openapi). `often`: called by every agent continually."""
 
     method: str
     path: str
@@ -156,8 +156,8 @@ class Route:
 
 def route(method: str, path: str, who: Who, *, tag: Tag, zh: str, **more: Any) -> Callable[[Handler], Handler]:
     """Declare a handler's route. `zh`: the summary in Chinese. `more`: `status` (200), `errors`, `media`, `example` (a
-    body), `example_query`, `body_optional`, `often`; and `answers`, `query`, `body` where the handler's annotations do
-    not say them."""
+    body), `example_query`, `body_optional`, `often`; and `answers`, `query`, `body` if the handler's annotations do not
+    declare them."""
 
     def declare(handler: Handler) -> Handler:
         handler.declared = {"method": method, "path": path, "who": who, "tag": tag, "zh": zh, **more}  # type: ignore[attr-defined]

@@ -48,8 +48,8 @@ _IS_METRIC_NAME = re.compile(protocol.LOG_METRIC_NAME).fullmatch
 Hints = Mapping[str, tuple[str, str]]  # field -> (error code, next step) if its value is invalid
 
 
-# pydantic then refuses NaN, infinities and what overflows to them, wherever a message has a number. It asks each class
-# itself, those of fields too.
+# pydantic then refuses NaN, infinities and numbers that overflow to them in every message. It reads this setting from
+# each class separately, including those of fields.
 for _message in vars(protocol).values():
     if isinstance(_message, type) and dataclasses.is_dataclass(_message):
         _message.__pydantic_config__ = {"allow_inf_nan": False}  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def dumps(message: Any) -> bytes:
     if type(message) is not dict:
         try:
             return _KINDS[type(message)].to_json(message, warnings=False)
-        except PydanticSerializationError:  # text that UTF-8 has no bytes for
+        except PydanticSerializationError:  # text that UTF-8 cannot encode
             message = protocol.encode(message)
     return http_io.dumps(message)
 

@@ -28,5 +28,5 @@ def create(
         ) from exc
     channel = ZmqChannel(agent_api, access, own, limits, bodies)
     fleet.state.bus.revoked.subscribe(channel.revoke)
-    fleet.state.bus.secret_taken.subscribe(channel.revoke)  # connections that stand go on; it makes itself a new key
+    fleet.state.bus.secret_taken.subscribe(channel.revoke)  # existing connections continue; the agent creates a new key
     return channel

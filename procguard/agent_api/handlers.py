@@ -37,7 +37,7 @@ from remote_agent.protocol import session
 MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9
 MAX_OFFSET = 2**62
-MAX_WRITTEN = 50_000  # answers kept as they are written
+MAX_WRITTEN = 50_000  # cached encoded responses
 MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # limit of log posts in memory
 SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
@@ -238,7 +238,7 @@ class AgentApi:
     def hello(self, call: Call) -> Answer:
         """Proof that this is the fleet's manager, before an agent sends it its secret.
 
-        And where else it listens: [sessions](#sessions-a-mac-in-place-of-the-secret), [zmq](#the-zmq-channel).
+        Also offers [sessions](#sessions-a-mac-in-place-of-the-secret), [zmq](#the-zmq-channel).
         """
         asked = read_query(HelloQuery, call.query)
         agent_id, nonce, url = asked.agent, asked.nonce, asked.to
@@ -329,7 +329,7 @@ class AgentApi:
     )  # fmt: skip
     def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
         """A heartbeat of one worker, for plain launchers."""
-        if worker_id not in self._fleet.state.workers_by_id:  # those have valid ids
+        if worker_id not in self._fleet.state.workers_by_id:  # existing workers have valid ids
             checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         worker = self._fleet.state.workers_by_id.get(worker_id)
@@ -337,7 +337,7 @@ class AgentApi:
         beat = decode.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._fleet.agents.heartbeats.take_plain(worker_id, beat, clock.read(), call.channel)
         known = self._written.get(worker_id)
-        if known is None or known[0] is not reply:  # nearly all hear the very same again and again
+        if known is None or known[0] is not reply:  # nearly all receive the same response repeatedly
             if len(self._written) > MAX_WRITTEN:
                 self._written.clear()
             known = self._written[worker_id] = (reply, Answer(200, decode.dumps(reply)))
@@ -430,9 +430,9 @@ class AgentApi:
 
     @contextlib.contextmanager
     def _log_turn(self, declared_bytes: int | None) -> Iterator[None]:
-        """Large posts wait until there is room for them in memory. Raises LimitExceeded."""
+        """A context in which a large post has memory; waits until it is available. Raises LimitExceeded."""
         size = protocol.MAX_LOG_POST_BYTES if declared_bytes is None else declared_bytes
-        if size <= SMALL_LOG_BYTES or size > protocol.MAX_LOG_POST_BYTES:  # the latter is refused unread
+        if size <= SMALL_LOG_BYTES or size > protocol.MAX_LOG_POST_BYTES:  # the latter is refused without being read
             yield
             return
         with self._log_budget.room(size, LOG_TURN_S, "many hosts send their logs at once"):

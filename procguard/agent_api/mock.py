@@ -1,6 +1,6 @@
 """The `mock` channel: in-process, without a network, to try out the manager.
 
-A `MockConnection` carries what a network would: the same addresses, JSON bodies, secrets and responses. With
+A `MockConnection` uses the same addresses, JSON bodies, secrets and responses as a network connection. With
 `communication.adapter_config.mock_workers: N`, N simulated workers use such connections like launchers; 0 (the
 default) disables them. The workers exist only as states; no process is started.
 """
@@ -31,12 +31,12 @@ from remote_agent.protocol import messages
 
 ACTOR = "mock channel"
 PEER = "mock"
-AGAIN_S = 1.0  # after a heartbeat that was not taken
+AGAIN_S = 1.0  # delay after a heartbeat that was not accepted
 
 
 @dataclasses.dataclass
 class SimulatedWorker:
-    """One worker's state as an agent would hold it, and the rules by which it follows the manager. No I/O."""
+    """One worker's state as in an agent, and the rules by which it follows the manager. No I/O."""
 
     worker_id: str
     agent_id: str
@@ -112,7 +112,7 @@ class SimulatedWorker:
 
 
 class MockConnection:
-    """One connection: `request` as over a network, from a greenlet. `close` ends what it holds."""
+    """One connection. `request` works as over a network, called from a greenlet; `close` ends its held requests."""
 
     def __init__(self, routes: RouteTable, access: Access, secret: str) -> None:
         self._routes = routes
@@ -160,7 +160,7 @@ class MockCall(Call):
 
 
 class MockChannel:
-    """`connect` makes connections; `mock_workers` simulated workers have one each and share one greenlet."""
+    """`connect` creates connections. Each of the `mock_workers` simulated workers has one; they share one greenlet."""
 
     name = "mock"
 
@@ -201,7 +201,7 @@ class MockChannel:
             self._greenlet = None
 
     def _register(self, worker_id: str) -> None:
-        # The same in each run: a restarted manager's mock workers are the ones it knows.
+        # The same in each run, so that a restarted manager recognises its mock workers.
         key = self._fleet.state.proof_key(messages.LAUNCHER_PREFIX + worker_id)
         secret = hmac.new(key.encode(), b"procguard-mock", hashlib.sha256).hexdigest()
         registration = messages.Registration(
@@ -232,8 +232,8 @@ class MockChannel:
                 interval_s = self._beat(self._workers[agent_id]) or interval_s or AGAIN_S
 
     def _beat(self, worker: SimulatedWorker) -> float:
-        """One heartbeat, and another for each change it caused. Returns when the next is due, in seconds; 0.0 where the
-        manager does not take it."""
+        """Send a heartbeat, and another for each change that it caused. Returns the seconds until the next one; 0.0 if
+        the manager does not accept it."""
         path = f"/api/agents/{worker.agent_id}/heartbeat"
         while True:
             wall = clock.read().wall

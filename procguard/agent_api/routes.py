@@ -44,8 +44,9 @@ class RouteTable:
             self._routes.setdefault(shape, {})[route.method] = route
 
     def find(self, method: str, target: str) -> FoundRoute:
-        """`target`: path and query, percent-encoded. Raises NotFound, MethodNotAllowed and UsageError. Nothing of it is
-        kept: who asks is not known yet, and connections remember what they ask all day (agent_api/zmq/call.py)."""
+        """`target`: path and query, percent-encoded. Raises NotFound, MethodNotAllowed and UsageError. The result is
+        not cached, because the caller is not identified yet; connections cache their repeated requests themselves
+        (agent_api/zmq/call.py)."""
         path, _, query = target[:MAX_TARGET_CHARS].partition("?")
         if query.count("&") >= MAX_PARAMETERS:
             raise UsageError(f"more than {MAX_PARAMETERS} parameters in the address", "see docs/protocol.md")

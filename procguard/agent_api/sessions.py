@@ -122,7 +122,7 @@ class AgentSessions:
         return signed
 
     def _asked_to_open(self, session_id: str, environ: dict[str, Any]) -> AgentSession:
-        """A session that is not kept yet: whether the MAC fits is still to be seen."""
+        """A session that is not stored yet, because its MAC has not been verified."""
         words = environ.get("HTTP_" + wire.OPEN_HEADER.upper().replace("-", "_"), "").split(" ")
         if len(words) != 3:
             raise _unknown("this session is not known here")

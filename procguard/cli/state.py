@@ -288,10 +288,10 @@ def rebuild(fleet: str, state: str = "", config: str = "") -> None:
 
 @operator_task(name="reindex", help={"config": WHERE["config"]})
 def reindex(config: str = "") -> None:
-    """Make the index of the log archive again from its objects. Example: procguard state reindex --config c.yaml
+    """Rebuild the index of the log archive from its objects. Example: procguard state reindex --config c.yaml
 
-    Adds every object that the index does not know. A manager that starts without an index does the same by itself; this
-    is for one that was damaged, after its file was moved away. No manager may be running.
+    Adds every object that the index lacks. A manager that starts without an index does the same automatically; use this
+    command after a damaged index file was moved away. No manager may be running.
     """
     from procguard.fleet.store import open_store
     from procguard.manager import log_archive

@@ -27,7 +27,7 @@ from remote_agent.transport import tls
 
 DEFAULT_URL = "http://localhost:5000"
 TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S, QUICK_CONNECT_S = 5.0, 2.0  # the latter if there are several managers
+CONNECT_TIMEOUT_S, QUICK_CONNECT_S = 5.0, 2.0  # the second one if there are several managers
 TAKEOVER_S, TAKEOVER_LOOK_S = 10.0, 0.5  # how long, and at which interval, several managers are asked for the leader
 MAX_PLACES = 8  # positions that are kept of a followed log
 FOLLOW_IDLE_S = 20.0  # a followed log without data for this long is requested again: its manager may be frozen

@@ -103,9 +103,9 @@ class Logs(Section):
     archive: Annotated[str, AfterValidator(_archive_url)] = Field(
         default="",
         description=(
-            "Where the logs are archived: `s3://bucket/prefix` (extra `s3`; credentials as boto3 finds them) or "
-            "`file:///mnt/shared`, an existing folder. `keep_per_worker` and `keep_in_all` then bound the manager's "
-            "disk alone: what is archived leaves it and is read from the archive. Empty: no archive."
+            "Archive of the logs: `s3://bucket/prefix` (extra `s3`; credentials as boto3 finds them) or "
+            "`file:///mnt/shared`, an existing folder. `keep_per_worker` and `keep_in_all` then limit only the "
+            "manager's disk: archived bytes are removed from it and read from the archive. Empty: no archive."
         ),
     )
     archive_interval: float = Field(
@@ -113,8 +113,9 @@ class Logs(Section):
         ge=1,
         le=3600,
         description=(
-            "Seconds after which new log bytes are uploaded, those of all workers in one object; earlier once 8 MiB "
-            "wait. Each stream that has printed adds an entry to the index, so a longer interval makes a smaller one."
+            "Seconds after which new log bytes of all workers are uploaded as one object; earlier once 8 MiB are "
+            "waiting. Each stream with new output adds an entry to the index, so that a longer interval results in a "
+            "smaller index."
         ),
     )
     archive_endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
@@ -135,9 +136,9 @@ class Logs(Section):
         default_factory=list,
         max_length=100,
         description=(
-            "Rules by age and size, each for the workers that it selects: a list of `{select, days, max}`. A worker may"
-            " be in several; each rule applies. Whole attempts are deleted, never the newest one of a worker that is"
-            " not settled, and the newest one of a failed worker only by age. On the manager; `keep_local` bounds"
-            " hosts."
+            "Rules by age and size, each for the workers that it selects: a list of `{select, days, max}`. If several"
+            " rules select a worker, all of them apply. Whole attempts are deleted, but never the newest one of a"
+            " worker that is not settled; the newest one of a failed worker is deleted only by age. Applies to the"
+            " manager; `keep_local` limits the logs on hosts."
         ),
     )

@@ -64,16 +64,16 @@ class State(Section):
         description=(
             "A PostgreSQL database that several managers share, in place of the SQLite database: "
             "`postgresql://procguard@db1,db2/procguard?target_session_attrs=read-write`. One manager leads, the others "
-            "stand by. No password stands in it. `state_file` still says where this manager keeps its lock, logs and "
-            "certificates. See docs/several_managers.md."
+            "stand by. The URL must not contain a password. `state_file` still defines where this manager keeps its "
+            "lock, logs and certificates. See docs/several_managers.md."
         ),
         json_schema_extra=dict(errors.SECRET),
     )
     database_password_file: Annotated[str, AfterValidator(checks.path_or_nothing)] = Field(
         default="",
         description=(
-            "A file whose first line is the password for `database`, read for each connection. Empty: libpq's own ways "
-            "(PGPASSFILE, ~/.pgpass, PGPASSWORD, a client certificate)."
+            "A file whose first line is the password for `database`, read for each connection. Empty: libpq's own "
+            "sources (PGPASSFILE, ~/.pgpass, PGPASSWORD, a client certificate)."
         ),
     )
     database_grace_s: Annotated[float, Field(ge=0, le=300)] = Field(
@@ -86,7 +86,7 @@ class State(Section):
     )
     manager_name: Annotated[str, AfterValidator(checks.manager_name)] = Field(
         default="",
-        description="This manager's name among several, another one for each. Empty: the name of its machine.",
+        description="Unique name of this manager among several. Empty: the name of its machine.",
     )
     auto_save: bool = Field(
         default=True,
@@ -220,16 +220,17 @@ class Recovery(Section):
     gpu_failures: Literal["log", "cordon", "move"] = Field(
         default="log",
         description=(
-            "What a fatal fault of a GPU causes (docs/gpu-failures.md): `log`: an event and an alert. `cordon`: also "
-            "no worker is given it. `move`: also the workers on it go to a spare, a gang as a whole."
+            "Response to a fatal fault of a GPU (docs/gpu-failures.md). `log`: an event and an alert. `cordon`: in "
+            "addition, the GPU is allocated to no worker. `move`: in addition, its workers are moved to a spare, a "
+            "gang as a whole."
         ),
     )
     causes: Annotated[dict[str, str], AfterValidator(causes_of_failure)] = Field(
         default_factory=dict,
         description=(
-            "Own causes of failure: a word, and the regular expression (RE2) that one of the last 20 lines of a failed "
-            "attempt matches, e.g. `data_gone: 'dataset .* is not mounted'`. They go before the built-in ones "
-            "(docs/failure-causes.md)."
+            "Custom causes of failure: a word, and the regular expression (RE2) that one of the last 20 lines of a "
+            "failed attempt matches, e.g. `data_gone: 'dataset .* is not mounted'`. They take precedence over the "
+            "built-in ones (docs/failure-causes.md)."
         ),
     )
 
@@ -358,8 +359,8 @@ class Config(Section):
     notify: Annotated[list[NotifyRoute], Field(max_length=200)] = Field(
         default_factory=list,
         description=(
-            "Routes: a list of `{select, to, on}` that send alerts of some workers to a target, besides what its "
-            "`events` ask for. See docs/notifications.md."
+            "Routes: a list of `{select, to, on}` that send alerts of selected workers to a target, in addition to its "
+            "`events`. See docs/notifications.md."
         ),
     )
     alerts: Rules = Field(

@@ -28,12 +28,12 @@ RETRY_MOST_S = 60.0
 RETRY_FOR_S = 900.0  # a message is dropped after this time, in favour of newer ones
 
 WAITING_CLASS = "host_unreachable"  # its alerts are delayed, so that alerts of later events may be sent first
-LAST_LINES = 5  # of a log, for a target that gets `finished`
+LAST_LINES = 5  # last lines of a log, for a target that gets `finished`
 
 log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
-Progress = dict[str, Any]  # of one target: what has been delivered, and the message being sent
+Progress = dict[str, Any]  # progress of one target: what has been delivered, and the message being sent
 
 
 @dataclass

@@ -83,7 +83,7 @@ def _mail(target: AlertTarget, message: Message, now: Now) -> Outcome:
 
 
 def _connected(target: AlertTarget) -> smtplib.SMTP:
-    own_name = socket.gethostname()  # the default asks DNS, which may hang
+    own_name = socket.gethostname()  # the default queries DNS, which may hang
     if target.smtp_tls == "tls":
         context = ssl.create_default_context()
         return smtplib.SMTP_SSL(target.smtp_host, target.smtp_port, own_name, timeout=target.timeout, context=context)

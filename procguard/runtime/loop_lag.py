@@ -24,11 +24,12 @@ from gevent.monkey import get_original
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 0.05  # of the timer; 0.02, with a sample every 0.025 s, took a twentieth of a small manager's processor time
+# interval of the timer; 0.02, with a sample every 0.025 s, used a twentieth of a small manager's processor time
+PERIOD_S = 0.05
 HELD_S = 0.1  # longer lags are logged
 POLL_INTERVAL_S = 0.05  # between samples of the stack while the timer is overdue
-MAX_SAMPLES = 200  # of one stall: 10 s
-LINE_EVERY_S = 10.0  # in the log; stalls in between are counted and reported by the next line
+MAX_SAMPLES = 200  # samples of one stall: 10 s
+LINE_EVERY_S = 10.0  # interval of log lines; stalls in between are counted and reported by the next line
 MOST_OBSERVED = 500  # observations for one stall
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 

@@ -49,7 +49,8 @@ class Authority:
             ) from exc
 
     def server(self, names: list[str], now: datetime) -> tuple[str, str, bool]:
-        """(certificate's file, key's file, whether they were made just now): valid for long enough, for `names`."""
+        """(certificate's file, key's file, whether they were created by this call). The certificate is valid long
+        enough and for `names`."""
         cert_file, key_file = (os.path.join(self._directory, name) for name in ("server.pem", "server.key"))
         if self._still_good(cert_file, key_file, names, now):
             return cert_file, key_file, False
@@ -75,7 +76,7 @@ class Authority:
             ca = x509.load_pem_x509_certificate(self.ca_pem.encode())
             certificate.verify_directly_issued_by(ca)
         except (OSError, ValueError, TypeError, InvalidSignature):
-            return False  # none, a damaged one, or one of a CA that was here before
+            return False  # missing, damaged, or signed by a previous CA
         ends = certificate.not_valid_after_utc
         lasts = ends - now > RENEW_BEFORE or (ends >= ca.not_valid_after_utc and ends > now)
         return lasts and set(names) <= _names_of(certificate)

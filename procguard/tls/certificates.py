@@ -47,7 +47,7 @@ class Certificates:
     def __init__(self, settings: Tls, names: Iterable[str], now: datetime) -> None:
         self._settings = settings
         self._names = _distinct(names)
-        self._read: tuple[Any, ...] = ()  # size and time of what is in use
+        self._read: tuple[Any, ...] = ()  # size and time of the files in use
         self.context = new_context()
         self.ca_file = ""
         self.refresh(now)
@@ -57,7 +57,8 @@ class Certificates:
         raise NotImplementedError
 
     def refresh(self, now: datetime) -> bool:
-        """Whether new connections get another certificate from now on. Raises ProcGuardError."""
+        """Renew or reload the certificate if necessary. Returns whether new connections use another one. Raises
+        ProcGuardError."""
         raise NotImplementedError
 
     def _load(self, cert: str, key: str) -> None:
@@ -123,7 +124,7 @@ class OwnCa(Certificates):
         return not first
 
     def rename(self, names: Iterable[str]) -> None:
-        """This machine's addresses have changed; the next `refresh` makes a certificate that names them."""
+        """Note that this machine's addresses have changed; the next `refresh` creates a certificate that names them."""
         self._names = _distinct(names)
 
 
@@ -152,7 +153,7 @@ def pinned_by(settings: Tls) -> Pinned:
 
 
 def new_context() -> ssl.SSLContext:
-    """For a listener: TLS 1.2 and later."""
+    """The TLS context of a listener: TLS 1.2 and later."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -41,8 +41,8 @@ class RestartPolicy:
     healthy_after_s: float = key(600.0, "Seconds of running after which the restart budget is reset")
     progress: str = key(
         "",
-        "What resets the restart budget instead of healthy_after_s: metrics.NAME, when it rises above all before, "
-        "or a file, when it is written or touched, e.g. checkpoints/last.pt; relative to working_dir",
+        "Progress that resets the restart budget instead of healthy_after_s: metrics.NAME, when it exceeds all "
+        "earlier values, or a file, when it is written or touched, e.g. checkpoints/last.pt; relative to working_dir",
     )
     success_exit_codes: list[int] = key([0], "Exit codes that count as success")
     never_on: list[str] = key(
@@ -55,7 +55,7 @@ class HealthCheck:
     """{"type": "http", "url": "http://127.0.0.1:8000/", "interval_s": 10, "failures": 3, "action": "alert"}"""
 
     type: Literal["http", "tcp", "exec", "log_silence", "heartbeat_file"] = key("http", "Type of the check")
-    url: str = key("", "http: URL that must answer")
+    url: str = key("", "http: URL that must respond")
     port: int = key(0, "tcp: port on 127.0.0.1 that must accept a connection")
     command: str = key("", "exec: shell words, run as the worker's user in its directory; exit code 0 is healthy")
     path: str = key("", "heartbeat_file: file that the job touches or writes; relative to its working_dir")
@@ -75,7 +75,7 @@ class HealthCheck:
 class Hook:
     """{"command": "rsync -a /data/ /scratch/", "timeout_s": 600}"""
 
-    command: Union[str, list[str]] = key("", "A string is a line for /bin/sh, a list is executed as it is")
+    command: Union[str, list[str]] = key("", "A string is a line for /bin/sh, a list is executed unchanged")
     timeout_s: float = key(30.0, "Timeout in seconds; then the hook fails and its processes are stopped")
 
 
@@ -92,11 +92,11 @@ class Limits:
     fsize: Union[int, str, None] = key(None, "Maximum file size (ulimit -f): bytes or 10G")
     cpu_s: Union[int, str, None] = key(None, "CPU seconds of each process (ulimit -t)")
     memory_max: Union[int, str, None] = key(
-        None, "Memory of the whole process tree, by cgroup v2: bytes or 32G; reported where it cannot be enforced"
+        None, "Memory of the whole process tree, by cgroup v2: bytes or 32G; reported if it cannot be enforced"
     )
     cpu_max: Union[float, None] = key(
         None,
-        "CPUs of the whole process tree, by cgroup v2, e.g. 2.5; reported where it cannot be enforced",
+        "CPUs of the whole process tree, by cgroup v2, e.g. 2.5; reported if it cannot be enforced",
     )
 
 
@@ -145,7 +145,7 @@ class WorkerSpec:
     shell: bool = key(False, "true: run the command by /bin/sh (pipes, &&, $VARIABLES)")
     stderr: Literal["merge", "separate"] = key("merge", "One log in order of output, or a separate log for stderr")
     tty: Union[TerminalSpec, None] = key(
-        None, "true: run the command at a pseudo-terminal, its output in the same log; {rows, columns}: of this size"
+        None, "true: run the command on a pseudo-terminal; its output is in the same log. {rows, columns}: size"
     )
     restart: RestartPolicy = key(RestartPolicy, "Restart policy")
     stop_signal: str = key("TERM", "First signal of a stop, sent to the whole process tree")
@@ -178,7 +178,7 @@ class WorkerSpec:
     )
     oneshot: bool = key(False, "Run once to completion: a successful exit is final, independent of restart.policy")
     max_run_s: Union[float, None] = key(
-        None, "Seconds that an attempt may run; then it is stopped, with evidence, and failed of the cause time_limit"
+        None, "Maximum duration of an attempt, in seconds; then it is stopped and failed with the cause time_limit"
     )
     on_partition: Literal["keep", "fence"] = key(
         "keep",

@@ -1,7 +1,7 @@
 """One request of the zmq channel, as a `Call`.
 
 Owns the identity of the caller (by the secret shown on the connection) and the request for a larger body once there
-is room. Of frames and sockets it knows only how to send.
+is room. Uses frames and sockets only to send.
 """
 
 from __future__ import annotations

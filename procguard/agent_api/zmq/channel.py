@@ -5,7 +5,8 @@ A message is one frame: a header (one line of JSON), followed by the body. `{"id
 `status` have the same meaning as over HTTP. Log bytes use the second port, so that other messages do not wait behind
 them. docs/protocol.md has examples. Owns connections, their secrets and scheduling; handlers.py creates the responses.
 
-CURVE on every connection, loopback too: an agent's secret is never sent in clear (keys.py says who may connect).
+Every connection uses CURVE, also on loopback, so that an agent's secret is never sent in the clear (keys.py decides who
+may connect).
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ log = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 16 * 1024
 MAX_SECRET_CHARS = 512
 MAX_REQUESTS_OF_PEER = 8  # unanswered
-MAX_WAITING = 2_000  # requests taken from the sockets and not begun
+MAX_WAITING = 2_000  # limit of requests received and not begun
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of them
-BYTES_PER_TURN = 16 * 1024  # count as one request more
-ARRIVALS_PER_S = 4.0  # connections of one agent, beyond as many at once as it may have
+BYTES_PER_TURN = 16 * 1024  # bytes that count as one more request
+ARRIVALS_PER_S = 4.0  # additional connections per agent, after a burst of its maximum number
 TURN = 50  # requests answered before other greenlets run
-IDLE_WORKERS = 8  # greenlets that wait for the next requests: one of its own for each costs two calls of the kernel
+IDLE_WORKERS = 8  # greenlets that wait for further requests; a new one for each request would cost two system calls
 REQUESTS, LOGS = "requests", "logs"  # the purposes of the ports
 LOGS_PATH = "/api/workers/<worker_id>/logs"  # the one route of the second port
 
@@ -130,7 +131,7 @@ class ZmqChannel:
         idle, self._idle = self._idle, []
         gevent.killall(idle)
         context, self._context = self._context, None
-        gevent.get_hub().threadpool.apply(context.term)  # waits for the last answers to leave
+        gevent.get_hub().threadpool.apply(context.term)  # waits until the last responses are sent
 
     @property
     def connection_count(self) -> int:
@@ -233,7 +234,7 @@ class ZmqChannel:
         try:
             if message is None:
                 raise UsageError("more than one frame", "send header and body as one frame", code="bad_frames")
-            head, _, body = message.partition(b"\n")  # one line of JSON, and all that follows it
+            head, _, body = message.partition(b"\n")  # one line of JSON, and the rest of the frame
             found, announced = session.usual, None
             request_id = session.usual_id(head)
             if found is None or not request_id or session.awaited:

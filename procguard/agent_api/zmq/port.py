@@ -1,9 +1,9 @@
 """One ROUTER socket with CURVE on the event loop: frames in and out, and closed connections.
 
 Owns the socket, its monitor and how both are watched without a Python thread (docs/decisions/0013): libzmq's own
-thread reads, decrypts and reassembles; the loop is woken once for everything received. Knows nothing of what frames
-mean. A connection is identified by the routing id that the socket assigned; ids chosen by the peer are refused,
-because they could belong to another connection.
+thread reads, decrypts and reassembles; the loop is woken once for everything received. Does not interpret frames. A
+connection is identified by the routing id that the socket assigned; ids chosen by the peer are refused, because they
+could belong to another connection.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from procguard.errors import ProcGuardError
 
 log = logging.getLogger(__name__)
 
-MESSAGES_AT_ONCE = 200  # taken from the socket before other greenlets have their turn
+MESSAGES_AT_ONCE = 200  # messages taken from the socket before other greenlets run
 MESSAGES_PER_PEER = 8  # libzmq stops reading from a connection while this many of its messages wait
-MANY = 8  # messages at once, of a manager with much to do
+MANY = 8  # messages received together that indicate a busy manager
 ANSWERS_PER_PEER = 64  # unread responses per peer; further ones are dropped
 ENVELOPE_BYTES = 256  # overhead of CURVE per frame
 HANDSHAKE_MS = 5_000
-KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # a peer that vanished without a word is noticed by the kernel
+KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # the kernel detects a peer that vanished
 BACKLOG = 1024
 POLL_INTERVAL_S = 0.25  # interval of reading the sockets without a signal, because zmq's signals are edge-triggered
 _MONITOR_EVENT = struct.Struct("=hi")
@@ -69,9 +69,9 @@ Received = tuple[Peer, "bytes | None"]
 
 class RouterPort:
     """`on_messages([(peer, message)…])` (None: it had more than one frame) and `on_closed(peer)` are called in the hub:
-    they must not wait. `room()`: how many messages may be taken now; who says none calls `read_sockets` when that has
-    changed. `unproven`: connections that have sent nothing yet, by descriptor: libzmq accepts without a limit, before
-    any proof. `name`: what the port is for."""
+    they must not wait. `room()`: the number of messages that may be taken now; after it returned 0, its owner calls
+    `read_sockets` when that has changed. `unproven`: connections that have sent nothing yet, by descriptor, because
+    libzmq accepts connections without a limit before any proof. `name`: the purpose of the port."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class RouterPort:
         self._on_messages, self._on_closed, self._room, self.name = on_messages, on_closed, room, name
         self._unproven = unproven
         self._port = 0
-        self.cut = 0  # unproven ones that had to go
+        self.cut = 0  # number of unproven connections that were closed
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
         self._watchers: list[Any] = []
         self._came = 0  # number of messages that recently arrived together
         self._unsent: list[tuple[Peer, bytes]] = []
-        self.dropped = 0  # answers to connections that do not read
+        self.dropped = 0  # responses to connections that do not read
         self._socket = context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.LINGER, 0),
@@ -155,8 +155,8 @@ class RouterPort:
     # ------------------------------------------------------------------------------------------------ receiving
 
     def _signalled(self) -> None:
-        """The first of some messages is here. Where many come at once libzmq's thread may have more in hand: on
-        the same core it goes first, or it would be stopped after that one."""
+        """The first of some messages has arrived. If many arrive at once, libzmq's thread may be about to deliver more:
+        let it run first on a shared core, where it would otherwise be stopped after each one."""
         if self._came >= MANY:
             os.sched_yield()
         self.read_sockets()
@@ -196,11 +196,11 @@ class RouterPort:
             received.append((peer, message))
 
     def _new_peer(self, routing_id: bytes, frame: Any) -> Peer:
-        self._read_monitor()  # its descriptor may have been another's until a moment ago
+        self._read_monitor()  # its descriptor may have belonged to another connection just before
         peer = Peer(
             self, routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address"))
         )
-        self._unproven.remove(peer.descriptor)  # only an admitted key can say anything
+        self._unproven.remove(peer.descriptor)  # only a connection with an admitted key can send
         self._peers[routing_id] = peer
         self._by_user[peer.user_id] += 1
         earlier = self._by_descriptor.get(peer.descriptor)
@@ -230,8 +230,8 @@ class RouterPort:
             self._with_socket(too_many, lambda one: one.shutdown(socket.SHUT_RDWR))
 
     def _with_socket(self, descriptor: int, use: Callable[[Any], Any]) -> Any:
-        """`use` of a connection that is libzmq's; None if it has ended. Its thread may have closed the descriptor
-        meanwhile: what has another port of ours, or none, is left alone."""
+        """Call `use` with the socket of a connection that libzmq owns; None if it has ended. libzmq's thread may have
+        closed the descriptor meanwhile, so that a socket without our port is not touched."""
         try:
             same = _socket.socket(fileno=descriptor)
         except OSError:

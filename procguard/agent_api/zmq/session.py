@@ -1,4 +1,4 @@
-"""State of one zmq connection: its secret, its last request, and the body that it waits for."""
+"""State of one zmq connection: its secret, its last request, and the body for which it waits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class ZmqSession:
         ] = {}  # request id -> its body, requested by status 100
 
     def remember(self, found: FoundRoute, head: bytes, header: dict[str, Any]) -> None:
-        """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
+        """Remember that the header `head`, parsed as `header`, selects `found`. Held polls are not remembered, because
+        their queries change."""
         if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):
             self.usual, self.usual_end = found, head[head.find(b",") :]
 
@@ -45,7 +46,7 @@ class ZmqSession:
         return int(digits) if digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
 
     def take_body(self, request_id: int, body: bytes) -> bool:
-        """Whether it was the body of a request that waits for it."""
+        """Pass a body to the request that waits for it. Returns whether there is one."""
         awaited = self.awaited.pop(request_id, None)
         if awaited is None:
             return False

@@ -1,8 +1,8 @@
 """The declaration of a command: a function whose parameters are the options and whose docstring is the help.
 
-    @operator_task(("worker",), help={"worker": "its id", "follow": "go on as the log grows"})
+    @operator_task(("worker",), help={"worker": "its id", "follow": "follow the log"})
     def logs(worker: str, follow: bool = False) -> None:
-        \"\"\"The log of a worker. Example: invoke logs worker1 -f\"\"\"
+        \"\"\"Show the log of a worker. Example: invoke logs worker1 -f\"\"\"
 
 A positional name that ends in `+` takes one or more values. Imports the standard library only, because every command
 loads this module.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 CHINESE: dict[str, str] = {
     # cli/state.py
-    "Make the index of the log archive again from its objects.": "根据归档中的对象重建日志归档的索引。",
-    "Adds every object that the index does not know. A manager that starts without an index does the same by itself; this is for one that was damaged, after its file was moved away. No manager may be running.": "把索引中没有的对象全部加入。没有索引的管理端启动时会自动重建；此命令用于索引损坏、其文件已移走之后。不能有管理端正在运行。",
+    "Rebuild the index of the log archive from its objects.": "根据归档中的对象重建日志归档的索引。",
+    "Adds every object that the index lacks. A manager that starts without an index does the same automatically; use this command after a damaged index file was moved away. No manager may be running.": "把索引中没有的对象全部加入。没有索引的管理端启动时会自动重建；此命令用于索引损坏、其文件已移走之后。不能有管理端正在运行。",
     "logs.archive is not set": "未设置 logs.archive",
     "name the manager's configuration file with --config": "请用 --config 指定管理端的配置文件",
     "there is no fleet in {}": "{} 中没有机群",
