@@ -113,8 +113,7 @@ def test_a_gang_whose_member_dies_of_the_fault_goes_on_elsewhere(world: World) -
     host.kill(stamps.only_child(host, "rank-1"))
     fails(host, 0)
     wait_until(lambda: world.manager.worker("rank-1")["host"] != host.name, 60, "rank-1 elsewhere")
-    for name in MEMBERS:
-        wait_until(lambda name=name: world.settled(name)["epoch"] > before[name], 60, f"{name} restarted")
+    wait_until(lambda: all(world.settled(one)["epoch"] > before[one] for one in MEMBERS), 60, "the gang restarted")
     assert len({world.manager.worker(name)["epoch"] for name in MEMBERS}) == 1
     found = stamps.instances(world.stamps(*MEMBERS))
     assert (stamps.mixed_epochs_ms(found), stamps.overlap_ms(found)) == (0.0, 0.0), found
@@ -144,7 +143,7 @@ def test_a_worker_keeps_a_gpu_that_an_operator_cordons_until_it_is_stopped(world
     wait_until(lambda: gpu(world, "node3", 0)["cordoned"] is not None, 10, "cordoned")
     view = gpu(world, "node3", 0)
     assert (view["state"], view["workers"], view["cordoned"]["reason"]) == ("failed", ["alone"], "a loud fan")
-    world.stays(lambda: child.is_alive(), 2)
+    world.stays(child.is_alive, 2)
     world.manager.command("alone", "stop")
     world.manager.wait_worker("alone", "stopped")
     world.manager.command("alone", "start")

@@ -16,7 +16,7 @@ from procguard.errors import Conflict
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, HostCordon
-from procguard.fleet.telemetry.gpu_faults import gpu_key, is_fatal, words
+from procguard.fleet.telemetry.gpu_faults import ON_HOST, gpu_key, is_fatal, words
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import of_message
 from remote_agent.protocol.messages import GpuFault
@@ -25,6 +25,7 @@ ACTOR = "failure handler"
 AGAIN_S = 3600.0  # minimum interval between events of the same fault of the same GPU
 MAX_KNOWN = 64  # per agent
 EVENTS_PER_HOUR = 60  # per agent
+MAX_CORDONED = 64  # GPUs of a host; beyond, a fault cordons the host
 
 
 class GpuFailures:
@@ -83,12 +84,12 @@ class GpuFailures:
 
     def _cordon(self, tx: Transaction, agent: AgentRecord, fault: GpuFault) -> None:
         cordon = HostCordon(words(fault), ACTOR, iso(tx.now.wall))
-        if fault.gpu is None and not fault.uuid:
+        key = gpu_key(fault.uuid, fault.gpu)
+        if key == ON_HOST or (key not in agent.gpu_cordons and len(agent.gpu_cordons) >= MAX_CORDONED):
             if agent.cordon is None:
                 tx.edit(agent).cordon = cordon
                 tx.event("host_cordoned", host=agent.host, reason=cordon.reason)
             return
-        key = gpu_key(fault.uuid, fault.gpu)
         if key not in agent.gpu_cordons:
             tx.edit(agent).gpu_cordons = {**agent.gpu_cordons, key: cordon}
             tx.event("gpu_cordoned", host=agent.host, reason=cordon.reason, evidence={"gpu": fault.gpu, "uuid": key})
@@ -114,8 +115,8 @@ class GpuFailures:
         """The workers on the GPU; for a fault of the host, all workers with a GPU."""
         beat = self._state.agent_status[agent_id].heartbeat
         gpus = beat.usage.gpus if beat is not None and beat.usage is not None else []
-        found: set[str] = set()
+        key, found = gpu_key(fault.uuid, fault.gpu), set[str]()
         for gpu in gpus:
-            if fault.gpu is None or gpu_key(gpu.uuid, gpu.index) == gpu_key(fault.uuid, fault.gpu):
+            if key in (ON_HOST, gpu_key(gpu.uuid, gpu.index)):
                 found |= {gpu.worker_id, *(one.worker_id for one in gpu.processes)}
         return found - {""}

@@ -10,6 +10,7 @@ checked in the same transaction in which ownership changes. An early call is ref
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.leases import Leases
@@ -35,7 +36,10 @@ class PlacementService:
         task = placement.Task(
             worker.worker_id, worker.spec.requires, worker.spec.gpus, avoid | self._may_still_run_it(worker)
         )
-        candidates = (self.candidate(agent, now) for agent in self._state.agents_by_id.values())
+        coming = self._coming(worker)
+        candidates = (
+            self.candidate(agent, now, coming.get(agent.agent_id, ())) for agent in self._state.agents_by_id.values()
+        )
         return placement.choose(
             task,
             [
@@ -50,14 +54,22 @@ class PlacementService:
         others = self._state.workers_of(agent_id) if worker.gang else []
         return sum(1 for one in others if one.spec.group == worker.spec.group and one is not worker)
 
+    def _coming(self, but: WorkerRecord) -> dict[str, list[WorkerRecord]]:
+        """The workers that are about to move to each agent: what they need there is promised already."""
+        found: dict[str, list[WorkerRecord]] = {}
+        for one in self._state.workers_by_id.values():
+            if one.moving is not None and one is not but and one.agent_id != one.moving.to:
+                found.setdefault(one.moving.to, []).append(one)
+        return found
+
     def _may_still_run_it(self, worker: WorkerRecord) -> frozenset[str]:
         """The agents that may still run the worker: its current one, and those that have not confirmed a withdrawal."""
         ids = self._state.agents_by_id.items()
         holders = {agent_id for agent_id, agent in ids if worker.worker_id in agent.withdrawn}
         return frozenset(holders | {worker.agent_id})
 
-    def candidate(self, agent: AgentRecord, now: Now) -> placement.Candidate:
-        """A host as a candidate, from its record and its last heartbeat."""
+    def candidate(self, agent: AgentRecord, now: Now, coming: Sequence[WorkerRecord] = ()) -> placement.Candidate:
+        """A host as a candidate, from its record and its last heartbeat. `coming`: the workers about to move there."""
         observed, workers = self._state.agent_status[agent.agent_id], self._state.workers_of(agent.agent_id)
         limited = agent.spare is not True
         return placement.Candidate(
@@ -67,15 +79,16 @@ class PlacementService:
             connected=observed.state == "connected" and observed.poll_lost_at is None,
             cordoned=agent.cordon.reason if agent.cordon is not None else NONE,
             spare=bool(agent.spare),
-            carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id)),
+            carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id))
+            + sum(1 for worker in coming if worker.home != agent.agent_id),
             carries_most=int(agent.spare) if limited else None,
             labels=agent.labels,
-            gpus_free=self._gpus_free(agent.agent_id, workers),
+            gpus_free=self._gpus_free(agent.agent_id, workers, coming),
             score=failure_history.score(agent.failures, now.wall),
-            workers=len(workers),
+            workers=len(workers) + len(coming),
         )
 
-    def _gpus_free(self, agent_id: str, workers: list[WorkerRecord]) -> int | None:
+    def _gpus_free(self, agent_id: str, workers: Sequence[WorkerRecord], coming: Sequence[WorkerRecord]) -> int | None:
         """The number of GPUs that the last heartbeat reports as neither allocated nor in use, minus those promised
         since."""
         beat = self._state.agent_status[agent_id].heartbeat
@@ -88,8 +101,9 @@ class PlacementService:
             if not gpu.trouble and gpu.uuid not in cordoned and f"#{gpu.index}" not in cordoned
         ]
         free = sum(1 for gpu in usable if not gpu.worker_id and not gpu.processes)
+        wanted = sum(worker.spec.gpus for worker in coming if worker.moving is not None and worker.moving.run)
         promised = sum(worker.spec.gpus for worker in workers if worker.desired == "running")
-        return max(0, min(free, len(usable) - promised))
+        return max(0, min(free, len(usable) - promised) - wanted)
 
     # ------------------------------------------------------------------------------------------ changing hands
 
@@ -176,8 +190,9 @@ class PlacementService:
         if self._state.agent(worker.agent_id).kind == "launcher":
             raise Conflict(f"{who} was started by hand on {worker.host}", f"start its launcher on {where} instead")
         candidate = dataclasses.replace(
-            self.candidate(target, now), spare=True, carries_most=None, home=worker.home == where
-        )
+            self.candidate(target, now, self._coming(worker).get(target.agent_id, ())),
+            spare=True, carries_most=None, home=worker.home == where,
+        )  # fmt: skip
         avoid = frozenset({target.agent_id}) if who in target.withdrawn else frozenset()
         task = placement.Task(who, worker.spec.requires, worker.spec.gpus, avoid)
         why = placement.against(task, candidate)

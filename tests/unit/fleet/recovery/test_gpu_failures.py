@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import NotFound
-from procguard.fleet.recovery.gpu_failures import EVENTS_PER_HOUR, GpuFailures
+from procguard.fleet.recovery.gpu_failures import EVENTS_PER_HOUR, MAX_CORDONED, GpuFailures
 from procguard.fleet.shapes import gpus
 from procguard.fleet.telemetry import gpu_faults
 from procguard.notify.alerts import classified
@@ -114,6 +114,47 @@ def test_without_a_spare_the_worker_stays_and_an_event_says_why(tmp_path: Path) 
     (*_, (kind, reason)) = fleet.beat(LOST, worker="w1")
     assert kind == "no_spare" and reason.startswith("GPU 1: Xid 79")
     assert fleet.world.fleet.state.workers_by_id["w1"].desired == "running"
+
+
+def test_workers_are_not_sent_to_a_spare_that_has_a_gpu_for_one_of_them(tmp_path: Path) -> None:
+    one = {"command": "x", "gpus": 1}
+    fleet = Fleet(tmp_path, "move", w1=one, w2=one)
+    state = fleet.world.fleet.state
+    with state.transaction(fleet.world.now, "manager") as tx:
+        tx.edit(state.agents_by_id["h2"]).spare = True
+    usage = HostUsage(gpus=[GpuUsage(0, "GPU-a", worker_id="w1"), GpuUsage(1, "GPU-b", worker_id="w2")])
+    reports = [fleet.world.report("w1"), fleet.world.report("w2")]
+    fleet.world.beat("h1", *reports, usage=usage, boot_id="boot-1")
+    fleet.world.beat("h1", *reports, usage=replace(usage, gpu_faults=[SWITCH]), boot_id="boot-1")
+    fleet.failures.tick(fleet.world.now)
+    moved = [name for name in ("w1", "w2") if state.workers_by_id[name].moving is not None]
+    assert moved == ["w1"] and state.workers_by_id["w2"].desired == "running"
+    (event,) = [one for one in fleet.events() if one["kind"] == "no_spare"]
+    assert event["worker_id"] == "w2" and "h2: " in event["reason"]
+
+
+def test_only_the_workers_of_a_lost_gpu_move_although_its_index_is_unknown(tmp_path: Path) -> None:
+    """A GPU that has fallen off the bus before its agent started is known by what the driver last called it."""
+    one = {"command": "x", "gpus": 1}
+    fleet = Fleet(tmp_path, "move", w1=one, w2=one)
+    state = fleet.world.fleet.state
+    with state.transaction(fleet.world.now, "manager") as tx:
+        tx.edit(state.agents_by_id["h2"]).spare = True
+    usage = HostUsage(gpus=[GpuUsage(0, "GPU-a", worker_id="w1"), GpuUsage(1, "GPU-b", worker_id="w2")])
+    reports = [fleet.world.report("w1"), fleet.world.report("w2")]
+    lost = replace(LOST, gpu=None)
+    fleet.world.beat("h1", *reports, usage=replace(usage, gpu_faults=[lost]), boot_id="boot-1")
+    fleet.failures.tick(fleet.world.now)
+    assert [name for name in ("w1", "w2") if state.workers_by_id[name].moving is not None] == ["w2"]
+
+
+def test_a_host_that_names_ever_new_gpus_is_cordoned_itself(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, "cordon")
+    for hour in range(4):
+        fleet.beat(*(GpuFault("xid", 79, 1, f"GPU-{hour}-{number}", at=1.0) for number in range(64)))
+        fleet.world.pass_time(3601)
+    assert len(fleet.agent().gpu_cordons) == MAX_CORDONED and fleet.agent().cordon is not None
+    assert len(fleet.world.fleet.agents.replies.base("h1").cordoned_gpus or ()) == MAX_CORDONED
 
 
 def test_a_host_that_makes_up_faults_fills_neither_history_nor_record(tmp_path: Path) -> None:
