@@ -28,7 +28,7 @@ from procguard.cli.program.command import (
     option,
 )
 from procguard.console.language import shown
-from procguard.console.terminal import say, say_json
+from procguard.console.terminal import say, say_as_is, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json
     if as_json:
         say_json({**answer, "state": view["state"], "reason": view["reason"], "trouble": trouble})
     elif not trouble:
-        say(f"{worker_id}: {view['state']}" + (f" (pid {view['pid']})" if view.get("pid") else ""))
+        state = chosen().state(str(view["state"]))
+        say_as_is(f"{worker_id}: {state}" + (f" (pid {view['pid']})" if view.get("pid") else ""))
     if trouble:
         raise PartlyFailed(f"{worker_id} {shown(trouble)}", f"its log: invoke logs {worker_id}")
 

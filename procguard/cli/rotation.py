@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 from procguard import hints
+from procguard.cli.output.language import chosen
 from procguard.client.api import ManagerClient
 from procguard.console import language
-from procguard.console.terminal import say, say_json
+from procguard.console.terminal import say, say_as_is, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.workers import selectors
 
@@ -110,7 +111,8 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
 
 def _say(found: dict[str, Any], no_wait: bool) -> None:
     for agent, (status, text) in found.items():
-        say(f"{agent}: {status}" + (f" ({text})" if text else ""))
+        word = chosen().named("rotation", status)
+        say_as_is(f"{agent}: {word}" + (f" ({language.shown(text)})" if text else ""))
     done = sum(1 for status, _ in found.values() if status == "rotated")
     asked = hints.commands(f"{len(found)} agents asked; see invoke agents")
     say(asked if no_wait else f"{done} of {len(found)} agents rotated")

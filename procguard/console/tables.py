@@ -257,7 +257,7 @@ def agents(now: datetime, words: Words = ENGLISH) -> Columns:
     return (
         Column("AGENT", lambda view: view.get("agent") or view.get("agent_id"), long=True),
         Column("STATE", lambda view: _agent_state(view, words)),
-        Column("KIND", lambda view: view.get("kind"), 4),
+        Column("KIND", lambda view: words.named("agent_kind", view.get("kind") or ""), 4),
         Column("HOST", lambda view: view.get("host"), 3, long=True),
         Column("FINGERPRINT", lambda view: view.get("fingerprint"), 6),
         Column("RELEASE", lambda view: str(view.get("release") or "")[:8], 5),

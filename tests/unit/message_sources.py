@@ -46,7 +46,8 @@ SHOWN = (
 SHOWN_OF_AGENT = ("agent/launcher.py", "agent/registration.py")
 # Modules some of whose texts are shown, besides those of agents' logs.
 PARTLY_SHOWN = (
-    "remote_agent/agent/settings.py", "remote_agent/agent/spec_file.py", "remote_agent/system/paths.py",
+    "remote_agent/agent/settings.py", "remote_agent/agent/spec_file.py", "remote_agent/agent/rlimits.py",
+    "remote_agent/health/schedule.py", "remote_agent/system/paths.py",
     "remote_agent/transport/client.py", "tasks.py", "scripts/dev_tasks.py",
 )  # fmt: skip  # fmt: skip
 # Calls whose texts are not messages: reasons have codes, labels and facts both languages already; log files are

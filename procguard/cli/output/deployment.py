@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from procguard.console import tables
+from procguard.cli.output.language import chosen
+from procguard.console import grid, language, tables
 from procguard.console.styled import console as console  # noqa: PLC0414 - re-exported for the commands
 from procguard.console.styled import joined, styled
 from procguard.deploy.install.rollout import HostResult
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # these modules import Fabric, which `invoke status` does not
 
 COLOURS = {"ok": "green", "changed": "yellow", "failed": "red", "unreachable": "red", "skipped": "cyan"}
 MAX_NAMED = 12
+STATUS_COLUMNS = 11
 
 
 class Progress:
@@ -78,17 +80,24 @@ class Progress:
 
     def _refresh(self) -> None:
         if self._status is not None:
-            counts = " · ".join(f"{stage} {count}" for stage, count in Counter(self._stages.values()).items())
+            each = Counter(chosen().named("stage", stage) for stage in self._stages.values())
+            counts = " · ".join(f"{stage} {count}" for stage, count in each.items())
             self._status.update(styled("{}/{} done · {}", self._done, self._total, counts))
 
 
 def _host_line(result: HostResult) -> Text:
     colour = COLOURS[result.status]
     text = str(result.error) if result.error else ", ".join(result.changes) or "nothing to do"
-    if result.error and text.startswith(f"{result.host}: "):
-        text = text[len(result.host) + 2 :]
+    if result.error:  # translated with the host's name, which is part of the sentence
+        text = language.shown(text).removeprefix(f"{result.host}: ").removeprefix(f"{result.host}：")
     seconds = f"{result.seconds:.1f}"
-    return styled(f"[{colour}]{{:<11}}[/] {{}}  {{}}  [dim]{{}} s[/]", result.status, result.host, text, seconds)
+    return styled(f"[{colour}]{{}}[/] {{}}  {{}}  [dim]{{}} s[/]", _status(result.status), result.host, text, seconds)
+
+
+def _status(status: str) -> str:
+    """The status of a host in the language of the command, padded to STATUS_COLUMNS."""
+    word = chosen().named("host_result", status)
+    return word + " " * (STATUS_COLUMNS - grid.width_of(word))
 
 
 def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
@@ -96,15 +105,16 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     out.print(styled("\n[bold]RECAP[/]"))
     width = max((len(result.host) for result in results), default=0)
     for result in results:
-        words: list[str | Text] = [styled(f"[{COLOURS[result.status]}]{{:<11}}[/]", result.status)]
+        words: list[str | Text] = [styled(f"[{COLOURS[result.status]}]{{}}[/]", _status(result.status))]
         if result.report.get("keep_alive"):
             words.append(f"keep-alive: {result.report['keep_alive']}")
         if result.recovery_ssh:
             words.append(_recovery(result.recovery_ssh))
         counts = Counter(str(one.get("result")) for one in result.workers.values())
         down = Counter(str(one.get("state")) for one in result.workers.values() if one.get("trouble"))
-        lines = [styled("{} {}", count, name) for name, count in sorted(counts.items())]
-        lines += [styled("[red]{} {}[/]", count, name) for name, count in sorted(down.items())]
+        named = chosen()
+        lines = [styled("{} {}", count, named.named("worker_result", name)) for name, count in sorted(counts.items())]
+        lines += [styled("[red]{} {}[/]", count, named.named("state", name)) for name, count in sorted(down.items())]
         words.append(styled("workers: {}", joined(lines, ", ") if lines else "none"))
         out.print(styled("{}  {}", f"{result.host:<{width}}", joined(words, "   ")))
         for change in result.changes:
@@ -137,7 +147,7 @@ def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]
         left = f"undeclared: {', '.join(names[:5])}" if names else "no workers are left"
         left += f" and {len(names) - 5} more" if len(names) > 5 else ""
         what = f"{host}: gone from the inventory; {left}; --prune stops them and removes its agent"
-        out.print(f"note: {what}", style="yellow")
+        out.print(styled("[yellow]note: {}[/]", what))
     if len(gone) > MAX_NAMED:
         out.print(f"note: and {len(gone) - MAX_NAMED} more are gone from the inventory", style="yellow")
     if others:
@@ -198,7 +208,7 @@ def keys(out: Console, found: Sequence[ShownKey]) -> int:
     for key in found:
         words = f"{key.kind} {key.fingerprint}  {key.name}" if key.fingerprint else key.name
         host = f"{key.host:<{width}}"
-        out.print(styled(f"[{colours[key.status]}]{{:<11}}[/] {{}}  {{}}", key.status, host, words))
+        out.print(styled(f"[{colours[key.status]}]{{}}[/] {{}}  {{}}", _status(key.status), host, words))
         if key.error is not None:
             out.print(styled("{}  {}", " " * (12 + width), key.error))
     return sum(1 for key in found if key.error is not None)
@@ -209,7 +219,9 @@ MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
 def step(out: Console, found: DoctorStep) -> None:
     """Print one step of `doctor`."""
-    out.print(styled(f"{MARKS[found.status]} {{:<20}} {{}}", found.name, found.detail))
+    name = chosen().named("step", found.name)
+    padded = name + " " * (20 - grid.width_of(name))
+    out.print(styled(f"{MARKS[found.status]} {{}} {{}}", padded, found.detail))
     if found.status != "ok" and found.next_step:
         out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
 

@@ -358,5 +358,5 @@ class Sessions(Protocol):
 
 
 def skipped_in_words(seen: Iterable[str]) -> list[str]:
-    """Texts for "path=version", such as "python3 is 3.6.8", or "python3.9 is broken" for an empty version."""
-    return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
+    """Texts for "path=version", such as "python3 (3.6.8)", or "python3.9 (broken)" for an empty version."""
+    return [f"{path} ({version or 'broken'})" for path, _, version in (one.partition("=") for one in seen)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from procguard import hints
-from procguard.i18n.messages import archive, commands, deploy, fleet, libraries, manager, startup
+from procguard.i18n.messages import archive, commands, deploy, fleet, libraries, manager, specification, startup
 
 MAX_CHARS = 1200  # a longer line is shown as it is
 MAX_LINES = 200
@@ -23,7 +23,15 @@ MAX_LOOKUPS = 2_000  # passes over the keys, of all lines
 MAX_JOINTS = 12  # of one message
 JOINTS = {"; ": "；", ": ": "：", ", ": "，"}
 CONJUNCTIONS = {"or": "或", "and": "和"}
-OURS = archive.CHINESE | commands.CHINESE | deploy.CHINESE | fleet.CHINESE | manager.CHINESE | startup.CHINESE
+OURS = (
+    archive.CHINESE
+    | commands.CHINESE
+    | deploy.CHINESE
+    | fleet.CHINESE
+    | manager.CHINESE
+    | specification.CHINESE
+    | startup.CHINESE
+)
 _VALUE = re.compile(r"\{(\d?)\}")
 _LIST = re.compile(r"([^ ,;:]+(?:, [^ ,;:]+)*),? (or|and) ([^ ,;:]+)")
 _QUOTED = re.compile(r"(?<![^\s(=\[,])(?:'[^']{0,200}'|\"[^\"]{0,200}\"|`[^`]{0,200}`|\([^()]{0,200}\))(?![\w])")

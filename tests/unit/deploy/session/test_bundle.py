@@ -179,7 +179,7 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
     """In words, of those that stand before the one that is taken."""
     if pythons.get(wanted) in (REAL, PYPY) or list(pythons.values()) == [PYPY]:
         return []
-    return [f"{path.removeprefix('bin/')} is {NAMES[body]}" for path, body in pythons.items() if body in NAMES]
+    return [f"{path.removeprefix('bin/')} ({NAMES[body]})" for path, body in pythons.items() if body in NAMES]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         ({"bin/python3": PYPY}, "", "installed"),
         ({"own/pypy": PYPY, "bin/python3.11": REAL}, "own/pypy", "installed"),
         ({"own/python": BROKEN, "bin/python3": REAL}, "own/python", "installed"),
-        ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 is 3.6.8, python3.9 is broken"),
-        ({"bin/python3": BROKEN, "bin/python3.9": STRIPPED}, "", "python3 is broken, python3.9 is incomplete"),
+        ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 (3.6.8), python3.9 (broken)"),
+        ({"bin/python3": BROKEN, "bin/python3.9": STRIPPED}, "", "python3 (broken), python3.9 (incomplete)"),
         ({}, "", "none found"),
         ({"bin/python3": REAL}, "own/python", "not found on this host"),
         ({"home/own/python": REAL}, "~/own/python", "installed"),
