@@ -29,6 +29,7 @@ RETRY_FOR_S = 900.0  # a message is dropped after this time, in favour of newer 
 
 WAITING_CLASS = "host_unreachable"  # its alerts are delayed, so that alerts of later events may be sent first
 LAST_LINES = 5  # last lines of a log, for a target that gets `finished`
+LINES_AFTER_S = 0.5  # an agent sends new output within 0.3 s, but reports the end of a worker at once
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class _Loop:
         self.retry_at: float | None = None  # monotonic
         self._notifier = notifier
         self._undelivered = 0
+        self._taken_at = 0.0  # monotonic
         asked = alerts.FINISHED[0] in target.events or target.name in notifier.notified_of_ends
         self._lines = (LAST_LINES if asked else 0) if target.last_lines is None else target.last_lines
         self._wake = gevent.event.Event()
@@ -75,6 +77,7 @@ class _Loop:
         else:
             self.gathering.take(event, now, routed)
         self.taken_seq = max(self.taken_seq, int(event.get("seq") or 0))
+        self._taken_at = now
         self._wake.set()
 
     @property
@@ -126,6 +129,8 @@ class _Loop:
             self.message = [group.kind, group.first_seq, group.last_seq]
             try:
                 self._notifier.keep(self.target.name, self.progress)
+                if group.is_end and self._lines:
+                    gevent.sleep(max(0.0, self._taken_at + LINES_AFTER_S - clock.read().monotonic))
                 self._deliver(
                     alerts.compose(
                         group,

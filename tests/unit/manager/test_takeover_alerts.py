@@ -111,6 +111,7 @@ def all_received(sink: HttpSink) -> list[tuple[str, int]]:
     return [one for ends in received(sink).values() for one in ends]
 
 
+@pytest.mark.timeout(120 if ROUNDS == 2 else 1800)
 def test_no_end_and_no_alert_is_lost_or_doubled_by_a_takeover(tmp_path: Path) -> None:
     with postgres_server.cluster() as server, sinks.http_sink() as sink:
         sink.reply = Reply(after_s=0.05)

@@ -106,6 +106,29 @@ def test_last_lines_are_read_only_where_a_target_wants_them() -> None:
     assert asked == [("w1", 2, 3), ("w1", 2, 5), ("w1", 4, 5)], "who asked for failures alone is sent no log"
 
 
+def test_an_end_that_is_sent_at_once_still_has_lines_that_arrive_just_after_it() -> None:
+    """An agent reports an end at once, and sends output within a few tenths of a second."""
+    stored: list[str] = []
+    sent: list[Message] = []
+
+    def send(_target: AlertTarget, made: Message, _now: Now) -> Outcome:
+        sent.append(made)
+        return Outcome(True, "ok")
+
+    one = target(name="t", events=["finished"], group_wait=0.0)
+    notifier = Notifier(
+        [one], lambda: "f-1", lambda: "", send=send, last_lines=lambda worker_id, attempt, most: list(stored)
+    )
+    notifier.start()
+    notifier.take(finished())
+    gevent.spawn_later(0.2, stored.append, "bye")
+    with gevent.Timeout(5):
+        while not sent:
+            gevent.sleep(0.01)
+    notifier.stop()
+    assert sent[0].ended[0].last_lines == ["bye"]
+
+
 def routed(world: World, made: dict[str, Any], *routes: dict[str, Any]) -> frozenset[str]:
     found = Routes([NotifyRoute.model_validate(route) for route in routes])
     return found.targets(made, facts_of(world.fleet.state, made))
