@@ -260,6 +260,14 @@ def test_its_variables_are_its_own_and_stand_in_no_command_line(rig: Boxed) -> N
     assert reported and not any(b"s3cr" in one for one in reported)
 
 
+@pytest.mark.parametrize("option", ["--env-host", "--env-host=true", "--network=none"])
+def test_what_is_set_for_podman_itself_never_reaches_the_job(rig: Boxed, option: str) -> None:
+    """--env-host passes podman's own environment on."""
+    rig.box('echo "gogc=$GOGC"; ' + FOREVER, *([option] if "host" in option else [])).run()
+    rig.until("running")
+    assert rig.logged(2)[0] == "gogc="
+
+
 def test_it_carries_labels_and_outlives_its_agent(rig: Boxed) -> None:
     rig.box(FOREVER).run()
     before = rig.until("running")
