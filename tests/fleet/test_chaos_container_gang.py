@@ -1,13 +1,15 @@
 """A gang of containers on three real hosts and a spare, beside one of plain workers: nothing of two epochs ever
 runs at once, and what both take after a killed rank and a lost host. By hand.
 
-Its ranks meet by torch.distributed (gloo) where TORCH_PYTHON names a Python that has it, as for test_torch_gang.py; by
-default by sockets of their own, over the same variables: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE.
+Its ranks train a small model by DistributedDataParallel (gloo), which continues from a snapshot, if TORCH_PYTHON names
+a Python with torch, as for test_torch_gang.py. By default they meet by sockets of their own, with the same variables:
+MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -47,12 +49,34 @@ stamp()
 if sys.argv[2] == "torch":
     from datetime import timedelta
     import torch, torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    snapshot = "/var/tmp/stamps/" + worker + ".snapshot"
+    net = torch.nn.Linear(20, 1)
+    done = torch.zeros(1, dtype=torch.int64)
+    if rank == 0 and os.path.exists(snapshot):
+        found = torch.load(snapshot, weights_only=True)
+        net.load_state_dict(found["net"])
+        done[0] = found["step"]
+    dist.broadcast(done, src=0)
+    began = int(done)
+    print("rank %d of %d: trains from step %d" % (rank, world, began), flush=True)
+    net = DistributedDataParallel(net)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.01)
     def step():
-        total = torch.ones(1)
-        dist.all_reduce(total)
-        return int(total.item())
+        done.add_(1)
+        batch = torch.randn(32, 20, generator=torch.Generator().manual_seed(int(done) * world + rank))
+        loss = torch.nn.functional.mse_loss(net(batch), batch.sum(1, keepdim=True))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        if rank == 0 and int(done) % 10 == 0:
+            torch.save({"step": int(done), "net": net.module.state_dict()}, snapshot + ".new")
+            os.replace(snapshot + ".new", snapshot)
+        ranks = torch.ones(1)
+        dist.all_reduce(ranks)
+        return int(ranks)
 elif rank == 0:
     listener = socket.create_server(("", int(env["MASTER_PORT"])))
     peers = [listener.accept()[0] for _ in range(world - 1)]
@@ -180,6 +204,10 @@ def test_a_gang_of_containers_restarts_as_one_and_never_in_two_epochs(world: Wor
         met_ns = max(ns[1] for ns in steps_of(world, gang, epochs[gang]).values())
         moved[gang] = met_ns / 1e9 - began
         assert world.manager.worker(members(gang)[1])["host"] == "node4"
+    for gang in GANGS if TORCH else ():
+        said_begins = "".join(world.manager.log_text(one) for one in members(gang))
+        begins = [int(step) for step in re.findall(r"rank 0 of 3: trains from step (\d+)", said_begins)]
+        assert len(begins) >= 3 and begins[0] == 0 and begins == sorted(begins) and begins[-1] > 0, begins
     lost.power_on()
     world.wait_connected("node2")
     left = [one.command for one in everything(lost) if JOB_PATH in one.command]
