@@ -54,7 +54,8 @@ class ArchiveRig:
         self.said: list[str] = []
         self.open()
 
-    def open(self) -> None:
+    def open(self, loaded: bool = True) -> None:
+        """`loaded`: whether the index has been read, as by the first step of the archive's greenlet."""
         self.store = SpooledLogStore(str(self.directory / "logs"), sync=lambda _: None, in_thread=here, **self.bounds)
         tables: Tables = (
             PostgresTables(self.database, self.term)
@@ -76,9 +77,10 @@ class ArchiveRig:
         self.store.attach(self.archive, ArchiveReader(self.archive, here))
         self.fetcher = LogFetcher(NoHosts(), self.store)
         self.store.fetch = self.fetcher.complete
-        self.archive.load()
+        if loaded:
+            self.archive.load()
 
-    def again(self, *, lost_disk: bool = False, lost_index: bool = False) -> None:
+    def again(self, *, lost_disk: bool = False, lost_index: bool = False, loaded: bool = True) -> None:
         """Another run of the manager."""
         self.archive.close()
         if lost_disk:
@@ -86,7 +88,7 @@ class ArchiveRig:
         if lost_index:
             for path in self.directory.glob("index.db*"):
                 path.unlink()
-        self.open()
+        self.open(loaded)
 
     def write(self, worker: str, attempt: int, data: bytes, stream: str = "out", at: float = 1_000.0) -> None:
         """In posts of 64 KiB, a second apart."""

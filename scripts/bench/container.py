@@ -119,7 +119,7 @@ def _of_runner(folder: Path, argv: list[str], start: dict[str, Any]) -> Cost:
     words = control.runner_argv(sys.executable, common.ROOT, worker_dir, runtime_dir, None, seen=[])
 
     def until_running() -> None:
-        subprocess.run(words, check=True)
+        subprocess.run(words, check=True, start_new_session=True)  # as an agent does
 
     cost = _measured(until_running, Path(paths.log_file(worker_dir, 1)), lambda: _is_running(worker_dir))
     for name in os.listdir("/proc"):

@@ -71,6 +71,7 @@ class LogFetcher:
         agent's first heartbeat, because the log was being followed at the previous leader. From the archive, only
         output written between `since` and `until`, or `near` these places; `caller`: whose share of reader slots is
         used."""
+        self._store.await_index()
         deadline = time.monotonic() + WHOLE_S
         if isinstance(self._store, SpooledLogStore) and self._store.archive is not None:
             try:

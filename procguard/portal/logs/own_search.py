@@ -59,6 +59,7 @@ class OwnSearch:
 
     def begin(self) -> None:
         """Select the logs that are known before any host has answered."""
+        self._store.await_index()
         self._add(self._store.beside(self._of_earlier_hosts))
         for part in list(self._search.parts.values()):
             if part.agent_id and part.status not in OPEN:

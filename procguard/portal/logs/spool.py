@@ -32,6 +32,7 @@ PIN_S = 60.0  # fetched bytes are kept for this time if other bytes can be remov
 KEPT_INDEX_BYTES = 64 * 1024  # for an attempt that was removed from the disk
 MAX_RESTORED_INDEX = 32 * 1024 * 1024
 STEP_S = 30.0  # per megabyte of a download
+INDEX_S = 10.0  # how long a reader waits for the index of the archive after the start of the manager
 
 
 class SpooledLogStore(LogStore):
@@ -64,6 +65,10 @@ class SpooledLogStore(LogStore):
     def _took(self, worker_id: str, attempt: int, stream: str, size: int) -> None:
         if self.archive is not None:
             self.archive.note(worker_id, attempt, stream, size)
+
+    def await_index(self) -> None:
+        if self.archive is not None:
+            self.archive.await_index(INDEX_S)
 
     def _await_ready(self) -> None:
         if self.archive is not None and not self.archive.is_ready:

@@ -233,6 +233,9 @@ class LogStore:
         """Hook, called before a worker's logs are read: add files for logs that are stored only elsewhere. Raises
         OSError."""
 
+    def await_index(self) -> None:
+        """Hook: wait for the index of logs that are stored only elsewhere. Called before logs are read."""
+
     def _await_ready(self) -> None:
         """Hook: raises OSError while the offsets at which logs continue are not known yet."""
 

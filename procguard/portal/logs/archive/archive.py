@@ -118,6 +118,7 @@ class LogArchive:
         self._empty_objects = True  # there may be objects without pieces
         self._index_is_new = index_is_new
         self._loaded = False
+        self._load_tried = gevent.event.Event()
         self._wake = gevent.event.Event()
         self._ready_by = time.monotonic() + READY_S
         self.was_rebuilt = False
@@ -129,6 +130,11 @@ class LogArchive:
     def is_ready(self) -> bool:
         """False until the index is loaded: before that the offset at which a log continues is unknown."""
         return self._loaded or time.monotonic() > self._ready_by
+
+    def await_index(self, timeout_s: float) -> None:
+        """Wait until the index is loaded or cannot be: before that, a log without its archived parts would look
+        complete."""
+        self._load_tried.wait(timeout_s)
 
     def covered(self, folder: str, attempt: int, stream: str) -> list[Range]:
         return self._covered.get(folder, {}).get((attempt, stream), [])
@@ -232,6 +238,7 @@ class LogArchive:
             return
         first = bool(problem) != bool(self.status.problem)
         self.status.problem = problem
+        self._load_tried.set()
         if problem:
             log.error("log archive: %s", problem)
         if first:
@@ -276,6 +283,7 @@ class LogArchive:
         for key, size in self._in_thread(_unarchived, self._directory, list(workers), dict(self._covered)):
             self.note(workers[key[0]], key[1], key[2], size)
         self.on_load()
+        self._load_tried.set()
 
     def _change_index(self) -> None:
         while self._todo:

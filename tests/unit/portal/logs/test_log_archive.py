@@ -68,6 +68,35 @@ def test_a_manager_that_lost_its_disk_shows_every_archived_line(rig: ArchiveRig)
     assert rig.tail("w1", 2)[-1] == "on"
 
 
+def test_a_log_asked_for_right_after_the_start_waits_for_the_index(rig: ArchiveRig) -> None:
+    """It would look empty, or complete without its beginning."""
+    downloads = filled(rig)
+    rig.archive_all()
+    rig.again(lost_disk=True, loaded=False)
+    asked = gevent.spawn(rig.download, "w1")
+    asked.join(1.0)
+    assert not asked.ready()
+    rig.archive.load()
+    assert asked.get(timeout=10) == downloads["w1"]
+
+
+def test_a_log_is_shown_without_its_archive_where_the_index_cannot_be_read(
+    rig: ArchiveRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.write("w1", 1, b"here\n")
+    rig.again(loaded=False)
+
+    def broken() -> list[Any]:
+        raise OSError("no index")
+
+    monkeypatch.setattr(rig.archive.index, "streams", broken)
+    greenlet = gevent.spawn(rig.archive.run)
+    try:
+        assert gevent.spawn(rig.download, "w1").get(timeout=10) == b"here\n"
+    finally:
+        greenlet.kill()
+
+
 def test_lines_since_a_time_in_the_middle_of_a_piece_are_shown(rig: ArchiveRig) -> None:
     rig.write("w1", 1, numbered(0, 5_000))  # one piece, written from 1000 to 1004
     rig.archive_all()
