@@ -1,7 +1,7 @@
 """The invoke collection: the operator's commands (procguard/cli/app.py), the developer's tasks (scripts/dev_tasks.py).
 
-`invoke deploy …` is `procguard deploy …`: the words of one operator's command go to that program as they stand. invoke
-itself runs the developer's tasks, lists all of them, and runs lines of several.
+`invoke deploy …` is `procguard deploy …`: the arguments of a single operator's command are passed to that program
+unchanged. invoke itself runs the developer's tasks, lists all of them, and runs lines of several.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from scripts import file_findings
 ROOT = Path(__file__).resolve().parents[1]
 OWN = "remote_agent"
 TARGET = "3.9"
-# This Python's, and what later ones have that the agent tries first.
+# Modules of this Python, and those of later ones that the agent tries first.
 STANDARD_LIBRARY = sys.stdlib_module_names | {"_sha2"}
-# What the agent may try though a bare Python does not have it: pyzmq is used where the host has it and the manager
-# offers the zmq channel, by this one module.
+# Imports that a bare Python may lack: pyzmq is used by this one module, if the host has it and the manager offers the
+# zmq channel.
 TRIED = {"zmq": "transport/zmq.py"}
 
 
@@ -33,8 +33,8 @@ def main() -> int:
 
 
 def too_new() -> list[str]:
-    """What Python 3.9 does not have, as found by vermin. It takes seconds for all files, so it reads only changed
-    ones."""
+    """Features that Python 3.9 lacks, as found by vermin. Only changed files are read, because reading all takes
+    seconds."""
     paths = [str(path.relative_to(ROOT)) for path in _files()]
     basis = ("vermin", importlib.metadata.version("vermin"), TARGET)
     findings = file_findings.of_files(ROOT, paths, ROOT / "build" / "vermin.json", basis, _vermin)

@@ -1,7 +1,7 @@
 """`python -I scripts/bundled_pip.py install …`: the pip that comes with this Python, run without installing it.
 
-Installing it into a virtual environment takes a third of the time that it then needs for the packages of runtime.lock.
-Standard library only; setup_venv.sh starts it.
+Installing pip into a virtual environment would take a third of the time that installing the packages of runtime.lock
+takes. Standard library only; setup_venv.sh starts it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`invoke chaos`: runs scenarios of the chaos suite and prints their measurements beside their pass figures.
+"""`invoke chaos`: runs scenarios of the chaos suite and prints their measurements beside their pass criteria.
 
     python -m scripts.chaos [NUMBERS …] [--rounds N] [--short]
 
-docs/reliability.md is the list of scenarios and their pass figures; the tests marked `chaos(number)` are the scenarios.
-Each test's figures land in build/chaos/NN.json.
+docs/reliability.md lists the scenarios and their pass criteria; the tests marked `chaos(number)` implement them. The
+measurements of each test are written to build/chaos/NN.json.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(known: dict[int, Scenario], numbers: list[int], results: list[dict[str, Any]]) -> str:
-    """One block per test: its scenario and verdict, then measured and pass figure below each other."""
+    """One block per test: its scenario and result, followed by the measured value and the pass criterion."""
     lines = []
     for number in numbers:
         for one in [one for one in results if one["scenario"] == number] or [None]:

@@ -3,11 +3,11 @@
     invoke check        format, lint, types, imports, security, the agent's Python 3.9, unit tests; under two minutes
     invoke test         ./run_tests.sh
     invoke docs         the generated pages: configuration, worker, routes, commands
-    invoke freeze       tests/golden/frozen: what the next release promises; docs first
+    invoke freeze       tests/golden/frozen: the interface of the next release; run docs first
     invoke lock         requirements/*.lock from pyproject.toml
     invoke swarm        scripts/swarm: simulated agents against the manager on this machine
     invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
-    invoke web          the portal bundled as a wheel carries it, into build/web; installs esbuild first (npm)
+    invoke web          bundles the portal into build/web, as in a wheel; installs esbuild first (npm)
     invoke release      wheel, sdist, SBOM and hashes into dist/
     invoke fuzz         scripts/fuzz: coverage-guided, 60 s for each target; seeds and findings in tests/corpus
     invoke chaos        the long forms of docs/reliability.md's scenarios, a table and build/chaos/NN.json
@@ -41,8 +41,9 @@ def _tool(name: str) -> list[str]:
     return [sys.executable, *modules.get(name, ["-m", name])]
 
 
-# The unit tests side by side, without those that start much, wait or measure. One process more than the two cores that
-# this is to be quick on: some wait for a process or a socket. Each of them imports everything, so not more.
+# The unit tests in parallel, without those that start processes, wait or measure. One process more than the two cores
+# of the reference machine, because some tests wait for a process or a socket; no more, because each process imports
+# everything.
 QUICK_TESTS = [
     sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "-n", "3", "--dist=loadfile",
 ]  # fmt: skip
@@ -80,7 +81,7 @@ def _report(name: str, began: float, trouble: str) -> int:
     return 1 if trouble else 0
 
 
-# All that configs/procguard_config.yaml may say works there.
+# Everything that configs/procguard_config.yaml may configure works there.
 FOR_A_CHECKOUT = ["--extra", "zmq", "--extra", "postgres", "--extra", "s3"]
 
 
@@ -118,7 +119,7 @@ def without_addresses(text: str) -> str:
     kept = [line for line in text.splitlines() if not re.match(options, line)]
     kept = [line for line in kept if not re.match(r"\s*#\s+(via )?-c \S+$", line)]
     text = "\n".join(kept) + "\n"
-    return re.sub(r"# via\n    #   (.*)\n(?!    #   )", r"# via \1\n", text)  # one reason left: on one line
+    return re.sub(r"# via\n    #   (.*)\n(?!    #   )", r"# via \1\n", text)  # one constraint: on one line
 
 
 def _exit_unless_zero(failed: int) -> None:
@@ -131,14 +132,16 @@ def check(_context: Context) -> None:
     """Check format, types, imports, the agent's Python 3.9 and unit tests, before each commit. Example: invoke check"""
     began = time.monotonic()
     environment = {**os.environ, "PROCGUARD_QUICK_TESTS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of starts of Python, each reading every module anew
+    # otherwise hundreds of starts of Python would compile every module again
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["TMPDIR"] = folder = scratch.make()
     try:
-        with subprocess.Popen(QUICK_TESTS, cwd=ROOT, env=environment) as unit:  # collects while the static checks run
+        # pytest collects tests while the static checks run
+        with subprocess.Popen(QUICK_TESTS, cwd=ROOT, env=environment) as unit:
             failed = run_static()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    processor_s = sum(os.times()[2:4])  # of all that was waited for
+    processor_s = sum(os.times()[2:4])  # processor time of all ended child processes
     print(f"check: {time.monotonic() - began:.0f} s, {processor_s:.0f} s of processor time", flush=True)
     _exit_unless_zero(failed + (unit.returncode != 0))
 
@@ -177,7 +180,7 @@ def release(_context: Context, tag: str = "") -> None:
 
 
 def benches() -> dict[str, str]:
-    """Name -> what it measures, for every module of scripts/bench that can be run: the first line of its docstring."""
+    """Name -> description (the first line of the docstring) of every module of scripts/bench that can be run."""
     found = {}
     folder = os.path.join(ROOT, "scripts", "bench")
     for file_name in sorted(os.listdir(folder)):
@@ -195,7 +198,7 @@ def benches() -> dict[str, str]:
 @task(  # type: ignore[untyped-decorator]
     positional=["name"], help={"name": "which; `list` tells what there is", "args": "its arguments"}
 )
-def bench(_context: Context, name: str, args: str = "") -> None:  # a default would leave the name to be a task's
+def bench(_context: Context, name: str, args: str = "") -> None:  # with a default, invoke would take the name as a task
     """Measure ProcGuard beside its anchor in one run. Example: invoke bench recovery --args "--kills 20" """
     import shlex
 

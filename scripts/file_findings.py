@@ -1,7 +1,7 @@
 """Caches the findings of a slow tool per file, by a digest of everything that they depend on, so that only changed
 files are read again.
 
-Knows no tool. The cache is in build/, one file per tool; without it, all files are read.
+Independent of the tool. The cache is in build/, one file per tool; without it, all files are read.
 """
 
 from __future__ import annotations

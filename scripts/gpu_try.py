@@ -28,7 +28,7 @@ HELD_BYTES = 1 << 30
 READ_AT_MOST_S = 5.0
 NO_DRIVER = 77
 
-# Holds 1 GiB of the first visible GPU, and multiplies matrices where torch is there. "up" once it does.
+# Allocates 1 GiB of the first visible GPU and, if torch is available, multiplies matrices. Prints "up" once it does.
 LOAD = """
 import sys, time
 until = time.time() + float(sys.argv[1])
@@ -50,7 +50,7 @@ except ImportError:
     while time.time() < until:
         cuda.cuMemsetD8_v2(memory, 0, ctypes.c_size_t(1 << 30)); cuda.cuCtxSynchronize()
 """
-# What a runner is to the agent: the parent of the job. The job is its grandchild here, as behind a shell.
+# Stands in for a runner, the parent of the job. The job is its grandchild here, as with a shell in between.
 RUNNER = (
     "import subprocess,sys; sys.exit(subprocess.call(['/bin/sh','-c','\"$0\" -c \"$1\" \"$2\"; true',*sys.argv[1:]]))"
 )
@@ -65,7 +65,7 @@ def check(holds: bool, what: str) -> None:
 
 
 def sources() -> dict[str, list[dict[str, Any]]]:
-    """What each source reports by itself."""
+    """The report of each source separately."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, read in (("nvml", lambda: nvml_helper.Nvml().read()), ("nvidia-smi", nvml_helper.read_smi)):
         started = time.monotonic()

@@ -2,7 +2,7 @@
 
     leftovers.py snapshot FILE     before the run
     leftovers.py compare FILE [S]  after it: prints one line for everything that did not exist before, and then exits
-                                   with code 1; waits up to S seconds (10) for what is just ending
+                                   with code 1; waits up to S seconds (10) for processes that are ending
 
 A process counts if its environment contains this run's mark (PROCGUARD_CI_MARK), if its command line names this
 checkout, or if it is in a process namespace that did not exist before. Standard library only.

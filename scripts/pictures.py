@@ -31,7 +31,7 @@ from tests.browser.test_portal import TOO_WIDE
 from tests.browser.world import World, small_world, visit
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTLES_MS = 600  # texts that come after the first data: sentences, charts
+SETTLES_MS = 600  # time for texts that are loaded after the first data: sentences, charts
 HEIGHTS = {1440: 900, 1024: 768, 390: 844}
 ON_A_SHEET = {1440: (2, 4, 780), 1024: (2, 4, 780), 390: (5, 5, 312)}  # columns, pictures, width of each in px
 
@@ -107,7 +107,7 @@ def _take(
         if only and not place.name.startswith(tuple(only)):
             continue
         visit(page, world, place)
-        if unstyled:  # an interface of this machine came or went: Chromium drops what is under way
+        if unstyled:  # a network interface was added or removed, upon which Chromium aborts pending requests
             unstyled.clear()
             page.reload()
             visit(page, world, place)

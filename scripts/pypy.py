@@ -35,7 +35,7 @@ CPYTHON_ONLY = (
     "remote_agent/runner/test_runner_spec.py::test_runner_stays_small_whatever_the_specification_says",
     "remote_agent/runner/test_lease.py::test_runner_of_a_fenced_worker_is_as_small_as_any",
     "remote_agent/telemetry/test_usage.py::test_memory_shared_by_a_fork_is_counted_once_in_pss",
-    # Its jobs are named "python".
+    # Jobs of this interpreter are named "python".
     "remote_agent/health/test_evidence.py::test_it_reports_every_thread_the_last_lines_and_the_gpus",
     "remote_agent/health/test_evidence.py::test_py_spy_of_the_job_s_path_is_asked_and_ended_in_time",
 )

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if given.tag and given.tag != f"v{version}":
         sys.exit(f"release: the tag is {given.tag}, procguard.__version__ says {version}; make them the same")
     if subprocess.run([str(ROOT / "scripts" / "setup_web.sh")], check=False).returncode != 0:
-        return 1  # it has said why
+        return 1  # the tool has printed the reason
     out = ROOT / given.out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -78,7 +78,7 @@ def sbom(path: Path, version: str) -> None:
     words += ["--of", "JSON", "--output-file", str(path)]
     subprocess.run(words, cwd=ROOT, check=True)
     made = json.loads(path.read_text(encoding="utf-8"))
-    made["metadata"]["component"]["version"] = version  # pyproject.toml leaves it to hatchling
+    made["metadata"]["component"]["version"] = version  # hatchling determines the version
     path.write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -32,12 +32,12 @@ from scripts.swarm import Behaviour, Swarm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PICTURES = os.path.join(ROOT, "docs", "pictures")
 WIDTH_PX = 1440
-GREY_EDGES = "--disable-lcd-text"  # letters without the coloured edges that only the screen they are made for needs
-MAX_BYTES = 250_000  # of a picture: they are part of every checkout
+GREY_EDGES = "--disable-lcd-text"  # no subpixel rendering, whose coloured edges suit only one kind of screen
+MAX_BYTES = 250_000  # maximum size of a picture, because every checkout contains them
 UP_WITHIN_S = 120.0
 HAPPENS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 120.0
-SETTLES_MS = 1500  # texts that come after the first data: sentences, charts, the newest lines
+SETTLES_MS = 1500  # time for texts that are loaded after the first data: sentences, charts, the newest lines
 GROUPS = ("pretrain", "finetune", "encode", "crawl")
 LOGS = "train-tiny,flaky,sim-00002-w0,sim-00007-w1,sim-00012-w0"
 
@@ -50,7 +50,7 @@ class Shot(NamedTuple):
     ready: str
     chinese: bool = False  # also in Chinese
     height_px: int = 900
-    opens: str = ""  # what is clicked first
+    opens: str = ""  # clicked before the picture is taken
 
 
 SHOTS = [

@@ -27,8 +27,8 @@ from scripts import file_findings
 ROOT = Path(__file__).resolve().parents[1]
 CHECKED = ["procguard", "remote_agent", "scripts", "tasks.py"]
 
-# The first release without a hole that somebody published: package -> (version, what it was). What concerns
-# packages that are locked here, as known when this was written; `invoke lock` brings newer ones.
+# package -> (first version without a published vulnerability, the vulnerability), for locked packages, as known when
+# this was written; `invoke lock` installs newer ones.
 GOOD_FROM = {
     "ansible-core": ("2.17.6", "CVE-2024-11079: templating of unsafe variables"),
     "anyio": ("4.4.0", "a race in its event loop threads"),
@@ -50,7 +50,7 @@ GOOD_FROM = {
     "werkzeug": ("3.0.6", "CVE-2024-49767: memory of multipart forms"),
 }
 
-# What the manager itself may be made of. The licences of tools for development concern nobody who runs ProcGuard.
+# Permitted licences of the manager's dependencies. Those of development tools do not affect users of ProcGuard.
 LICENCES = re.compile(r"MIT|BSD|Apache|PSF|Python Software Foundation|ISC|LGPL|MPL|Unlicense|Public Domain|ZPL", re.I)
 LICENCE_SAID_ELSEWHERE = {"gevent-websocket": "Apache 2.0, in its LICENSE; the field holds its author"}
 _PINNED = re.compile(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9_.!+-]+)( *;[^\\]*)?")
@@ -135,7 +135,7 @@ def lock_mistakes(name: str, text: str) -> list[str]:
 
 
 def licence_mistakes(runtime_lock: str) -> list[str]:
-    """The packages of the manager whose licence, according to their metadata, is none of LICENCES."""
+    """The manager's packages whose licence, according to their metadata, is not in LICENCES."""
     found = []
     for entry in _entries(runtime_lock):
         name = entry.split("==")[0]

@@ -149,8 +149,8 @@ class Command:
 class LogSearch:
     """{"search_id": "s-0f3a91bc", "pattern": "CUDA error", "regex": false, "workers": ["worker1"], "timeout_s": 10.0}
 
-    Requests a search for `pattern` in these workers' logs on this host, newest first, for at most `timeout_s`. Sent
-    only to agents whose heartbeats announce support for it; may be sent twice. The result is a LogSearchResult.
+    Requests a search for `pattern` in these workers' logs on this host, newest first, for at most `timeout_s`. May be
+    sent twice. The result is a LogSearchResult.
     """
 
     search_id: str

@@ -1,4 +1,4 @@
-"""invoke bench adoption: the agent killed again and again under a job that prints numbered lines at a steady pace.
+"""invoke bench adoption: the agent is killed repeatedly while a job prints numbered lines at a steady rate.
 
 The job must not be affected: its pid stays the same, no line is lost or repeated, and every new agent reports the job
 to the manager soon after its start.

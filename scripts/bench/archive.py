@@ -1,10 +1,11 @@
-"""invoke bench archive: the processor time of a manager that archives logs in S3, beside one that does not, in turns.
+"""invoke bench archive: processor time of a manager that archives logs in S3, compared with one that does not, in
+turns.
 
 Simulated agents ship the lines of their workers over HTTP to a real manager, alternately without an archive and with
 one in `rclone serve s3` (moto's server if there is no rclone). The result is the processor time of the manager and its
 helper processes for receiving the same logs; the server and the agents are other processes. Then pages of a month-old
-log: the index is filled with a month of entries, the disk is wiped, and each page is timed beside a GET of its object
-by boto3 from the same server.
+log are read: the index is filled with a month of entries, the disk is wiped, and each page is timed and compared with a
+GET of its object by boto3 from the same server.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class S3(Server):
 
     def start(self) -> float:
         took_s = super().start()
-        with contextlib.suppress(Exception):  # it is there where the server keeps folders
+        with contextlib.suppress(Exception):  # creates the bucket if the server stores buckets as folders
             self.client().create_bucket(Bucket=BUCKET)
         return took_s
 
@@ -153,7 +154,7 @@ def _side(options: argparse.Namespace, folder: str, settings: list[str], core: i
         with Swarm(manager.url, agents, options.workers_per_agent, seed=5, behaviour=behaviour, keep=True) as swarm:
             swarm.wait_connected(UP_WITHIN_S)
             swarm.wait_running(UP_WITHIN_S)
-            time.sleep(2.5 * INTERVAL_S if settings else 5.0)  # the first objects hold what came with the start
+            time.sleep(2.5 * INTERVAL_S if settings else 5.0)  # the first objects contain the logs of the start
             before, uploaded, used_s, began = swarm.summary(), _archived(manager), _spent_s(manager), time.monotonic()
             time.sleep(options.seconds)
             used_s, took_s = _spent_s(manager) - used_s, time.monotonic() - began
@@ -284,7 +285,7 @@ def _timed(report: common.Report, manager: Manager, s3: S3, fleet_id: str, names
 
 
 def _places() -> Iterator[int]:
-    """Numbers of objects that lie outside of what earlier pages have loaded."""
+    """Numbers of objects that earlier pages have not loaded."""
     for one in range(PAGES):
         yield 2 + one * (REAL_OBJECTS - 4) // PAGES
 

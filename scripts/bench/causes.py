@@ -1,6 +1,6 @@
-"""invoke bench causes: what it costs a runner, in processor time, to find why an attempt failed.
+"""invoke bench causes: the processor time that a runner needs to determine the cause of a failed attempt.
 
-Reads every text of tests/golden/last_lines, once by itself and once at the end of a log of one megabyte. The anchor in
+Reads every text of tests/golden/last_lines, once alone and once at the end of a log of one megabyte. The anchor in
 the same run is one start of /bin/true by fork and exec, a cost that every attempt has as well.
 """
 

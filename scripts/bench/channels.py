@@ -112,7 +112,7 @@ def _command_delays(manager: Manager, senders: list[Sender]) -> dict[str, list[f
                 client.hold(path)
             else:
                 connection.request("GET", path, headers={"Authorization": f"Bearer {sender.secret}"})
-            time.sleep(0.01)  # it is held by now
+            time.sleep(0.01)  # the long poll is held by now
             began = time.perf_counter()
             print(f"/api/workers/{sender.agent_id}-w{turn % 8}/command", file=operator.stdin, flush=True)
             answer = client.held(10.0) if turn % 2 else json.loads(connection.getresponse().read())

@@ -1,4 +1,4 @@
-"""Draws a line chart as SVG, with a logarithmic x axis and one panel per quantity. Does not know what numbers mean."""
+"""Draws a line chart as SVG, with a logarithmic x axis and one panel per quantity. Does not interpret the numbers."""
 
 from __future__ import annotations
 

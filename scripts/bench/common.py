@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RESULTS = os.path.join(ROOT, "build", "bench")
-# Unset, as for users: with it, every start of a tool or an agent compiles the modules that it imports.
+# Unset, as for users: if it is set, every start of a tool or an agent compiles the modules that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 

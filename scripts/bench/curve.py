@@ -1,4 +1,4 @@
-"""invoke bench curve: what one more agent costs the manager, from 10 agents to 10,000: is the curve flat?
+"""invoke bench curve: the cost of one more agent for the manager, from 10 agents to 10,000.
 
 For each size, a new manager runs on one core and the swarm on another. Measured are processor time, memory and bytes on
 the wire, each divided by the number of agents. The results are drawn in docs/performance-agents.svg and
@@ -33,10 +33,10 @@ class Cost(NamedTuple):
     agents: int
     workers: int  # of each
     cpu_percent: float  # of a core, of the manager, all agents together
-    beat_us: float  # of the manager, for a heartbeat, all else included
-    memory_kb: float  # for each agent, beyond the empty manager
-    wire_bytes_s: float  # for each agent, both ways
-    log_bytes_s: float  # of each agent, stored
+    beat_us: float  # of the manager per heartbeat, including all other work
+    memory_kb: float  # per agent, without that of a manager without agents
+    wire_bytes_s: float  # per agent, in both directions
+    log_bytes_s: float  # stored per agent
 
 
 def main(arguments: list[str]) -> int:

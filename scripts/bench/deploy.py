@@ -1,4 +1,4 @@
-"""invoke bench deploy: a whole verified deployment of real SSH hosts, beside what ssh alone needs for the same bytes.
+"""invoke bench deploy: a complete verified deployment of real SSH hosts, compared with ssh alone for the same bytes.
 
 The anchor in the same run is parallel `ssh` with tar over stdin, a link, a file, and two starts of Python on each host,
 which any agent needs. ProcGuard's deployment ends only once every agent has sent a heartbeat after its SSH session
@@ -103,7 +103,7 @@ class Hosts:
         with processor.Spending(kind_of) as spending:
             self.invoke("deploy", *options)
         spent = spending.by_kind()
-        spent.pop("", None)  # not of this deployment
+        spent.pop("", None)  # processes that do not belong to this deployment
         return {kind: round(spent[kind], 2) for kind in sorted(spent, key=spent.__getitem__, reverse=True)}
 
     def ansible(self, folder: Path) -> float:
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
         with Manager(folder / "manager", operator.environment) as manager:
             operator.manager_url = manager.url
             hosts = Hosts(fleet, manager, operator, folder)
-            hosts.floor()  # warm: every program has been read from disk once
+            hosts.floor()  # warm up: every program is read from disk once
             for number in range(given.rounds):
                 floors.append(hosts.floor())
                 firsts.append(hosts.invoke("deploy", "--no-wait"))

@@ -1,4 +1,4 @@
-"""invoke bench failover: two managers on one PostgreSQL, simulated agents behind one address, changes all the while.
+"""invoke bench failover: two managers on one PostgreSQL, simulated agents behind one address, with continuous changes.
 The leader is lost in several ways. Measured are the time until the other manager serves, the time until it has answered
 every agent, and what was lost.
 
@@ -29,7 +29,7 @@ from tests.fleet.several_world import (
 )
 from tests.waiting import wait_until
 
-GOAL_SERVING_S, GOAL_ANSWERED_S = 5.0, 10.0  # of HA: at 10,000 agents, on quiet machines
+GOAL_SERVING_S, GOAL_ANSWERED_S = 5.0, 10.0  # the goal for several managers: at 10,000 agents, on idle machines
 GOAL_ORDERLY_S = 2.0
 HARMS = ("SIGKILL", "SIGSTOP", "cut from the database", "SIGTERM", "promote")
 ORDERLY = ("SIGTERM", "promote")
@@ -158,7 +158,7 @@ def _all_answered(leader: OneOfSeveral, agents: int) -> None:
 
 
 def _instances(leader: OneOfSeveral, *, swarm_only: bool) -> dict[str, tuple[int, int, int]]:
-    """(epoch, attempt, pid) by worker, without workers that are only declared and run nowhere."""
+    """(epoch, attempt, pid) by worker, without workers that are declared but run nowhere."""
     found = leader.get("/api/remote-workers")["workers"]
     return {
         one["worker_id"]: (one["epoch"], one["attempt"], one["pid"])

@@ -39,7 +39,7 @@ UP_WITHIN_S = 300.0
 CRASHES_PER_S = 2.0
 KILLED_PER_S = 1.0  # agents that die, and return after AWAY_S
 AWAY_S = 5.0
-BREAKS_EVERY_S = 10.0  # so often the connections of BREAKS agents break
+BREAKS_EVERY_S = 10.0  # interval at which the connections of BREAKS agents break
 BREAKS = 5
 COMMANDS_PER_S = 2.0
 AWAY_KINDS = ("agent_suspect", "agent_unreachable")
@@ -86,7 +86,7 @@ def _beside_bare(
     server.quota = quota
     server.start()
     try:
-        paced.run(server.port, beside.agents, beside.per_s, 3.0, cores[1])  # everybody has connected once
+        paced.run(server.port, beside.agents, beside.per_s, 3.0, cores[1])  # every agent has connected once
         bare = paced.run(server.port, beside.agents, beside.per_s, BARE_FOR_S, cores[1])
     finally:
         server.end()
@@ -170,7 +170,7 @@ def _measure(
 
 
 def _delays(swarm: Swarm, since: float) -> list[float]:
-    """The delays of replies to requests sent since then, in seconds, sorted."""
+    """The delays of replies to requests sent after `since`, in seconds, sorted."""
     flat = swarm.samples()["beats"]
     return sorted(delay for sent, delay in zip(flat[::2], flat[1::2], strict=True) if sent >= since)
 
@@ -216,7 +216,8 @@ class Churn:
             self.commands += 1
 
 
-# ------------------------------------------------------------------------------------------- what the manager noticed
+# ------------------------------------------------------------------------------------------- failures that the manager
+# detected
 
 
 def _newest_event(manager: Manager) -> int:
@@ -233,7 +234,7 @@ def _events(manager: Manager, after: int, kinds: tuple[str, ...]) -> list[dict[s
 
 def _one_percent(swarm: Swarm, manager: Manager, churn: Churn) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """({lost agent: seconds until the manager reported it as suspect or unreachable}, reports about other agents)."""
-    time.sleep(2 * HEARTBEAT_TIMEOUT_S / 3)  # whoever came back last has been heard
+    time.sleep(2 * HEARTBEAT_TIMEOUT_S / 3)  # the agents that returned last have sent a heartbeat
     newest, began = _newest_event(manager), time.time()
     count = max(2, round(0.01 * len(swarm.agent_ids)))
     gone = swarm.kill(count // 2)

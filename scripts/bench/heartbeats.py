@@ -1,4 +1,5 @@
-"""invoke bench heartbeats: heartbeats per second that one core of the manager takes in, beside two bare servers.
+"""invoke bench heartbeats: heartbeats per second that one core of the manager processes, compared with two bare
+servers.
 
 All servers receive the same requests: the documented single-worker heartbeat (POST /api/workers/ID/heartbeat) from 64
 launchers over 64 connections. ProcGuard identifies the sender, validates, updates the registry and replies; the anchors
@@ -30,7 +31,7 @@ from scripts.bench.server import Manager, Server, ask, cores, free_port
 GOAL_BARE, GOAL_FLASK, GOAL_AGENT = 0.6, 2.5, 3.0
 SENDERS = 64
 WORKERS_OF_AGENT = 8
-VARIANTS = 4  # of each sender's numbers: no two heartbeats that follow each other are the same
+VARIANTS = 4  # number of variants per sender, so that no two successive heartbeats are equal
 FLASK = ("flask-socketio==5.5.1", "simple-websocket==1.1.0")
 FIXED_REPLY = {"worker_id": "bench-00", "desired": "running", "epoch": 1000001, "interval_s": 2.0, "commands": []}
 
@@ -82,7 +83,7 @@ class Subject:
 
     def __init__(self, name: str, server: Server, requests: list[bytes]) -> None:
         self.name, self.server, self.requests = name, server, requests
-        self.rounds: list[tuple[Answered, float]] = []  # with the processor seconds that it took
+        self.rounds: list[tuple[Answered, float]] = []  # with the processor seconds used
 
     def round(self, load: Load, seconds: float) -> None:
         before = self.server.cpu_s()
@@ -241,7 +242,7 @@ def agent_requests(manager: Manager) -> list[bytes]:
             digest = {"secret_sha256": messages.secret_sha256(secret)}
             ask(connection, "PUT", f"/api/agents/{name}/credentials", digest)
             rev = ""
-            for _ in range(2):  # the first answer says what is to run; its digest changes once that runs
+            for _ in range(2):  # the first response contains the assignments; their digest changes once the workers run
                 beat = _agent_beat(fleet_id, name, workers[name], number, 0, rev)
                 rev = ask(connection, "POST", f"/api/agents/{name}/heartbeat", beat, secret)["assignments_rev"]
             beats.append((name, secret, rev))

@@ -1,4 +1,5 @@
-"""invoke bench logs: log bytes from one agent to one manager on loopback, beside a bare pywsgi app that stores nothing.
+"""invoke bench logs: log bytes from one agent to one manager on loopback, compared with a bare pywsgi app that stores
+nothing.
 
 A worker prints a large file. The time is from the first byte that the manager has received until the last one is
 durable. The anchor is the same bytes, POSTed by one client in bodies of the same size to a pywsgi app that reads and

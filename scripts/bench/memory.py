@@ -1,4 +1,4 @@
-"""invoke bench memory: what agent and runners cost at rest, beside supervisord with the same job in the same run."""
+"""invoke bench memory: memory of idle agent and runners, compared with supervisord and the same job in the same run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUPERVISOR = "supervisor==4.3.0"
 GOAL_RATIO = 1.1
 GOAL_EACH_MB = 12.0
 GOAL_CPU_PERCENT = 1.0
-WARM_UP_S = 12.0  # usage was measured twice, heartbeats were sent, the imports' memory given back
+WARM_UP_S = 12.0  # by then usage was measured twice, heartbeats were sent, and memory of the imports was returned
 JOB = ["sleep", "100000"]
 
 

@@ -1,5 +1,5 @@
-"""Requests at a given rate over many connections, independent of the response times: the load of agents without their
-work.
+"""Sends requests at a given rate over many connections, independent of the response times: the load of agents without
+their work.
 
 Also a program, so that it can run on its own core: `python -m scripts.bench.paced PORT CONNECTIONS PER_S SECONDS`. A
 delay is counted from the time when the request was due, so that a slow response does not hide the delay of later ones.
@@ -18,8 +18,8 @@ from scripts.bench import common
 from scripts.bench.load import KeptConnection
 from scripts.bench.server import on_core
 
-BODY = json.dumps({"state": "running", "pid": 1, "filling": "x" * 900}).encode()  # a heartbeat has about as many bytes
-WAITS_S = 10.0  # at the end, for answers that are missing
+BODY = json.dumps({"state": "running", "pid": 1, "filling": "x" * 900}).encode()  # about as many bytes as a heartbeat
+WAITS_S = 10.0  # time at the end for missing responses
 
 
 @dataclass

@@ -224,7 +224,8 @@ class Bench:
         return page
 
     def _hear(self, kind: str, text: str) -> None:
-        if "ERR_NETWORK_CHANGED" in text:  # an interface of this machine came or went: Chromium drops what is under way
+        # a network interface was added or removed, upon which Chromium aborts pending requests
+        if "ERR_NETWORK_CHANGED" in text:
             self._network_changed = True
         elif kind == "error":
             self._complaints.append(text)

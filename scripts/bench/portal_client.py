@@ -23,7 +23,7 @@ from scripts.bench import common
 from tests.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket
 
 WEB = Path(common.ROOT) / "web" / "js"
-AGAIN_AFTER_S = 0.5  # a gap, as the page waits
+AGAIN_AFTER_S = 0.5  # delay after a gap, as in the page
 _KIND = re.compile(rb'"t": ?"([a-z]+)"')  # near the beginning of a frame's text
 
 

@@ -54,4 +54,4 @@ def frames(events: list[dict[str, Any]]) -> list[Frame]:
             found[-1][0] += task.get("tdur", task["dur"]) / 1000
             found[-1][1] += task["dur"] / 1000
     assert at == len(times), f"{at} of {len(times)} frames have a task"
-    return [Frame(*one) for one in found[:-1]]  # the last one has no end
+    return [Frame(*one) for one in found[:-1]]  # the last frame is incomplete

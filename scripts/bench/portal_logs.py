@@ -1,4 +1,4 @@
-"""invoke bench portal_logs: 50,000 log lines into the view, in Chromium: live pieces, and the manager's store.
+"""invoke bench portal_logs: displays 50,000 log lines in Chromium, from live pieces and from the manager's store.
 
 Times are taken in the page: from the first frame (or the click on "Older lines") until the lines are painted. Filtering
 is timed as well, from typing a regular expression until only matching lines are painted. Each figure is the best of

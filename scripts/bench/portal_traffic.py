@@ -13,8 +13,8 @@ class Traffic:
     """Requests that reached the manager since `begin`, without those served by the browser's cache."""
 
     page: Page
-    sent: dict[str, str] = field(default_factory=dict)  # by request: its address
-    sizes: dict[str, int] = field(default_factory=dict)  # headers and body, as they came
+    sent: dict[str, str] = field(default_factory=dict)  # request -> its URL
+    sizes: dict[str, int] = field(default_factory=dict)  # headers and body, as transferred
 
     def __post_init__(self) -> None:
         self._session = self.page.context.new_cdp_session(self.page)

@@ -1,4 +1,4 @@
-"""invoke bench recovery: from SIGKILL of a child to the first line of the next one, beside runit's runsv.
+"""invoke bench recovery: time from SIGKILL of a child to the first line of the next one, compared with runit's runsv.
 
 Both supervisors run the same script at the same time, and their children are killed in turn. The child writes its pid
 to a pipe; the time ends when that line is read. runsv waits a second after a child that lived for less than a second,
@@ -22,7 +22,7 @@ from remote_agent.system import paths, processes
 from scripts.bench import common
 
 GOAL = 1.0
-BETWEEN_KILLS_S = 1.2  # runsv restarts at once only what has run for a second
+BETWEEN_KILLS_S = 1.2  # runsv restarts a child at once only if it has run for a second
 
 
 class Subject:

@@ -1,8 +1,8 @@
-"""invoke bench restart: the manager is killed under 10,000 simulated agents and started again on the same state.
+"""invoke bench restart: the manager of 10,000 simulated agents is killed and restarted on the same state.
 
 Measured are the time until the manager is ready, the time until all agents are connected again, and how evenly they
-return (the busiest second beside the mean); no agent may be reported as lost. The manager has one core, the swarm
-another.
+reconnect (the busiest second compared with the mean); no agent may be reported as lost. The manager has one core, the
+swarm another.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _measure(
         time.sleep(5.0)
         manager.kill()
         time.sleep(options.down)
-        manager.quota = quota  # of what is measured, not of the preparation
+        manager.quota = quota  # time limit of the measurement, without the preparation
         began = time.monotonic()
         manager.start()
         while not _is_ready(manager):

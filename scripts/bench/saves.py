@@ -1,7 +1,8 @@
-"""invoke bench saves: a manager under thousands of simulated agents. What a heartbeat costs it, how soon a command is
-durable, and what writing the state does to the answers meanwhile. Then the same on PostgreSQL, where it is installed.
+"""invoke bench saves: a manager with thousands of simulated agents. Measures the cost of a heartbeat, the time until a
+command is durable, and the delay of responses while the state is written; then the same on PostgreSQL, if it is
+installed.
 
-Anchors in the same run: a bare fdatasync in the state's folder, and GET /healthz over the same kind of connection; of
+Anchors in the same run: a bare fdatasync in the state's folder, and GET /healthz over the same kind of connection; for
 PostgreSQL, on a private server of this machine, the figures of SQLite.
 """
 
@@ -28,7 +29,7 @@ from tests import postgres_server
 
 GOAL_DELAY_MS = 50.0
 GOAL_DURABLE_MS = 1.5
-GOAL_POSTGRESQL, GOAL_HEARTBEATS = 2.0, 0.95  # of SQLite's: until durable, and heartbeats answered
+GOAL_POSTGRESQL, GOAL_HEARTBEATS = 2.0, 0.95  # relative to SQLite: time until durable, and heartbeats answered
 SAVER = "procguard.fleet.store"  # in the command line of the process that writes the snapshot
 HEARTBEATS, CPU = "heartbeats answered", "manager's CPU for a heartbeat, all else included"
 DELAY, POST = "delay of a heartbeat's reply, median", "a command's POST to its 202, median"

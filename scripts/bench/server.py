@@ -22,26 +22,26 @@ from scripts.bench.quota import Quota
 
 READY_WITHIN_S = 60.0
 ENDS_WITHIN_S = 20.0
-# Where others work on this machine too, thousands who come at once say late who they are.
+# On a busy machine, thousands of agents that connect at once authenticate late.
 CROWD = ("web.limits.unproven_connections=30000",)
-OTHER_DESCRIPTORS = 200  # of a manager, beside its agents' connections
+OTHER_DESCRIPTORS = 200  # descriptors of a manager in addition to its agents' connections
 
 
 def cores() -> tuple[int, int]:
-    """(core of the server, core of the load): two different ones if this process may use two."""
+    """(core of the server, core of the load), which differ if this process may use two."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 
 
 def agents_possible() -> int:
     """The number of agents for which the descriptors of one process suffice, at two connections each; a few connections
-    end while their successors begin."""
+    are still closing while their successors are opened."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 10**6 if hard == resource.RLIM_INFINITY else max(1, int(0.95 * (hard - OTHER_DESCRIPTORS)) // 2)
 
 
 def fitting(agents: int) -> tuple[int, str]:
-    """(the number of agents that one process can serve on this machine, why not all)."""
+    """(number of agents that one process can serve on this machine, the reason if fewer than requested)."""
     most = agents_possible()
     return (
         (agents, "") if agents <= most else (most, f"{most} agents: more need more descriptors than a process has here")
@@ -61,8 +61,8 @@ def free_port() -> int:
 class Server:
     """A process that serves HTTP on 127.0.0.1:`port`. `output`: the file that receives its output."""
 
-    quota: Quota | None = None  # of the processor; set before `start`
-    root = common.ROOT  # where its modules are; another one where it runs from a wheel
+    quota: Quota | None = None  # share of the processor; set before `start`
+    root = common.ROOT  # folder of its modules, which differs if it runs from a wheel
 
     def __init__(self, name: str, words: Sequence[str], port: int, output: str, core: int | None = None) -> None:
         self.name, self.port = name, port
@@ -77,7 +77,7 @@ class Server:
         return self._process.pid
 
     def start(self) -> float:
-        """Returns how many seconds it took until it listened. Exits the benchmark where it does not."""
+        """Start the process. Returns the seconds until it listened. Exits the benchmark if it does not."""
         began = time.monotonic()
         with open(self._output, "ab") as output:
             self._process = subprocess.Popen(self._words, cwd=self.root, stdout=output, stderr=output)
@@ -109,7 +109,7 @@ class Server:
         self._process.wait()
 
     def cpu_s(self) -> float:
-        """Its own processor seconds, without those of processes it has had (they write the state)."""
+        """Processor seconds of the process, without those of its ended children, which write the state."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
@@ -118,7 +118,7 @@ class Server:
 
 
 class Manager(Server):
-    """`python -m procguard.main` with its state in `folder`; started again there after `kill`, it finds it."""
+    """`python -m procguard.main` with its state in `folder`, which is used again by a start after `kill`."""
 
     def __init__(self, folder: str, settings: Sequence[str] = (), core: int | None = None) -> None:
         self.folder, port = folder, free_port()
@@ -128,7 +128,7 @@ class Manager(Server):
         super().__init__("the manager", words, port, os.path.join(folder, "out"), core)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """One request as this machine's operator, on a connection of its own."""
+        """Send one request as this machine's operator, over a separate connection."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             return ask(connection, method, path, body)
 
@@ -136,7 +136,7 @@ class Manager(Server):
 def ask(
     connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, secret: str = ""
 ) -> dict[str, Any]:
-    """Exits the benchmark where the answer is no 2xx."""
+    """As above; exits the benchmark if the status is not 2xx."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     if secret:
         headers["Authorization"] = f"Bearer {secret}"

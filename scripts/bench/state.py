@@ -1,7 +1,8 @@
-"""invoke bench state: how long until a change is on disk, and what saving 2,000 agents' state costs an event loop.
+"""invoke bench state: time until a change is on disk, and delay of an event loop while the state of 2,000 agents is
+saved.
 
-In one process under gevent, as in the manager: the store, committers, and a ticker whose lateness is what a heartbeat's
-reply would be late by. The anchor is one bare write and fdatasync on the same disk, before and after.
+Runs in one process under gevent, as in the manager: the store, committers, and a ticker whose delay is that of a
+heartbeat's reply. The anchor is one bare write and fdatasync on the same disk, before and after.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _measure(report: common.Report, name: str, path: str, options: argparse.Name
     report.add(f"{name}: a change durable, median", median, "ms", goal=GOAL_DURABLE_MS)
     report.add(f"{name}: the same beside a bare sync", median, "ms", anchor=anchor, anchor_name="write+fdatasync")
     report.add(f"{name}: 99 of 100", sorted(durable)[int(len(durable) * 0.99)], "ms")
-    if not store.readable:  # nothing more is written of it
+    if not store.readable:  # the snapshot is complete
         store.close()
         return
     idle = _lateness(lambda: gevent.sleep(2.0))
@@ -93,7 +94,7 @@ def _fleet(agents: int) -> list[Any]:
 
 
 def _commits(store: SqliteStore, count: int) -> list[float]:
-    """One after the other, as single commands come: milliseconds each."""
+    """Commit one change after the other, as for single commands. Returns the milliseconds of each."""
     took = []
     for n in range(count):
         began = time.perf_counter()
@@ -117,12 +118,12 @@ def _bare_syncs(folder: str, count: int) -> list[float]:
 
 
 def _saves(store: SqliteStore, count: int) -> list[float]:
-    """Snapshots one after the other, with changes coming in all the time."""
+    """Write snapshots one after the other, with continuous changes."""
     took = []
     for n in range(count):
         store.commit([("workers", f"w{n}-0", {"worker_id": f"w{n}-0", "last_state": "stopped"})])
         began = time.monotonic()
-        store._save_due = 0.0  # else it leaves a pause between two
+        store._save_due = 0.0  # otherwise the store pauses between two snapshots
         store.save()
         while store._saver.running():
             store.commit([("workers", "w1-1", {"worker_id": "w1-1", "attempt": n})])
@@ -132,7 +133,7 @@ def _saves(store: SqliteStore, count: int) -> list[float]:
 
 
 def _lateness(during: Any) -> list[float]:
-    """Milliseconds by which a ticker on this event loop was late, each time, while `during` ran."""
+    """The delays of a ticker on this event loop while `during` ran, in milliseconds."""
     late: list[float] = []
     going = [True]
 

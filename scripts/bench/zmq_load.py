@@ -1,8 +1,8 @@
-"""Load by the zmq channel from one core: as load.py, over one connection for each sender.
+"""Load over the zmq channel from one core, like load.py, with one connection per sender.
 
-Each sender says hello over HTTP as an agent does, and sends its prepared requests in turn, each as soon as it has the
-answer to the one before. All connections, each with a CURVE key of its own, are of one ROUTER socket: asking 64 sockets
-whether there is something to read costs more than what is to be measured.
+Each sender sends hello over HTTP as an agent does, then its prepared requests in turn, each as soon as it has received
+the response to the previous one. All connections, each with its own CURVE key, belong to one ROUTER socket, because
+polling 64 sockets costs more than the work to be measured.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scripts.bench.load import Answered
 from scripts.bench.server import on_core
 
 OK = b'{"id":1,"status":200}'
-_recv, _send = zmq.backend.Socket.recv, zmq.backend.Socket.send  # without pyzmq's own layer
+_recv, _send = zmq.backend.Socket.recv, zmq.backend.Socket.send  # bypasses pyzmq's wrapper
 
 
 @dataclass
 class Sender:
-    """An agent with what it sends: (path, body)."""
+    """An agent with its requests: (path, body)."""
 
     agent_id: str
     secret: str
@@ -58,7 +58,7 @@ class ZmqLoad:
 
 
 def zmq_ports() -> int:
-    """The first of two ports in a row that nobody has, below those that the kernel hands out for connections."""
+    """The first of two consecutive free ports below the range of ephemeral ports."""
     while True:
         first = random.randrange(20_000, 32_000)
         try:
@@ -71,7 +71,7 @@ def zmq_ports() -> int:
 
 
 class Client:
-    """One connection of one sender, which has had its first answer."""
+    """One connection of one sender, which has received its first response."""
 
     def __init__(self, context: Any, port: int, sender: dict[str, Any]) -> None:
         self.socket = context.socket(zmq.DEALER)
@@ -85,7 +85,7 @@ class Client:
         self.socket.send(json.dumps({"id": 2, "method": "GET", "path": path}).encode())
 
     def held(self, timeout_s: float) -> dict[str, Any]:
-        """The answer to what is held."""
+        """The response to a held request."""
         if not self.socket.poll(int(timeout_s * 1000)):
             sys.exit("bench: no answer to a held request")
         answer: dict[str, Any] = json.loads(self.socket.recv().partition(b"\n")[2])
@@ -93,7 +93,7 @@ class Client:
 
 
 def _admitted(socket: Any, port: int, sender: dict[str, Any]) -> str:
-    """Where the sender's next connection leads; the socket has keys for it."""
+    """The address of the sender's next connection; its keys are set on the socket."""
     public, secret = zmq.curve_keypair()
     offer = _hello(port, sender["agent_id"], sender["proof_key"], z85.decode(public).hex())
     socket.curve_publickey, socket.curve_secretkey = public, secret
@@ -106,7 +106,7 @@ def _message(path: str, body: str, **more: str) -> bytes:
 
 
 def _first(sender: dict[str, Any]) -> bytes:
-    """What a connection begins with."""
+    """The first request of a connection."""
     return _message(*sender["requests"][0], secret=sender["secret"])
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scratch", default=targets.MEMORY, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.one:
-        targets.MEMORY = given.scratch  # libFuzzer ends the process without a word
+        targets.MEMORY = given.scratch  # libFuzzer ends the process without an exception
         fuzz(given.one, given.seconds, Path(given.keep))
         return 0
     FOUND.mkdir(parents=True, exist_ok=True)

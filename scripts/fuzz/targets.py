@@ -29,7 +29,7 @@ from unittest import mock
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 -- files that need no disk
 MAX_BYTES = 4096  # of one input
-MAX_CPU_S = 1.0  # instrumented; an input that takes longer is a finding, too
+MAX_CPU_S = 1.0  # with instrumentation; an input that takes longer is a finding, too
 
 
 class Target(NamedTuple):

@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
     for name in ("stubborn", "refuse"):
         if not 0 <= getattr(arguments, name) <= 1:
             raise UsageError(f"swarm: --{name} is a share", "from 0 to 1, e.g. 0.05")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the hosts are taken out again
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as for Ctrl-C: the hosts are removed again
     steps = _script(arguments.script)
     behaviour = Behaviour(
         crashes_per_s=max(0.0, arguments.crashes_per_s),

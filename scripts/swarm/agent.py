@@ -31,11 +31,11 @@ from scripts.swarm.loop import Loop, Wire
 from scripts.swarm.tally import Tally
 from scripts.swarm.worker import MEMORY_BYTES, SimulatedWorker
 
-MAX_EVENTS = 500  # in one heartbeat, as the real agent
-COMMAND_LIFETIME_S = 60.0  # what a fresh command's ttl_s says: its age is what is missing
+MAX_EVENTS = 500  # per heartbeat, as in the real agent
+COMMAND_LIFETIME_S = 60.0  # ttl_s of a new command; its age is the difference
 LOG_POST_BYTES = 64 * 1024
 LOG_EVERY_S = 0.5
-LOG_POLL_S = 0.1  # as often a real agent looks what its workers have printed
+LOG_POLL_S = 0.1  # interval at which a real agent checks the output of its workers
 BOOT_ID = "5ca1ab1e-0000-4000-8000-000000000001"
 
 Job = Callable[[Any], Any]
@@ -57,7 +57,7 @@ class WireCaller:
         self._session: session.ClientSession | None = None
         self._timeout_s = REQUEST_TIMEOUT_S
         self._sent = 0.0
-        self._nonce = ""  # not empty while a proof is pending
+        self._nonce = ""  # set while a proof is pending
         self._reused = False
 
     def start(self) -> None:
@@ -144,7 +144,7 @@ class WireCaller:
         self._nonce = ""
         self._agent.tally.losses += 1
         if not self.busy:
-            return  # between two requests: the next one opens the connection again
+            return  # between two requests: the next one reopens the connection
         if self._reused and not timed_out:
             self._reused = False
             self._go()
@@ -217,7 +217,7 @@ class SimulatedAgent:
         self._callers.append(caller)
         return caller
 
-    # --------------------------------------------------------------------------------------------- what happens to it
+    # --------------------------------------------------------------------------------------------- simulated events
 
     @property
     def state(self) -> str:
@@ -277,7 +277,7 @@ class SimulatedAgent:
 
     def _run(self, at: float) -> None:
         if self._due != at:
-            return  # a later or an earlier one has taken its place
+            return  # another timer has replaced this one
         self._due = float("inf")
         if self._state == "on":
             self._tick(time.monotonic())
@@ -305,12 +305,12 @@ class SimulatedAgent:
 
     def outcome(self, tag: str, outcome: Any) -> None:
         now = time.monotonic()
-        if self._state != "on":  # silent: what has come in is read after its return
+        if self._state != "on":  # silent: received data is read after its return
             if self._state == "silent":
                 self.loop.call_at(now + 0.5, lambda: self.outcome(tag, outcome))
             return
         if tag == "search":
-            self._search.end()  # asked for rarely: no connection is kept for it
+            self._search.end()  # rare requests: no connection is kept open
             return
         self._link.outcome(tag, outcome, now)
         if isinstance(outcome, LinkDown):
@@ -320,7 +320,7 @@ class SimulatedAgent:
     # ---------------------------------------------------------------------------------------------------- messages
 
     def head(self, method: str, path: str, body: bytes | None, *, secret: bool = False) -> bytes:
-        """The head of a request. `secret`: with the bearer secret, as a self-written launcher sends it."""
+        """The head of a request. `secret`: include the bearer secret, as a custom launcher does."""
         text = f"{method} {path} HTTP/1.1\r\nHost: {self._netloc}\r\nAccept-Encoding: identity\r\n"
         if secret:
             mine = self.credentials
@@ -367,8 +367,8 @@ class SimulatedAgent:
         return beat
 
     def _gpus(self) -> list[dict[str, Any]]:
-        """The host's GPUs. Of every eight, one is used by a process of no worker, one has full memory and no load, and
-        the rest are idle unless assigned to a worker."""
+        """The host's GPUs. Of every eight, one is used by a process that belongs to no worker, one has full memory and
+        no load, and the others are idle unless assigned to a worker."""
         running = [worker for worker in self.workers.values() if worker.report.usage is not None]
         held = {index: worker for worker in running for index in worker.report.usage.gpus or []}  # type: ignore[union-attr]
         return [messages.encode(self._gpu(index, held.get(index))) for index in range(self._behaviour.gpus_per_host)]
@@ -501,7 +501,7 @@ class SimulatedAgent:
             return
         self.tally.answered("logs", self._log_sent, status)
         if status == 200:
-            attempt, offset, data = worker.logs[0]  # only grows behind what was sent, as long as any of it is unsent
+            attempt, offset, data = worker.logs[0]  # while bytes are unsent, the log only grows after them
             acked = int(json.loads(body)["acked"])
             done = max(0, min(len(data), acked - offset))
             del data[:done]
@@ -509,7 +509,7 @@ class SimulatedAgent:
             worker.logs[0] = (attempt, offset + done, data)
             if not data and len(worker.logs) > 1:
                 del worker.logs[0]
-            # Whoever has just been served waits for the others.
+            # A worker that was just served waits for the others.
             self.workers[worker.worker_id] = self.workers.pop(worker.worker_id)
             self._log_served.add(worker.worker_id)
             if not any(
@@ -517,7 +517,7 @@ class SimulatedAgent:
                 and one.logs[0][2]
                 and (one.worker_id not in self._log_served or len(one.logs[0][2]) > LOG_POST_BYTES)
                 for one in self.workers.values()
-            ):  # as the real one: a round through all workers, then what they print is gathered
+            ):  # as in the real agent: one round over all workers, then output is collected
                 self._log_served.clear()
                 self._log_not_before = now + self._log_gather_s
         else:

@@ -3,12 +3,12 @@
 A script is a text file with one step per line: TIME ACTION [AMOUNT]
 
     # at    what       how many (a share or a number; without one: all)
-    10s     kill       10%        agents die; their workers' processes run on
-    15s     silence    5          agents hang: connections stay open, nothing is said
-    30s     return     all        whoever was killed or silent is back
-    40s     storm                 every connection breaks at once; the agents come back by their own retry rule
-    50s     crash      20%        the children of so many workers end by SIGKILL
-    55s     finish     3          … end well
+    10s     kill       10%        agents die; their workers' processes keep running
+    15s     silence    5          agents hang: connections stay open, nothing is sent
+    30s     return     all        killed and silent agents return
+    40s     storm                 every connection breaks at once; the agents reconnect by their own retry rule
+    50s     crash      20%        the children of this many workers end by SIGKILL
+    55s     finish     3          … end with exit code 0
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Behaviour:
 
     crashes_per_s: float = 0.0  # children that end by SIGKILL
     log_lines_per_s: float = 0.0  # of each running worker
-    stubborn: float = 0.0  # of the workers never end when they are stopped
-    refuse: float = 0.0  # of the workers answer restart and kill with "failed"
-    deaf_once: tuple[str, ...] = ()  # these workers, by id: their first stop or kill is in vain, the next is not
+    stubborn: float = 0.0  # share of workers that never end when they are stopped
+    refuse: float = 0.0  # share of workers that answer restart and kill with "failed"
+    deaf_once: tuple[str, ...] = ()  # ids of workers whose first stop or kill has no effect, but the next one has
     stop_takes_s: float = 0.2
-    gpus: bool = False  # every worker has one, with numbers of its own
-    gpus_per_host: int = 0  # what each host says of its own: one per worker (with `gpus`), some idle, some of strangers
-    usage_every_s: float = 1.0  # how often a worker's CPU and memory show new numbers
+    gpus: bool = False  # every worker has one, with different numbers
+    gpus_per_host: int = 0  # GPUs of each host: one per worker (with `gpus`), some idle, some used by other processes
+    usage_every_s: float = 1.0  # interval at which a worker's CPU and memory change
 
 
 class Step(NamedTuple):

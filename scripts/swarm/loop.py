@@ -19,7 +19,7 @@ from typing import Protocol
 MAX_EVENTS_AT_ONCE = 1024
 READ_BYTES = 64 * 1024
 BIND_ADDRESS_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT of Linux: the port is chosen by connect
-SWEEP_EVERY_S = 0.5  # how exactly a request's deadline is kept
+SWEEP_EVERY_S = 0.5  # precision of a request's deadline
 
 
 class Handler(Protocol):
@@ -35,10 +35,10 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._waiting: dict[Wire, float] = {}  # requests under way -> when they are given up (monotonic)
+        self._waiting: dict[Wire, float] = {}  # request in progress -> its deadline (monotonic)
         self.ending = False
         self.bytes_sent = self.bytes_received = 0
-        self.worst_lag_s = 0.0  # how late the latest timer ran: what the measured delays owe to this process
+        self.worst_lag_s = 0.0  # delay of the latest timer: the part of the measured delays that this process causes
 
     def call_at(self, at: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (at, next(self._order), action))

@@ -147,18 +147,20 @@ class Process:
 
 
 def source_address(number: int) -> str:
-    """Every host has its own, as hosts do; and one address has too few ports for ten thousand that come and go."""
+    """The source address of a host. Each host has its own, as real hosts do; one address has too few ports for ten
+    thousand agents that reconnect."""
     return f"127.9.{number // 250}.{1 + number % 250}"
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started us ends us in order
+    # Ctrl-C reaches the whole group; the starting process ends this one in an orderly way
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with open(sys.argv[1], encoding="utf-8") as file:
         plan = json.load(file)
     os.unlink(sys.argv[1])
-    gc.disable()  # it makes no circles to speak of, and looking for them would hold up thousands of agents
+    gc.disable()  # there are almost no reference cycles, and searching for them would delay thousands of agents
     Process(plan).run()
 
 

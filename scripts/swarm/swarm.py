@@ -36,11 +36,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 HOSTS_AT_ONCE = 250  # in one deployment
 AGENTS_PER_PROCESS = 5_000
 MAX_AGENTS = 20_000
-AT_ONCE = 8  # operator's requests side by side
+AT_ONCE = 8  # concurrent requests of the operator
 RAMP_AGENTS_PER_S = 500.0
 CLEAN_UP_WITHIN_S = 60.0
 
-Some = float | int | None | Iterable[str]  # a share, a number, all, or these ids
+Some = float | int | None | Iterable[str]  # a share, a number, None for all, or ids
 Spec = Callable[[int, int], dict[str, Any]]
 
 
@@ -57,8 +57,9 @@ def default_spec(host: int, number: int) -> dict[str, Any]:
 class Swarm:
     """`agents` simulated hosts with `workers_per_agent` workers each: a context manager, or `start` and `stop`.
 
-    The same seed gives the same swarm: who is stubborn, whom a share hits, when children crash. `prefix` begins every
-    host's and worker's id (swarm-00007, swarm-00007-w0). `keep`: the hosts stay in the manager when it stops.
+    The same seed gives the same swarm: which workers are stubborn, which agents a share selects, when children crash.
+    Every host's and worker's id begins with `prefix` (swarm-00007, swarm-00007-w0). `keep`: the hosts stay in the
+    manager when the swarm stops.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Swarm:
                     return
                 except NotFound:
                     return
-                except Conflict as exc:  # it has not noticed yet that the agent is gone
+                except Conflict as exc:  # the manager has not noticed yet that the agent has gone
                     if time.monotonic() > deadline:
                         kept.append(exc.message)
                         return
@@ -340,7 +341,7 @@ class _Part:
 
     def send(self, **order: Any) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `latest` says that it has died
+        with contextlib.suppress(BrokenPipeError):  # `latest` reports that the process has died
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -361,7 +362,7 @@ class _Part:
     def end(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # it ends when its orders do
+            self._process.stdin.close()  # the process ends at the end of its input
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

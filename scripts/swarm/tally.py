@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from typing import Any
 
-STEPS = 16  # buckets between a delay and its double: a quantile is at most 4.4 % off
+STEPS = 16  # buckets per doubling of the delay: the error of a quantile is at most 4.4 %
 MAX_SAMPLES = 2_000_000
 
 
@@ -67,10 +67,10 @@ class Tally:
     def __init__(self) -> None:
         self.beats_sent = self.beats_answered = self.connects = self.losses = self.failures = 0
         self.commands = self.obeyed = self.refused = self.log_bytes = 0
-        self.statuses: Counter[str] = Counter()  # answers other than 200, and why there was none
+        self.statuses: Counter[str] = Counter()  # statuses other than 200, and reasons for missing responses
         self.replies = Delays()  # of heartbeats
-        self.delivery = Delays()  # from a command's acceptance to its agent
-        self.obedience = Delays()  # … to its being carried out
+        self.delivery = Delays()  # from the acceptance of a command to its arrival at the agent
+        self.obedience = Delays()  # … to its execution
         self.samples: array[float] = array("d")
         self.connected_at: array[float] = array("d")
 
@@ -123,7 +123,7 @@ class Summary:
         self.replies, self.delivery, self.obedience = Delays(), Delays(), Delays()
         self.cpu_s = 0.0
         self.linked = 0  # agents whose newest heartbeat was answered
-        self.bytes_sent = self.bytes_received = 0  # HTTP, by the agents
+        self.bytes_sent = self.bytes_received = 0  # HTTP requests of the agents
         self.worst_lag_s = 0.0  # of the swarm itself
         self.states: Counter[str] = Counter()  # of agents: on, off, silent
         self.workers: Counter[str] = Counter()  # by state

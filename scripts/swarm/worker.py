@@ -1,8 +1,7 @@
 """A simulated worker: the states, attempts and replies of a real one, without a process.
 
-Owns one worker's life on its simulated host. The decisions are the real ones (`remote_agent.runner.restart`, the table
-of
-`remote_agent.protocol.states`); only the child is made up. Knows no network; time is handed in.
+Owns one worker on its simulated host. The decisions are the real ones (`remote_agent.runner.restart`, the table of
+`remote_agent.protocol.states`); only the child is simulated. Knows no network; the time is passed in.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from remote_agent.runner import restart as decider
 from scripts.swarm.behaviour import Behaviour
 
 LOG_LINE = "{at} step {number:06d} of {worker}: loss {loss:.4f}, {rate:.1f} samples/s\n"
-MAX_LOG_BACKLOG_BYTES = 256 * 1024  # of one worker, unsent; beyond it lines are left out, and counted
+MAX_LOG_BACKLOG_BYTES = 256 * 1024  # unsent bytes of one worker; beyond them, lines are omitted and counted
 MEMORY_BYTES = 64 * 2**30
-STEPS, STEPS_PER_S = 20_000, 10.0  # of a simulated training
+STEPS, STEPS_PER_S = 20_000, 10.0  # steps of a simulated training
 
 
 class SimulatedWorker:
@@ -27,7 +26,7 @@ class SimulatedWorker:
 
     def __init__(self, worker_id: str, behaviour: Behaviour, chance: random.Random) -> None:
         self.worker_id = worker_id
-        self._level = hash_of(worker_id)  # where its CPU and memory lie
+        self._level = hash_of(worker_id)  # the level of its CPU and memory
         self._behaviour = behaviour
         self._chance = chance
         self.assignment: messages.Assignment | None = None
@@ -41,28 +40,28 @@ class SimulatedWorker:
         self._log_offset = 0
         self._policy = decider.RestartRules()
         self._digest = ""
-        self._due = float("inf")  # monotonic: the next step of its state
+        self._due = float("inf")  # monotonic time of the next step of its state
         self._child_since = 0.0  # monotonic
-        self._held = False  # an operator stopped it: it waits for a new generation
-        self._kill_at = float("inf")  # stopping: when the grace ends
-        self._then = "stopped"  # what a stop leads to: "stopped" or "starting"
+        self._held = False  # stopped by an operator: it waits for a new generation
+        self._kill_at = float("inf")  # in stopping: the end of the grace period
+        self._then = "stopped"  # the state after a stop: "stopped" or "starting"
         self._seq = 0
         self.lease_until = 0.0  # monotonic, of the current epoch
         self._lease_epoch = 0
-        # A share of the workers answers commands badly, the same ones at every run with this seed.
+        # A share of the workers fails commands, the same ones in every run with this seed.
         roll = chance.random()
         self.stubborn = roll < behaviour.stubborn
         self.refuses = behaviour.stubborn <= roll < behaviour.stubborn + behaviour.refuse
         self._deaf_once = worker_id in behaviour.deaf_once
-        self._deaf_to = 0  # the generation whose end it does not hear
+        self._deaf_to = 0  # the generation whose stop it ignores
         self._usage_due = 0.0
 
-    # ------------------------------------------------------------------------------------------------ what it is told
+    # ------------------------------------------------------------------------------------------------ requests
 
     def assign(self, assignment: messages.Assignment, now: float) -> None:
         known = self.assignment
         if known is not None and (assignment.epoch, assignment.generation) < (known.epoch, known.generation):
-            return  # older than what it knows: a reply that was overtaken
+            return  # older than the known assignment: a reply that was overtaken
         self.assignment = assignment
         spec = assignment.spec
         self._policy = decider.RestartRules(messages.encode(spec.restart))
@@ -156,7 +155,7 @@ class SimulatedWorker:
             report.usage = None
         elif now >= self._usage_due:
             self._usage_due = now + self._behaviour.usage_every_s
-            # A walk of its own around a level of its own, so that a page of them looks like a fleet.
+            # A random walk around a level of each worker, so that a page of them looks like a fleet.
             level = 40.0 + 55.0 * (self._level % 1000) / 1000.0
             cpu = max(0.5, min(800.0, level + 6.0 * (self._chance.random() - 0.5)))
             memory = int((0.02 + 0.08 * (self._level % 97) / 97.0) * MEMORY_BYTES)
