@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from remote_agent.protocol.messages import GpuUsage, HostUsage
 from tests.browser.axe import violations
 from tests.browser.conftest import ROOT, ManagerRig, Visitor
 from tests.browser.test_portal import TOO_WIDE, settled
+from tests.server_process import RunningManager
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -102,3 +104,15 @@ def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
     page.get_by_role("dialog").locator(".button.primary").click()
     said = {"en": "it has this release already", "zh-CN": "已是此版本"}[locale]
     expect(page.locator(".notice")).to_contain_text(said, timeout=40_000)
+
+
+def test_a_host_whose_kernel_log_cannot_be_read_says_so_beside_its_gpus(tmp_path: Path, visitor: Visitor) -> None:
+    manager = RunningManager(tmp_path)
+    try:
+        usage = HostUsage(gpus=[GpuUsage(0, "GPU-a", "H100")], kernel_log_trouble="Operation not permitted")
+        manager.beat("gpu01", manager.deploy("gpu01"), usage=usage)
+        page = visitor.open(f"http://127.0.0.1:{manager.port}/#/host/gpu01")
+        panel = page.get_by_role("region", name="GPUs")
+        expect(panel).to_contain_text("The agent cannot read the kernel log (Operation not permitted), so Xid errors")
+    finally:
+        manager.close()

@@ -190,6 +190,7 @@ class Doctor:
                 "heartbeat", "ok" if connected else "bad", detail,
                 "" if connected else "see agent.log in its directory on the host",
             )  # fmt: skip
+            yield from _gpus(view.get("usage") or {})
             back = self._client.check_ssh(host.name)
             yield DoctorStep(
                 "recovery over SSH", "ok" if back.get("ok") else "warn",
@@ -198,6 +199,20 @@ class Doctor:
             )  # fmt: skip
         except ProcGuardError as exc:
             yield DoctorStep("heartbeat", "bad", exc.message, exc.next_step)
+
+
+def _gpus(usage: dict[str, Any]) -> Iterator[DoctorStep]:
+    """Whether the agent can read the host's GPUs and their faults. Nothing for a host without GPUs."""
+    gpus, trouble, unread = usage.get("gpus") or [], usage.get("gpu_trouble"), usage.get("kernel_log_trouble")
+    if trouble:
+        yield DoctorStep("GPUs", "warn", str(trouble), "run nvidia-smi on the host: is its driver loaded?")
+    elif gpus:
+        yield DoctorStep("GPUs", "ok", f"{len(gpus)}, read by the agent")
+    if unread:
+        yield DoctorStep(
+            "kernel log", "warn", f"/dev/kmsg cannot be read ({unread}): Xid errors of its GPUs are not noticed",
+            "run the agent as root, or set kernel.dmesg_restrict=0 on the host",
+        )  # fmt: skip
 
 
 def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep]:

@@ -197,7 +197,8 @@ function sshPanel() {
 function gpuPanel() {
   const list = h('ul.gpu-list');
   const trouble = h('p.bad');
-  const panel = h('section.panel', { hidden: true, 'aria-labelledby': 'host-gpus' }, h('h2', { id: 'host-gpus' }, t('hosts.gpus')), trouble, list);
+  const unread = h('p.muted');
+  const panel = h('section.panel', { hidden: true, 'aria-labelledby': 'host-gpus' }, h('h2', { id: 'host-gpus' }, t('hosts.gpus')), trouble, list, unread);
   panel.update = (view) => {
     const usage = view && view.usage;
     const gpus = (usage && usage.gpus) || [];
@@ -205,6 +206,9 @@ function gpuPanel() {
     show(panel, gpus.length > 0 || why !== '');
     setText(trouble, why);
     show(trouble, why !== '');
+    const log = (usage && usage.kernel_log_trouble) || '';
+    setText(unread, t('host.kernel_log_unread', { why: log }));
+    show(unread, log !== '');
     keyed(list, gpus, (gpu) => gpu.index, gpuItem);
   };
   return panel;

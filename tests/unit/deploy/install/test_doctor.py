@@ -1,4 +1,4 @@
-"""What `doctor` says of the log archive, as the manager reports it."""
+"""What `doctor` says of the log archive and of GPUs, as the manager reports them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from procguard.client.api import ManagerClient
-from procguard.deploy.install.doctor import Doctor, DoctorStep
+from procguard.deploy.install.doctor import Doctor, DoctorStep, _gpus
 from procguard.errors import NotFound
 
 WORKS = {"place": "s3://logs/p", "problem": "", "uploaded_at": 0.0, "waiting_bytes": 4096, "conditional": True}
@@ -40,4 +40,25 @@ def test_a_line_says_whether_logs_are_archived(view: dict[str, Any], status: str
     doctor = Doctor(cast(ManagerClient, Answering(view)), cast(Any, None))
     found: list[DoctorStep] = list(doctor._archive())
     assert [(one.name, one.status, one.detail) for one in found] == ([("log archive", status, said)] if status else [])
+    assert all(one.next_step for one in found if one.status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("usage", "steps"),
+    [
+        ({}, []),
+        ({"gpus": [{}, {}]}, [("GPUs", "ok", "2, read by the agent")]),
+        ({"gpu_trouble": "the GPU driver does not answer within 10 s"},
+         [("GPUs", "warn", "the GPU driver does not answer within 10 s")]),
+        ({"gpus": [{}], "kernel_log_trouble": "Operation not permitted"},
+         [("GPUs", "ok", "1, read by the agent"),
+          ("kernel log", "warn",
+           "/dev/kmsg cannot be read (Operation not permitted): Xid errors of its GPUs are not noticed")]),
+    ],
+)  # fmt: skip
+def test_a_line_says_whether_faults_of_gpus_are_noticed(
+    usage: dict[str, Any], steps: list[tuple[str, str, str]]
+) -> None:
+    found = list(_gpus(usage))
+    assert [(one.name, one.status, one.detail) for one in found] == steps
     assert all(one.next_step for one in found if one.status != "ok")
