@@ -151,7 +151,6 @@ def _check_plain_heartbeat(beat: protocol.WorkerHeartbeat, mistakes: list[str]) 
     if beat.reason:
         _longest(mistakes, "reason", beat.reason, MAX_REASON_CHARS)
     if beat.results:
-        _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
         _check_results(beat.results, mistakes)
 
 
@@ -174,16 +173,15 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
             _longest(mistakes, name, getattr(beat, name), MAX_NAME_CHARS)
         for name in ("hostname", "os", "python", "user"):
             _longest(mistakes, f"facts.{name}", getattr(facts, name), MAX_NAME_CHARS)
-    _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
+    if beat.channel_trouble or beat.disk_trouble or beat.disk_path:
+        _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
+        _longest(mistakes, "disk_trouble", beat.disk_trouble, MAX_NAME_CHARS)
+        _longest(mistakes, "disk_path", beat.disk_path, 4096)
     if not 0 <= beat.free_port <= 65_535:
         _within(mistakes, "free_port", beat.free_port, 65_535)
     if beat.usage is not None:
         _check_gpus(mistakes, beat.usage)
-    _longest(mistakes, "disk_trouble", beat.disk_trouble, MAX_NAME_CHARS)
-    _longest(mistakes, "disk_path", beat.disk_path, 4096)
     _most(mistakes, "workers", beat.workers, MAX_WORKERS_PER_AGENT)
-    _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
-    _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
     for report in beat.workers:
         if (
             not _IS_ID(report.worker_id)
@@ -211,14 +209,21 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
         if report.health is not None:
             _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
             protocol.with_reasons(report.health)
-    for event in beat.events:
+    if beat.events:
+        _check_events(beat.events, mistakes)
+    if beat.results:
+        _check_results(beat.results, mistakes)
+
+
+def _check_events(events: list[protocol.WorkerEvent], mistakes: list[str]) -> None:
+    _most(mistakes, "events", events, MAX_EVENTS_PER_HEARTBEAT)
+    for event in events:
         _id(mistakes, "events", event.worker_id)
         _longest(mistakes, "events.reason", event.reason, MAX_REASON_CHARS)
         _within(mistakes, "events.attempt", event.attempt, MAX_REPORTED_ATTEMPT)
         protocol.with_reasons(event)
         if event.exit is not None:
             _check_exit(mistakes, "events.exit", event.exit)
-    _check_results(beat.results, mistakes)
 
 
 def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) -> None:
@@ -235,9 +240,9 @@ def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) ->
 
 
 def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
-    _cut(usage, "gpu_trouble", MAX_REASON_CHARS)
-    del usage.gpus[MAX_GPUS:]
-    _cut(usage, "kernel_log_trouble", MAX_REASON_CHARS)
+    if usage.gpu_trouble or usage.kernel_log_trouble:
+        _cut(usage, "gpu_trouble", MAX_REASON_CHARS)
+        _cut(usage, "kernel_log_trouble", MAX_REASON_CHARS)
     del usage.gpu_faults[MAX_GPUS:]
     for fault in usage.gpu_faults:
         if fault.gpu is not None:
@@ -248,6 +253,7 @@ def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
         for name in ("kind", "uuid"):
             _cut(fault, name, MAX_NAME_CHARS)
         _cut(fault, "detail", MAX_REASON_CHARS)
+    del usage.gpus[MAX_GPUS:]
     for gpu in usage.gpus:
         del gpu.throttled[8:]
         gpu.throttled = [one[:MAX_NAME_CHARS] for one in gpu.throttled]
@@ -279,6 +285,7 @@ def _check_found(result: protocol.LogSearchResult, mistakes: list[str]) -> None:
 
 
 def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -> None:
+    _most(mistakes, "results", results, MAX_RESULTS_PER_HEARTBEAT)
     for result in results:
         _longest(mistakes, "results.command_id", result.command_id, MAX_NAME_CHARS)
         _longest(mistakes, "results.message", result.message, MAX_REASON_CHARS)

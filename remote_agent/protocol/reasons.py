@@ -142,52 +142,50 @@ def accepted(text: Any, code: Any, params: Any) -> Reason:
         text = ""
     if isinstance(text, Reason):
         return text
-    if not isinstance(code, str) or len(code) > MAX_CODE_CHARS or not _is_code(code) or not isinstance(params, dict):
+    if not isinstance(code, str) or not (code in HOST or _is_code(code)) or not isinstance(params, dict):
         return Reason(text)
     try:
-        clean, _ = _bounded(params, MAX_DEPTH, MAX_PARAM_CHARS)
+        _check_bounds(params, MAX_DEPTH, MAX_PARAM_CHARS)
     except ValueError:
         return Reason(text)
-    return Reason(text or code, code, clean)
+    return Reason(text or code, code, params)
 
 
 def _is_code(code: str) -> bool:
     """Words of lower-case letters, digits and _, joined by dots."""
     return (
-        code.isascii()
+        len(code) <= MAX_CODE_CHARS
+        and code.isascii()
         and code[:1].isalpha()
         and code == code.lower()
         and code.replace(".", "a").replace("_", "a").isalnum()
     )
 
 
-def _bounded(value: Any, depth: int, chars: int) -> tuple[Any, int]:
-    """(the value, the characters that are left). Raises ValueError."""
+def _check_bounds(value: Any, depth: int, chars: int) -> int:
+    """The characters that are left of `chars` after this value. Raises ValueError."""
     chars -= 1
     if value is None or isinstance(value, bool):
-        return value, chars
+        return chars
     if isinstance(value, str):
         if len(value) > chars:
             raise ValueError("too long")
-        return value, chars - len(value)
+        return chars - len(value)
     if isinstance(value, (int, float)):
         if not abs(value) <= LARGEST:
             raise ValueError("too large")
-        return value, chars
+        return chars
     if depth <= 0 or not isinstance(value, (dict, list)) or len(value) > MAX_PARAMS:
         raise ValueError("too deep or too many")
     if isinstance(value, list):
-        items = []
         for one in value:
-            item, chars = _bounded(one, depth - 1, chars)
-            items.append(item)
-        return items, chars
-    made = {}
+            chars = _check_bounds(one, depth - 1, chars)
+        return chars
     for name, one in value.items():
         if not isinstance(name, str) or len(name) > MAX_CODE_CHARS:
             raise ValueError("no name")
-        made[name], chars = _bounded(one, depth if name == "params" else depth - 1, chars - len(name))
-    return made, chars
+        chars = _check_bounds(one, depth if name == "params" else depth - 1, chars - len(name))
+    return chars
 
 
 # ------------------------------------------------------------------------------------------------------- rendering

@@ -455,11 +455,12 @@ class HeartbeatProcessor:
 
     def _finish_removals(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
         """Delete workers whose removal the agent has received and that it no longer reports."""
-        if beat.assignments_rev != self._assignments.rev(agent.agent_id):
+        removed = [one for one in self._state.own_workers(agent.agent_id).values() if one.desired == "removed"]
+        if not (removed or agent.withdrawn) or beat.assignments_rev != self._assignments.rev(agent.agent_id):
             return
         present = {report.worker_id for report in beat.workers}
-        for worker in self._state.workers_of(agent.agent_id):
-            if worker.desired == "removed" and worker.worker_id not in present:
+        for worker in removed:
+            if worker.worker_id not in present:
                 ownership.drop_worker(self._state, tx, worker, because("worker.removed"))
         if not present.issuperset(agent.withdrawn):
             kept = {worker_id: one for worker_id, one in agent.withdrawn.items() if worker_id in present}
