@@ -403,7 +403,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer(status, said)
         elif words[3] == "heartbeat":
             manager.received.append(words[2])
-            answer(200, manager.heartbeat(value))
+            whole = messages.decode(messages.AgentHeartbeat, value)  # agents omit empty fields
+            answer(200, manager.heartbeat(messages.encode(whole)))
         else:
             answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))
 

@@ -16,7 +16,7 @@ from remote_agent.agent.wiring import AgentParts
 from remote_agent.agent.worker import WorkerHandle
 from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.protocol.hints import Any, Callable, Optional
-from remote_agent.protocol.messages import AgentHeartbeat, AgentReply, WorkerEvent, WorkerReport, encode
+from remote_agent.protocol.messages import AgentHeartbeat, AgentReply, WorkerEvent, WorkerReport, encode_short
 from remote_agent.protocol.states import SETTLED
 from remote_agent.runner.leases import boottime_ns
 from remote_agent.system import paths
@@ -264,7 +264,7 @@ class Agent:
     # --------------------------------------------------------------------------------------- what is reported
 
     def _heartbeat(self) -> dict[str, Any]:
-        return encode(
+        return encode_short(
             AgentHeartbeat(
                 agent_id=self._settings.agent_id,
                 fleet_id=self._settings.fleet_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from remote_agent.protocol.hints import TYPE_CHECKING, Any
 from remote_agent.protocol.reasons import Reason, accepted
 from remote_agent.protocol.reasons import fields as reason_fields
-from remote_agent.protocol.records import names
+from remote_agent.protocol.records import empty_defaults, names
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -27,7 +27,8 @@ class Codec:
     a reason NAME is accompanied by NAME_code and NAME_params if it has a code."""
 
     def __init__(self, nested: dict[type, dict[str, tuple[str, type]]], reasons: dict[type, tuple[str, ...]]) -> None:
-        self._nested, self._reasons = nested, reasons
+        self._nested = nested
+        self._reasons = {cls: [(name, f"{name}_code", f"{name}_params") for name in of] for cls, of in reasons.items()}
         beside = {name + end for of in reasons.values() for name in of for end in ("_code", "_params")}
         self._absent_where_empty = frozenset(beside | {"metrics"})
 
@@ -41,6 +42,27 @@ class Codec:
             if not values[name]:
                 del values[name]
         return values
+
+    def encode_short(self, message: Any) -> dict[str, Any]:
+        """As `encode`, without the fields that have an empty default and this value; `decode` restores them. For
+        heartbeats, most of whose fields are empty."""
+        values: dict[str, Any] = {}
+        usual = empty_defaults(type(message))
+        for name, value in vars(message).items():
+            kind = type(value)
+            if kind is Reason:
+                if value:
+                    values.update(reason_fields(name, value))
+            elif name not in values and (name not in usual or value != usual[name]):
+                values[name] = value if kind in _AS_IT_IS else self._short(value)
+        return values
+
+    def _short(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._short(one) for one in value]
+        if value is None or isinstance(value, (str, int, float, bool)):
+            return value
+        return self._plain_items(value.items()) if isinstance(value, dict) else self.encode_short(value)
 
     def _plain(self, value: Any) -> Any:
         if value is None or isinstance(value, (str, int, float, bool)):
@@ -67,11 +89,11 @@ class Codec:
 
     def with_reasons(self, message: T) -> T:
         """The message with its texts converted to reasons; this also bounds what an agent sends."""
-        for name in self._reasons.get(type(message), ()):
-            code = getattr(message, f"{name}_code")
-            if code:
-                made = accepted(getattr(message, name), code, getattr(message, f"{name}_params"))
-                vars(message).update({name: made, f"{name}_code": made.code, f"{name}_params": made.params})
+        values = vars(message)
+        for name, its_code, its_params in self._reasons.get(type(message), ()):
+            if values[its_code]:
+                made = accepted(values[name], values[its_code], values[its_params])
+                values[name], values[its_code], values[its_params] = made, made.code, made.params
         return message
 
     def decode(self, cls: type[T], data: Any) -> T:

@@ -629,4 +629,5 @@ REASONS: dict[type, tuple[str, ...]] = {
 }
 
 _CODEC = Codec(NESTED, REASONS)
-encode, encode_dict, decode, with_reasons = _CODEC.encode, _CODEC.encode_dict, _CODEC.decode, _CODEC.with_reasons
+encode, encode_short, encode_dict = _CODEC.encode, _CODEC.encode_short, _CODEC.encode_dict
+decode, with_reasons = _CODEC.decode, _CODEC.with_reasons

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from remote_agent.protocol import hints
 
-__all__ = ["field", "names", "record"]
+__all__ = ["empty_defaults", "field", "names", "record"]
 
 TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING
 if TYPE_CHECKING:
@@ -65,6 +65,18 @@ def _record(cls: T | None = None, *, frozen: bool = False) -> Any:
 def names(cls: type[Any]) -> tuple[str, ...]:
     """The fields of a record's class, in their order."""
     return tuple(cls.__record_fields__)
+
+
+def empty_defaults(cls: type[Any]) -> dict[str, Any]:
+    """The defaults of a record's class that are empty (None, 0, "", an empty list), by field; not to be changed."""
+    found: dict[str, Any] | None = cls.__dict__.get("__record_empty_defaults__")
+    if found is None:
+        values = {
+            name: one.default if one.default_factory is _MISSING else one.default_factory()
+            for name, one in cls.__record_fields__.items()
+        }
+        found = cls.__record_empty_defaults__ = {name: value for name, value in values.items() if not value}
+    return found
 
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from remote_agent.protocol import messages
+from remote_agent.protocol.records import empty_defaults
 from tests.rows import each
 
 GOLDEN = Path(__file__).parents[3] / "wire" / "v1"
@@ -82,6 +83,29 @@ def test_golden_message_survives_decode_and_encode(path: Path) -> None:
     again = json.loads(json.dumps(messages.encode(message)))
     assert_kept(golden, again, path.stem)
     assert messages.decode(message_of(path), again) == message
+
+
+@each("path", FILES)
+def test_a_message_without_its_empty_fields_is_the_same_message(path: Path) -> None:
+    message = messages.decode(message_of(path), read(path))
+    short = json.loads(json.dumps(messages.encode_short(message)))
+    assert messages.decode(message_of(path), short) == message
+    assert_nothing_empty(type(message), short)
+
+
+def assert_nothing_empty(cls: type[Any], short: dict[str, Any]) -> None:
+    for name, value in short.items():
+        assert name not in empty_defaults(cls) or value != empty_defaults(cls)[name], f"{cls.__name__}.{name}"
+        nested = messages.NESTED.get(cls, {}).get(name)
+        for one in value if isinstance(value, list) else [value]:
+            if nested is not None:
+                assert_nothing_empty(nested[1], one)
+
+
+def test_an_exit_code_of_0_and_the_protocol_are_never_left_out() -> None:
+    """Their values mean something else than their absence."""
+    assert messages.encode_short(messages.ExitRecord(1, code=0))["code"] == 0
+    assert messages.encode_short(messages.AgentHeartbeat("gpu01"))["protocol"] == messages.PROTOCOL_VERSION
 
 
 @each("path", FILES)
