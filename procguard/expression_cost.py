@@ -3,20 +3,23 @@ ways.
 
 RE2 takes time linear in the text, while `re` backtracks. The syntax tree of expression.py is converted to the Glushkov
 automaton, in which each set of characters of the expression is a position. If two successors of a position can take the
-same character, there is a choice: within a repeat it multiplies (exponential time), outside of one a few are harmless.
-Conservative: some expressions that `re` could match quickly are refused. Pure.
+same character, there is a choice. Within a repeat, choices multiply (exponential time). Elsewhere, the number of paths
+through the automaton grows with a power of the line's length: the number of repeats in a row of which each can take
+text that the one before could have taken as well (Weber and Seidl: On the degree of ambiguity of finite automata,
+1991). The search itself is the first of them, because a match may begin anywhere. Conservative: some expressions that
+`re` could match quickly are refused. Pure.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 Ranges = list[tuple[int, int]]
 
-MAX_CHOICES = 6  # outside of repeats; in the worst case, the cost of a line is multiplied by 2 to this power
-MAX_LOOSE_REPEATS = 2  # such as .* ; in the worst case, the cost is multiplied by the line's length to this power
+MAX_POWER = 2  # of the line's length; the search alone is 1, and with one .* it is 2
+MAX_CHOICES = {1: 6, 2: 4}  # that may each double the number of paths, for each power
 
 
 @dataclass
@@ -51,21 +54,16 @@ NOTHING = Sequence([])  # takes no character: an anchor, a word boundary
 
 def unbounded_because(tree: Node) -> str:
     """Why the expression could take unbounded time, as text for a message; "" if it cannot."""
-    automaton = _Automaton()
+    automaton = Automaton()
     try:
         found = automaton.add(tree, within=False)
     except _Ambiguous as exc:
         return str(exc)
-    choices, loose = 0, set()
-    for at, follows in automaton.choices(found.first):
-        top = automaton.repeat_of.get(at)
-        if top is None:
-            choices += 1
-        elif any(automaton.repeat_of.get(one) != top for one in follows):
-            loose.add(top)
-    if len(loose) > MAX_LOOSE_REPEATS:
-        return f"it has more than {MAX_LOOSE_REPEATS} repeats that also match what follows them, such as .*"
-    return f"it can match in more than {2**MAX_CHOICES} ways" if choices > MAX_CHOICES else ""
+    power = automaton.power(found.first)
+    if power > MAX_POWER:
+        return "it has several repeats in a row that can match the same text, such as .*"
+    most = MAX_CHOICES[power]
+    return f"it can match in more than {2**most} ways" if automaton.choices(found.first) > most else ""
 
 
 class _Ambiguous(Exception):
@@ -83,18 +81,20 @@ class _Part:
     positions: list[int] = field(default_factory=list)
 
 
-class _Automaton:
+class Automaton:
+    """`repeat_of`: position -> number of the outermost repeat that it is in. `follow`: successors of each position."""
+
     def __init__(self) -> None:
-        self._ranges: list[Ranges] = []
-        self._follow: list[list[int]] = []  # a position is listed twice if it is reached in two ways
-        self.repeat_of: dict[int, int] = {}  # position -> number of the outermost repeat that it is in
+        self.ranges: list[Ranges] = []
+        self.follow: list[list[int]] = []  # a position is listed twice if it is reached in two ways
+        self.repeat_of: dict[int, int] = {}
 
     def add(self, node: Node, within: bool) -> _Part:
         """Add a node to the automaton. `within`: whether it is in a repeat. Raises _Ambiguous."""
         if isinstance(node, Characters):
-            at = len(self._ranges)
-            self._ranges.append(node.ranges)
-            self._follow.append([])
+            at = len(self.ranges)
+            self.ranges.append(node.ranges)
+            self.follow.append([])
             return _Part(False, [at], [at], [at])
         if isinstance(node, Sequence):
             return self._sequence(node.parts, within)
@@ -113,7 +113,7 @@ class _Automaton:
         for node in nodes:
             part = self.add(node, within)
             for at in done.last:
-                self._follow[at] += part.first
+                self.follow[at] += part.first
             first = done.first + part.first if done.nullable else done.first
             last = done.last + part.last if part.nullable else part.last
             done = _Part(done.nullable and part.nullable, first, last, done.positions + part.positions)
@@ -125,9 +125,9 @@ class _Automaton:
             if part.nullable:
                 raise _Ambiguous("it repeats what may be empty")
             for at in part.last:
-                self._follow[at] += part.first
+                self.follow[at] += part.first
             inner = set(part.positions)
-            if self._overlap(part.first) or any(self._overlap(self._follow[at]) for at in inner):
+            if self._overlap(part.first) or any(self._overlap(self.follow[at]) for at in inner):
                 raise _Ambiguous(
                     "it repeats what can match the same text in several ways, such as a repeat in a repeat"
                 )
@@ -136,22 +136,82 @@ class _Automaton:
         part.nullable = part.nullable or node.optional
         return part
 
-    def choices(self, first: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """(position, its successors) for each position with two successors that take the same character; -1 is the
-        beginning."""
-        if self._overlap(first):
-            yield -1, first
-        for at, follows in enumerate(self._follow):
-            if self._overlap(follows):
-                yield at, follows
+    def power(self, first: list[int]) -> int:
+        """The power of the line's length with which the number of paths grows, at most. `first`: where a match may
+        begin."""
+        members: dict[int, list[int]] = {}
+        for at, repeat in self.repeat_of.items():
+            members.setdefault(repeat, []).append(at)
+        taken = {repeat: _union(one for at in all_of for one in self.ranges[at]) for repeat, all_of in members.items()}
+        powers: dict[int, int] = {}
+        for repeat in sorted(members):  # in the order of the expression: paths lead forward
+            before = [1] if self._leads(first, taken[repeat], repeat) else [0]
+            for one, power in powers.items():
+                both = _common(taken[one], taken[repeat])
+                ends = [at for start in members[one] for at in self.follow[start] if self.repeat_of.get(at) != one]
+                if both and self._leads(ends, both, repeat):
+                    before.append(power)
+            powers[repeat] = max(before) + 1
+        return max([1, *powers.values()])
+
+    def _leads(self, starts: list[int], within: Ranges, repeat: int) -> bool:
+        """Whether a path leads from one of `starts` to a position of this repeat, on characters `within` alone."""
+        seen: set[int] = set()
+        todo = list(starts)
+        while todo:
+            at = todo.pop()
+            if at in seen or not _common(self.ranges[at], within):
+                continue
+            if self.repeat_of.get(at) == repeat:
+                return True
+            seen.add(at)
+            todo += self.follow[at]
+        return False
+
+    def choices(self, first: list[int]) -> int:
+        """How often several paths continue on the same character: once for each repeat that may end or go on, and once
+        for each position that has several successors elsewhere. `first`: where a match may begin."""
+        count, loose = int(self._overlap(first)), set()
+        for at, follows in enumerate(self.follow):
+            repeat = self.repeat_of.get(at)
+            outside = [one for one in follows if repeat is None or self.repeat_of.get(one) != repeat]
+            if self._overlap(outside):
+                count += 1
+            elif self._overlap(follows):
+                loose.add(repeat)
+        return count + len(loose)
 
     def _overlap(self, positions: Iterable[int]) -> bool:
         counted = Counter(positions)
         if any(times > 1 for times in counted.values()):
             return True
         end = -1
-        for low, high in sorted(one for at in counted for one in self._ranges[at]):
+        for low, high in sorted(one for at in counted for one in self.ranges[at]):
             if low <= end:
                 return True
             end = high
         return False
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    found: Ranges = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return found
+
+
+def _common(one: Ranges, other: Ranges) -> Ranges:
+    """The characters in both; each is sorted, without overlaps."""
+    found, at, to = [], 0, 0
+    while at < len(one) and to < len(other):
+        low, high = max(one[at][0], other[to][0]), min(one[at][1], other[to][1])
+        if low <= high:
+            found.append((low, high))
+        if one[at][1] < other[to][1]:
+            at += 1
+        else:
+            to += 1
+    return found

@@ -59,7 +59,8 @@ def host_form(text: str) -> tuple[str, str]:
     trouble = expression_cost.unbounded_because(read.tree)
     if trouble:
         raise UsageError(
-            f"the expression may take unbounded time: {trouble}", "say which characters may stand there, e.g. [0-9.]+"
+            f"the expression may take unbounded time: {trouble}",
+            "say which characters may stand there, e.g. [0-9.]+, or leave out what the number does not need",
         )
     runs = "".join(_required(read.tree)).split("\n")
     return read.for_hosts, max(runs, key=len)

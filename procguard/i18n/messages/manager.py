@@ -353,13 +353,15 @@ CHINESE: dict[str, str] = {
         "请用 ( ) 括住数值，或括住当前值和总数：'epoch ([0-9]+)/([0-9]+)'；其余分组写成 (?: )"
     ),
     "the expression may take unbounded time: {}": "该表达式的耗时可能没有上限：{}",
-    "say which characters may stand there, e.g. [0-9.]+": "请写明该处可以出现哪些字符，例如 [0-9.]+",
+    "say which characters may stand there, e.g. [0-9.]+, or leave out what the number does not need": (
+        "请写明该处可以出现哪些字符，例如 [0-9.]+，或去掉与数值无关的部分"
+    ),
     "it repeats what may be empty": "它重复了可能为空的内容",
     "it repeats what can match the same text in several ways, such as a repeat in a repeat": (
         "它重复的内容能以多种方式匹配同一段文本，例如重复之中又有重复"
     ),
-    "it has more than {} repeats that also match what follows them, such as .*": (
-        "它有超过 {} 个重复也能匹配其后的内容，例如 .*"
+    "it has several repeats in a row that can match the same text, such as .*": (
+        "它先后有多个重复能匹配同一段文本，例如 .*"
     ),
     "it can match in more than {} ways": "它的匹配方式超过 {} 种",
     "{}: holds a NUL character": "{}：含有 NUL 字符",
