@@ -150,7 +150,8 @@ def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
         words = chosen(output.lang)
         explained = manager.explain(worker, words.language)
         events = manager.events(worker=worker, limit=description.EVENTS)
-        for line in description.lines(words.translated(view), explained, events, _now(), words):
+        declared = manager.specification(worker)["declared"]
+        for line in description.lines(words.translated(view), explained, events, _now(), words, declared):
             say_wrapped(line)
 
 

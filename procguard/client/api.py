@@ -134,6 +134,9 @@ class ManagerClient:
     def events(self, **query: Any) -> list[Json]:
         return list(self.call("GET", "/api/events", query=query)["events"])
 
+    def specification(self, worker_id: str) -> Json:
+        return self.call("GET", f"/api/workers/{quote(worker_id)}/spec")
+
     def explain(self, worker_id: str, language: str = "") -> Json:
         return self.call("GET", f"/api/workers/{quote(worker_id)}/explain", query={"lang": language})
 

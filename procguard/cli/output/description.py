@@ -15,10 +15,12 @@ View = dict[str, Any]
 EVENTS = 10
 
 
-def lines(view: View, explained: View, events: Sequence[View], now: datetime, words: Words) -> Iterator[str]:
+def lines(
+    view: View, explained: View, events: Sequence[View], now: datetime, words: Words, declared: View | None = None
+) -> Iterator[str]:
     """The lines of the output. `explained`: the response of GET /api/workers/ID/explain. `events`: the worker's newest
-    events, newest last."""
-    yield from _facts("", _about(view, now, words), words)
+    events, newest last. `declared`: the keys of its specification that differ from their defaults."""
+    yield from _facts("", [*_about(view, now, words), *_declared(declared or {}, words)], words)
     yield from _facts(words.say("cli.usage"), _usage(view), words)
     yield from _facts(words.say("cli.metrics"), _metrics(view, words), words)
     yield from _facts(words.say("cli.last_exit"), _last_exit(view, words), words)
@@ -62,6 +64,14 @@ def _about(view: View, now: datetime, words: Words) -> list[tuple[str, Any]]:
         ("Suspect", view.get("suspect")),
         ("Restart pending", words.say("cli.restart_pending") if view.get("restart_pending") else None),
         ("Undeclared", words.say("cli.undeclared") if view.get("undeclared") else None),
+    ]
+
+
+def _declared(declared: View, words: Words) -> list[tuple[str, Any]]:
+    terminal, limit_s = declared.get("tty"), declared.get("max_run_s")
+    return [
+        ("Terminal", words.say("cli.terminal", **terminal) if terminal else None),
+        ("Time limit", words.duration(limit_s) if limit_s is not None else None),
     ]
 
 

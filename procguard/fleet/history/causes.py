@@ -68,7 +68,9 @@ def final(record: messages.ExitRecord | None, spec: messages.WorkerSpec) -> bool
     """Whether this end rules out a restart: the time limit was reached, or restart.never_on names its cause."""
     if record is None:
         return False
-    return record.cause in spec.restart.never_on or (record.cause == "time_limit" and spec.max_run_s is not None)
+    if record.cause == "time_limit" and spec.max_run_s is not None and not record.line:  # a line: of the job's output
+        return True
+    return record.cause in spec.restart.never_on
 
 
 def named(asked: tuple[str, ...], own: Iterable[str]) -> tuple[str, ...]:

@@ -18,8 +18,11 @@ from procguard.fleet.history import causes, foreground
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
+from procguard.fleet.shapes import gpus
+from procguard.i18n.reasons import Reason
 from procguard.i18n.words import Words
 from remote_agent.protocol import messages
+from remote_agent.protocol.reasons import fields as reason_fields
 
 TIMELINE_EVENTS = 15
 # Events of a host that belong to the timeline of each of its workers.
@@ -55,6 +58,7 @@ class Facts:
     incident: dict[str, Any] | None = None  # the open recovery of its agent
     gang: dict[str, Any] | None = None
     commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}
+    cordoned_gpus: tuple[tuple[int, Reason], ...] = ()  # of the GPUs that it holds
     events: tuple[dict[str, Any], ...] = ()  # oldest first
 
 
@@ -101,8 +105,16 @@ def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
             if record.worker_id == worker_id
         ),
         gang=_gang_of(fleet, worker_id),
+        cordoned_gpus=_cordoned_gpus(fleet, worker.agent_id, report),
         events=tuple(_story(fleet, worker_id, worker.host if host["kind"] == "deployed" else "")),
     )
+
+
+def _cordoned_gpus(fleet: Fleet, agent_id: str, report: messages.WorkerReport | None) -> tuple[tuple[int, Reason], ...]:
+    beat = fleet.state.agent_status[agent_id].heartbeat
+    if beat is None or beat.usage is None or report is None or report.usage is None:
+        return ()
+    return gpus.cordoned_of(report.usage.gpus or (), beat.usage.gpus, fleet.state.agents_by_id[agent_id])
 
 
 def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
@@ -399,6 +411,11 @@ def _signs(facts: Facts, words: Words) -> list[str]:
         said.append(words.say("suspect", evidence=words.reason(facts.worker, "suspect")))
     if health.get("status") == "failing":
         said.append(words.say("health.failing", detail=words.reason(health, "detail") or "?"))
+    if facts.worker["state"] in ("starting", "running", "backoff", "stopping"):
+        said += [
+            words.say("signs.gpu_cordoned", index=index, why=words.reason(reason_fields("reason", reason)) or "?")
+            for index, reason in facts.cordoned_gpus
+        ]
     return said
 
 

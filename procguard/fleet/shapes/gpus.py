@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.telemetry.gpu_faults import gpu_key, is_fatal, meaning
+from procguard.i18n.reasons import Reason
 from remote_agent.protocol.messages import GpuFault, GpuUsage
 
 State = Literal["free", "failed", "busy", "idle", "hung", "other", "nobody", "lost"]
@@ -110,6 +111,15 @@ def view(
             at=cordon.at,
         ),
     }
+
+
+def cordoned_of(indexes: Sequence[int], gpus: Sequence[GpuUsage], agent: AgentRecord) -> tuple[tuple[int, Reason], ...]:
+    """(index, reason) of the cordoned ones among a worker's GPUs. `gpus`: of its host's last heartbeat."""
+    uuids = {gpu.index: gpu.uuid for gpu in gpus}
+    keys = (
+        (index, agent.gpu_cordons.get(uuids.get(index, "")) or agent.gpu_cordons.get(f"#{index}")) for index in indexes
+    )
+    return tuple((index, cordon.reason) for index, cordon in keys if cordon is not None)
 
 
 def _fault_view(fault: GpuFault) -> GpuFaultView:

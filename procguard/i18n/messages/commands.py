@@ -235,6 +235,7 @@ CHINESE: dict[str, str] = {
     # cli/output/description.py
     "Next start": "下次启动",
     "Restart pending": "等待重启",
+    "Time limit": "时长上限",
     "Exit code": "退出码",
     "Out of memory": "内存不足",
     "Left behind": "后台残留",

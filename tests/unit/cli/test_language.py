@@ -63,7 +63,8 @@ def test_tables_events_and_descriptions_are_chinese(situation: str, tmp_path: Pa
     lines = printed(tables.workers(NOW, WORKER, ZH), workers) + printed(tables.hosts(NOW, HOST, ZH), hosts)
     lines.append(tables.summary(workers, hosts, words=ZH))
     explained = {"sentences": [], "next_steps": []}
-    lines += description.lines(ZH.translated(workers[0]), explained, events, NOW, ZH)
+    declared = {"tty": {"rows": 24, "columns": 80}, "max_run_s": 5400.0}
+    lines += description.lines(ZH.translated(workers[0]), explained, events, NOW, ZH, declared)
     lines += printed(groups.COLUMNS, groups.rows(ZH.translated(world.fleet.gangs.views()), NOW, ZH))
     shown = (workers, hosts, events, world.fleet.gangs.views())
     assert [found for line in lines for found in english_in(line, *shown)] == []

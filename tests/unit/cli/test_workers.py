@@ -88,14 +88,18 @@ def test_describe_shows_state_reasons_and_events(manager: FakeManager, capsys: p
     manager.routes["GET /api/workers/w1/explain"] = lambda body: (200, said)
     event = {"seq": 1, "at": "2026-01-01T00:00:00Z", "kind": "worker_failed", "worker_id": "w1", "reason": "it failed"}
     manager.routes["GET /api/events"] = lambda body: (200, {"events": [event]})
+    declared = {"tty": {"rows": 50, "columns": 132}, "max_run_s": 7200.0}
+    manager.routes["GET /api/workers/w1/spec"] = lambda body: (200, {"declared": declared})
     assert run("describe", "w1") == 0
     out = capsys.readouterr().out
     for words in (
-        "State:     failed",
+        "State:       failed",
         "exit code 1 after 2 s",
         "  because",
         "→ Start it: invoke start w1",
         "it failed",
+        "50 lines of 132 characters",
+        "2 h",
     ):
         assert words in out
     assert run("describe", "w1", "-o", "yaml") == 0 and "worker_id: w1" in capsys.readouterr().out

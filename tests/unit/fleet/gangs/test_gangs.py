@@ -77,6 +77,20 @@ def test_a_member_that_failed_of_a_cause_of_never_on_fails_the_gang_and_spends_n
     assert world.gang.reason.endswith("not restarted: restart.never_on names import_error")
 
 
+def test_only_its_own_time_limit_ends_a_gang_and_not_one_that_its_output_names(tmp_path: Path) -> None:
+    """Slurm's limit, or a job's text of that form, is a failure like any other beside `max_run_s`."""
+    for line, phase in (("slurmstepd: error: *** STEP 7.0 CANCELLED DUE TO TIME LIMIT ***", "running"), ("", "failed")):
+        world = GangWorld(tmp_path / (line[:5] or "own"))
+        world.deploy({f"h{n}": {f"w{n}": world.spec(max_run_s=3600.0)} for n in (1, 2, 3)})
+        world.go_on(1)
+        world.hosts["h2"].fails("w2", "exit code 1 after 5 s")
+        exit_record = world.job("w2").last_exit
+        assert exit_record is not None
+        exit_record.cause, exit_record.line = "time_limit", line
+        world.go_on(12)
+        assert world.gang.phase == phase
+
+
 def test_the_operators_word_stays_while_the_gang_holds_its_members(world: GangWorld) -> None:
     world.hosts["h3"].connected = False
     world.hosts["h2"].fails("w2")

@@ -386,6 +386,16 @@ def no_spare_fits(path: Path) -> World:
     return world
 
 
+def a_gpu_of_it_cordoned(path: Path) -> World:
+    world = three_hosts(path, {"gpus": 1})
+    gpus = [messages.GpuUsage(0, "GPU-a", worker_id="w1"), messages.GpuUsage(1, "GPU-b")]
+    report = world.report("w1", since=world.now.wall - 600, usage=messages.WorkerUsage(gpus=[0]))
+    world.beat("gpu01", report, usage=messages.HostUsage(gpus=gpus))
+    for index, why in ((0, "a loud fan"), (1, "not one of its own")):
+        world.fleet.placement.cordon_gpu("gpu01", index, why, "operator:anna", world.now)
+    return world
+
+
 def being_removed(path: Path) -> World:
     world = running(path)
     world.deploy({"gpu01": {}}, prune=True)
@@ -402,7 +412,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
         finished, not_started_yet, starting, stopping, never_connected, host_out_of_reach, host_out_of_reach_fenced,
         tunnel_down, host_out_of_reach_lease_over, launcher_out_of_reach, connection_closed, fenced, lease_ended,
         hung, went_into_the_background, disk_of_its_host_full,
-        unhealthy, restart_pending, moved, being_moved, no_spare_fits, being_removed,
+        unhealthy, restart_pending, moved, being_moved, no_spare_fits, being_removed, a_gpu_of_it_cordoned,
     )
 }  # fmt: skip
 
