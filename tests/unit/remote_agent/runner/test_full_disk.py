@@ -339,3 +339,52 @@ def test_a_disk_is_well_again_only_when_seen_so_twice() -> None:
     assert watched.take("space") and not watched.take("space")
     assert not watched.take("") and watched.trouble == "space"
     assert watched.take("") and watched.trouble == ""
+
+
+# Lines to a terminal and their count beside it, which says whether the job is waiting.
+AT_TERMINAL = """
+import os, time
+while not os.path.exists("{go}"): time.sleep(0.02)
+count = os.open("{count}", os.O_WRONLY | os.O_CREAT)
+for n in range(6000):
+    os.write(1, b"%06d %s\\n" % (n, b"x" * 93))
+    os.pwrite(count, b"%d" % n, 0)
+"""
+
+
+def at_a_full_disk(rig: Rig, disk: Disk) -> Path:
+    """A job that writes more to its terminal than fits on the disk, once it waits there; the file with its count."""
+    count = Path(rig.runtime_dir, "count")
+    script = Path(rig.runtime_dir, "job.py")
+    go = Path(rig.runtime_dir, "go")
+    script.write_text(AT_TERMINAL.format(count=count, go=go))
+    rig.shell(f"exec {PYTHON} {script}", tty={"rows": 24, "columns": 80}, stop_grace_s=1.0).run()
+    rig.until("running")
+    disk.fill("space")
+    go.touch()
+    seen: list[str] = []
+
+    def waits() -> bool:
+        seen.append(count.read_text() if count.exists() else "")
+        return len(seen) > 10 and len(set(seen[-10:])) == 1 and seen[-1] != ""
+
+    wait_until(waits, 20, "the job waits", every_s=0.1)
+    return count
+
+
+def test_a_job_at_a_terminal_waits_for_room_and_loses_no_byte(rig: Rig, disk: Disk) -> None:
+    count = at_a_full_disk(rig, disk)
+    assert int(count.read_text()) < 5999 and rig.until("running")
+    disk.room()
+    rig.until("exited")
+    lines = Path(paths.log_file(rig.worker_dir, 1)).read_text().splitlines()
+    assert [line[:6] for line in lines] == [f"{n:06d}" for n in range(6000)]
+
+
+def test_a_stop_ends_a_job_that_waits_at_its_terminal_for_room(rig: Rig, disk: Disk) -> None:
+    at_a_full_disk(rig, disk)
+    pid, cookie = rig.until("running")["pid"], str(known(rig)["cookie"])
+    assert rig.link
+    rig.link.assign("stopped", 2, 1_000_001)
+    wait_until(lambda: known(rig).get("state") == "stopped", 20, "stopped")
+    assert not alive(pid) and processes.members_left_behind(None, cookie, []) == []

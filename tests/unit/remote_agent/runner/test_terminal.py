@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from remote_agent.runner.task.tree import NO_ROOM_ERRORS
 from remote_agent.system import paths, processes
 from tests.agent_host import Host
 from tests.fake_manager import FakeManager
-from tests.unit.runner_rig import Rig, alive
+from tests.unit.runner_rig import STUBBORN_DAEMON, Rig, alive
 from tests.waiting import wait_until
 
 SIZE = {"rows": 24, "columns": 80}
@@ -152,6 +153,69 @@ for n in range(100000): print(n, flush=True); time.sleep(0.001)
     lines = logged(rig).decode().split("\n")
     assert lines[:-1] == [str(n) for n in range(len(lines) - 1)]
     assert rig.exit_record(1)["signal"] == signal.SIGKILL and keepers(rig) == []
+
+
+def test_a_job_that_closes_its_terminal_runs_on_and_may_open_it_again(rig: Rig):
+    """As a daemon does. The end of the last opening is no hangup, and not its end."""
+    go = os.path.join(rig.worker_dir, "go")
+    rig.shell(
+        f"trap 'echo HANGUP >{go}.hup' HUP; t=$(tty); echo before; exec </dev/null >/dev/null 2>&1;"
+        f' while [ ! -e {go} ]; do sleep 0.05; done; echo after >"$t"; sleep 0.2; exit 7',
+        tty=dict(SIZE), restart={"policy": "never"},
+    ).run()  # fmt: skip
+    pid = rig.until("running")["pid"]
+    until_logged(rig, b"before\n")
+    wait_until(lambda: keepers(rig) == [], 10, "its keeper to end: nobody has the terminal open")
+    assert alive(pid)
+    Path(go).touch()
+    rig.until("failed")
+    assert (logged(rig), rig.exit_record(1)["code"]) == (b"before\nafter\n", 7)
+    assert not os.path.exists(f"{go}.hup") and keepers(rig) == []
+
+
+def test_sighup_is_ignored_at_first_and_a_job_may_handle_it(rig: Rig):
+    rig.shell(
+        "kill -HUP $$; echo still here;"
+        f' exec {shlex.quote(sys.executable)} -c "import os, signal;'
+        " print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN);"
+        " signal.signal(signal.SIGHUP, lambda *_: print('handled')); os.kill(os.getpid(), signal.SIGHUP)\"",
+        tty=dict(SIZE),
+    ).run()
+    rig.until("exited")
+    assert logged(rig) == b"still here\nTrue\nhandled\n"
+
+
+def test_its_size_is_that_of_its_start_until_it_starts_again(rig: Rig):
+    script = "trap 'echo RESIZED' WINCH; stty size; while :; do sleep 0.05; done"
+    rig.shell(script, tty=dict(SIZE)).run()
+    rig.until("running")
+    until_logged(rig, b"24 80\n")
+    rig.write_spec(generation=2, spec={**rig.assignment["spec"], "tty": {"rows": 50, "columns": 132}})
+    assert rig.link is not None
+    rig.link.assign()
+    wait_until(lambda: rig.pump() or rig.status.get("generation") == 2, 10, "the new declaration")
+    rig.link.restart(1, "c-1")
+    assert rig.result("c-1")["status"] == "done"
+    until_logged(rig, b"50 132\n", attempt=2)
+    assert logged(rig) == b"24 80\n"
+
+
+@pytest.mark.parametrize("groups", [True, False], ids=["control group", "no control group"])
+def test_a_stop_leaves_no_process_of_a_job_at_a_terminal(rig: Rig, groups: bool):
+    """Neither a daemon of it in a session of its own that holds the terminal open, nor the keeper."""
+    if not groups and os.geteuid() != 0:
+        pytest.skip("hiding control groups needs root")
+    rig.without_groups = not groups
+    rig.shell(STUBBORN_DAEMON + "echo up; exec sleep 1000", tty=dict(SIZE), stop_grace_s=0.5).run()
+    pid = rig.until("running")["pid"]
+    until_logged(rig, b"up\n")
+    daemon = int(wait_until(lambda: re.search(rb"daemon (\d+)", logged(rig)), 10, "its pid")[1])
+    cookie, group = str(rig.state()["cookie"]), _in_group(rig)
+    assert alive(daemon) and (not groups or daemon in group)
+    assert rig.link is not None
+    rig.link.assign("stopped", 2, 1_000_001)
+    rig.until("stopped")
+    assert not alive(pid) and not alive(daemon) and processes.members_left_behind(None, cookie, _in_group(rig)) == []
 
 
 NUMBERS = """
