@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from procguard import hints
 from procguard.cli.deploy import INVENTORY, InventoryOptions
 from procguard.cli.program.command import operator_task
 from procguard.console.terminal import say
 from procguard.errors import PartlyFailed, ProcGuardError, UsageError
+
+if TYPE_CHECKING:
+    from procguard.config.logs import Logs
 
 _HOST = re.compile(
     r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?"
@@ -162,7 +167,33 @@ def _read_config(path: str) -> str:
     Routes(found.notify)  # these constructors validate the selectors
     AlertRules(found.alerts)
     rules.read(found.logs.retention)
+    _describe_logs(found.logs)
     return "the configuration is valid"
+
+
+def _describe_logs(logs: Logs) -> None:
+    """Print what `logs.archive` and `logs.retention` mean, one line for each place and rule. No place has
+    credentials."""
+    from procguard.console import tables
+
+    if logs.archive:
+        say(f"logs.archive: {logs.archive}; new log bytes are uploaded within {logs.archive_interval:g} s")
+        if logs.archive.startswith("s3://") and importlib.util.find_spec("boto3") is None:
+            say(
+                "note: logs.archive: s3:// needs boto3, which is not installed here; "
+                "on the manager's machine: pip install 'procguard[s3]'",
+                err=True,
+            )
+    for rule in logs.retention:
+        if rule.max is None:
+            say(f"logs.retention: {rule.select}: deleted {rule.days:g} days after the last write")
+        elif rule.days is None:
+            say(f"logs.retention: {rule.select}: at most {tables.size(rule.max)} together, oldest attempts deleted")
+        else:
+            say(
+                f"logs.retention: {rule.select}: deleted {rule.days:g} days after the last write; "
+                f"at most {tables.size(rule.max)} together, oldest attempts deleted"
+            )
 
 
 def _host(word: str) -> tuple[str, str, str]:

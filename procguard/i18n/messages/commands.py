@@ -281,6 +281,11 @@ CHINESE: dict[str, str] = {
     "no other file was read": "没有读取其他文件",
     "a configuration file of the manager": "管理端的配置文件",
     "the configuration is valid": "配置有效",
+    "logs.archive: {}; new log bytes are uploaded within {} s": "logs.archive：{}；新的日志内容在 {} 秒内上传",
+    "note: logs.archive: s3:// needs boto3, which is not installed here; on the manager's machine: pip install 'procguard[s3]'": "注意：logs.archive：s3:// 需要 boto3，本机未安装；请在管理端的机器上运行：pip install 'procguard[s3]'",
+    "logs.retention: {}: deleted {} days after the last write": "logs.retention：{}：最后一次写入 {} 天后删除",
+    "logs.retention: {}: at most {} together, oldest attempts deleted": "logs.retention：{}：合计最多 {}，先删除最早的启动记录",
+    "logs.retention: {}: deleted {} days after the last write; at most {} together, oldest attempts deleted": "logs.retention：{}：最后一次写入 {} 天后删除；合计最多 {}，先删除最早的启动记录",
     "e.g. invoke init ml@gpu01 ml@10.0.0.12:2222": "例如 invoke init ml@gpu01 ml@10.0.0.12:2222",
     # cli/state.py
     "the state file": "状态文件",

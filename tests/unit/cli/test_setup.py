@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -81,6 +82,26 @@ def test_validate_reads_the_selectors_of_a_configuration(
     config.write_text(text + "\nnotifications: [{name: x, type: webhook, url: 'http://127.0.0.1:9/'}]\n")
     assert run("validate", "--config", str(config)) == 1
     assert "entry 1: select: " in " ".join(capsys.readouterr().err.split())
+
+
+def test_validate_describes_where_logs_are_kept_and_for_how_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "logs:\n  archive: s3://bucket/prefix\n  archive_credentials_file: ~/.secret\n  retention:\n"
+        "  - {select: group=trainers, days: 30, max: 20 GiB}\n  - {select: 'state=failed', days: 90}\n"
+        "  - {select: '*', max: 1 GiB}\n"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert run("validate", "--config", str(config)) == 0
+    out, err = capsys.readouterr()
+    said = " ".join(out.split())
+    assert "logs.archive: s3://bucket/prefix; new log bytes are uploaded within 10 s" in said
+    assert "group=trainers: deleted 30 days after the last write; at most 20.0 GiB together" in said
+    assert "state=failed: deleted 90 days after the last write" in said and "*: at most 1.0 GiB together" in said
+    assert ".secret" not in out + err
+    assert "pip install 'procguard[s3]'" in err and len(out.splitlines()) == 5
 
 
 def test_playbooks_name_the_python_that_wrote_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
