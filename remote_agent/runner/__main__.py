@@ -33,6 +33,9 @@ if __name__ == "__main__":
     report_to = -1 if "--foreground" in sys.argv else detach()
     # -I leaves the script's directory out of the path; this is the release's.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    from remote_agent.system import lean_import
+
+    lean_import.install()
     from remote_agent.runner import start
 
     sys.exit(start.main(sys.argv[1:], report_to))
