@@ -282,11 +282,37 @@ class LogsApi(Resource):
         sock = bottle.request.environ.get("procguard.socket")
         follower = Follower(worker_id, query, sock, self._follow_memory, self._matching, held)
         self._followers.add(follower)  # before the tail is read, so that no line between the two is lost
+        try:
+            # A client that has the headers receives every line that is stored from then on: a tail that is read later
+            # would leave out those that it has no room for.
+            first = follower.begin(self._lines_so_far(follower, query), self.store)
+        except BaseException:
+            self.leave(follower)
+            raise
         headers = _text_headers()
         if query.as_json:
             headers["Content-Type"] = "application/x-ndjson"
         bottle.request.environ["procguard.stream"] = True  # send the headers immediately, before the first line exists
-        return bottle.HTTPResponse(_FollowedLog(self, follower, query), 200, headers)
+        return bottle.HTTPResponse(_FollowedLog(self, follower, first), 200, headers)
+
+    def _lines_so_far(self, follower: Follower, query: LogQuery) -> list[LogLine]:
+        """The first lines to send: the tail, or for a reconnecting client the lines that it has not received."""
+        if query.resume is None:
+            return self._tail(follower, query)
+        query.lines = MAX_LINES
+        lines = self._tail(follower, query)
+        lacking = [line for line in lines if query.resume.lacks(line.attempt, line.stream, line.end)]
+        if len(lacking) < len(lines) or len(lines) < MAX_LINES:
+            return lacking
+        text = f"[procguard: earlier lines are not shown: more than {MAX_LINES:,} since the connection ended]"
+        return [LogLine(0, "out", 0, 0.0, text, marker=True), *lacking]
+
+    def _tail(self, follower: Follower, query: LogQuery) -> list[LogLine]:
+        try:
+            return self.read_tail(follower.worker_id, query, caller_name(), keep_partial=True)
+        except LimitExceeded as exc:  # the lines that come can be followed without them
+            text = f"[procguard: earlier lines are not shown: {exc.message}]"
+            return [LogLine(0, "out", 0, 0.0, text, marker=True)]
 
     def leave(self, follower: Follower) -> None:
         self._followers.discard(follower)
@@ -296,44 +322,19 @@ class LogsApi(Resource):
 class _FollowedLog:
     """A followed log as a file object for bottle: `read` waits for the next lines and returns b"" at the end."""
 
-    def __init__(self, api: LogsApi, follower: Follower, query: LogQuery) -> None:
+    def __init__(self, api: LogsApi, follower: Follower, first: bytes) -> None:
         self._api = api
         self._follower = follower
-        self._query: LogQuery | None = query  # None once the tail has been sent
-        self._caller = caller_name()  # read now: the request is over when `read` is first called
+        self._first = first
 
     def read(self, _size: int = -1) -> bytes:
         follower = self._follower
-        if self._query is not None:
-            query, self._query = self._query, None
-            chunk = follower.begin(self._lines_so_far(query), self._api.store)
-            if chunk:
-                return chunk
-        while not follower.poll.ending:
+        chunk, self._first = self._first, b""
+        while not chunk and not follower.poll.ending:
             chunk = follower.next_chunk()
-            if chunk:
-                return chunk
-            follower.poll.wait(60.0)
-        return b""
-
-    def _lines_so_far(self, query: LogQuery) -> list[LogLine]:
-        """The first lines to send: the tail, or for a reconnecting client the lines that it has not received."""
-        if query.resume is None:
-            return self._read_tail(query)
-        query.lines = MAX_LINES
-        lines = self._read_tail(query)
-        lacking = [line for line in lines if query.resume.lacks(line.attempt, line.stream, line.end)]
-        if len(lacking) < len(lines) or len(lines) < MAX_LINES:
-            return lacking
-        text = f"[procguard: earlier lines are not shown: more than {MAX_LINES:,} since the connection ended]"
-        return [LogLine(0, "out", 0, 0.0, text, marker=True), *lacking]
-
-    def _read_tail(self, query: LogQuery) -> list[LogLine]:
-        try:
-            return self._api.read_tail(self._follower.worker_id, query, self._caller, keep_partial=True)
-        except LimitExceeded as exc:  # the response has already begun, so its status can no longer be an error
-            text = f"[procguard: earlier lines are not shown: {exc.message}]"
-            return [LogLine(0, "out", 0, 0.0, text, marker=True)]
+            if not chunk:
+                follower.poll.wait(60.0)
+        return chunk
 
     def close(self) -> None:
         self._api.leave(self._follower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -367,13 +368,12 @@ def test_the_lines_around_an_address_or_a_time_are_shown(server: RunningServer) 
 
 def test_following_shows_each_line_once_and_holds_back_what_is_unfinished(server: RunningServer) -> None:
     ship(server, "worker2", b"before\nunfin", attempt=9)
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
-    connection.request("GET", "/api/remote-workers/worker2/logs?follow=1&tail=1&attempt=9&regex=e|u")
-    response = connection.getresponse()
-    ship(server, "worker2", b"ished \xe4\xbd", attempt=9)
-    ship(server, "worker2", b"\xa0\nno match\nnext\n", attempt=9)
-    assert response.readline() + response.readline() == "unfinished 你\nnext\n".encode()
-    connection.close()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as connection:
+        connection.request("GET", "/api/remote-workers/worker2/logs?follow=1&tail=1&attempt=9&regex=e|u")
+        response = connection.getresponse()
+        ship(server, "worker2", b"ished \xe4\xbd", attempt=9)
+        ship(server, "worker2", b"\xa0\nno match\nnext\n", attempt=9)
+        assert response.readline() + response.readline() == "unfinished 你\nnext\n".encode()
 
 
 def test_a_followers_departure_is_noticed(server: RunningServer) -> None:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bottle
 import pytest
 
 from procguard import expression
+from procguard.config import schema as configuration
 from procguard.portal.api.logs import LogQuery
 from procguard.portal.logs import follow
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.store import LogStore
+from procguard.portal.web_monitor import WebMonitor
+from tests.unit.fleet_world import World
 
 
 def here(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -127,3 +131,17 @@ def test_a_reader_that_is_too_slow_learns_what_it_missed(store: LogStore, monkey
     reader = Reader(store)
     store.append("w1", 1, "out", 0, b"0123456\n", 1.0)
     assert reader.write(b"89abcdef\n") == "0123456\n[procguard: 9 bytes not shown, this reader is too slow]\n"
+
+
+def test_a_line_stored_after_the_headers_is_shown_even_if_the_tail_has_no_room_for_it(
+    store: LogStore, tmp_path: Path
+) -> None:
+    settings = configuration.load(None, [f"state.state_file={tmp_path}/state.yaml"])
+    api = WebMonitor(settings, World(tmp_path).fleet, store)._logs_api
+    bottle.request.bind({})
+    store.append("w1", 1, "out", 0, b"before\nunfin", 1.0)
+    response = api._follow("w1", LogQuery(lines=1, expression=expression.read("e|u")))
+    store.append("w1", 1, "out", 12, b"ished\nno match\nnext\n", 2.0)
+    assert response.body.read() == b"unfinished\nnext\n"
+    response.body.close()
+    assert api.follower_count == 0
