@@ -166,16 +166,18 @@ def run(
     program: str = COMMAND,
     stdin: int | None = None,
     timeout_s: float = 30.0,
+    folder: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
-    """`procguard WORDS` (or `invoke WORDS`), as subprocess.run does it with text that is captured."""
+    """`procguard WORDS` (or `invoke WORDS`) in `folder`, as subprocess.run does it with text that is captured."""
     if not can_run(environment):
         argv = [sys.executable, "-m", "invoke" if program == INVOKE else "procguard", *words]
         return subprocess.run(
-            argv, env=environment, cwd=ROOT, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+            argv, env=environment, cwd=folder, stdin=stdin, capture_output=True, text=True, timeout=timeout_s,
+            check=False,
+        )  # fmt: skip
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull, "rb") as nothing:
         given = nothing.fileno() if stdin is None else stdin
-        process = _start("command", (program, words, environment, ROOT), given, out.fileno(), err.fileno())
+        process = _start("command", (program, words, environment, folder), given, out.fileno(), err.fileno())
         try:
             process.wait(timeout_s)
         finally:

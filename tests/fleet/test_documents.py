@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from procguard import hints
+from tests import forked
 from tests.fleet.conftest import require_fleet
 from tests.fleet.hosts import REPOSITORY, Fleet
 from tests.fleet.manager import Operator, free_port
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
+PROGRAMS = {"procguard": forked.COMMAND, "invoke": forked.INVOKE}
 
 
 def blocks(page: str, kind: str = "bash") -> list[str]:
@@ -74,19 +77,29 @@ class Reader:
             line = re.sub(rf"\b{name}\b", "host-" + address.replace(".", "-"), line)
         line = line.replace("localhost:5000", f"127.0.0.1:{self._port}")
         line += " --yes" if " trust " in line else ""
-        typed = f"timeout --signal=INT 5 {line}" if follows else line
-        done = subprocess.run(
-            ["bash", "-c", typed], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            env=self._operator.environment
-            | {"PATH": self._path, "PROCGUARD_MANAGER_URL": f"http://127.0.0.1:{self._port}"},
-            timeout=120, check=False,
-        )  # fmt: skip
+        done = self._run(line, follows)
         print(f"$ {line}\n{done.stdout}{done.stderr}")
         # Ctrl-C is how following a log ends; timeout answers 124 for it.
         well = done.returncode == 124 and "epoch" in done.stdout if follows else done.returncode == 0
         assert well, f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         assert not (line.startswith("curl ") and '"error"' in done.stdout), f"{line}\n{done.stdout}"
         return done.stdout
+
+    def _run(self, line: str, follows: bool) -> subprocess.CompletedProcess[str]:
+        """`init`, what runs a manager, what follows and what needs a shell is typed into one. The other commands are
+        forked from a process that has imported them, because each of the two programs takes a second to start."""
+        program, verb, *_ = [*shlex.split(line), ""]
+        here = {"PATH": self._path, "PROCGUARD_MANAGER_URL": f"http://127.0.0.1:{self._port}"}
+        environment = self._operator.environment | here
+        plain = not re.search(r"[|&;<>$`*?]", re.sub(r"'[^']*'", "", line))
+        if program in PROGRAMS and verb not in ("init", "manager") and plain and not follows:
+            words = shlex.split(line)[1:]
+            return forked.run(words, environment, program=PROGRAMS[program], timeout_s=120, folder=self.folder)
+        typed = f"timeout --signal=INT 5 {line}" if follows else line
+        return subprocess.run(
+            ["bash", "-c", typed], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env=environment, timeout=120, check=False,
+        )  # fmt: skip
 
     def after(self, line: str) -> None:
         """What the page has a person do between two commands, and what this machine needs."""
