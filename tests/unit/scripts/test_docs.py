@@ -189,3 +189,22 @@ def test_a_decision_says_its_status_context_decision_and_consequences(path: Path
     assert [one.name for one in DECISIONS if one.name.startswith(f"{number}-")] == [path.name], "a number is used once"
     assert STATUS.search(page), "its third line is Status: accepted · 2026-11-26"
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+
+
+def test_the_conformance_tables_have_the_sizes_that_are_documented() -> None:
+    """Scenario 29 of docs/reliability.md."""
+    from tests.unit import test_json_yaml as documents
+    from tests.unit.deploy.inventory import test_inventory_parity as inventories
+    from tests.unit.portal.http import test_http_rules as http
+    from tests.unit.portal.http import test_websocket_rules as websocket
+
+    yaml = len(documents.YAML) + len(documents.BAD_YAML) + len(documents.ODD_YAML)
+    identical = len(inventories.SHAPES) - len(inventories.STRICTER) - len(inventories.KEPT)
+    (row,) = [line for line in text("docs/reliability.md").splitlines() if line.startswith("| 29 |")]
+    for size in (
+        f"{len(http.CASES)} requests and {len(http.CHUNKS)} chunked bodies",
+        f"{len(websocket.CASES)} frame sequences",
+        f"{len(documents.JSON)} JSON and {yaml} YAML documents",
+        f"{identical} inventories, {len(inventories.EXPRESSIONS)} expressions",
+    ):
+        assert size in row
