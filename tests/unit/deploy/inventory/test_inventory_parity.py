@@ -18,6 +18,7 @@ from procguard.deploy.inventory.positions import Unsafe
 from procguard.deploy.inventory.templates.renderer import Renderer
 from procguard.deploy.inventory.vault import Encrypted, Vault
 from tests import ansible_truth
+from tests.rows import each
 from tests.unit.deploy.inventory.expressions import EXPRESSIONS, VARIABLES
 from tests.unit.deploy.inventory.shapes import PASSWORD, SHAPES, SOURCES
 
@@ -102,7 +103,7 @@ def read(paths: list[str], password_file: str = "") -> tuple[Groups, list[str], 
     return groups, mistakes, warnings
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@each("name", SHAPES)
 def test_hosts_groups_and_variables_are_those_of_ansible(world: dict[str, Any], name: str) -> None:
     paths, theirs = world[name]
     ours, mistakes, _ = read(paths, world["password"][0][0] if name.startswith("vault") else "")
@@ -132,12 +133,12 @@ def as_json(value: Any) -> Any:
     return [as_json(one) for one in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("pattern", RANGES)
+@each("pattern", RANGES)
 def test_ranges_are_those_of_ansible(world: dict[str, Any], pattern: str) -> None:
     assert set(names.expand_range(pattern)) == members(world[pattern][1], "all")
 
 
-@pytest.mark.parametrize("text", EXPRESSIONS)
+@each("text", EXPRESSIONS)
 def test_expressions_have_the_value_that_they_have_in_ansible(world: dict[str, Any], text: str) -> None:
     assert json.loads(json.dumps(Renderer(VARIABLES).render(text))) == world[text][1]
 
@@ -147,7 +148,7 @@ def test_there_are_as_many_shapes_as_promised() -> None:
     assert len(SHAPES) - len(STRICTER) - len(KEPT) >= 60
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if not name.startswith("vault")])
+@each("name", [name for name in SHAPES if not name.startswith("vault")])
 def test_every_shape_can_be_deployed_or_says_why_not(world: dict[str, Any], name: str) -> None:
     """Read as a whole: every host has an id that the fleet takes, and an address."""
     if name in STRICTER:

@@ -17,6 +17,7 @@ import pytest
 
 from remote_agent.protocol import states
 from remote_agent.runner import control
+from tests.rows import each
 from tests.unit.runner_rig import Rig
 
 FOREVER = "echo up; exec sleep 1000"
@@ -235,13 +236,14 @@ def test_the_table_in_the_documents_is_this_one():
     assert shown == drawn_table()
 
 
-@pytest.mark.parametrize(("before", "after"), ALLOWED)
-def test_allowed_transition_passes(before: str, after: str):
-    states.check(before, after)
+@each("pair", ALLOWED)
+def test_allowed_transition_passes(pair: tuple[str, str]):
+    states.check(*pair)
 
 
-@pytest.mark.parametrize(("before", "after"), FORBIDDEN)
-def test_forbidden_transition_is_refused(before: str, after: str):
+@each("pair", FORBIDDEN)
+def test_forbidden_transition_is_refused(pair: tuple[str, str]):
+    before, after = pair
     with pytest.raises(states.ForbiddenTransition, match=f"{before} -> {after}"):
         states.check(before, after)
 

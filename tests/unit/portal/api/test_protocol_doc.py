@@ -7,10 +7,9 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 from remote_agent.protocol import messages as protocol
 from scripts import route_docs
+from tests.rows import each
 
 TEXT = (Path(__file__).parents[4] / "docs" / "protocol.md").read_text(encoding="utf-8")
 # Parts of messages that the examples show without their type's name.
@@ -32,7 +31,7 @@ def test_every_link_within_it_leads_to_a_heading() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) - headings == set()
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     [name for name, cls in inspect.getmembers(protocol, dataclasses.is_dataclass) if name not in SHOWN_INSIDE],
 )
@@ -40,8 +39,6 @@ def test_every_message_is_documented(name: str) -> None:
     assert f"`{name}`" in TEXT
 
 
-@pytest.mark.parametrize(
-    "key", sorted({f.name for cls in (protocol.WorkerSpec, protocol.HealthCheck) for f in dataclasses.fields(cls)})
-)
+@each("key", sorted({f.name for cls in (protocol.WorkerSpec, protocol.HealthCheck) for f in dataclasses.fields(cls)}))
 def test_every_key_of_a_worker_s_specification_is_documented(key: str) -> None:
     assert f'"{key}"' in TEXT or f"`{key}`" in TEXT
