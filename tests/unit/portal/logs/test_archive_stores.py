@@ -23,8 +23,6 @@ from tests.archive_rig import FLEET, ArchiveRig, here, numbered
 from tests.unit.portal.logs.test_log_archive import filled
 from tests.unit.portal.logs.test_log_quota import can_punch
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto")
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI-secret"}
 REGION = BucketOptions(region="eu-west-1")
 MIB = 2**20
@@ -32,6 +30,7 @@ MIB = 2**20
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")  # 0.2 s, not of each process that collects
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
