@@ -153,8 +153,12 @@ def test_upgrade_rollback_and_restart_leave_every_child_alone(world: World) -> N
 
 
 def test_undeploy_leaves_nothing(world: World) -> None:
-    recap, text = world.play("undeploy")
-    assert changed(recap) == {"localhost": 0, **dict.fromkeys(NODES, 1)}, text
+    """`invoke undeploy` removes what Ansible brought, too."""
+    recap, text = world.play("undeploy", *ONE)
+    assert changed(recap) == {"localhost": 0, "node2": 1}, text
+    assert [host["host"] for host in world.manager.get("/api/hosts")["hosts"]] == ["node1"]
+    run = world.operator.invoke("undeploy", "--hosts", str(world.inventory), "--limit", "node1")
+    assert run.returncode == 0, run.stdout + run.stderr
     assert world.manager.get("/api/hosts")["hosts"] == []
     for host in world.fleet.hosts:
         assert host.processes("remote_agent") + host.processes("count.py") == []
