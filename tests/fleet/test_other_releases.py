@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.fleet.hosts import REPOSITORY
 from tests.fleet.manager import END_WITH_US, Manager, own_environment, remove_runtime_dirs
 from tests.ports import free_port
@@ -95,10 +96,13 @@ class Meeting:
     folder: Path
 
     def types(self, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "procguard", *words], cwd=self.folder, env=self.environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        if self.environment["PYTHONPATH"] == str(REPOSITORY):
+            done = forked.run([*words], self.environment, timeout_s=120, folder=self.folder)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "procguard", *words], cwd=self.folder, env=self.environment,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
         assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
