@@ -188,7 +188,7 @@ def test_the_lines_of_the_readme_install_it(account: Account, wheel: Path, place
     line = tool if place == "clone" else tool.replace(" .", f" {account.base / wheel.name}")
     account.run("sh", "-c", f"cd {clone} && {line}", timeout_s=400, **more)
     started = account.start("sh", "-c", f"cd {folder} && exec {demo.split('#')[0]} --port 0", **more)
-    said = told_until(started, "Ctrl-C stops")
+    said = printed_until(started, "Ctrl-C stops")
     started.send_signal(signal.SIGINT)
     said += started.communicate(timeout=60)[0]
     assert "nothing of it is left" in said, said
@@ -204,7 +204,7 @@ def copy_of_what_git_tracks(clone: Path) -> None:
             shutil.copy(REPOSITORY / name, clone / name)
 
 
-def told_until(process: subprocess.Popen[str], beginning: str) -> str:
+def printed_until(process: subprocess.Popen[str], beginning: str) -> str:
     """What it prints, up to the line that begins so."""
     assert process.stdout is not None
     said = ""
@@ -224,7 +224,7 @@ def test_demo_shows_every_page_and_leaves_nothing(account: Account) -> None:
     if program is None:
         pytest.skip(chromium.HOW_TO_HAVE_IT)
     demo = account.start("procguard", "demo", "--port", "0")
-    said = told_until(demo, "Ctrl-C stops")
+    said = printed_until(demo, "Ctrl-C stops")
     (url,) = re.findall(r"ProcGuard demo: (\S+)", said) or [said]
     wrong: list[str] = []
     with sync_playwright() as playwright:
