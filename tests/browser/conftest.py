@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,12 +21,15 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from scripts import chromium as chromium_program
+from scripts import portal_wheel
 from tests import forked
+from tests.browser import bundled
 from tests.ports import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MANAGER = "procguard.main"
+BUNDLED = "tests.browser.bundled"
 # Numbered lines, markup that must stay text, a progress bar on one line, and a line that is never finished.
 JOB = r"""
 import sys, time
@@ -55,11 +59,13 @@ class Program:
     @classmethod
     def start(cls, module: str, *arguments: str, directory: Path, name: str, **environment: str) -> Program:
         output = directory / f"{name}.out"
-        variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        variables = {key: value for key, value in os.environ.items() if key != bundled.FOLDER}
+        variables |= {"PYTHONPATH": str(ROOT), **environment}
         with output.open("ab") as file:
             if module == MANAGER and forked.can_run(variables):
+                program = BUNDLED if bundled.FOLDER in variables else MANAGER
                 return cls(
-                    forked.start(module, [*arguments], variables, directory, file.fileno(), file.fileno()), output
+                    forked.start(program, [*arguments], variables, directory, file.fileno(), file.fileno()), output
                 )
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -93,6 +99,7 @@ class ManagerRig:
     secure: bool = False  # https, whoever's certificate
     swarm: Any = None  # its simulated hosts, where it has some
     root: Path = ROOT  # where its `procguard` is: the checkout, or an unpacked wheel
+    bundled: bool = True  # the checkout's portal, where it can be; False: the modules as they lie there
 
     @property
     def url(self) -> str:
@@ -106,9 +113,11 @@ class ManagerRig:
             *settings,
         ]
         pairs = [word for setting in chosen for word in ("--set", setting)]
+        portal = os.environ.get(bundled.FOLDER, "") if self.bundled else ""
         self.manager = Program.start(
             MANAGER, "--host", "127.0.0.1", "--port", str(self.port), *pairs,
             directory=self.directory, name="manager", PYTHONPATH=str(self.root),
+            **({bundled.FOLDER: portal} if portal else {}),
         )  # fmt: skip
         wait_until(self.ready, 30, "the manager answers")
 
@@ -159,10 +168,28 @@ class ManagerRig:
             self.manager.end()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bundled_portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the managers serve. test_access.py and test_chinese.py, which sees every page, look at the modules."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all processes of this run
+    if not portal_wheel.missing():
+        os.environ[bundled.FOLDER] = str(bundled.made_once(base / "portal"))
+    yield
+    os.environ.pop(bundled.FOLDER, None)
+
+
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     """A manager with one running worker, shared by the tests of a module."""
-    made = ManagerRig(tmp_path_factory.mktemp("house"))
+    with one_worker(tmp_path_factory.mktemp("house")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def one_worker(directory: Path, **options: Any) -> Iterator[ManagerRig]:
+    made = ManagerRig(directory, **options)
     try:
         made.start_manager()
         made.start_worker("worker1")

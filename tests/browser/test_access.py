@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import expect
 
 from tests.browser.axe import violations
-from tests.browser.conftest import ManagerRig, Visitor
+from tests.browser.conftest import ManagerRig, Visitor, one_worker
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 ACTING = re.compile("^(Start|Stop|Restart|Kill|Approve|Deny|Check|Cordon|Purge)( |$)")
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
+    """Of which single modules can be missing."""
+    with one_worker(tmp_path_factory.mktemp("modules"), bundled=False) as made:
+        yield made
 
 
 def test_over_https_the_page_is_live_acts_and_keeps_its_session_to_https(

@@ -244,6 +244,8 @@ def test_a_free_gpu_and_its_history_are_a_click_away(world: World, visitor: Visi
 
 
 NUMBERS = """async () => {
+  await (await import('/static/js/i18n.js')).loadLanguage('en');  // the page may have its modules in a bundle
+  await (await import('/static/js/fields.js')).loadFields();
   const { gridColumns, readColumns } = await import('/static/js/workercolumns.js');
   const worker = { progress_percent: 62.4, eta_s: 200, metrics: { loss: 0.23104, step: 1200, oom: null } };
   const shown = gridColumns(readColumns(''), { pickCell: () => document.createElement('span'), numbers: true });

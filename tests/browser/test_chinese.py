@@ -33,7 +33,7 @@ OWN_WORDS = re.compile("a new data set|python train.py|this worker refuses resta
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with small_world(tmp_path_factory.mktemp("chinese")) as made:
+    with small_world(tmp_path_factory.mktemp("chinese"), bundled=False) as made:
         yield made
 
 

@@ -34,10 +34,10 @@ class World(NamedTuple):
 
 
 @contextlib.contextmanager
-def small_world(directory: Path, hosts: int = 3, each: int = 4) -> Iterator[World]:
+def small_world(directory: Path, hosts: int = 3, each: int = 4, *, bundled: bool = True) -> Iterator[World]:
     """`hosts` simulated hosts, three or more, with `each` workers, four or more; what is more than three
     has workers that fail or wait, and the last three of many are gone."""
-    made = ManagerRig(directory)
+    made = ManagerRig(directory, bundled=bundled)
     try:
         made.start_manager(*SETTINGS)
         made.start_worker("worker1")
