@@ -48,6 +48,8 @@ def plain(line: bytes) -> str:
 
 
 def _behind_escape(part: str) -> str:
+    if part.startswith("]"):  # a title or a link (OSC), up to BEL or to an escape, with which the next part begins
+        return part.partition("\x07")[2]
     if not part.startswith("["):
         return part[1:]
     for at in range(1, len(part)):

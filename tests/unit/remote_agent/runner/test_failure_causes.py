@@ -128,6 +128,19 @@ def test_whatever_a_job_prints_ends_soon_and_without_an_error(data: bytes, tmp_p
     assert watch.seconds < 1.0
 
 
+def test_titles_and_links_of_a_terminal_are_no_text(tmp_path: Path):
+    """As rich prints a traceback at a terminal: each path is a link (OSC 8), ended by ST or by BEL."""
+    assert plain(b"\x1b]0;train\x07step \x1b[1m7\x1b[0m") == "step 7"
+    assert plain(b"in \x1b]8;id=7;file:///p/a.py\x1b\\a.py:3\x1b]8;;\x1b\\ now") == "in a.py:3 now"
+    text = b'Traceback (most recent call last):\n  File "/p/a.py", line 3, in <module>\n'
+    text += b"\x1b]0;failed\x07\x1b]8;;https://x/y\x07ModuleNotFoundError\x1b]8;;\x07: No module named 'b'\n"
+    found = found_in(text, "code 1", tmp_path / "1.log")
+    assert found is not None and (found.word, found.line) == (
+        "import_error",
+        "ModuleNotFoundError: No module named 'b'",
+    )
+
+
 def test_users_own_patterns_go_first_and_only_for_the_last_lines(tmp_path: Path):
     own = {"data_gone": r"(?:dataset) \S+ is not mounted", "bad_node": "nothing here"}
     text = b"dataset s3 is not mounted\n" + b"trying\n" * 3
