@@ -58,6 +58,7 @@ class FakeManager:
         self.knows_all = knows_all
         self.routes: dict[str, Route] = {}
         self.received: list[str] = []  # agent ids, one per heartbeat
+        self.cordoned_gpus: list[str] | None = None  # None: of a manager that knows of none
         self.proof_keys: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self.assignments: dict[str, Assignment] = {}
@@ -230,7 +231,7 @@ class FakeManager:
         return messages.canonical_digest([messages.encode(one) for one in self.assignments.values()])
 
     def reply(self, rev: str, seq: int) -> dict[str, Any]:
-        answer = messages.AgentReply(self.fleet_id, self.interval_s, self.rev)
+        answer = messages.AgentReply(self.fleet_id, self.interval_s, self.rev, cordoned_gpus=self.cordoned_gpus)
         if rev != self.rev:
             answer.assignments = list(self.assignments.values())
         answer.commands = [one for one in self.commands if one.seq > seq]

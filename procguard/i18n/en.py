@@ -249,7 +249,7 @@ TEXTS: dict[str, str] = {
     "pending.restart": "Its specification has changed since its start; the change takes effect at its next restart.",
     "pending.undeclared": "It is no longer in the inventory; it runs on until it is pruned or forgotten.",
     "pending.command": "A {verb} that {actor} asked for {ago} is on its way.",
-    "signs.gpu_cordoned": "Its GPU {index} is cordoned ({why}); the worker keeps it until it is stopped.",
+    "signs.gpu_cordoned": "Its GPU {index} is cordoned ({why}); the running attempt keeps it.",
     "suspect": "It looks hung: “{evidence}”. Nothing is stopped for that.",
     "health.failing": "A health check is failing: “{detail}”.",
     "next.logs": "Its last words: invoke logs {worker} --attempt {attempt} --tail 50",

@@ -244,7 +244,7 @@ TEXTS: dict[str, str] = {
     "pending.restart": "启动之后，它的声明有过修改；修改将在下次重启时生效。",
     "pending.undeclared": "它已不在清单中；在被清理或移除之前会继续运行。",
     "pending.command": "{actor} 要求的“{verb}”正在送达途中（{ago}）。",
-    "signs.gpu_cordoned": "它使用的 GPU {index} 已停止分配（{why}）；任务停止前仍占用该 GPU。",
+    "signs.gpu_cordoned": "它使用的 GPU {index} 已停止分配（{why}）；本次运行结束前仍占用该 GPU。",
     "suspect": "任务疑似卡住：“{evidence}”。不会因此停止任何进程。",
     "health.failing": "健康检查未通过：“{detail}”。",
     "next.logs": "查看最后的输出：invoke logs {worker} --attempt {attempt} --tail 50",

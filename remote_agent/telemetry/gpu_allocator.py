@@ -12,6 +12,7 @@ import os
 from remote_agent.protocol.hints import TYPE_CHECKING, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import Assignment, GpuProcess, GpuUsage
 from remote_agent.protocol.reasons import NONE, Reason, because
+from remote_agent.protocol.states import BACKOFF
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # not loaded by the agent
 
         @property
         def idle(self) -> bool: ...
+
+        @property
+        def state(self) -> str: ...
 
         def needs_runner(self) -> bool: ...
 
@@ -54,8 +58,8 @@ class GpuAllocator:
         measuring.owner_of = self.owner_of
 
     def cordon(self, gpus: Optional[list[str]]) -> None:
-        """Set the GPUs that the manager has cordoned (UUIDs, or "#" and an index); None: unchanged. A worker that
-        already has such a GPU keeps it until it is stopped."""
+        """Set the GPUs that the manager has cordoned (UUIDs, or "#" and an index); None: unchanged. An attempt that
+        runs on such a GPU keeps it."""
         if gpus is None or set(gpus) == self._cordoned:
             return
         self._cordoned = frozenset(gpus)
@@ -105,15 +109,36 @@ class GpuAllocator:
         if worker.idle and not starts:
             self.release(worker.worker_id)
             return NONE
-        if held == wanted or worker.assignment is None:
+        if worker.assignment is None:
+            return NONE
+        if held == wanted:
+            if worker.state == BACKOFF:
+                self._exchange(worker.worker_id, wanted, worker.assignment)
             return NONE
         if not worker.idle and wanted < held:
             return NONE  # the running attempt may use them all: released once it has ended
-        environment = {**self._base_env, **worker.assignment.spec.env}
-        waits = self.take(worker.worker_id, wanted, self._measuring.reading, allowed_by(environment))
+        waits = self.take(worker.worker_id, wanted, self._measuring.reading, self._allowed(worker.assignment))
         if waits and not worker.idle:
             return waits.then(because("gpu.goes_on", held=held)) if held else because("gpu.next_start", why=waits)
         return waits
+
+    def _allowed(self, assignment: Assignment) -> Optional[list[int]]:
+        return allowed_by({**self._base_env, **assignment.spec.env})
+
+    def _exchange(self, worker_id: str, wanted: int, assignment: Assignment) -> None:
+        """Between two attempts: give the worker other GPUs for its cordoned ones, if enough are free. Raises OSError.
+
+        An attempt that the runner starts meanwhile still uses the old ones, which are allocated to nobody else."""
+        reading, own = self._measuring.reading, self.of(worker_id)
+        if reading is None or not self._cordoned:
+            return
+        bad = {gpu.index for gpu in reading.gpus if gpu.uuid in self._cordoned or f"#{gpu.index}" in self._cordoned}
+        if bad.isdisjoint(own):
+            return
+        held = {**self.held, worker_id: [index for index in own if index not in bad]}
+        chosen, _ = choose(worker_id, wanted, reading, held, self._allowed(assignment), self._cordoned)
+        if chosen is not None:
+            self._store({**self.held, worker_id: chosen})
 
     def _note(self, worker: GpuWorker) -> bool:
         held = self.of(worker.worker_id)

@@ -245,8 +245,8 @@ class PlacementService:
                 tx.event("host_uncordoned", host=host, reason=because("host.uncordoned"))
 
     def cordon_gpu(self, host: str, index: int, reason: str, actor: str, now: Now) -> None:
-        """Cordon one GPU of a host: it is allocated to no further worker. A worker that has it keeps it until it is
-        stopped. Durable."""
+        """Cordon one GPU of a host: it is allocated to no further worker. An attempt that runs on it keeps
+        it. Durable."""
         agent = self._deployed(host)
         with self._state.transaction(now, actor) as tx:
             why = reason_of(reason) or because("host.cordoned")

@@ -114,6 +114,31 @@ def test_a_restarted_agent_knows_what_it_had_handed_out(host: Host, manager: Fak
     assert manager.log("w1", "2.out") == b"0 PCI_BUS_ID\n"
 
 
+def test_an_attempt_keeps_a_cordoned_gpu_and_the_next_one_gets_another(host: Host, manager: FakeManager) -> None:
+    """Else a GPU that has failed would use up the restarts of its worker. Where no other is free, it stays."""
+    restart = RestartPolicy("always", 9, [1.5], start_secs=0.1)
+    manager.assign("w1", SAYS_GPUS, gpus=1, restart=restart)
+    manager.cordoned_gpus = []
+    host.start()
+    pid = running(manager)
+    wait_until(lambda: manager.log("w1") == b"0 PCI_BUS_ID\n", what="what it sees")
+    manager.assign("w2", SAYS_GPUS, gpus=1, stop_grace_s=1)
+    running(manager, "w2")
+    manager.cordoned_gpus = ["GPU-fake-0"]
+    allocation = Path(host.directory, "gpus.json")
+    wait_until(lambda: "GPU-fake-0" in allocation.read_text(), 20, "the cordon known to its agent")
+    assert alive(pid) and manager.report("w1")["attempt"] == 1
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: manager.log("w1", "2.out") != b"", what="the second attempt")
+    assert manager.log("w1", "2.out") == b"0 PCI_BUS_ID\n", "the other one is in use"
+    manager.set_desired("w2", "stopped")
+    wait_until(lambda: manager.state("w2") == "stopped", what="w2 gives its GPU back")
+    os.kill(int(manager.report("w1")["pid"]), signal.SIGKILL)
+    wait_until(lambda: manager.log("w1", "3.out") != b"", what="the third attempt")
+    assert manager.log("w1", "3.out") == b"1 PCI_BUS_ID\n"
+    wait_until(lambda: (manager.report("w1").get("usage") or {}).get("gpus") == [1], 20, "reported as its own")
+
+
 def test_use_by_a_worker_is_reported_as_the_worker_s(host: Host, manager: FakeManager, driver: FakeGpus) -> None:
     manager.assign("w1", SAYS_GPUS, gpus=1)
     host.start()
