@@ -1,8 +1,9 @@
 """Real programs in containers on a real host, killed in every way: at most one container of each, logs whole. By hand.
 
 nginx, redis and gunicorn are tried where CONTAINER_PROGRAMS names a directory below /opt with their Debian packages
-extracted (docs/reliability.md). The others need nothing: a loader whose workers are made by fork and by spawn, a job
-that ignores SIGTERM, and one that leaves processes in sessions of their own. nginx and redis run from an image that
+extracted (docs/reliability.md). The others need nothing: a loader whose workers are made by fork and by spawn (torch's
+DataLoader where TORCH_PYTHON names a Python with torch), a job that ignores SIGTERM, and one that leaves processes in
+sessions of their own. nginx and redis run from an image that
 holds nothing else; what needs Python sees this machine's.
 """
 
@@ -30,6 +31,8 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.fleet
 
 PROGRAMS = os.environ.get("CONTAINER_PROGRAMS", "")
+TORCH = os.environ.get("TORCH_PYTHON", "")
+PYTHON = TORCH or "/usr/bin/python3"
 SERVERS_IMAGE = "localhost/servers:1"
 STAMPED = """
 (trap '' TERM; while :; do
@@ -59,6 +62,23 @@ if __name__ == "__main__":
     for number in range(10**9):
         tasks.put(number)
         results.get()
+        print("batch", number, flush=True)
+        time.sleep(0.005)
+"""
+DATALOADER = """
+import sys, time
+from torch.utils.data import DataLoader, Dataset
+
+class Squares(Dataset):
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, at):
+        return at * at
+
+if __name__ == "__main__":
+    loader = DataLoader(Squares(), batch_size=4, num_workers=3, multiprocessing_context=sys.argv[1])
+    for number, _batch in enumerate(loader):
         print("batch", number, flush=True)
         time.sleep(0.005)
 """
@@ -95,8 +115,8 @@ def boxed(
 
 def workers() -> list[dict[str, Any]]:
     found = [
-        boxed("fork", ["/usr/bin/python3", "/opt/jobs/loader.py", "fork"], files=HOST_FILES[:3]),
-        boxed("spawn", ["/usr/bin/python3", "/opt/jobs/loader.py", "spawn"], files=HOST_FILES[:3]),
+        boxed("fork", [PYTHON, "/opt/jobs/loader.py", "fork"], files=HOST_FILES),
+        boxed("spawn", [PYTHON, "/opt/jobs/loader.py", "spawn"], files=HOST_FILES),
         boxed("deaf", ["/bin/sh", "-c", DEAF]),
         boxed("leaves", ["/bin/sh", "-c", LEAVES + DEAF], on_partition="fence", lease_s=60.0),
     ]
@@ -155,7 +175,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         prepare(fleet)
         place = fleet[0].path("/opt/jobs")
         place.mkdir(parents=True, exist_ok=True)
-        for name, text in (("loader.py", LOADER), ("nginx.conf", NGINX), ("app.py", APP)):
+        for name, text in (("loader.py", DATALOADER if TORCH else LOADER), ("nginx.conf", NGINX), ("app.py", APP)):
             (place / name).write_text(text)
         for number, data in enumerate(images.values()):
             (place / f"image-{number}.tar").write_bytes(data)
