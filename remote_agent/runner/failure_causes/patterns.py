@@ -32,7 +32,7 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "caught collective operation timeout", "watchdog got stuck for", "for recv operation to complete",
         "for send operation to complete", "the client socket has timed out after", "waiting for clients",
         "monitoredbarrier", "runtimeerror: socket timeout", "wait timeout after", "rendezvoustimeouterror",
-        "nccl operations have failed or timed out",
+        "nccl operations have failed or timed out", "deadline_exceeded: barrier timed out",
     )),
     ("gpu_oom", (
         "cuda out of memory", "hip out of memory", "cuda error: out of memory", "hip error: out of memory",
@@ -52,9 +52,9 @@ TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "address already in use", "eaddrinuse", "connection in use: (", "web server failed to start. port ",
     )),
     ("shared_memory", ("out of shared memory", "insufficient shared memory", "unable to write to file </torch_")),
-    ("no_space", ("no space left on device", "disk quota exceeded", "enospc")),
+    ("no_space", ("no space left on device", "disk quota exceeded", "enospc", "database or disk is full")),
     ("read_only", ("read-only file system",)),
-    ("too_many_files", ("too many open files",)),
+    ("too_many_files", ("too many open files", "received 0 items of ancdata")),
     ("out_of_memory", (
         "cannot allocate memory", "std::bad_alloc", "can't allocate memory", "unable to allocate ",
         "java.lang.outofmemoryerror", "runtime: out of memory", "heap out of memory", "memory allocation of ",
