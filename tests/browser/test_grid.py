@@ -207,6 +207,14 @@ def test_columns_are_chosen_and_remembered(fleet: tuple[ManagerRig, Swarm], visi
     expect(page.get_by_role("columnheader", name="Labels")).to_be_visible()
     expect(page.get_by_role("columnheader", name="Restarts")).to_have_count(0)
     expect(page.locator(".table-body .col-labels").first).to_contain_text("rack=r0")
+    expect(page.get_by_role("columnheader", name="Worker")).to_have_attribute("aria-sort", "ascending")
+    page.set_viewport_size({"width": 1280, "height": 900})  # what was chosen stays
+    for name in ("Group", "Command"):
+        page.get_by_role("button", name="Columns").click()
+        page.get_by_label(name, exact=True).check()
+        page.keyboard.press("Escape")
+    for name in ("Since", "CPU", "Memory", "Labels"):
+        expect(page.get_by_role("columnheader", name=name, exact=True)).to_be_visible()
     page.goto(f"{fleet[0].url}/#/overview")
     page.goto(f"{fleet[0].url}/#/workers")
     expect(page.get_by_role("columnheader", name="Labels")).to_be_visible()

@@ -95,9 +95,9 @@ export function formatDuration(seconds, units = 2) {
     .join(' ');
 }
 
-export function formatAge(value) {
+export function formatAge(value, units = 2) {
   const age = ageS(value);
-  return age === null ? t('never') : age < 1 ? t('time.now') : t('time.ago', { d: formatDuration(age) });
+  return age === null ? t('never') : age < 1 ? t('time.now') : t('time.ago', { d: formatDuration(age, units) });
 }
 
 export function formatSince(value) {

@@ -5,6 +5,7 @@
  * follows its row when the order changes. Independent of the content.
  */
 
+import { noteTexts, shareWidth } from './columnfit.js';
 import { debounced, framed, h, setAttr, show } from './dom.js';
 
 const OVERSCAN_ROWS = 2;
@@ -12,16 +13,19 @@ const SPARE_ROWS = 2; // hidden rows that are kept
 const ORDER_AFTER_MS = 120; // time without scrolling after which the document's order is that on the screen
 const CONTROLS = ['a', 'button', 'input', 'summary'].join();
 const HEAD_HEIGHT = 34;
+const PADDING = 12; // left and right of a row
 
 export class Grid {
   /**
-   * `columns`: [{name, label, width, sortable, head, make(item) -> content node with update(item), itself the cell where it `isCell`}];
-   * `width` as CSS writes it;
+   * `columns`: [{name, label, width, narrow, fit, sortable, head, make(item) -> content node with update(item), itself the cell where it `isCell`}];
+   * `width` as CSS writes it; `narrow`: on a small screen, '' for a second line; `fit`: {text(item, length), weight} where the column is
+   * as wide as its texts, of which those of up to `length` letters do not matter, or {pattern()} as wide as one text;
+   * `yielding`: names of columns that make room for the others (columnfit.js), first to last;
    * `head`: a node instead of the label. `onSort(name)`; `onOpen(item)`: Enter; `onPick(item, range)`: Space, with Shift a range;
    * `onAll()`: Ctrl-A; `onNone()`: Escape, returns whether it had an effect; `isPicked(item)`.
    */
-  constructor({ label, kind, columns, keyOf, onSort = null, onOpen = null, onPick = null, onAll = null, onNone = null, isPicked = null }) {
-    Object.assign(this, { keyOf, onSort, onOpen, onPick, onAll, onNone, isPicked });
+  constructor({ label, kind, columns, keyOf, yielding = [], onSort = null, onOpen = null, onPick = null, onAll = null, onNone = null, isPicked = null }) {
+    Object.assign(this, { keyOf, yielding, onSort, onOpen, onPick, onAll, onNone, isPicked });
     this.items = [];
     this.nodes = new Map(); // key -> row
     this.rows = []; // rows in use, in the order on the screen
@@ -29,15 +33,20 @@ export class Grid {
     this.top = -1; // scroll position that the rows were filled for
     this.moving = false; // whether the user is scrolling
     this.height = 0;
+    this.width = 0;
+    this.longest = new Map(); // column -> its longest text so far
+    this.sort = ['', false]; // column, whether descending
     this.activeKey = null;
     this.activeControl = -1; // which of the row's controls has the focus; -1: the row itself
     this.rowHeight = 38;
     this.headRow = h('div.table-row', { role: 'row', 'aria-rowindex': '1' });
     this.head = h('div.table-head', { role: 'rowgroup' }, this.headRow);
     this.body = h('div.table-body', { role: 'rowgroup' });
-    this.node = h(`div.table.is-virtual.${kind}`, { role: 'grid', 'aria-label': label, 'aria-multiselectable': onPick ? 'true' : null }, this.head, this.body);
-    this.setColumns(columns);
+    this.ruler = h('span.ruler', { 'aria-hidden': 'true' });
+    this.textWidths = new Map(); // weight and text -> px
+    this.node = h(`div.table.is-virtual.${kind}`, { role: 'grid', 'aria-label': label, 'aria-multiselectable': onPick ? 'true' : null }, this.head, this.body, this.ruler);
     this.redraw = framed(() => this.draw());
+    this.setColumns(columns);
     this.orderLater = debounced(() => this.settle(), ORDER_AFTER_MS);
     this.node.addEventListener('scroll', () => this.scrolled(), { passive: true });
     this.node.addEventListener('keydown', (event) => this.key(event));
@@ -52,17 +61,47 @@ export class Grid {
   }
 
   /** Shows these columns; the rows are recreated. */
-  setColumns(columns) {
-    this.columns = columns;
+  setColumns(columns, yielding = this.yielding) {
+    Object.assign(this, { columns, yielding });
     this.headers = new Map();
     this.headRow.replaceChildren(...columns.map((column) => this.header(column)));
-    this.node.style.setProperty('--columns', columns.map((column) => column.width).join(' '));
-    this.node.style.setProperty('--columns-narrow', columns.map((column) => column.narrow).filter(Boolean).join(' '));
+    this.showSort(...this.sort);
+    noteTexts(columns, this.items, this.longest);
+    this.measure();
     setAttr(this.node, 'aria-colcount', columns.length);
     for (const row of [...this.nodes.values(), ...this.spare]) row.remove();
     this.nodes.clear();
     this.rows = [];
     this.spare = [];
+  }
+
+  /** Distributes the width over the columns. */
+  layOut() {
+    const style = getComputedStyle(this.node);
+    const shared = shareWidth(this.columns, {
+      longest: this.longest,
+      widthPx: this.width ? this.width - 2 * PADDING : Infinity,
+      gapPx: parseFloat(style.getPropertyValue('--gap-px')) || 0,
+      textPx: (text, weight) => this.textPx(text, weight),
+      narrow: style.getPropertyValue('--narrow').trim() === '1',
+      yielding: this.yielding,
+    });
+    this.node.style.setProperty('--columns', shared.tracks.join(' '));
+    this.node.style.setProperty('--columns-narrow', shared.narrowTracks.join(' '));
+    setAttr(this.node, 'data-without', shared.without.join(' ') || null);
+    this.node.classList.toggle('is-stacked', shared.stacked);
+  }
+
+  textPx(text, weight = 400) {
+    const key = `${weight} ${text}`;
+    const known = this.textWidths.get(key);
+    if (known) return known;
+    this.ruler.style.fontWeight = weight;
+    this.ruler.textContent = text;
+    const { width } = this.ruler.getBoundingClientRect();
+    this.ruler.textContent = '';
+    if (width) this.textWidths.set(key, width); // otherwise the grid is hidden
+    return width;
   }
 
   header(column) {
@@ -77,6 +116,7 @@ export class Grid {
   }
 
   showSort(name, descending) {
+    this.sort = [name, descending];
     for (const [column, cell] of this.headers) {
       setAttr(cell, 'aria-sort', column === name ? (descending ? 'descending' : 'ascending') : null);
     }
@@ -87,8 +127,10 @@ export class Grid {
     const hadFocus = Boolean(row && row.contains(document.activeElement));
     const place = row ? row.index : 0;
     this.items = items;
+    const grown = noteTexts(this.columns, items, this.longest);
     setAttr(this.node, 'aria-rowcount', items.length + 1);
     show(this.node, items.length > 0);
+    if (grown) this.measure();
     if (!items.length) {
       this.activeKey = null;
     } else if (this.activeKey === null || this.indexOf(this.activeKey) < 0) {
@@ -108,6 +150,8 @@ export class Grid {
   }
 
   measure() {
+    this.width = this.node.clientWidth;
+    this.layOut();
     const height = parseFloat(getComputedStyle(this.node).getPropertyValue('--row-h'));
     if (height) this.rowHeight = height;
     this.headHeight = this.head.offsetHeight;

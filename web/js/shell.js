@@ -21,6 +21,7 @@ export class Shell {
     this.live = live;
     this.store = store;
     this.counts = {};
+    this.current = null; // the link of the page that is shown
     this.links = new Map(PAGES.map((page) => [page, navLink(page)]));
     this.badge = connectionBadge();
     this.logout = h('button.icon-button', { type: 'button', hidden: true, 'aria-label': t('logout'), title: t('logout'), on: { click: onLogOut } }, icon('out'));
@@ -44,6 +45,7 @@ export class Shell {
       ),
       this.main,
     );
+    window.addEventListener('resize', () => this.showCurrent()); // a phone that was turned
   }
 
   skipToContent(event) {
@@ -59,8 +61,13 @@ export class Shell {
   showPage(name) {
     const current = PARENTS[name] || name;
     for (const [page, node] of this.links) setAttr(node, 'aria-current', page === current ? 'page' : null);
-    const shown = this.links.get(current);
-    if (shown) shown.scrollIntoView({ block: 'nearest', inline: 'nearest' }); // on a phone the bar is wider than the screen
+    this.current = this.links.get(current) || null;
+    this.showCurrent();
+  }
+
+  /** On a phone the bar is wider than the screen. */
+  showCurrent() {
+    if (this.current) this.current.scrollIntoView({ block: 'nearest', inline: 'nearest' });
   }
 
   showSession(session) {

@@ -15,7 +15,7 @@ import { textCell } from './table.js';
 
 const STORED = 'columns.workers';
 const NUMBERS = ['progress', 'metrics']; // shown by default if a worker has numbers from its log
-const NO_ROOM = ['restarts', 'since']; // hidden in favour of these
+const YIELDING = ['reason', 'restarts', 'since', 'rss', 'cpu']; // make room for names and numbers, first to last
 
 const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 
@@ -27,6 +27,14 @@ const OWN = {
   progress: textCell(progressText, { title: progressText }),
   reason: textCell(reasonText, { title: reasonText }),
   restarts: restartsCell,
+};
+/** The texts that a column must hold in full. */
+const FITS = {
+  host: { text: (worker) => worker.host || '' },
+  gpu: { text: (worker, length) => (worker.usage && worker.usage.gpus && 2 * worker.usage.gpus.length + 7 > length ? gpuWords(worker.usage.gpus, '100 %') : '') },
+  metrics: { text: metricsPattern },
+  since: { pattern: () => formatDuration(3599) },
+  progress: { pattern: () => t('workers.left', { percent: '100 %', d: formatDuration(59 * 60, 1) }) },
 };
 const BY_UNIT = {
   bytes: formatBytes,
@@ -79,6 +87,11 @@ export function columnLabel(name) {
   return labelOf(fieldsOf('workers').columns.get(name));
 }
 
+/** The columns that make room for the others; those that the user has selected stay. */
+export function yieldingColumns(names) {
+  return isUsual(names) ? YIELDING : YIELDING.slice(0, 1);
+}
+
 /** Whether any worker has numbers from its log. */
 export function anyNumbers(workers) {
   for (const worker of workers) if (worker.metrics) return true;
@@ -87,11 +100,11 @@ export function anyNumbers(workers) {
 
 /** The columns of a grid: the fixed ones around the selected ones; by default, `numbers` adds the columns of numbers. */
 export function gridColumns(names, { everything, pickCell, numbers = false }) {
-  const shown = numbers && isUsual(names) ? choiceNames().filter((name) => NUMBERS.includes(name) || (names.includes(name) && !NO_ROOM.includes(name))) : names;
+  const shown = numbers && isUsual(names) ? choiceNames().filter((name) => NUMBERS.includes(name) || names.includes(name)) : names;
   const columns = [
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
     { name: 'state', label: t('workers.state'), width: '142px', narrow: '118px', sortable: true, make: stateChip },
-    { name: 'worker', label: t('workers.worker'), width: 'minmax(138px, 1fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
+    { name: 'worker', label: t('workers.worker'), width: 'minmax(138px, 1fr)', narrow: 'minmax(80px, 1.4fr)', fit: { text: (worker) => worker.worker_id, weight: 600 }, sortable: true, make: workerCell },
     ...shown.map(chosenColumn),
     { name: 'actions', label: t('workers.actions'), width: '120px', narrow: '116px', make: () => actionButtons() },
   ];
@@ -102,19 +115,33 @@ export function gridColumns(names, { everything, pickCell, numbers = false }) {
 function chosenColumn(name) {
   const field = fieldsOf('workers').columns.get(name);
   const { width, narrow } = field.column;
-  return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: field.sortable, make: OWN[name] || cellOf(field) };
+  return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, fit: FITS[name], sortable: field.sortable, make: OWN[name] || cellOf(field) };
 }
 
 function labelsText(labels) {
   return Object.entries(labels || {}).map(([name, value]) => `${name}=${value}`).join(' ');
 }
 
-/** "0,1 · 97 %": GPUs and their utilization. */
+/** "0–3,6 · 97 %": GPUs and their utilization. */
 function gpuText(worker) {
-  const gpus = usage(worker, 'gpus');
-  if (!gpus || gpus.length === 0) return t('none');
   const busy = usage(worker, 'gpu_percent');
-  return busy === null || busy === undefined ? gpus.join(',') : `${gpus.join(',')} · ${formatPercent(busy)}`;
+  return gpuWords(usage(worker, 'gpus'), busy === null || busy === undefined ? '' : formatPercent(busy)) || t('none');
+}
+
+function gpuWords(gpus, busy) {
+  if (!gpus || gpus.length === 0) return '';
+  return busy ? `${ranges(gpus)} · ${busy}` : ranges(gpus);
+}
+
+/** [0, 1, 2, 6] -> "0–2,6" */
+export function ranges(numbers) {
+  const runs = [];
+  for (const number of numbers) {
+    const last = runs.at(-1);
+    if (last && number === last[1] + 1) last[1] = number;
+    else runs.push([number, number]);
+  }
+  return runs.map(([first, last]) => (last > first + 1 ? `${first}–${last}` : last > first ? `${first},${last}` : `${first}`)).join(',');
 }
 
 /** "62 %, 3 min 20 s left" */
@@ -130,6 +157,13 @@ export function metricsText(worker) {
   return known.map(([name, value]) => `${name} ${formatMetric(value)}`).join(', ') || t('none');
 }
 
+/** As long as the text of the same metrics gets: longer values are cut, with the whole text as the title. */
+function metricsPattern(worker, length) {
+  const names = Object.keys(metricsOf(worker));
+  const letters = names.reduce((sum, name) => sum + name.length + 9, -2);
+  return letters > length ? names.map((name) => `${name} 0.0000`).join(', ') : '';
+}
+
 function workerCell() {
   const name = h('a.strong');
   const marks = h('span.marks');
@@ -140,7 +174,9 @@ function workerCell() {
       setAttr(name, 'title', worker.worker_id);
       setAttr(name, 'href', link('worker', worker.worker_id));
     }
-    setText(marks, marksText(worker));
+    const words = marksText(worker);
+    setText(marks, words);
+    setAttr(marks, 'title', words || null);
   };
   return cell;
 }

@@ -44,6 +44,7 @@ export function gpusPage({ store, query }) {
     kind: 'gpus-table',
     columns: columns((gpu) => (history = showHistory(gpu, () => (history = null)))),
     keyOf: (gpu) => `${gpu.agent}/${gpu.index}`,
+    yielding: ['whose'],
     onSort: (name) => setFilter({ sort: chosen.sort === name ? `-${name}` : name }),
     onOpen: (gpu) => go('host', gpu.agent),
   });
@@ -145,13 +146,13 @@ function columns(onHistory) {
   const memory = (gpu) => (gpu.memory_total_bytes === null ? t('none') : t('overview.of', { some: formatBytes(free(gpu)), all: formatBytes(gpu.memory_total_bytes) }));
   return [
     { name: 'state', label: t('workers.state'), width: '132px', narrow: '112px', sortable: true, make: stateCell },
-    { name: 'host', label: t('workers.host'), width: 'minmax(110px, 1fr)', narrow: 'minmax(80px, .8fr)', sortable: true, make: hostCell },
+    { name: 'host', label: t('workers.host'), width: 'minmax(110px, 1fr)', narrow: 'minmax(80px, .8fr)', fit: { text: (gpu) => gpu.host, weight: 600 }, sortable: true, make: hostCell },
     { name: 'gpu', label: t('gpus.gpu'), width: 'minmax(150px, 1.4fr)', narrow: 'minmax(100px, 1.2fr)', make: textCell((gpu) => t('host.gpu_name', { i: gpu.index, name: gpu.name || '' }), { title: (gpu) => gpu.name || null }) },
     { name: 'busy', label: t('gpus.busy'), width: '70px', narrow: '56px', sortable: true, make: textCell(percent) },
     { name: 'free', label: t('gpus.free_memory'), width: '150px', narrow: '128px', sortable: true, make: textCell(memory, { title: memory }) },
     { name: 'heat', label: t('gpus.heat'), width: '92px', sortable: true, make: textCell(heat) },
     { name: 'power', label: t('gpus.power'), width: '70px', sortable: true, make: textCell(power) },
-    { name: 'whose', label: t('gpus.whose'), width: 'minmax(140px, 1.6fr)', narrow: 'minmax(70px, 1fr)', make: whoseCell },
+    { name: 'whose', label: t('gpus.whose'), width: 'minmax(140px, 1.6fr)', narrow: '', fit: { text: (gpu) => gpu.workers.join('   ') }, make: whoseCell },
     { name: 'history', label: t('gpus.history'), width: '104px', narrow: '104px', make: () => historyCell(onHistory) },
   ];
 }

@@ -48,6 +48,7 @@ export function hostsPage({ store, query }) {
     kind: 'hosts-table',
     columns: columns(),
     keyOf: (host) => host.agent,
+    yielding: ['ssh', 'reason'],
     onSort: (name) => setFilter({ sort: chosen.sort === name ? `-${name}` : name }),
     onOpen: (host) => go('host', host.agent),
   });
@@ -156,7 +157,7 @@ function agentFacet(state, onToggle) {
 const CELLS = {
   agent: stateCell,
   host: nameCell,
-  seen: textCell((host) => formatAge(host.last_seen), { title: (host) => formatMoment(host.last_seen) }),
+  seen: textCell((host) => formatAge(host.last_seen, 1), { title: (host) => formatMoment(host.last_seen) }),
   workers: workersCell,
   load: textCell(loadText, { title: (host) => (host.cpus ? t('hosts.cpus', { n: host.cpus }) : null) }),
   cpu: textCell((host) => formatPercent(usage(host, 'cpu_percent'))),
@@ -171,8 +172,19 @@ function columns() {
   return Object.entries(CELLS).map(([name, make]) => {
     const field = fieldsOf('hosts').columns.get(name);
     const { width, narrow } = field.column;
-    return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: Boolean(SORTS[name]), make };
+    return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, fit: FITS[name], sortable: Boolean(SORTS[name]), make };
   });
+}
+
+/** The texts that a column must hold in full. */
+const FITS = {
+  host: { text: (host) => shownName(host), weight: 600 },
+  memory: { pattern: () => t('overview.of', { some: '888 MiB', all: '888 GiB' }) },
+  gpus: { text: (host) => (host.gpus ? `${t('hosts.gpus_short', { some: host.gpus, all: host.gpus })} · 100 %` : '') },
+};
+
+function shownName(host) {
+  return host.kind === 'launcher' ? host.agent : host.host;
 }
 
 function loadText(host) {
@@ -233,7 +245,7 @@ function nameCell() {
   const address = h('span.muted');
   const cell = h('span', {}, name, ' ', address);
   cell.update = (host) => {
-    setText(name, host.kind === 'launcher' ? host.agent : host.host);
+    setText(name, shownName(host));
     setAttr(name, 'href', link('host', host.agent));
     setText(address, host.address && host.address !== host.host ? host.address : '');
     setAttr(cell, 'title', [host.host, host.address].filter(Boolean).join(' '));

@@ -17,7 +17,7 @@ import { go, link, replaceQuery } from '../router.js';
 import { Selection } from '../selection.js';
 import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
-import { anyNumbers, choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
+import { anyNumbers, choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns, yieldingColumns } from '../workercolumns.js';
 import { MAX_COMPARED } from './compare.js';
 import { MAX_WORKERS } from './logs.js';
 import { pageHead, workerTabs } from './parts.js';
@@ -62,6 +62,7 @@ export function workersPage({ store, query }) {
     kind: 'workers-table',
     columns: gridColumns(columns, { everything, pickCell }),
     keyOf: (worker) => worker.worker_id,
+    yielding: yieldingColumns(columns),
     onSort: (name) => setSort(sort === name ? `-${name}` : name),
     onOpen: (worker) => go('worker', worker.worker_id),
     onPick: (worker, range, from) => {
@@ -122,7 +123,7 @@ export function workersPage({ store, query }) {
     columns = next;
     rememberColumns(columns);
     replaceQuery(address());
-    grid.setColumns(gridColumns(columns, { everything, pickCell, numbers }));
+    grid.setColumns(gridColumns(columns, { everything, pickCell, numbers }), yieldingColumns(columns));
     update();
   }
 
