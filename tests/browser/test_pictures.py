@@ -68,6 +68,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
             for worker, state in ((FAILED, "failed"), (WAITING, "backoff")):
                 swarm.crash([worker])
                 wait_until(lambda one=worker, to=state: made.worker(one)["state"] == to, 30, f"{worker} is {state}")
+            workers = [{"worker_id": f"{HOST}-00002-w{number}", "spec": spec(2, number)} for number in range(4)]
+            declared = {"host": f"{HOST}-00002", "ssh": {"hostname": "10.20.30.40"}, "workers": workers}
+            made.ask("POST", "/api/deployments", {"hosts": [declared]})  # its address stands beside its name
             made.ask("POST", "/api/tokens", {"scope": "viewer", "name": "wall-screen-of-the-lab"})
             made.ask("POST", "/api/mutes", {"select": f"host={HOST}*", "for_s": 7200, "note": "a new data set"})
             yield made
@@ -188,11 +191,12 @@ CUT = """([shortened, hidden]) => {
     range.selectNodeContents(text);
     const rects = [...range.getClientRects()];
     for (let outer = box; outer && outer.tagName !== 'MAIN'; outer = outer.parentElement) {
-      const { overflowX } = getComputedStyle(outer);
+      const { overflowX, textOverflow } = getComputedStyle(outer);
       if (['auto', 'scroll'].includes(overflowX)) break;
       if (overflowX === 'visible') continue;
       const frame = outer.getBoundingClientRect();
-      const over = Math.max(...rects.map((rect) => Math.max(rect.right - frame.right, frame.left - rect.left)));
+      const dots = textOverflow === 'ellipsis' && outer.scrollWidth > outer.clientWidth ? 12 : 0; // hide letters too
+      const over = Math.max(...rects.map((rect) => Math.max(rect.right + dots - frame.right, frame.left - rect.left)));
       if (over > 1) cut.add(`${text.data.trim()} in ${outer.className}: by ${Math.round(over)} px`);
     }
   }

@@ -243,7 +243,7 @@ function stateCell() {
 function nameCell() {
   const name = h('a.strong');
   const address = h('span.muted');
-  const cell = h('span', {}, name, ' ', address);
+  const cell = h('span.name-beside', {}, name, address);
   cell.update = (host) => {
     setText(name, shownName(host));
     setAttr(name, 'href', link('host', host.agent));
