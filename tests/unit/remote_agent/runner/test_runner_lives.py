@@ -218,6 +218,7 @@ def test_a_runner_that_ends_before_it_listens_is_no_started_one(rig: Rig):
 def test_a_runner_leads_no_session_however_it_was_started(rig: Rig):
     """A terminal that its job opens by name never becomes the runner's."""
     rig.shell(FOREVER).run()
+    rig.until("running")  # a runner that has just been started may not have written its state yet
     for apart in (False, True):
         pid = int(rig.state()["runner_pid"])
         assert os.getsid(pid) not in (pid, os.getsid(0))
