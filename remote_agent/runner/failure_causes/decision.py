@@ -26,6 +26,7 @@ from remote_agent.runner.failure_causes.patterns import (
     ERRNO_TEXTS,
     EXCEPTIONS,
     HANDLING,
+    HEADER,
     LAUNCHERS,
     MISSING_LIBRARY,
     OF_ANOTHER,
@@ -126,6 +127,8 @@ def _word_of(one: Traceback, lower: Sequence[str], end: int) -> str:
     if one.name in ("ImportError", "OSError", "RuntimeError") and any(each in text for each in MISSING_LIBRARY):
         return "missing_library"
     known = EXCEPTIONS.get(one.name, "")
+    if known == "syntax_error" and one.where.startswith("<") and HEADER.lower() in lower[one.begin]:
+        return ""  # of a text that the program parsed, for example by ast.literal_eval, not of its source
     if known in ("import_error", "syntax_error"):
         return known
     if text.startswith("ray.exceptions.outofmemoryerror"):
