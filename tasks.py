@@ -31,7 +31,7 @@ if app.is_ours(ASKED) or WORDS[:1] == ["--context"]:
 from invoke import Collection  # noqa: E402
 
 from procguard.cli.program import invoke_form, parser  # noqa: E402
-from procguard.console.language import of_environment, shown  # noqa: E402
+from procguard.console.language import of_environment, sentence, shown  # noqa: E402
 
 namespace = invoke_form.collection(app.commands(), {name: app.group(name).values() for name in app.GROUPS})
 try:
@@ -54,7 +54,7 @@ def translate(collection: Collection) -> None:
         translate(part)
 
 
-if ASKED.startswith("-") and of_environment() != "en":
+if WORDS and WORDS[0].startswith("-") and of_environment() != "en":
     translate(namespace)
 
 if (
@@ -64,4 +64,4 @@ if (
     and os.path.basename(sys.argv[0]) != "pytest"
 ):
     near = parser.did_you_mean(ASKED, [*namespace.task_names, *app.GROUPS])
-    sys.exit(shown(f"invoke: unknown command {ASKED}{near}; all commands: invoke --list"))
+    sys.exit(sentence(f"invoke: unknown command {ASKED}{near}", "all commands: invoke --list"))

@@ -146,7 +146,7 @@ def check(_context: Context) -> None:
     _exit_unless_zero(failed + (unit.returncode != 0))
 
 
-@task(help={"args": "arguments for pytest; without them everything runs"})  # type: ignore[untyped-decorator]
+@task(help={"args": "arguments for pytest; default: run all tests"})  # type: ignore[untyped-decorator]
 def test(_context: Context, args: str = "") -> None:
     """Run all tests; installs their prerequisites first. Example: invoke test --args "tests/unit -k config" """
     import shlex
@@ -172,7 +172,7 @@ def web(_context: Context) -> None:
         print(f"{os.path.getsize(os.path.join(out, name)):>8,} {name}")
 
 
-@task(help={"tag": "what the release is called, e.g. v0.2.0; checked"})  # type: ignore[untyped-decorator]
+@task(help={"tag": "tag of the release, e.g. v0.2.0; must match the version"})  # type: ignore[untyped-decorator]
 def release(_context: Context, tag: str = "") -> None:
     """Build wheel, sdist, SBOM (CycloneDX), hashes and notes into dist/. Example: invoke release --tag v0.2.0"""
     words = [sys.executable, os.path.join("scripts", "release.py"), *(["--tag", tag] if tag else [])]
@@ -196,10 +196,10 @@ def benches() -> dict[str, str]:
 
 
 @task(  # type: ignore[untyped-decorator]
-    positional=["name"], help={"name": "which; `list` tells what there is", "args": "its arguments"}
+    positional=["name"], help={"name": "name of a benchmark, or list", "args": "arguments for the benchmark"}
 )
 def bench(_context: Context, name: str, args: str = "") -> None:  # with a default, invoke would take the name as a task
-    """Measure ProcGuard beside its anchor in one run. Example: invoke bench recovery --args "--kills 20" """
+    """Measure ProcGuard and its reference in the same run. Example: invoke bench recovery --args "--kills 20" """
     import shlex
 
     known = benches()
@@ -216,8 +216,8 @@ def bench(_context: Context, name: str, args: str = "") -> None:  # with a defau
 @task(
     help={
         "only": "numbers of scenarios; default: all",
-        "rounds": "rounds of each, instead of its own number",
-        "short": "the short forms, as ./run_tests.sh runs them",
+        "rounds": "rounds of each scenario; default: its own number",
+        "short": "run the short forms, as ./run_tests.sh does",
     }
 )  # type: ignore[untyped-decorator]
 def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = False) -> None:
@@ -229,9 +229,9 @@ def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = Fals
 @task(
     help={
         "only": "names of targets; default: all",
-        "seconds": "for each target",
-        "keep": "a folder for what is learnt, for the next run",
-        "adopt": "then copy what reaches something new into tests/corpus",
+        "seconds": "duration for each target",
+        "keep": "folder where the inputs found are kept for the next run",
+        "adopt": "afterwards copy inputs that reach new code into tests/corpus",
     }
 )  # type: ignore[untyped-decorator]
 def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "", adopt: bool = False) -> None:
@@ -245,18 +245,18 @@ def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "", a
 @task(  # type: ignore[untyped-decorator]
     help={
         "agents": "simulated hosts",
-        "workers-per-agent": "workers on each",
-        "manager-url": "a manager on this machine",
-        "for": "how long: 90s, 5m, 1h",
-        "script": "a file of steps: '10s kill 10%', '30s return', '40s storm', …",
-        "seed": "the same seed gives the same swarm",
-        "crashes-per-s": "children that crash, in all",
-        "log-lines-per-s": "of each running worker",
-        "stubborn": "share of workers that never end when told",
+        "workers-per-agent": "workers on each host",
+        "manager-url": "URL of a manager on this machine",
+        "for": "duration: 90s, 5m, 1h",
+        "script": "file of steps: '10s kill 10%', '30s return', '40s storm', …",
+        "seed": "seed of the random numbers; the same seed gives the same swarm",
+        "crashes-per-s": "crashing children per second, of all workers together",
+        "log-lines-per-s": "log lines per second of each running worker",
+        "stubborn": "share of workers that do not end when stopped",
         "refuse": "share of workers that refuse restart and kill",
-        "prefix": "how the hosts' names begin",
+        "prefix": "prefix of the host names",
         "keep": "leave the hosts in the manager at the end",
-        "clean": "only take an earlier swarm's hosts out of the manager",
+        "clean": "only remove the hosts of an earlier swarm from the manager",
     }
 )
 def swarm(

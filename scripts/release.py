@@ -25,9 +25,9 @@ SBOM, SUMS, NOTES = "sbom.cdx.json", "SHA256SUMS", "NOTES.md"
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="release.py", description="Make the files of a release.")
-    parser.add_argument("--tag", default="", help="what the release is called, v and its version; checked")
-    parser.add_argument("--out", default="dist", help="a folder that is emptied first")
-    parser.add_argument("--no-sbom", action="store_true", help="without the SBOM, whose tool comes from the index")
+    parser.add_argument("--tag", default="", help="tag of the release, e.g. v0.2.0; must match the version")
+    parser.add_argument("--out", default="dist", help="output folder; emptied first")
+    parser.add_argument("--no-sbom", action="store_true", help="skip the SBOM, whose tool is downloaded")
     given = parser.parse_args(arguments)
     version = version_of((ROOT / "procguard" / "__init__.py").read_text(encoding="utf-8"))
     notes = notes_of((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)

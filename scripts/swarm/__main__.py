@@ -36,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--script", metavar="FILE", help="what happens when")
     made.add_argument("--seed", type=int, default=1, help="the same seed gives the same swarm (default 1)")
     made.add_argument("--crashes-per-s", type=float, default=0.0, metavar="R", help="children that crash, in all")
-    made.add_argument("--log-lines-per-s", type=float, default=0.0, metavar="R", help="of each running worker")
     made.add_argument(
-        "--stubborn", type=float, default=0.0, metavar="SHARE", help="of workers that never end when told"
+        "--log-lines-per-s", type=float, default=0.0, metavar="R", help="log lines per second of each running worker"
     )
-    made.add_argument("--refuse", type=float, default=0.0, metavar="SHARE", help="of workers that refuse restart, kill")
-    made.add_argument("--prefix", default="swarm", help="how the hosts' names begin (default swarm)")
-    made.add_argument("--processes", type=int, metavar="P", help="processes to share them (default 1 for each 5000)")
+    made.add_argument(
+        "--stubborn", type=float, default=0.0, metavar="SHARE", help="share of workers that do not end when stopped"
+    )
+    made.add_argument(
+        "--refuse", type=float, default=0.0, metavar="SHARE", help="share of workers that refuse restart and kill"
+    )
+    made.add_argument("--prefix", default="swarm", help="prefix of the host names (default swarm)")
+    made.add_argument("--processes", type=int, metavar="P", help="number of processes (default: 1 for each 5000)")
     made.add_argument("--keep", action="store_true", help="leave the simulated hosts in the manager at the end")
-    made.add_argument("--clean", action="store_true", help="only take the hosts of an earlier swarm out of the manager")
+    made.add_argument("--clean", action="store_true", help="only remove the hosts of an earlier swarm from the manager")
     return made
 
 

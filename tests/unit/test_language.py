@@ -15,11 +15,17 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 GLOSSARY = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
 ROOTS = ("procguard", "remote_agent", "scripts", "tests", "web/js")
+SHELL = ("*.sh", "scripts/*.sh", "tests/fleet/*.sh")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Whatever source defines is followed by one of these, and most words of prose are not: few files have to be parsed.
 PERHAPS_DEFINED = re.compile(r"\b[A-Za-z_]\w*(?=\s*(?:[-+*/|&^%@<>]{0,3}=(?!=)|:=|[,:)\](]|in\b))")
 DECLARED = re.compile(
     r"\b(?:const|let|var|function|class)\s+([A-Za-z_$][\w$]*)|[{,]\s*([a-z]\w*)\s*[,}]|\bthis\.(\w+)\s*=[^=]"
+)
+# A function, a variable that is set, or one that `read`, `for` or `local` names.
+SET_IN_SHELL = re.compile(
+    r"^\s*(\w+)\(\)|(?:^|[\s;&|({])(\w+)\+?=|\bfor (\w+) in|\b(?:local|read -r|export|unset)((?: \w+\b(?!=))+)",
+    re.MULTILINE,
 )
 
 
@@ -90,10 +96,19 @@ def declared_in(source: str) -> Iterator[str]:
         yield next(name for name in found.groups() if name)
 
 
+def set_in_shell(source: str) -> Iterator[str]:
+    """Every function and variable that a shell script defines."""
+    bare = re.sub(r"(?m)(?:^|\s)#.*$", "", source)
+    for found in SET_IN_SHELL.finditer(bare):
+        yield from next(names for names in found.groups() if names).split()
+
+
 def replaced_in(path: Path) -> set[str]:
     source = path.read_text(encoding="utf-8")
     names = [path.stem]
-    if path.suffix != ".py":
+    if path.suffix == ".sh":
+        names += set_in_shell(source)
+    elif path.suffix != ".py":
         names += declared_in(source)
     elif may_define_a_replaced_name(source):
         names += defined_in(source)
@@ -107,6 +122,19 @@ def test_no_identifier_has_a_replaced_name(root: str) -> None:
     paths = [path for path in (REPOSITORY / root).rglob("*") if path.suffix in (".py", ".js")]
     assert paths
     assert sorted(set().union(*map(replaced_in, paths))) == []
+
+
+def test_no_shell_script_has_a_replaced_name() -> None:
+    paths = [path for pattern in SHELL for path in REPOSITORY.glob(pattern)]
+    assert len(paths) > 6
+    assert sorted(set().union(*map(replaced_in, paths))) == []
+
+
+def test_the_names_of_a_shell_script_are_found() -> None:
+    source = (
+        "desk() { # ticket=1\n    local told lean heard=2\n}\nfor brake in 1; do read -r one two; done; a=1 fine+=(x)"
+    )
+    assert sorted(set_in_shell(source)) == ["a", "brake", "desk", "fine", "heard", "lean", "one", "told", "two"]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ CHINESE: dict[str, str] = {
     # shlex, SQLite, libpq
     "No closing quotation": "引号没有闭合",
     "file is not a database": "不是数据库文件",
+    "unable to open database file": "无法打开数据库文件",
     "connection failed: connection to server at {}, port {} failed: {}": "连接失败：位于 {} 端口 {} 的服务器：{}",
     "Connection refused Is the server running on that host and accepting TCP/IP connections?": "连接被拒绝",
     # the operating system

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from procguard.console import language
+
 REPOSITORY = Path(__file__).parents[3]
 
 # Answers what setup_venv.sh asks a Python; `-m venv` copies itself into the new environment.
@@ -257,6 +259,33 @@ def test_the_list_of_tasks_is_chinese_where_the_terminal_is() -> None:
     described = re.findall(r"^  \S+(?: \(\S+\))? {2,}(.+)$", done.stdout, re.MULTILINE)
     assert len(described) > 60
     assert [text for text in described if not re.search(r"[\u4e00-\u9fff]", text)] == []
+
+
+def test_the_help_of_each_task_is_chinese_where_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCGUARD_LANG", "zh")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import dev_tasks
+
+    tasks = dev_tasks.namespace.tasks
+    texts = {f"{name} {option}": text for name, task in tasks.items() for option, text in task.help.items()}
+    texts |= {name: " ".join(str(task.__doc__).partition("Example: ")[0].split()) for name, task in tasks.items()}
+    assert len(texts) > 30
+    assert [where for where, text in texts.items() if not re.search(r"[\u4e00-\u9fff]", language.shown(text))] == []
+
+
+@pytest.mark.parametrize("words", [("--help", "swarm"), ("chekc",)])
+def test_invoke_itself_is_chinese_where_the_terminal_is(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"PROCGUARD_LANG": "zh", "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    own = re.sub(r"(?m)^Usage: .*$|'[^']*'|invoke \S.*$", "", done.stdout + done.stderr)
+    assert re.search(r"[\u4e00-\u9fff]", own) and not re.search(r"[a-z]{2,} [a-z]{2,}", own), own
 
 
 def test_scripts_are_executable_and_parse() -> None:
