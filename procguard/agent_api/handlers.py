@@ -132,7 +132,7 @@ class HelloQuery:
     nonce: str = text("a number used once", 128)
     to: str = text("the address that the agent used; the proof covers it", MAX_URL_CHARS)
     curve: str = text("the agent's CURVE key in hexadecimal, to be admitted to the zmq channel", 64)
-    mac: str = text("shows that `curve` is of who has the agent's proof key", 64)
+    mac: str = text("proves that `curve` belongs to the holder of the agent's proof key", 64)
 
 
 @dataclass(frozen=True)
@@ -144,21 +144,21 @@ class WaitQuery:
 
 @dataclass(frozen=True)
 class PollQuery(WaitQuery):
-    rev: str = text("the assignments it has")
+    rev: str = text("the `rev` of the assignments that the agent has")
     seq: int = whole(0, 0, 2**53, "the last command it received")
 
 
 @dataclass(frozen=True)
 class ShippedQuery:
     attempt: int = whole(1, 0, MAX_ATTEMPT)
-    stream: str = choice("out", "err", default="out", says="which of both")
-    offset: int = whole(0, 0, MAX_OFFSET, "where the body begins")
+    stream: str = choice("out", "err", default="out", says="the stream")
+    offset: int = whole(0, 0, MAX_OFFSET, "offset of the body's first byte")
     gap: bool = flag("the bytes before `offset` are lost")
     at: float | None = seconds(None, 0.0, 4e9, "when the first byte was written, Unix seconds")
-    times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
-    fill: str = text("the `LogRange` that this answers", 64)
+    times: str = text("later times of bytes in the body, as byte:time: `512:250,9000:1250`", MAX_TIMES_CHARS)
+    fill: str = text("the `LogRange` that this post answers", 64)
     end: int = whole(0, 0, MAX_OFFSET, "with `fill` and `gap`: the bytes from `offset` to here are lost")
-    last: bool = flag("with `fill`: nothing more comes of that range")
+    last: bool = flag("with `fill`: the last post of that range")
 
 
 class AgentApi:

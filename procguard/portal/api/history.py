@@ -40,10 +40,10 @@ class ChangesQuery:
     kind: tuple[str, ...] = several()
     actor: tuple[str, ...] = several()
     since: str = text("`2h`, ISO 8601 or Unix seconds")
-    until: str = text("the same")
-    q: str = text("words")
-    after: int = whole(0, 0, 2**53, "a `seq`: only later ones")
-    before: int = whole(0, 0, 2**53, "a `seq`: only earlier ones")
+    until: str = text("as `since`")
+    q: str = text("words that the event contains")
+    after: int = whole(0, 0, 2**53, "only events with a higher `seq`")
+    before: int = whole(0, 0, 2**53, "only events with a lower `seq`")
     limit: int = whole(200, 1, 10_000)
 
     def wanted(
@@ -69,10 +69,10 @@ class ChangesQuery:
 
 @dataclass(frozen=True)
 class EventsQuery(ChangesQuery):
-    cause: tuple[str, ...] = several("`failure`: each cause that a host finds in a log's last lines")
+    cause: tuple[str, ...] = several("`failure` stands for every cause that a host finds in a log's last lines")
     operation: tuple[str, ...] = several()
-    reason_code: tuple[str, ...] = several("a code, or those below it: `exit` is `exit.code`, `exit.signal`, …")
-    format: str = choice("json", "jsonl", default="json", says="`jsonl`: all that is on disk, one object a line")
+    reason_code: tuple[str, ...] = several("a code, or a prefix: `exit` matches `exit.code`, `exit.signal`, …")
+    format: str = choice("json", "jsonl", default="json", says="`jsonl`: all events on disk, one object per line")
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,18 @@ DIALECT = "RE2's dialect: docs/protocol.md#regular-expressions"
 @dataclass(frozen=True)
 class LogsQuery:
     tail: int = whole(DEFAULT_LINES, 0, MAX_LINES, "number of lines")
-    attempt: int = whole(-1, -1, MAX_ATTEMPT, "-1: all")
-    stream: str = choice("out", "err", says="which of both; left out: both")
+    attempt: int = whole(-1, -1, MAX_ATTEMPT, "only this attempt; -1: all")
+    stream: str = choice("out", "err", says="only this stream; default: both")
     since: str = text("`10m`, ISO 8601 or Unix seconds")
-    until: str = text("the same; not with `follow`")
+    until: str = text("as `since`; not with `follow`")
     regex: str = text(DIALECT, expression.MAX_CHARS)
-    at: str = text("the lines around an address (`3.out.73014`) or a moment, with `before` and `after`", 64)
+    at: str = text("an address (`3.out.73014`) or a time: the lines around it, see `before` and `after`", 64)
     before: int = whole(around.DEFAULT_LINES, 0, around.MAX_LINES, "lines before it")
     after: int = whole(around.DEFAULT_LINES, 0, around.MAX_LINES, "lines after it")
     format: str = choice("text", "json", default="text")
-    follow: bool = flag("go on with what comes; as JSON one object a line")
-    download: bool = flag("all of it, as a file")
-    resume: str = text("with `follow`: go on behind these places, e.g. `3.out.73014,3.err.20`", 512)
+    follow: bool = flag("continue with new lines; as JSON, one object per line")
+    download: bool = flag("download the whole log as a file")
+    resume: str = text("with `follow`: continue after these positions, e.g. `3.out.73014,3.err.20`", 512)
 
 
 class Line(TypedDict):

@@ -60,7 +60,7 @@ class Promoted:
 
 
 class PromoteBody(RequestBody):
-    name: Annotated[str, Field(min_length=1, max_length=64, description="the standby that is to lead")]
+    name: Annotated[str, Field(min_length=1, max_length=64, description="the standby to promote")]
 
 
 class ManagersApi(Resource):

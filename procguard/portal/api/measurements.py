@@ -21,7 +21,7 @@ _Read = tuple[list[float], dict[str, list[float | None]]]
 
 @dataclass(frozen=True)
 class SpanQuery:
-    span: str = choice(*_SPANS, default=SPANS[0].name, says="how far back")
+    span: str = choice(*_SPANS, default=SPANS[0].name, says="the period")
 
 
 @dataclass(frozen=True)

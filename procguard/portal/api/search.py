@@ -41,17 +41,21 @@ JsonLine = dict[str, Any]  # a FoundLine
 
 @dataclass(frozen=True)
 class SearchQuery:
-    text: str = declaration.text("as it stands; or", expression.MAX_CHARS)
+    text: str = declaration.text("literal text; alternatively `regex`", expression.MAX_CHARS)
     regex: str = declaration.text(DIALECT, expression.MAX_CHARS)
     ignore_case: bool = flag("ignore case")
     select: str = declaration.text("a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS)
-    q: str = declaration.text("words that appear in the worker")
-    stream: str = choice("out", "err", says="which of both; left out: both")
+    q: str = declaration.text("words that the worker's fields contain")
+    stream: str = choice("out", "err", says="only this stream; default: both")
     since: str = declaration.text("`2h`, ISO 8601 or Unix seconds")
-    until: str = declaration.text("the same")
+    until: str = declaration.text("as `since`")
     limit: int = whole(DEFAULT_LINES, 1, MAX_LINES, "number of newest lines")
-    timeout: float = seconds(DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S, "seconds each host may look, at most 60")
-    format: str = choice("json", "jsonl", default="json", says="`jsonl`: as the hosts answer")
+    timeout: float = seconds(
+        DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S, "time limit of the search on each host in seconds, at most 60"
+    )
+    format: str = choice(
+        "json", "jsonl", default="json", says="`jsonl`: results as the hosts answer, one object per line"
+    )
 
 
 class FoundLine(TypedDict):

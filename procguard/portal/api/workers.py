@@ -45,15 +45,15 @@ class WorkersQuery:
     host: tuple[str, ...] = several()
     group: tuple[str, ...] = several()
     agent: tuple[str, ...] = several()
-    q: str = text("words that appear in it")
-    sort: str = text("a column; `-column`: the other way round")
+    q: str = text("words that the worker's fields contain")
+    sort: str = text("a column; `-column`: descending")
     offset: int = whole(0, 0, 10**9)
     limit: int = whole(MAX_PAGE, 1, MAX_PAGE)
 
 
 @dataclass(frozen=True)
 class CommandsQuery:
-    worker: str = text("those of one worker")
+    worker: str = text("only commands for this worker")
     limit: int = whole(50, 1, 1_000)
 
 

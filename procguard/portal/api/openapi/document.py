@@ -30,19 +30,19 @@ WHERE_RIGHTS_ARE_NEEDED = (401, 403, 429)
 WITH_A_BODY = (408, 413, 429)
 
 WHAT_AN_ERROR_SAYS = {
-    400: "The request is wrong; the message names each mistake",
-    401: "Credentials are missing or not known; the message says what to type",
-    403: "Known, but without the right to this",
-    404: "There is no such thing",
+    400: "The request is invalid; the message names each error",
+    401: "Credentials are missing or unknown; the message names the next step",
+    403: "The caller is not permitted to do this",
+    404: "The resource does not exist",
     408: "The body did not arrive in time",
     409: "The state does not allow it",
     413: "The body is too large",
     414: "The address is too long",
-    429: "Too many or too often; Retry-After says when to come back",
+    429: "A limit is exceeded; Retry-After is the delay before the next attempt",
     431: "The headers are too large",
-    503: "The manager can't take it now: its disk takes no changes, or it serves as many as it may",
-    421: "The address that was used does not lead to this manager directly, or this manager stands by",
-    507: "The manager can't store it: its disk is full, or the logs' share of it",
+    503: "The manager cannot serve the request now: its disk refuses writes, or its limit of connections is reached",
+    421: "The address does not lead directly to this manager, or this manager is a standby",
+    507: "The manager cannot store the data: its disk, or the share of the logs, is full",
 }
 SECURITY_OF = {
     "anyone": [{}],
