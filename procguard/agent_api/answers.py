@@ -1,4 +1,4 @@
-"""Response types for agents beside the messages of remote_agent.protocol: small JSON objects."""
+"""Response types for agents in addition to the messages of remote_agent.protocol: small JSON objects."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class Channel(Protocol):
 @dataclass(frozen=True)
 class Principal:
     """The caller. `actor`: shown in the audit; `agent_id`: set for agents only; `token_id`: for callers with a token or
-    has a session opened with one, `session` is that session's handle; for anonymous callers, `reason` is why they
-    are not operators."""
+    with a session opened by one, `session` is that session's handle; for anonymous callers, `reason` is why they are
+    not operators."""
 
     kind: Literal["operator", "viewer", "agent", "enroll", "metrics", "anonymous"]
     actor: str

@@ -210,7 +210,7 @@ class Gathering:
         return self._groups.pop(next(iter(self._groups))) if self._groups else None
 
 
-# ------------------------------------------------------------------------------------------------ in words
+# --------------------------------------------------------------------------------------------------- texts
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ class Agent:
             if self._on_removed is not None:
                 self._on_removed(worker.worker_id)
 
-    # --------------------------------------------------------------------------------------- what is reported
+    # ------------------------------------------------------------------------------------------------ reports
 
     def _heartbeat(self) -> dict[str, Any]:
         return encode_short(
@@ -317,7 +317,7 @@ class Agent:
     def _send_to_runner(self, worker: WorkerHandle) -> None:
         if self._on_report is None:
             return
-        about_to_start = not self.may_start or worker.needs_runner()  # or unknown so far
+        about_to_start = not self.may_start or worker.needs_runner()  # also if that is not known yet
         if worker.state in SETTLED and about_to_start and not self._leaving and not worker.gpu_wait:
             return
         key = (worker.state, worker.attempt, worker.status.get("pid"), worker.reason)

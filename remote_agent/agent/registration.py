@@ -78,7 +78,7 @@ class LauncherRegistrar(Registrar):
                     if not token or (reply.ok and reply.status != PENDING_STATUS):
                         return reply
                 except Unknown:
-                    pass  # it has lost its memory
+                    pass  # the manager has lost its state
             if token:
                 return connection.with_token("POST", "/api/workers/register", payload, token)
             return connection.anonymous("POST", "/api/workers/register", payload)
@@ -166,7 +166,8 @@ class LauncherRegistrar(Registrar):
         )
 
     def _reported_state(self, worker: Optional[WorkerHandle]) -> str:
-        """ "exited": it had ended, and its user started the launcher again: it runs again."""
+        """The state to register. "exited" makes the manager start the worker again: it had ended, and its user has
+        started the launcher again."""
         if worker is None or not worker.status:
             return states.STOPPED
         if worker.state not in states.SETTLED:

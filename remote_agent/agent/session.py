@@ -25,7 +25,7 @@ from remote_agent.transport.client import (
 from remote_agent.transport.negotiation import Channels
 
 SHORTEST_INTERVAL_S = 0.2
-COALESCE_S = 0.02  # changes within this time travel in one heartbeat
+COALESCE_S = 0.02  # changes within this time are sent in one heartbeat
 STANDBY_RETRY_S = 2.0
 QUICK_POLL_S, QUICK_POLLS, SLOW_POLL_S = 0.05, 20, 0.5
 
@@ -197,7 +197,7 @@ class ManagerSession:
         self._poll_failures = 0
         self._next_poll = now
         self._quick_polls = self._quick_polls + 1 if elapsed_s < QUICK_POLL_S else 0
-        if self._quick_polls > QUICK_POLLS:  # answers without news: never a busy loop
+        if self._quick_polls > QUICK_POLLS:  # replies without changes must not cause a busy loop
             self._next_poll = now + SLOW_POLL_S
         self._take(reply, outcome.asked_ns)
 

@@ -304,7 +304,7 @@ def held_of(files: list[File]) -> dict[str, dict[str, int]]:
 
 
 def end_after(timeout_s: float) -> None:
-    """A bounded lifetime, whatever happens to the agent."""
+    """Limit the lifetime of this process, whatever happens to the agent."""
     import signal
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

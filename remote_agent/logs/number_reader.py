@@ -51,7 +51,7 @@ class PrintedNumber:
     """One number of one attempt."""
 
     def __init__(self, expression: str, needle: str = "") -> None:
-        """`needle`: a text that is in whatever it matches."""
+        """`needle`: a text that every match contains."""
         self._needle = needle
         self.value: Optional[float] = None
         self.at = 0.0
@@ -59,7 +59,7 @@ class PrintedNumber:
         self.eta_s: Optional[float] = None
         self.trouble = ""
         self._strikes = 0
-        self._points: deque[tuple[float, float]] = deque(maxlen=RATE_POINTS)  # (when, value), of this rise
+        self._points: deque[tuple[float, float]] = deque(maxlen=RATE_POINTS)  # (time, value), since the value last fell
         try:
             self._search = re.compile(expression).search
         except (re.error, ValueError, RecursionError, OverflowError):

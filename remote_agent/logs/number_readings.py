@@ -17,7 +17,7 @@ from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_METRICS, LogMetric
 
 READER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "number_reader.py")
-SILENT_S = 60.0  # it reports every 10 s; later on a busy host
+SILENT_S = 60.0  # the process reports every 10 s, or later on a busy host
 AGAIN_S = (1.0, 5.0, 30.0, 120.0)
 MAX_LINE_BYTES = 8 * 1024 * 1024
 NOTHING_S = 10.0  # the process ends after this time without a worker

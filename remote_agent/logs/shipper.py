@@ -21,12 +21,13 @@ from remote_agent.transport.client import LOG_TIMEOUT_S, Connection, LinkDown, R
 from remote_agent.transport.http import quote
 
 CHUNK_BYTES = 1024 * 1024
-LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # used while at least this much waits
+LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # used if at least this many bytes wait
 MIN_CHUNK_BYTES = 64 * 1024
-MAX_FILES = 50  # small ones of one worker, in one round
+MAX_FILES = 50  # limit of the small files of one worker that are sent in one round
 MAX_RUNS = 200  # times in one post, which take about 3 KB of its URL
 REFUSED_AGAIN_S = 10.0
-STORAGE_FAILED = 507  # status for one worker's file: an offset that no file system accepts must not delay the others
+# concerns a single file, for example an offset that no file system accepts; other files are not delayed
+STORAGE_FAILED = 507
 MAX_GATHER_S = 10.0
 MAX_RANGES = 64  # limit of the ranges that a new leader may request
 
@@ -57,7 +58,7 @@ class LogShipper(threading.Thread):
         self._failures = 0
         self._gather_s = 0.0
         self._ranges: list[LogRange] = []
-        self._asked: list[str] = []  # the ids of the latest
+        self._asked: list[str] = []  # ids of the newest requested ranges
         self._watcher: Optional[threading.Thread] = None
 
     # ------------------------------------------------------------------------------- called by the main loop

@@ -155,7 +155,7 @@ class LogFiles:
         return self._workers.get(worker_id)
 
     def much_waits(self, much_bytes: int) -> bool:
-        """Whether as much as that of one file waits for the manager."""
+        """Whether a file has at least this many bytes that wait for the manager."""
         for worker in self.workers():
             with worker.lock:
                 if any(one.waiting and one.size - (one.acked or 0) >= much_bytes for one in worker.files.values()):
@@ -382,7 +382,7 @@ class LogFiles:
             file.gone = end
             worker.marks_changed = True  # the file system may not report holes
 
-    # ------------------------------------------------------------------------------- room for what is printed next
+    # ---------------------------------------------------------------------------------------------- reserved space
 
     def _keep_room(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
         """Reserve space in the log of a running attempt ahead of its output; release it in an ended one."""

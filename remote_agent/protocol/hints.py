@@ -11,7 +11,7 @@ import sys
 
 
 class _Name:
-    """Stands for a name of `typing`, or for what was made of it by subscription."""
+    """A placeholder for a name of `typing`, or for its subscription."""
 
     def __init__(self, name: str, of: _Name | None = None, parameters: object = None) -> None:
         self.name = name

@@ -60,7 +60,7 @@ VERBS: tuple[str, ...] = ("start", "stop", "restart", "kill")
 Stream = Literal["out", "err"]
 
 
-# ---------------------------------------------------------------------------------------------- what a worker is
+# ------------------------------------------------------------------------------------------------------- workers
 
 
 def launch_digest(spec: WorkerSpec) -> str:
@@ -571,7 +571,7 @@ def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) 
     return hmac_sha256_hex(proof_key.encode(), message)
 
 
-# -------------------------------------------------------------------------------------------------- what holds what
+# -------------------------------------------------------------------------------------------------- nested messages
 
 # Fields that hold messages: how each is rebuilt from JSON. ("one", cls) or ("list", cls).
 NESTED: dict[type, dict[str, tuple[str, type]]] = {

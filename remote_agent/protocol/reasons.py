@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from remote_agent.protocol.host_reasons import HOST
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound=type[Any])
 
-_MISSING: Any = object()  # no default; as an argument: make it
+_MISSING: Any = object()  # no default; as an argument of __init__: call the factory
 
 
 class Field:

@@ -124,7 +124,7 @@ def answer_mac(key: bytes, number: int, status: int, body: bytes) -> str:
 
 
 def machine_mark() -> str:
-    """The same for all processes of this machine until it boots; "" if the kernel does not say."""
+    """The same for all processes of this machine until it reboots; "" if the kernel does not say."""
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return str(blake2b(b"procguard-machine\0" + file.read(64).strip(), digest_size=16).hexdigest())

@@ -12,7 +12,7 @@ from remote_agent.runner.restart import Ending, RestartRules
 from remote_agent.system import paths, processes
 from remote_agent.system.oom import OomCounter
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from remote_agent.runner.failure_causes.proof import ProvenCause
 
@@ -50,7 +50,7 @@ class Attempt:
         self.detail = ""
         self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command runs afterwards
         self.hook_until = 0.0
-        self.first_pid = 0  # of a container: its pid 1; `pid` is what is waited for
+        self.first_pid = 0  # of a container: its pid 1; `pid` is the process that is waited for
         self.start_deadline = self.ready_at = self.healthy_at = 0.0  # see `expect`; healthy_at: once it runs
         self.exec_fd = -1
         self.go_on(launch, now)
@@ -92,7 +92,7 @@ class Attempt:
     def expect(self, policy: RestartRules, now: float) -> None:
         """Set the deadlines of the process that was just started."""
         self.start_deadline = now + policy.start_timeout_s
-        self.ready_at = now + policy.start_secs  # later where the exec is still to come
+        self.ready_at = now + policy.start_secs  # set again after the exec if that happens later
 
     def why_not_started(self, policy: RestartRules) -> Reason:
         """The reason why the process is not running at its deadline."""

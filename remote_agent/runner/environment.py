@@ -26,8 +26,8 @@ CONDA_ROOTS = (
 def compose(
     base: dict[str, str], start: dict[str, object], own: dict[str, str], cwd: str, as_far_as_there: bool = False
 ) -> tuple[dict[str, str], list[str]]:
-    """(environment, scripts of its conda to be sourced). `start`: what agent/spec_file.py resolved; `own`: the spec's
-    `env`.
+    """Returns (the environment, the conda scripts to source). `start`: as resolved by agent/spec_file.py; `own`: the
+    spec's `env`.
 
     `as_far_as_there`: skip missing files, because a pre_start hook may create them.
     """

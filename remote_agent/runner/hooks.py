@@ -13,7 +13,7 @@ from remote_agent.protocol.reasons import Reason, because, of_exception
 from remote_agent.runner import launch as child
 from remote_agent.runner.task.assignment import Hook
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,7 +39,8 @@ class PostStop:
 
     @property
     def cleans_up(self) -> bool:
-        """Whether the running step only removes an ended container, which is short and no part of the worker."""
+        """Whether the running step only removes an ended container, which takes little time and is not part of the
+        worker."""
         return self.runs and bool(self._current.get("always"))
 
     def step(self, now: float) -> bool:

@@ -18,7 +18,7 @@ from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import lean_json, processes
 from remote_agent.system.signals import signal
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from remote_agent.runner.terminal import Terminal
 
@@ -178,7 +178,7 @@ def _spawn(launch: Launch, streams: list[int]) -> int:
 
 
 def _file_actions(launch: Launch, streams: list[int]) -> list[tuple[int, ...]]:
-    """They follow setsid: opening a terminal then makes it the controlling one."""
+    """The file actions are performed after setsid, so that opening a terminal makes it the controlling terminal."""
     actions: list[tuple[int, ...]] = [
         (os.POSIX_SPAWN_DUP2, stream, target) for target, stream in zip(_TARGETS, streams)
     ]
@@ -256,7 +256,7 @@ def _limit(launch: Launch) -> None:
         os.umask(launch.umask)
     if not launch.rlimits:
         return
-    import resource  # only here: in the child, the runner never loads it
+    import resource  # imported in the child only: the runner never loads it
 
     for name, constant, value in launch.rlimits:
         kind, wanted = getattr(resource, str(constant)), int(str(value))
@@ -336,7 +336,7 @@ def search_path(env: dict[str, str]) -> list[str]:
     return (env.get("PATH") or os.defpath).split(os.pathsep)
 
 
-# ---------------------------------------------------------------------------------------------- in words
+# ---------------------------------------------------------------------------------------------- messages
 
 
 def word(descriptor: int, launch: Launch) -> tuple[str, Reason] | None:

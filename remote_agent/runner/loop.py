@@ -20,7 +20,7 @@ from remote_agent.system import paths, processes
 from remote_agent.system.locks import is_still_at
 from remote_agent.system.signals import signal
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -239,7 +239,7 @@ def _how(ending: Ending) -> Reason:
 
 
 def describe_left(count: int, names: list[str], ending: Ending) -> Reason:
-    """The reason for a command that left processes in the background: they were ended, and what to do about it."""
+    """The reason text for a command that left processes in the background, which were ended, with the next step."""
     left = because("exit.left_named", n=count, names=names) if names else because("exit.left", n=count)
     return left.then(because("exit.foreground")) if ending.code == 0 else left
 

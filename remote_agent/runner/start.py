@@ -5,7 +5,7 @@ processes of this boot that the agent observed below a runner that has died.
 
 The command exits with 0 when the daemon listens on its socket, and with EXIT_ALREADY_RUNNING if another runner has the
 worker. The daemon exits when the worker is settled. SIGHUP is ignored; SIGTERM stops the child, and the next runner
-starts the worker again. Runner and loop import only what keeps them small and their start short.
+starts the worker again. Runner and loop import as little as possible, to stay small and to start quickly.
 """
 
 from __future__ import annotations

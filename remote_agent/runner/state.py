@@ -17,7 +17,7 @@ from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Ending
 from remote_agent.system import paths, processes
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
 

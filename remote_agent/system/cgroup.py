@@ -50,8 +50,8 @@ class WorkerGroup:
     """One worker's group. `path`: "" if there is none; the cookie in its name makes it unique."""
 
     def __init__(self, cookie: str = "", former_path: str = "") -> None:
-        """Create it below this process's group. `former_path`: that of a previous runner. Without a cookie there is
-        none."""
+        """Create the group below this process's own group; without a cookie, none is created. `former_path`: the group
+        of a previous runner."""
         self._name = PREFIX + cookie[:16]
         self._home = own_group()
         self._inside = False

@@ -18,7 +18,7 @@ from remote_agent.protocol import reasons
 from remote_agent.system import processes
 from remote_agent.system.signals import signal
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
 

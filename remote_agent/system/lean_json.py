@@ -7,7 +7,7 @@ is also used if the interpreter has no such functions.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING or sys.implementation.name != "cpython":
     import ctypes
     from ctypes import c_long, c_uint64, get_errno, sizeof

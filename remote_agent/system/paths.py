@@ -95,7 +95,7 @@ def worker_dir(agent_directory: str, worker_id: str) -> str:
     return os.path.join(workers_dir(agent_directory), directory_name(worker_id))
 
 
-# ------------------------------------------------------------------------------------------ inside a worker's
+# --------------------------------------------------------------------------------------- a worker's directory
 
 
 def worker_id_file(worker_directory: str) -> str:

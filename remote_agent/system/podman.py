@@ -58,7 +58,7 @@ def _makes_namespaces(env: dict[str, str]) -> bool:
             subprocess.run(words, env=given, cwd="/", capture_output=True, timeout=ASK_S, check=False).returncode == 0
         )
     except (OSError, subprocess.SubprocessError):
-        return True  # no podman, or one that does not answer, is another matter
+        return True  # a missing podman, or one that does not answer, is not a missing namespace
 
 
 def runtime_directory(env: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from _operator import itemgetter
 from remote_agent.system import libc as c
 from remote_agent.system.signals import signal
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

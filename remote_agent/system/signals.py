@@ -3,7 +3,7 @@ runner."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     import signal
 else:

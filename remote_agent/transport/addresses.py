@@ -58,7 +58,7 @@ class Addresses:
         self.edition = 0  # increases with new addresses or a new leader: connections of an earlier edition are closed
         self._lasting: list[Any] = []
 
-    # ------------------------------------------------------------------------------------------- which one
+    # ------------------------------------------------------------------------------------------- selection
 
     def current(self) -> str:
         with self._lock:
@@ -126,7 +126,7 @@ class Addresses:
             self.edition += 1
         return urls
 
-    # --------------------------------------------------------------------------------------------- who leads
+    # ------------------------------------------------------------------------------------------------ leader
 
     def refuses(self, term: int) -> bool:
         """Whether a reply with this term comes from a replaced manager. `term` 0: the reply has none."""

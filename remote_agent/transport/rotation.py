@@ -27,8 +27,8 @@ NOT_ASKED = 409
 
 
 class SecretRotation:
-    """`take` from the main loop, with each reply that asks. From another thread: `replacing(secret)` before it is
-    stored, `replaced()` once it is used."""
+    """`take` is called by the main loop with each reply that requests a rotation. Called in another thread:
+    `replacing(secret)` before it is stored, `replaced()` once it is used."""
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
     def open_gateway(self) -> Any:
         """The connection through the jump host. Errors there are reported as errors of the jump host."""
         if isinstance(self.gateway, str):
-            return paramiko.ProxyCommand(self.gateway)  # Fabric would fill in %h and its like a second time
+            return paramiko.ProxyCommand(self.gateway)  # Fabric would expand %h and similar placeholders a second time
         try:
             self.gateway.open()
             return super().open_gateway()

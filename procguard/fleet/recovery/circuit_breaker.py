@@ -90,7 +90,7 @@ class RecoveryCircuitBreaker:
         self._fell_silent.clear()
         return BreakerChange(False, reason)
 
-    # --------------------------------------------------------------------------------------------- manager or hosts?
+    # ----------------------------------------------------------------------------------------------------- SSH tests
 
     def probe(self, others: Sequence[str], silent: Sequence[str], now: Now) -> str:
         """The agent on whose host to try SSH now, "" for none. `others`: agents with heartbeats; `silent`: agents

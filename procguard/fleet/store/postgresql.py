@@ -281,8 +281,7 @@ class PostgresqlStore:
         except OSError as exc:
             raise DatabaseUnreachable(self.place, exc.strerror or str(exc)) from exc
 
-    # ------------------------------------------------------------------------------------------ occasional work, the
-    # end
+    # ------------------------------------------------------------------------------------------ occasional work
 
     def save(self) -> None:
         """Remove deletions that every standby has read from the list; the database needs no snapshot."""

@@ -367,7 +367,7 @@ class SqliteStore:
         os.replace(fresh, self.database)
         sync_directory(self.database)
 
-    # ------------------------------------------------------------------------------------------ snapshots, the end
+    # --------------------------------------------------------------------------------------- snapshots and closing
 
     def save(self) -> None:
         if self._fenced:

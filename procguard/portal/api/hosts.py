@@ -53,7 +53,7 @@ class UncordonRequest(RequestBody):
     gpu: GpuIndex | None = None
 
 
-# ------------------------------------------------------------------------------------------------ what is answered
+# -------------------------------------------------------------------------------------------------- response types
 
 
 class Checked(TypedDict):

@@ -207,7 +207,7 @@ class LogsApi(Resource):
         narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.until or query.download)
         most, resumed = TAIL_BYTES if narrow else MOST_BYTES, wanted.resume is not None
         times = {"since": wanted.since, "until": wanted.until, "caller": caller_name()}
-        near: dict[tuple[int, str], int] | None = {} if query.at or query.download else None  # nothing of it yet
+        near: dict[tuple[int, str], int] | None = {} if query.at or query.download else None  # no position is known yet
         self.store.fetch(worker_id, wanted.attempt, wanted.stream, most, await_host=resumed, near=near, **times)
         if query.download:
             return self._download(worker_id, wanted)

@@ -30,7 +30,7 @@ MIN_OPERATION_TIMEOUT_S = 5.0
 MIN_SILENT_S, MAX_SILENT_S = 60.0, 10 * 365 * 86_400.0
 _AS_PREVIEWED = ("", '{"command": "stop", "selector": "group=trainers"}')
 
-# ------------------------------------------------------------------------------------------------ what comes in
+# ------------------------------------------------------------------------------------------------ request types
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class PurgeRequest(RequestBody):
     token: Annotated[str, Field(min_length=1, max_length=64)]
 
 
-# ------------------------------------------------------------------------------------------------ what is answered
+# -------------------------------------------------------------------------------------------------- response types
 
 
 class StateSplit(TypedDict):

@@ -35,7 +35,7 @@ MAX_PAGE = 100_000
 MAX_SELECT_CHARS = 8_000  # a request line has at most 8,192; longer selectors go into the body of a preview
 SORTABLE = tuple(one.name for one in WORKER if one.sortable)
 
-# ------------------------------------------------------------------------------------------------ what comes in
+# ------------------------------------------------------------------------------------------------ request types
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MoveRequest(RequestBody):
     host: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS)]
 
 
-# ------------------------------------------------------------------------------------------------ what is answered
+# -------------------------------------------------------------------------------------------------- response types
 
 
 class WorkerRecoveryStatus(TypedDict):

@@ -94,7 +94,7 @@ class Auth:
         self._agent_sessions = agent_sessions
         self.ca_file = ""  # of the manager's own CA, if https uses it
 
-    # ----------------------------------------------------------------------------------------------- who is it
+    # ------------------------------------------------------------------------------------------------ identity
 
     def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         """Identify the caller. Wrong credentials raise Refused; there is no fallback to a weaker rule.
@@ -166,7 +166,7 @@ class Auth:
             return Principal("agent", f"{name} of {own}", agent_id=own, via="token", token_id=token.token_id)
         return Principal(_KINDS[token.scope], name, via="token", token_id=token.token_id)
 
-    # ------------------------------------------------------------------------------------------ as long as it stands
+    # -------------------------------------------------------------------------------------------- lifetime of rights
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
         """Register `end()` to be called when the caller's token or session ends. Returns a function that unregisters
@@ -184,7 +184,7 @@ class Auth:
             return False
         return not caller.session or self._sessions.by_handle(caller.session, now.monotonic) is not None
 
-    # -------------------------------------------------------------------------------------------------- who it is not
+    # ------------------------------------------------------------------------------------------------------- refusals
 
     def _wrong_token(
         self, environ: dict[str, Any], of_agents: bool, *, registers: bool = False
@@ -275,7 +275,7 @@ class Auth:
             return f"the connection belongs to uid {uid}, not to the manager's user"
         return self._why_forwarded(client, server)
 
-    # ------------------------------------------------------------------------------------------------- may they
+    # --------------------------------------------------------------------------------------------------- rights
 
     def admit(self, environ: dict[str, Any], who: Who) -> Principal:
         """The caller, if it has the route's right.

@@ -103,7 +103,7 @@ def listed_owner(client: Address, server: Address) -> Owner | None:
 def _packed(address: str) -> tuple[int, bytes]:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped  # a dual-stack listener shows IPv4 clients so
+        ip = ip.ipv4_mapped  # the form of IPv4 clients at a dual-stack listener
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     return int(family), ip.packed.ljust(16, b"\0")
 
@@ -164,9 +164,9 @@ def _list(family: int, program: bytes, found: list[Tcp]) -> None:
 
 
 def _all_but(family: int, port: int, peer: bytes) -> bytes:
-    # Its own port at most port - 1, or at least port + 1; then not the peer. A jump to the end accepts, one beyond it
-    # rejects; the kernel accepts only programs whose jumps lead to a step that the sequence of "yes" reaches, hence the
-    # jumps that are never taken for "yes".
+    # A program that selects sockets whose own port is not `port` and whose peer is not `peer` at it. A jump to the end of the
+    # program selects the socket, a jump beyond it rejects it. The kernel refuses a program with a jump to a step that
+    # the sequence of "yes" jumps does not reach; some "yes" jumps exist only for this reason.
     other_ends = b""
     if peer:
         bits = 32 if family == socket.AF_INET else 128

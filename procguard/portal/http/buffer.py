@@ -22,8 +22,8 @@ def _nothing(_work: int) -> None:
 
 
 class SocketReader:
-    """`closed`: as of a file; no more data will arrive. `spend(work)` accounts for bytes read and for the work done
-    with them; it may block to let other connections run (admission/turns.py)."""
+    """`closed`: no more data will arrive, as for a closed file. `spend(work)` accounts for bytes read and for the work
+    done with them; it may block to let other connections run (admission/turns.py)."""
 
     __slots__ = ("_here", "_sock", "closed", "spend")
 

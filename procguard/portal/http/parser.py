@@ -1,8 +1,8 @@
 """Parses the head of a request strictly, so that a proxy in front cannot interpret it differently.
 
 Pure: bytes in, a `Head` out. Knows HTTP/1 framing (RFC 9112), but neither sockets nor routes. Ten times faster than
-http.client's parser, which is one for mail. Lines must end with CRLF, so that the end of a head does not depend on how
-its bytes arrive.
+http.client's parser, which was written for mail. Lines must end with CRLF, so that the end of a head does not depend on
+how its bytes arrive.
 """
 
 from __future__ import annotations

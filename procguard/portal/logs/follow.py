@@ -92,7 +92,7 @@ class Follower:
                 begun = key
             else:
                 whole.append(line)
-        # Finished lines match, because they were searched for. An earlier attempt's last line may be unfinished.
+        # Finished lines were filtered when they were read. An earlier attempt's last line may be unfinished.
         unsure = self._kept([line for line in whole if line.partial])
         shown = [self._whole(_key(line), line) for line in whole if not line.partial or line in unsure]
         if begun is not None:
@@ -123,8 +123,8 @@ class Follower:
         return b"".join(parts)
 
     def _missing(self, store: LogStore, key: Key, start: int, end: int) -> Iterator[LogLine]:
-        """The bytes before those received: a new leader stores what is sent, and the rest is on the worker's host. A
-        marker if they are missing. A line that continues in the received bytes is started with them."""
+        """The lines before the received bytes, which after a takeover may be on the worker's host only; a marker if
+        they cannot be fetched. A line that continues in the received bytes is kept as their beginning."""
         store.fetch(self.worker_id, *key, MOST_BYTES, await_host=True)
         self._partial.pop(key, None)  # complete in the following bytes
         for line in store.beside(store.between, self.worker_id, *key, start, end):

@@ -55,7 +55,7 @@ class OwnSearch:
         self._problem: tuple[str, Reason] = ("", NONE)
         self._archive_left = ARCHIVE_BYTES
         self._unread = 0  # archived bytes that were not searched
-        self._late = False  # the archived logs of some workers were not
+        self._late = False  # whether archived logs of some workers were not searched
 
     def begin(self) -> None:
         """Select the logs that are known before any host has answered."""
@@ -86,7 +86,7 @@ class OwnSearch:
         self._ended = True
         self._more.set()
 
-    # ------------------------------------------------------------------------------------------ what to search
+    # ----------------------------------------------------------------------------------------------- selection
 
     def _streams(self, worker_id: str) -> list[tuple[int, str]]:
         only = self._search.question.stream
@@ -142,7 +142,7 @@ class OwnSearch:
         if not pairs or self._ended:
             return
         if self._part is not None and self._part.status not in OPEN:
-            if self._part.status == "done":  # this host has answered after its time
+            if self._part.status == "done":  # this host has answered after the deadline
                 self._part.status, self._part.reason = "timeout", LATE
             return
         if self._part is None:
@@ -153,7 +153,7 @@ class OwnSearch:
         self._todo.extend(pairs)
         self._more.set()
 
-    # ------------------------------------------------------------------------------------------------------ looking
+    # ---------------------------------------------------------------------------------------------------- searching
 
     def _run(self, part: Part) -> None:
         began = time.monotonic()

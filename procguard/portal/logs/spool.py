@@ -54,7 +54,7 @@ class SpooledLogStore(LogStore):
     def directory(self) -> str:
         return self._directory
 
-    # ------------------------------------------------------------------------------------------- what is archived
+    # --------------------------------------------------------------------------------------------- archived parts
 
     def kept(self, worker_id: str, attempt: int, stream: str, stored: int) -> int:
         """The offset below which everything is archived, at most `stored`."""
@@ -91,7 +91,7 @@ class SpooledLogStore(LogStore):
     def _nowhere_else(self, base: str, start: int, end: int) -> list[Range]:
         return lacking(self._covered(base), start, end)
 
-    # ----------------------------------------------------------------------------------- what leaves the disk
+    # ----------------------------------------------------------------------------------------------- eviction
 
     def measured(self) -> dict[str, list[Held]]:
         """The size of the stream: that on the disk or in the archive, whichever is larger."""

@@ -171,8 +171,8 @@ class CodeFolder:
         }
 
     def _of_another(self, here: os.stat_result) -> bool:
-        """Whether an entry must be replaced: no regular file, or not owned by the folder's owner (synced as root
-        before the folder was given to its user)."""
+        """Whether an entry must be replaced because it is not a regular file, or not owned by the folder's owner
+        (synced as root before the folder was given to its user)."""
         return not stat.S_ISREG(here.st_mode) or (self.actor is not None and here.st_uid != self.actor.uid)
 
     def _sha(self, name: str, here: os.stat_result, size: int, record: Json) -> str:

@@ -39,7 +39,7 @@ from remote_agent.runner.failure_causes.patterns import (
 )
 from remote_agent.runner.failure_causes.tracebacks import Traceback, tracebacks
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -159,8 +159,8 @@ def _of_traceback(lines: Sequence[str], lower: Sequence[str], code: int, oom_lat
 
 
 def _of_chain(found: Sequence[Traceback], word: str, lower: Sequence[str], code: int, end: int = -1) -> Cause | None:
-    """The cause of the newest exception of `found`, `word`, or of one that led to it: what may pass is no cause of
-    STRICT, whatever was raised of it."""
+    """The cause of the newest exception of `found`, which is `word`, or of an earlier exception that led to it: an
+    error that may pass is never a cause of STRICT, even if the exception raised because of it would be."""
     last = found[0]
     if word in STRICT:
         for one in _chained(found, lower, (CHAINED, HANDLING)):
@@ -267,7 +267,7 @@ def _of_last_lines(lines: Sequence[str], lower: Sequence[str], code: int) -> Cau
         of_end = gave_up and text.endswith(ERRNO_TEXTS)
         if went_on(text) and not of_end:
             if back and "retry" in text:
-                continue  # it gave up later
+                continue  # it has retried and given up later
             return None
         if any(each in text for each in ("warn", "info", "debug")) and "error" not in text and not of_end:
             continue

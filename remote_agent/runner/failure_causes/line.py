@@ -13,7 +13,7 @@ from remote_agent.runner.failure_causes.patterns import (
     WENT_ON,
 )
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 

@@ -6,7 +6,7 @@ import os
 
 from remote_agent.runner.failure_causes.decision import Cause
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 

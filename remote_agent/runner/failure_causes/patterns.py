@@ -85,8 +85,8 @@ ERRNO_TEXTS = (
     ": cannot allocate memory", ": address already in use", ": connection refused",
 )  # fmt: skip
 
-# The C library's texts of errors that may pass, of a network file system or a limit: whatever names one, for example
-# "ImportError: /nfs/x.so: cannot read file data: Input/output error", is no cause of STRICT.
+# The C library's texts of errors that may pass, of a network file system or a limit. A message that contains one, for
+# example "ImportError: /nfs/x.so: cannot read file data: Input/output error", does not prove a cause of STRICT.
 PASSING = (
     "input/output error", "remote i/o error", "stale file handle", "stale nfs file handle",
     "transport endpoint is not connected", "transport endpoint shutdown", "resource temporarily unavailable",

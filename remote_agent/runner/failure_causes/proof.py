@@ -8,7 +8,7 @@ from remote_agent.runner.failure_causes.decision import find
 from remote_agent.runner.failure_causes.own_patterns import own_cause
 from remote_agent.runner.failure_causes.tail import MAX_LINES, read_tail
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 

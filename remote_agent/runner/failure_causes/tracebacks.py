@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remote_agent.runner.failure_causes.patterns import BOX, HEADER
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

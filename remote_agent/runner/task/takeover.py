@@ -21,7 +21,7 @@ from remote_agent.runner.task.tree import WorkerProcesses
 from remote_agent.system import processes
 from remote_agent.system.processes import Identity
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -22,7 +22,7 @@ from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STOP, TaskAs
 from remote_agent.runner.task.tree import WorkerProcesses
 from remote_agent.runner.termination import ProcessTreeTerminator
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,7 +64,7 @@ class WorkerTask:
         """Whether the settled state is stored, so that the runner may exit. Until then only this process knows it."""
         return self.settled and self.state.record.kept
 
-    # ---------------------------------------------------------------------------------------------------- what is there
+    # -------------------------------------------------------------------------------------------------------- processes
 
     def own(self, tree: WorkerProcesses) -> None:
         """Set the process tree of the worker."""
@@ -109,7 +109,7 @@ class WorkerTask:
             self.post_stop.ended(dead[self.post_stop.pid])
         return self.no_children
 
-    # ------------------------------------------------------------------------------------------------ what is asked for
+    # --------------------------------------------------------------------------------------------------------- requests
 
     def obey(self, assignment: TaskAssignment) -> None:
         """Apply the policy, epoch and lease of this assignment from now on."""

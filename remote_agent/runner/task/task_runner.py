@@ -26,7 +26,7 @@ from remote_agent.runner.task.task import WorkerTask
 from remote_agent.runner.task.tree import HOPELESS, NO_ROOM, StartFailed
 from remote_agent.system import processes
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -57,7 +57,7 @@ class TaskRunner:
             phases.BACKOFF: self._pause,
         }
 
-    # ------------------------------------------------------------------------------------------------ for the loop
+    # ------------------------------------------------------------------------------------------ called by the loop
 
     def next_deadline(self) -> float:
         """The latest time for the next call of `advance`, on the clock of `now_s`."""
@@ -154,7 +154,7 @@ class TaskRunner:
             if task.post_stop.runs and not task.post_stop.cleans_up:
                 task.kill_now(now)
 
-    # ------------------------------------------------------------------------------------------------ how it ends
+    # ------------------------------------------------------------------------------------------- ends of attempts
 
     def _take_exit(self, now: float) -> None:
         """The attempt's process has ended: note how, then decide what follows."""
@@ -241,7 +241,7 @@ class TaskRunner:
             task.state.say(task.decided().then(because("run.post_stop")))
         return False
 
-    # ---------------------------------------------------------------------------------------------- while it lives
+    # -------------------------------------------------------------------------------------------- running attempts
 
     def _watch_hook(self, now: float) -> bool:
         task = self.task
@@ -315,7 +315,7 @@ class TaskRunner:
         else:
             task.end_at_limit(now, NONE)
 
-    # ------------------------------------------------------------------------------------------------- what follows
+    # --------------------------------------------------------------------------------------------------- next steps
 
     def _follow_up(self, now: float) -> bool:
         """No process is left: perform the requested or decided action."""

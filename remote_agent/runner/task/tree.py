@@ -20,7 +20,7 @@ from remote_agent.system.cgroup import WorkerGroup
 from remote_agent.system.oom import OomCounter
 from remote_agent.system.processes import Identity
 
-TYPE_CHECKING = False  # as typing's, which a runner does without
+TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -56,7 +56,7 @@ class WorkerProcesses:
         seen: Iterable[Identity] = (),
         in_container: bool = False,
     ) -> None:
-        self.not_enforced: Reason = NONE  # the limits that this host can't keep, for the reason of the state
+        self.not_enforced: Reason = NONE  # the limits that this host cannot enforce, for the reason of the state
         self.dies_with_runner = False  # for the next start: the worker is fenced
         self._record, self._cookie = record, cookie
         self._group = WorkerGroup(cookie, group)

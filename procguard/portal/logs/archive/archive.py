@@ -124,7 +124,7 @@ class LogArchive:
         self.was_rebuilt = False
         self.on_load: Callable[[], None] = lambda: None  # set once the coverage is known
 
-    # ---------------------------------------------------------------------------------------------- what is archived
+    # ------------------------------------------------------------------------------------------------------ coverage
 
     @property
     def is_ready(self) -> bool:
@@ -157,7 +157,7 @@ class LogArchive:
         """The time at which its last archived piece was written, in Unix seconds."""
         return self._written_at.get(key, 0.0)
 
-    # ---------------------------------------------------------------------------------------------- what has changed
+    # ------------------------------------------------------------------------------------------------------- changes
 
     def note(self, worker_id: str, attempt: int, stream: str, size: int) -> None:
         """Note that the log store wrote `size` more bytes of this stream to its disk."""

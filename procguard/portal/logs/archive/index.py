@@ -33,7 +33,7 @@ BUSY_TIMEOUT_S = 5.0
 TRANSACTION_S = 20.0
 T = TypeVar("T")
 Key = tuple[str, int, str]  # folder, attempt, stream
-Execute = Callable[..., Any]  # (statement with ?, values): a cursor
+Execute = Callable[..., Any]  # (statement with ?, values) -> a cursor
 _MIGRATIONS = (
     """
 CREATE TABLE archive_object (
