@@ -37,7 +37,7 @@ def causes_of_failure(causes: dict[str, str]) -> dict[str, str]:
     """Validate user-defined causes of failure, {cause: regular expression}. Raises ValueError."""
     if not causes:
         return causes
-    from procguard import expression  # noqa: PLC0415 - RE2 only where it is needed: commands read the configuration
+    from procguard import expression  # noqa: PLC0415 - RE2 is loaded on demand: commands read the configuration
 
     if len(causes) > MAX_CAUSES:
         raise ValueError(f"at most {MAX_CAUSES} causes")

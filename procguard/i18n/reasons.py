@@ -49,7 +49,7 @@ def because(code: str, /, **params: Any) -> Reason:
 
 def of_message(text: str) -> Reason:
     """A message of ProcGuard without a code, such as that of an error, as a reason that contains its Chinese text."""
-    from procguard.i18n.messages.catalogue import localized  # noqa: PLC0415 - 1,400 texts, for the few that need them
+    from procguard.i18n.messages.catalogue import localized  # noqa: PLC0415 - 1,400 texts that few commands need
 
     return text if isinstance(text, Reason) else because("message", en=text, zh=localized(text, "zh"))
 

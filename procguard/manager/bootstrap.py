@@ -21,4 +21,4 @@ def exec_script(script: str, argv: Sequence[str], missing: str) -> NoReturn:
         sys.exit(
             f"procguard: this Python ({sys.executable}) has no {missing}; install requirements/runtime.lock into it"
         )
-    os.execv(path, [path, *argv])  # noqa: S606 - the point: this process becomes the script
+    os.execv(path, [path, *argv])  # noqa: S606 - intended: this process becomes the script

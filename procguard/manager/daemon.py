@@ -79,7 +79,7 @@ class StateLock:
             pass
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held for the manager's life
+            file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held until the manager ends
         except OSError as exc:
             raise ProcGuardError(
                 f"cannot write {path}: {exc.strerror}", "make its folder writable; the manager retries"
@@ -124,7 +124,7 @@ def lock_state(config: Config) -> StateLock:
     path = _lock_path(config)
     try:
         os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held as long as the manager lives
+        file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held until the manager ends
     except OSError as exc:
         raise ProcGuardError(
             f"cannot write the state in {config.state_directory}: {exc.strerror}",

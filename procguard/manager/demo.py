@@ -316,7 +316,7 @@ class Demo:
                     process.wait()
             self._managers.clear()
             return True
-        from procguard.config import schema  # noqa: PLC0415 - the one way that needs it, and it takes 0.2 s
+        from procguard.config import schema  # noqa: PLC0415 - takes 0.2 s; only this method needs it
 
         well = True
         for state in (self._state, *glob.glob(os.path.join(glob.escape(self._state), "m?"))):  # of an earlier demo

@@ -36,7 +36,7 @@ from procguard.manager.ssh_checks import StandbyChecks
 from procguard.manager.standby import StandbyServer
 
 EXIT_FENCED = 4
-PASSWORD_VARIABLE = "PGPASSWORD"  # noqa: S105 - the name of it
+PASSWORD_VARIABLE = "PGPASSWORD"  # noqa: S105 - a name
 SYNC_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _lead(
         _say(f"handed over to {peers.successor}; this manager stands by from now on")
         command = [*daemon.module_command("procguard.main"), *argv]
         password = {PASSWORD_VARIABLE: seat.place.given} if seat.place.given else {}
-        os.execve(command[0], command, {**os.environ, **given, **password})  # noqa: S606 - the same program, from its beginning
+        os.execve(command[0], command, {**os.environ, **given, **password})  # noqa: S606 - restarts this program
     return 0
 
 
@@ -190,5 +190,5 @@ class _FencedEnd(ProcGuardError):
 
 
 def _say(text: str) -> None:
-    print(shown(text), flush=True)  # noqa: T201 - what a manager says at its start and end goes to its terminal
+    print(shown(text), flush=True)  # noqa: T201 - a manager's first and last messages go to its terminal
     log.info("%s", text)

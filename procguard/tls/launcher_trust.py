@@ -26,7 +26,7 @@ def trust_for(url: str, ca: str) -> Trust:
 
 
 def _read(path: str) -> str:
-    import ssl  # noqa: PLC0415 - most launchers speak http
+    import ssl  # noqa: PLC0415 - most launchers use http
 
     try:
         with open(path, encoding="ascii") as file:

@@ -30,7 +30,7 @@ from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, retry_delay_s
 from remote_agent.transport.tls import Trust, is_untrusted
 
-TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - the name of it
+TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - a name
 REPLACE_TIMEOUT_S = 60.0
 UNTRUSTED = "untrusted"
 

@@ -23,7 +23,7 @@ import stat
 from remote_agent.system import lean_json
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path has 108 bytes with its final NUL
-SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - owner and mode of what lies there are checked
+SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - owner and mode are checked
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 

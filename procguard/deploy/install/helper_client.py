@@ -26,8 +26,8 @@ class Result(NamedTuple):
     ok: bool
     agent: AgentSeen
     message: Reason
-    log: dict[str, Any] = {}  # noqa: RUF012 - of `agent_log` alone, and never changed
-    addresses: dict[str, Any] = {}  # noqa: RUF012 - of `ensure_agent` alone, and never changed
+    log: dict[str, Any] = {}  # noqa: RUF012 - used by `agent_log` only, never changed
+    addresses: dict[str, Any] = {}  # noqa: RUF012 - used by `ensure_agent` only, never changed
 
     @property
     def reason(self) -> Reason:

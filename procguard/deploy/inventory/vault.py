@@ -153,7 +153,7 @@ def _decrypted(text: str, password: bytes) -> str:
 
 
 def _deciphered(cipher: bytes, key: bytes, counter: bytes) -> bytes:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415 - few need it
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415 - rarely needed
 
     decryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()
     return decryptor.update(cipher) + decryptor.finalize()

@@ -146,7 +146,7 @@ class Pack:
     """The content of some files, concatenated and compressed in an unlinked file."""
 
     def __init__(self, source: CodeSource, names: Sequence[str]) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
         packer = zlib.compressobj(3)
         try:
             for name in names:

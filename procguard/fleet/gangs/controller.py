@@ -151,7 +151,7 @@ class Gangs:
             wanted=all(worker.desired == "running" for worker in workers),
             waited_s=now.monotonic - self._restarting_since.setdefault(gang.group, now.monotonic),
             healthy_s=self._healthy_s(gang, known, now),
-            roll=random.random(),  # noqa: S311 - spreads the restarts, guards nothing
+            roll=random.random(),  # noqa: S311 - spreads the restarts; not for security
         )
         self._carry_out(tx, step, gang, workers, known)
         self._finish_commands(tx, gang, known)

@@ -107,7 +107,7 @@ def read_history(path: str) -> Iterator[Line]:
 
 def read_changed(path: str) -> Tables:
     """The tables in a snapshot that may have been edited by hand. Raises UsageError."""
-    import yaml  # noqa: PLC0415 - takes as long as all the rest
+    import yaml  # noqa: PLC0415 - takes as long as all other imports
 
     try:
         with open(path, encoding="utf-8") as file:

@@ -154,7 +154,7 @@ class DatabaseLink:
         return connection
 
     def _options(self) -> dict[str, Any]:
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only where there is a database
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only with a shared database
 
         psycopg = driver()
         try:
@@ -205,7 +205,7 @@ def _resolved(hosts: str, ports: str) -> dict[str, str]:
 def driver() -> Any:
     """The module psycopg. Raises ProcGuardError if it is not installed."""
     try:
-        import psycopg  # noqa: PLC0415 - 60 ms and 12 MB that one manager alone does not need
+        import psycopg  # noqa: PLC0415 - 60 ms and 12 MB that a single manager does not need
     except ImportError as exc:
         raise ProcGuardError("state.database needs psycopg, which is not installed", _EXTRA) from exc
     return psycopg

@@ -48,8 +48,9 @@ class MessageTemplate(NamedTuple):
         return sum(map(_letters, (self.head, *self.middle, self.tail)))
 
     def swallows(self, values: list[str]) -> bool:
-        """Whether a value may have taken the sentence that follows the message. That is harmless in a value with which
-        the message ends in both languages."""
+        """Whether the last value of a template may have matched the sentence that follows the message. This is harmless
+            if
+        the message ends with that value in both languages."""
         last = len(values) - 1
         open_end = not self.tail and self.chinese.endswith(("{}", f"{{{last}}}"))
         return any(map(_holds_another_sentence, values[:last] if open_end else values))

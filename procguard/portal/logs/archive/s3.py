@@ -114,7 +114,7 @@ class BucketStore:
         return self._prefix + name
 
     def _do(self, call: Callable[[], T]) -> T:
-        from botocore import exceptions  # noqa: PLC0415 - only where there is a bucket
+        from botocore import exceptions  # noqa: PLC0415 - only for an archive in a bucket
 
         try:
             with gevent.Timeout(WHOLE_S, _TooLate()):
