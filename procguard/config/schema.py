@@ -131,12 +131,12 @@ class AdapterConfig(Section):
 
 
 class Communication(Section):
-    """An additional channel beside HTTP."""
+    """An additional channel besides HTTP."""
 
     adapter_type: Literal["mock", "zmq"] = Field(
         default="mock",
         description=(
-            "An additional channel beside HTTP, which is always available on `web.port`. `mock`: simulated "
+            "An additional channel besides HTTP, which is always available on `web.port`. `mock`: simulated "
             "workers, see `mock_workers`. `zmq`: ZeroMQ with CURVE on two more ports, for agents and launchers "
             "whose Python has pyzmq; others use HTTP."
         ),
@@ -332,7 +332,7 @@ class Config(Section):
     logging: Logging = Field(default_factory=Logging, description="The manager's own log.")
     state: State = Field(default_factory=State, description="The manager's state.")
     communication: Communication = Field(
-        default_factory=Communication, description="An additional channel beside HTTP."
+        default_factory=Communication, description="An additional channel besides HTTP."
     )
     monitoring: Monitoring = Field(
         default_factory=Monitoring, description="Detection of unreachable hosts and suspect workers."

@@ -78,7 +78,7 @@ TEXTS: dict[str, str] = {
     "exit.left": "{n} process in the background, which was ended|{n} processes in the background, which were ended",
     "exit.left_named": "{n} process in the background ({names}), which was ended|"
     "{n} processes in the background ({names}), which were ended",
-    # what happened, in one line each
+    # events, in one line each
     "event.ended": "it {ending}",
     "event.gave_up": "not restarted any more: failed",
     "event.restarted": "restarted at once (attempt {attempt})",
@@ -265,7 +265,7 @@ TEXTS: dict[str, str] = {
     "next.disk_read_only": "Look why it is read-only on {host}: dmesg; then mount -o remount,rw",
     "next.disk_io": "Look at the disk of {host}: dmesg",
     "next.group": "Start the whole gang: invoke start group={group}",
-    # what the commands print
+    # output of the commands
     "cli.restart_pending": "restart pending: its specification has changed",
     "cli.undeclared": "undeclared: no longer in the inventory",
     "cli.suspect": "suspect: {why}",

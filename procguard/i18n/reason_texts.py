@@ -96,7 +96,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "rule.gone": ("{rule}: {measure} is no longer measured or no longer of interest, after {lasted_s:duration}", "{rule}：{measure} 已不再测量或不再适用，历时 {lasted_s:duration}"),
     "host.cordoned": ("cordoned", "已停止调度"),
     "host.uncordoned": ("tasks may be placed here", "可以向这里放置任务"),
-    # what fails in GPUs
+    # GPU faults
     "gpu.fault": ("GPU {index}: {fault}", "GPU {index}：{fault}"),
     "gpu.usable": ("workers may be given it again", "可以再次分配给 worker"),
     "gpu.xid": ("Xid {code}, {means}", "Xid {code}，{means}"),
@@ -350,7 +350,7 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "exit.left": "它在后台留下了 {n} 个进程，已被终止",
     "exit.left_named": "它在后台留下了 {n} 个进程（{names}），已被终止",
     "exit.foreground": "Worker 必须在前台运行，启动时请去掉守护进程选项、nohup、& 或 tmux",
-    # what follows
+    # decisions after an attempt
     "exit.time_limit": "运行 {ran_s:duration}后因达到时长上限被停止",
     "run.time_limit": "已达到时长上限 {limit_s:duration}；正在收集证据，随后停止",
     "exit.proof": "{cause}：{line}",
@@ -398,7 +398,7 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "restart.always": "策略为 always：{delay_s:in}再次启动",
     "restart.next": "{delay_s:in}进行第 {k} 次重启（最多 {n} 次）",
     "restart.now": "等待结束，进行第 {k} 次重启（最多 {n} 次）",
-    # what was asked for
+    # requests
     "asked.start": "由操作员启动",
     "asked.restart": "由操作员重启",
     "asked.new_epoch": "由管理端在新的 epoch 下重新启动",
@@ -407,7 +407,7 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     "asked.kill": "由操作员强制停止",
     "asked.terminate": "Runner 收到 SIGTERM，要求结束",
     "asked.fence": "租约到期",
-    # where it is
+    # states of a run
     "run.running": "运行中（pid {pid}）",
     "run.ending": "{why}；正在终止",
     "run.ending_left": "先终止它留下的进程",

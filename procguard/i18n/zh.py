@@ -77,7 +77,7 @@ TEXTS: dict[str, str] = {
     "exit.and_left": "{text}，并在后台留下了 {left}",
     "exit.left": "{n} 个进程，已被终止",
     "exit.left_named": "{n} 个进程（{names}），已被终止",
-    # what happened, in one line each
+    # events, in one line each
     "event.ended": "任务{ending}",
     "event.gave_up": "不再重启，判定为失败",
     "event.restarted": "已立即重启（第 {attempt} 次启动）",
@@ -260,7 +260,7 @@ TEXTS: dict[str, str] = {
     "next.disk_read_only": "在 {host} 上查明只读的原因：dmesg；然后 mount -o remount,rw",
     "next.disk_io": "检查 {host} 的磁盘：dmesg",
     "next.group": "启动整个组：invoke start group={group}",
-    # what the commands print
+    # output of the commands
     "cli.restart_pending": "待重启：声明已修改",
     "cli.undeclared": "未声明：已不在清单中",
     "cli.suspect": "疑似卡住：{why}",

@@ -139,7 +139,7 @@ class Demo:
             if not self._database.start(free_port("127.0.0.1"), self._wait):
                 return self._failed("the database does not answer", self._database.output())
         _say(f"starting {self._called()} …")
-        self._start_manager(0)  # which leads
+        self._start_manager(0)  # the leader
         self._prepare_deployment(environment)
         if not self._wait(lambda: self._ready(0), READY_TIMEOUT_S):
             return self._failed("the manager does not answer", self._manager_output(0))

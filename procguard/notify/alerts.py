@@ -173,7 +173,7 @@ class Gathering:
             self._take_once(event, now)
 
     def _listens_to(self, kind: str) -> bool:
-        """Whether every event of this kind was asked for, not only one that ends an alert."""
+        """Whether the target receives every event of this kind, not only one that ends an alert."""
         return kind in self._target.events or "all" in self._target.events
 
     def _take_once(self, event: Event, now: float) -> None:

@@ -62,7 +62,7 @@ HOST = {
     "failure.file_size_limit": "file size limit exceeded",
     "failure.time_limit": "time limit exceeded",
     "failure.interrupted": "interrupted (Ctrl-C)",
-    # what follows
+    # decisions after an attempt
     "restart.gang": "a member of a gang never restarts alone",
     "restart.off": "restarts are off",
     "restart.never_on": "not restarted: restart.never_on names {cause}",
@@ -72,7 +72,7 @@ HOST = {
     "restart.always": "policy always: next start {delay_s:in}",
     "restart.next": "restart {k} of {n} {delay_s:in}",
     "restart.now": "restart {k} of {n}, after its pause",
-    # what was asked for
+    # requests
     "asked.start": "started by an operator",
     "asked.restart": "restarted by an operator",
     "asked.new_epoch": "restarted by the manager under a new epoch",
@@ -81,7 +81,7 @@ HOST = {
     "asked.kill": "killed by an operator",
     "asked.terminate": "the runner was asked to end by SIGTERM",
     "asked.fence": "its lease ended",
-    # where it is
+    # states of a run
     "run.running": "running (pid {pid})",
     "run.ending": "{why}; ending it",
     "run.time_limit": "its time limit of {limit_s:duration} is over; gathering evidence, then stopping it",

@@ -101,7 +101,9 @@ class AgentService:
         """The manager was stalled for `late_s`, and its previous round was `gap_s` ago: do not count that as the
         agents' silence."""
         for observed in self._state.agent_status.values():
-            if observed.last_seen is not None:  # never later than now: an agent heard since then needs no allowance
+            if (
+                observed.last_seen is not None
+            ):  # never later than now: an agent with a heartbeat since then needs no allowance
                 observed.last_seen = min(now.monotonic, observed.last_seen + late_s)
             if observed.poll_lost_at is not None:
                 observed.poll_lost_at = min(now.monotonic, observed.poll_lost_at + gap_s)

@@ -73,7 +73,7 @@ def view(
     away: bool = False,
     hung: frozenset[str] = frozenset(),
 ) -> GpuView:
-    """`faults`: of its host. `away`: its host is out of reach; `hung`: the workers that look hung."""
+    """`faults`: those of its host. `away`: its host is unreachable. `hung`: the workers that look hung."""
     own = [one for one in faults if gpu_key(one.uuid, one.gpu) == gpu_key(gpu.uuid, gpu.index)]
     cordon = agent.gpu_cordons.get(gpu.uuid) or agent.gpu_cordons.get(f"#{gpu.index}")
     failed = cordon is not None or any(is_fatal(one) for one in own)

@@ -77,7 +77,7 @@ class WorkerSource:
 
     @property
     def health(self) -> list[Any] | None:
-        """[status, what its checks say], for the live feed."""
+        """[status, detail of its checks], for the live feed."""
         health = self.report.health if self.report is not None else None
         return None if health is None else [health.status, reason_of(health.detail).plain()]
 

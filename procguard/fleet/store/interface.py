@@ -50,7 +50,7 @@ class Loaded:
 
     tables: Tables = field(default_factory=dict)
     intact: bool = True
-    notes: list[str] = field(default_factory=list)  # what was found damaged or missing, one line each
+    notes: list[str] = field(default_factory=list)  # damaged or missing parts, one line each
 
 
 class Store(Protocol):

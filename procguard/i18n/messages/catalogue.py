@@ -127,7 +127,7 @@ class _Shown(NamedTuple):
 class _Link(NamedTuple):
     """A part of a message between two joints."""
 
-    end: int  # where its joint begins in the message
+    end: int  # the position of its joint in the message
     text: str
     is_ours: bool
 

@@ -400,7 +400,7 @@ CHINESE: dict[str, str] = {
     "{} is no port (0 to 65535; 0 takes a free one)": "{} 不是端口（0 到 65535；0 表示任选空闲端口）",
     ", for example {} or the state's folder": "，例如 {} 或状态所在的目录",
     "procguard: the disk refuses ({}){}; free space or repair it, then repeat": "procguard：磁盘拒绝写入（{}）{}；请腾出空间或修复后重试",
-    # what the help says of each command
+    # help texts of the commands
     "Try ProcGuard on this machine: a manager and three workers, until Ctrl-C.": "在本机试用 ProcGuard：一个管理端和三个 worker，直到 Ctrl-C。",
     "Run the manager: API, portal, monitoring, recovery.": "运行管理端：API、门户、监控、恢复。",
     "Write a commented inventory and configuration for some hosts.": "为若干主机写出带注释的清单和配置。",

@@ -164,9 +164,10 @@ def _list(family: int, program: bytes, found: list[Tcp]) -> None:
 
 
 def _all_but(family: int, port: int, peer: bytes) -> bytes:
-    # A program that selects sockets whose own port is not `port` and whose peer is not `peer` at it. A jump to the end
-    # of the program selects the socket, a jump beyond it rejects it. The kernel refuses a program with a jump to a step
-    # that the sequence of "yes" jumps does not reach; some "yes" jumps exist only for this reason.
+    # A program that selects all sockets except those with the own port `port` and those connected to `peer` at `port`.
+    # A jump to the end of the program selects the socket, a jump beyond it rejects it. The kernel refuses a program
+    # with a jump to a step that the sequence of "yes" jumps does not reach; some "yes" jumps exist only for this
+    # reason.
     other_ends = b""
     if peer:
         bits = 32 if family == socket.AF_INET else 128

@@ -39,7 +39,7 @@ class WorkerTask:
         self.assignment = TaskAssignment({})
         self.policy = RestartRules()
         self.lease = LeaseGuard()
-        self.asked = ""  # what follows once the tree is gone; see assignment.ASKED
+        self.asked = ""  # the action once the tree is gone; see assignment.ASKED
         self.command_id = ""  # the command that requested it
         self.scheduled: tuple[RestartDecision, float, bool] | None = (
             None  # (decision, earliest start, whether it uses the budget)
