@@ -31,8 +31,8 @@ Every command of `procguard`, as `procguard COMMAND -h` shows it. In a checkout 
 - `PROCGUARD_MANAGER_URL` or `procguard --context NAME …` names the manager; without either it is the one on this
   machine, or the context in use.
 - `--output` (`-o`) is `table`, `wide`, `json`, `yaml` or `name`; a pipe gets every column in full.
-- Exit codes: 0 success, 1 wrong arguments or a refused request, 2 some hosts or workers failed, 3 the manager is out
-  of reach, 130 Ctrl-C.
+- Exit codes: 0 success, 1 wrong arguments or a refused request, 2 some hosts or workers failed, 3 the manager is
+  unreachable, 130 Ctrl-C.
 - Workers are selected by id, by glob (`'train-*'`) or by conditions ([selectors](operations.md#selectors)).
 
 """

@@ -33,7 +33,7 @@ def managers_list(output: OutputOptions = OUTPUT) -> None:
             say(hints.commands(f"warning: {warning}"))
 
 
-@operator_task(("name",), name="promote", help={"name": "the standby that is to lead, as `invoke managers` shows it"})
+@operator_task(("name",), name="promote", help={"name": "the standby to promote, as shown by `invoke managers`"})
 def managers_promote(name: str) -> None:
     """Hand over to a standby, for example before this machine is shut down. Example: invoke managers.promote manager2
 

@@ -265,7 +265,7 @@ def operations_cancel(operation_id: str) -> None:
 @operator_task(
     ("operation_id",),
     name="retry",
-    help={**ID_HELP, "rest": "also what was never begun"},
+    help={**ID_HELP, "rest": "also retry the items that never began"},
 )
 def operations_retry(operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
     """Retry the failed workers of an operation, as a new operation. Example: invoke operations.retry o-7f3a91bc"""

@@ -40,7 +40,7 @@ def _place(host: str, gpu: str) -> str:
     return f"{host} GPU {gpu}" if gpu else host
 
 
-@operator_task(("worker", "host"), help={"worker": "its id", "host": "the host to run it"})
+@operator_task(("worker", "host"), help={"worker": "its id", "host": "the host to move it to"})
 def move(worker: str, host: str) -> None:
     """Stop a worker where it is, then start it on another host. Example: invoke move worker1 gpu02"""
     connect().move(worker, host)

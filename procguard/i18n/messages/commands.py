@@ -183,7 +183,7 @@ CHINESE: dict[str, str] = {
     # cli/managers.py
     "one manager, with a state of its own; several share a database (docs/several_managers.md)": "只有一个管理端，状态由它自己保存；多个管理端共用一个数据库（docs/several_managers.md）",
     "{}: takes over now; invoke managers shows when it leads": "{}：正在接管；invoke managers 会显示它何时成为主管理端",
-    "the standby that is to lead, as `invoke managers` shows it": "将要接管的备用管理端，即 `invoke managers` 所示",
+    "the standby to promote, as shown by `invoke managers`": "将要接管的备用管理端，即 `invoke managers` 所示",
     "not tried yet": "尚未尝试",
     "no to {} of {} hosts ({})": "{1} 台主机中有 {0} 台不可用（{2}）",
     # cli/operations.py
@@ -212,7 +212,7 @@ CHINESE: dict[str, str] = {
     "only these items, e.g. failed,expired": "只列出这些条目，例如 failed,expired",
     "as JSON, with every item": "以 JSON 输出全部条目",
     "{}: {}; {} of {} not begun": "{}：{}；{3} 个中有 {2} 个未开始",
-    "also what was never begun": "也包括从未开始的条目",
+    "also retry the items that never began": "也包括从未开始的条目",
     # cli/output/deployment.py
     "{}; {} is used instead": "{}；改用 {}",
     "no workers are left": "没有剩余的 worker",
@@ -272,7 +272,7 @@ CHINESE: dict[str, str] = {
     "reason, for other operators": "理由，供以后查看",
     "{}: goes to {} as soon as it has stopped; invoke ps shows it": "{0}：停止后立即转到 {1}；可用 invoke ps 查看",
     "its id": "它的 ID",
-    "the host to run it": "要运行它的主机",
+    "the host to move it to": "要运行它的主机",
     # cli/setup.py
     "choose another --folder, or remove it": "请用 --folder 另选目录，或删除它",
     "[user@]host[:port] of each host; localhost for this machine, without SSH": "各主机的 [user@]host[:port]；localhost 表示本机，不经 SSH",
