@@ -112,7 +112,8 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     preview = manager.preview(verb, target)
     if not preview["matching"]:
         raise NotFound(f"no worker matches {target}", "list them: invoke status")
-    listing.say_styled(operations.preview(preview), err=answer.json_)
+    words = chosen()
+    listing.say_styled(operations.preview(words.translated(preview), words), err=answer.json_)
     if not preview["acts"]:
         say_json(preview) if answer.json_ else say("nothing to do")
         return
@@ -171,13 +172,13 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
         hint = hints.commands(f"{operation_id}: begun; look: invoke operations.show {operation_id}")
         say_json(view) if answer.json_ else say(hint)
         return
-    status = out.status("") if out.is_terminal else None
+    status, words = out.status("") if out.is_terminal else None, chosen()
     try:
         if status:
             status.start()
         while view["status"] in LIVE:
             if status:
-                status.update(operations.progress(view))
+                status.update(operations.progress(view, words))
             time.sleep(POLL_INTERVAL_S)
             view = manager.operation(operation_id, limit=1)
     except KeyboardInterrupt:
@@ -191,7 +192,6 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
     if answer.json_:
         say_json(manager.operation(operation_id, limit=20_000))
     else:
-        words = chosen()
         out.print(operations.summary(words.translated(view), words))
     _raise_unless_well(view)
 

@@ -36,12 +36,12 @@ STATUSES = {
 HOSTS_NAMED = 6
 
 
-def preview(view: View) -> Text:
+def preview(view: View, words: Words = tables.ENGLISH) -> Text:
     """The numbers of workers that the operation would affect, by state and host, and those left out, by cause."""
     which = view["selector"] if len(view["selector"]) <= 100 else view["selector"][:100] + "…"
-    head = (view["command"], view["acts"], view["matching"], which)
+    head = (words.named("verb", view["command"]), view["acts"], view["matching"], which)
     lines = [styled("[bold]{}[/] {} of {} workers that match {}", *head)]
-    states = joined((_state(one) for one in view["by_state"]), "  ")
+    states = joined((_state(one, words) for one in view["by_state"]), "  ")
     lines.append(styled("  states  {}", states))
     named = view["by_host"][:HOSTS_NAMED]
     hosts = " · ".join(f"{one['host']} {one['matching']}" for one in named)
@@ -53,16 +53,17 @@ def preview(view: View) -> Text:
     return joined(lines, "\n")
 
 
-def _state(one: View) -> Text:
+def _state(one: View, words: Words) -> Text:
     glyph, colour = tables.STATES.get(one["state"], ("?", "magenta"))
-    return styled(f"[{colour}]{{}} {{}}[/] {{}}", glyph, one["state"], one["matching"])
+    return styled(f"[{colour}]{{}} {{}}[/] {{}}", glyph, words.named("state", one["state"]), one["matching"])
 
 
-def progress(view: View) -> Text:
+def progress(view: View, words: Words = tables.ENGLISH) -> Text:
     """The progress line: "stop 812/9312 · ✓ 700 done  ✖ 3 failed"."""
     counts = view["counts"]
     open_ = sum(counts.get(name, 0) for name in ("waiting", "accepted", "delivered"))
-    return styled("{} {}/{} · {}", view["command"], view["total"] - open_, view["total"], _counts(counts))
+    verb = words.named("verb", view["command"])
+    return styled("{} {}/{} · {}", verb, view["total"] - open_, view["total"], _counts(counts, words))
 
 
 def summary(view: View, words: Words = tables.ENGLISH) -> Text:

@@ -225,7 +225,7 @@ class PurgeApi(Resource):
 
         `{"silent_s": 86400}` → `{"token", "count", "workers"}`; only silence since the manager started counts.
         """
-        http_io.note_change(f"a look at what is gone for {body.silent_s:.0f} s")
+        http_io.note_change(f"preview of workers on hosts silent for {body.silent_s:.0f} s")
         return cast(PurgePreview, self._purge.preview(body.silent_s, caller.actor, clock.read(), caller.identity))
 
     @post("/api/purge", "operator", tag="operations", zh="清除预览中的 worker", errors=(409,), example={"token": "g-0"})
@@ -236,7 +236,7 @@ class PurgeApi(Resource):
         """
         http_io.note_change("", final=False)
         done = self._purge.carry_out(body.token, caller.actor, clock.read(), caller.identity)
-        http_io.note_change(f"{done['taken_out']} workers taken out, {done['refused']} refused")
+        http_io.note_change(f"{done['taken_out']} workers removed, {done['refused']} refused")
         return cast(Purged, done)
 
 

@@ -81,6 +81,19 @@ def test_an_operation_is_chinese() -> None:
     assert "已中止" in text and "已过时限" in text and english_in(text) == []
 
 
+def test_the_preview_and_the_progress_of_an_operation_are_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCGUARD_LANG", "zh")
+    why = because("cause.host_away")
+    view = {
+        "command": "stop", "selector": "*", "acts": 1, "matching": 9, "hosts": 8, "total": 9, "counts": {"done": 2},
+        "by_state": [{"state": "running", "matching": 9}], "by_host": [{"host": "h1", "matching": 9}],
+        "causes": [{"action": action, "count": 1, "examples": ["w1"], "message": str(why), "message_code": why.code,
+                    "message_params": why.params} for action in ("pending", "skipped")],
+    }  # fmt: skip
+    text = operations.preview(ZH.translated(view), ZH).plain + operations.progress(view, ZH).plain
+    assert "运行中 9" in text and re.findall("[a-z]{3,}", text) == ["worker"], text
+
+
 def test_the_language_is_the_option_s_then_the_terminal_s(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LC_ALL", "LC_MESSAGES"):
         monkeypatch.delenv(name, raising=False)

@@ -78,6 +78,6 @@ def test_over_http_it_is_two_requests_and_in_the_audit(tmp_path: Path) -> None:
         assert server.ask("POST", "/api/hosts/alpha/restart-agent").status == 409  # without an SSH helper
         assert server.ask("GET", "/api/hosts/alpha/agent-log").json["error"]["next"] == "restart the manager"
         reported = [one["what"] for one in server.ask("GET", "/api/audit").json["audit"]]
-        assert any("gone for 60 s" in str(what) for what in reported)
+        assert any("silent for 60 s" in str(what) for what in reported)
     finally:
         server.close()
