@@ -1,7 +1,6 @@
-"""One deployed agent as a process, against a fake manager: what the agent's tests and benchmarks start, kill and look
-into.
+"""One deployed agent as a process, against a fake manager, for the agent's tests and benchmarks.
 
-Fixtures `manager` and `host` are made known by the conftest.py of tests/unit and tests/long.
+The conftest.py files of tests/unit and tests/long import the fixtures `manager` and `host`.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Host:
         wait_until(lambda: all(one.get("state") == "running" for one in self.statuses()), 60, "every worker running")
 
     def end(self) -> None:
-        """The agent, then every runner (which takes its child along)."""
+        """End the agent, then every runner with its child."""
         if self.agent is not None and self.agent.poll() is None:
             self.kill_agent()
         end_runners(self.directory, self.runtime_dir)
@@ -74,13 +73,13 @@ class Host:
 
 
 def end_runners(agent_dir: str, runtime_dir: str) -> None:
-    """Every runner of an agent that is gone; each takes its child along."""
+    """End every runner of an ended agent, each with its child."""
     workers = paths.workers_dir(agent_dir)
     for name in os.listdir(workers) if os.path.isdir(workers) else []:
         lock = paths.runner_lock(runtime_dir, os.path.join(workers, name))
         state = paths.read_json(paths.state_file(os.path.join(workers, name)))
         if locks.lock_held(lock) and isinstance(state, dict):
-            with contextlib.suppress(ProcessLookupError):  # it was ending by itself
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(state["runner_pid"], signal.SIGTERM)
             wait_until(lambda lock=lock: not locks.lock_held(lock), 20, f"the end of the runner of {name}")
 
@@ -101,7 +100,7 @@ def host(tmp_path: Path, manager: FakeManager) -> Iterator[Host]:
 
 
 def running(manager: FakeManager, worker_id: str = "w1") -> int:
-    """Wait until the worker runs; its pid."""
+    """Wait until the worker runs. Returns its pid."""
     wait_until(lambda: manager.state(worker_id) == "running", 30, f"{worker_id} running")
     return int(manager.report(worker_id)["pid"])
 

@@ -1,8 +1,9 @@
-"""What ansible-core itself makes of inventories and expressions, in one process for many: it takes a second to import.
+"""The results of ansible-core for inventories and expressions. One process answers many questions, because importing it
+takes a second.
 
     ask([{"list": ["-i", "hosts", …]}, {"render": {"text": …, "variables": {…}}}, …]) -> [{"rc", "out", "err"}, …]
 
-Each question is answered by a fork, so that none changes what the next one finds.
+Each question is answered by a fork, so that it does not affect later ones.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
         InventoryManager(DataLoader(), [shape.name, "h2,"])  # its plugins are then loaded
 
     gc.disable()
-    gc.freeze()  # a fork that looks for garbage copies all of this
+    gc.freeze()  # a garbage collection in a fork would copy all of this
     print(json.dumps([_forked(question) for question in json.load(sys.stdin)]))
 
 

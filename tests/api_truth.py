@@ -1,6 +1,6 @@
-"""Holds every answer that a test gets to /api/openapi.json: its status, its kind and each of its fields.
+"""Compares every response that a test receives with /api/openapi.json: status, media type and each field.
 
-Strict where a client would not be: a field that the description does not name is a mistake here.
+Stricter than a client: a field that the description does not name is an error here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ HOW = "see CONTRIBUTING.md, 'How to add a route': the answer's type stands besid
 
 
 class Untrue(AssertionError):
-    """The manager answered something that its description does not say."""
+    """A response of the manager differs from its description."""
 
 
 def check(method: str, target: str, status: int, content_type: str, body: bytes) -> None:
-    """Raises Untrue. What is at no documented address, or asked with another method, is left alone."""
+    """Raises Untrue. Requests to undocumented addresses or with other methods are ignored."""
     path = target.partition("?")[0]
     found = _operation(method, path)
     if found is None:
@@ -54,7 +54,7 @@ def _operation(method: str, path: str) -> tuple[str, dict[str, Any]] | None:
 
 @functools.cache
 def _paths() -> list[tuple[re.Pattern[str], str, dict[str, Any]]]:
-    """Those without a slot first: /api/operations/preview is no operation's id."""
+    """Paths without a parameter first, because the `preview` of /api/operations/preview is not an operation's id."""
     found = []
     for template, operations in document()["paths"].items():
         parts = re.split(r"\{[a-z_]+\}", template)

@@ -1,6 +1,6 @@
 """A log store with its archive for tests: in a folder or a bucket of moto's, indexed by SQLite or PostgreSQL.
 
-Time passes by `step`; a manager that lost its disk is `again(lost_disk=True)` on the same archive.
+`step` advances the time; `again(lost_disk=True)` is a manager on the same archive that has lost its disk.
 """
 
 from __future__ import annotations
@@ -125,5 +125,5 @@ class ArchiveRig:
 
 
 def numbered(first: int, last: int, width: int = 60) -> bytes:
-    """Lines that differ, some of which end in a carriage return's progress bar."""
+    """Distinct lines, some of which end with a progress bar (carriage returns)."""
     return b"".join(f"line {one:08d} ".encode().ljust(width, b"x") + b"\n" for one in range(first, last))

@@ -1,4 +1,5 @@
-"""gevent's pywsgi with nothing in it, on a free port that it prints: what a machine can do at the moment."""
+"""gevent's pywsgi with an empty application, on a free port that it prints: a measure of what the machine can do
+now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scenario of the chaos suite needs of pytest: its number, how often to try, and a place for what it measured.
+"""The chaos suite's part of pytest: the number of a scenario, its rounds, and its measured values.
 
     @pytest.mark.chaos(2)
     def test_…(chaos_report: ChaosReport) -> None:
@@ -24,7 +24,7 @@ _REPORT = pytest.StashKey["ChaosReport"]()
 
 
 class ChaosReport:
-    """Call it once with what was measured; ask it how long to go on."""
+    """Call it once with the measured values; `rounds` yields the rounds to run."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
@@ -34,7 +34,7 @@ class ChaosReport:
         self.measured = ""
 
     def __call__(self, measured: str) -> None:
-        """`measured`: figures in a few words, as they stand in the table."""
+        """`measured`: the values as short text, in the form of the table."""
         self.measured = measured
 
     def rounds(self, short: int = 1, long: int = 5) -> Iterator[int]:
@@ -47,7 +47,7 @@ class ChaosReport:
             self.progress(f"round {number + 1} of {count}: {time.monotonic() - began:.1f} s")
 
     def progress(self, text: str) -> None:
-        """A line for who waits for a long form; nothing in an ordinary run."""
+        """Print a line of progress in a long form; does nothing in an ordinary run."""
         terminal: Any = self._item.config.pluginmanager.get_plugin("terminalreporter")
         if self._item.config.getoption("chaos_out") and terminal is not None:
             with self._item.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():  # type: ignore[union-attr]
@@ -55,7 +55,7 @@ class ChaosReport:
 
 
 def number_of(item: pytest.Item) -> int | None:
-    """The scenario this test is a part of."""
+    """The number of the scenario to which this test belongs."""
     marker = item.get_closest_marker("chaos")
     return int(marker.args[0]) if marker else None
 
@@ -74,7 +74,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what was asked for; a long form may take its time."""
+    """Keep only the requested scenarios; long forms have no time limit."""
     only = {int(word) for word in config.getoption("chaos_only").split(",") if word}
     if only:
         config.hook.pytest_deselected(items=[item for item in items if number_of(item) not in only])

@@ -1,4 +1,4 @@
-"""What each test costs: `pytest --costs 40` prints the dearest 40 tests, fixtures and files.
+"""The cost of each test: `pytest --costs 40` prints the 40 most expensive tests, fixtures and files.
 
     wall    seconds by the clock
     own     seconds of processor time of pytest's own process

@@ -1,8 +1,9 @@
-"""A manager made of one table: serves agents and launchers over HTTP, records every request, does what a test says.
+"""A fake manager with a single table: serves agents and launchers over HTTP, records every request, and is controlled
+by the test.
 
 Agents, installer, deployer and client are tested against it, and benchmarks of the agent run with it. It follows the
 rules of the real one where an agent can tell the difference (sessions, rev, acknowledged log lengths, events acked,
-commands per agent process); everything else a test answers by `routes`. Knows nothing of procguard.
+commands per agent process); the test defines all other responses by `routes`. Knows nothing of procguard.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from remote_agent.protocol import leadership, messages, session
 from remote_agent.protocol.messages import Assignment, Command, RestartPolicy, WorkerSpec
 
-MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
+MAX_LOG_BYTES = 1 << 30  # its disk does not accept a longer file
 START_SECS = 0.1  # of every worker, so that tests need not wait a second for each start
 FLEET = "fleet-1"
 KEY = "proof-key"  # of every agent of a manager that knows all
@@ -71,12 +72,12 @@ class FakeManager:
         self.gaps: list[tuple[str, str, int, int]] = []
         self.requests: list[Request] = []
         self.interval_s = 0.2
-        self.repeats = False  # answer each heartbeat as the one before, as a network may that doubles answers
-        self.offered_key = "launcher-key"  # by which launchers are to know it
+        self.repeats = False  # answer each heartbeat with the previous answer, as a network that duplicates answers may
+        self.offered_key = "launcher-key"  # by which launchers identify it
         self._offered: dict[tuple[str, str], tuple[str, bytes]] = {}  # (who, nonce) -> (session, what both can compute)
         self._sessions: dict[str, Session] = {}
         self.tokens: list[str] = []  # enrolment tokens that it knows
-        self.of_tokens: list[str] = []  # those that somebody has proven to have
+        self.of_tokens: list[str] = []  # tokens whose possession was proven
         self._last_answer: dict[str, Any] = {}
         self.registered_lease_s = 60.0  # of fenced workers that a launcher registers
         self.withheld: set[str] = set()  # fenced workers that get no lease

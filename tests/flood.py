@@ -1,4 +1,4 @@
-"""Those who would take a manager from its agents, as a process of its own.
+"""Clients that try to exhaust a manager, as a separate process.
 
 `python -m tests.flood PORT SECONDS WHAT=N…`:
 
@@ -118,7 +118,7 @@ class Flood:
         return (head + body).encode()
 
     async def websocket(self) -> None:
-        """A portal that asks for everything and reads nothing; gone when the manager closes it."""
+        """A portal that subscribes to everything and reads nothing, until the manager closes it."""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await self.connect(receive_buffer=4096)
             key = base64.b64encode(os.urandom(16)).decode()

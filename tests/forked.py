@@ -1,10 +1,11 @@
-"""The tests' managers and commands without the time that each of them takes to import what it needs: forked from a
-process that has.
+"""Starts the tests' managers and commands by forking a process that has already imported their modules, which saves the
+time of the imports.
 
 `start` and `run` ask a fork server, `python -m tests.forked NAME`, for a process that runs `main` of a program. Each
 process of pytest has its own fork servers, from their first use to the end of the session. They have no threads and no
 event loop, so that what is forked from them begins as a new interpreter would; they wait for their children, so that
-their processor time counts as that of the tests. When the tests die, so do they and all that they have forked.
+their processor time counts as that of the tests. If the tests die, the fork servers and everything forked from them end
+too.
 """
 
 from __future__ import annotations

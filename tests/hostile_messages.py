@@ -1,4 +1,4 @@
-"""What a hostile agent or launcher may send: every field of every message at its extremes, names of others, replays.
+"""Messages of a hostile agent or launcher: every field of every message at its extremes, ids of others, replays.
 
 Made from the dataclasses of remote_agent.protocol.messages, so that a field that is added is covered by itself. A seed
 gives the same messages again. Knows the wire; not what the manager does with it.
@@ -30,7 +30,7 @@ STREAMS = ["out", "err", "", "OUT", "../out"]
 
 @dataclass
 class Known:
-    """What the attacker knows: more than it could."""
+    """The attacker's knowledge, which is more than a real attacker could have."""
 
     own: list[str]
     others: list[str]
@@ -56,7 +56,7 @@ class Byzantine:
         self._extreme = 0.0
 
     def next(self) -> Request:
-        """The next message; some are those of before once more."""
+        """The next message; some repeat earlier ones."""
         if self._past and self._random.random() < 0.03:
             return self._random.choice(self._past)
         makers = {

@@ -1,4 +1,5 @@
-"""Somebody between an agent and its manager: passes bytes on, keeps them, and changes what a test tells it to.
+"""An intermediary between an agent and its manager: forwards bytes, records them, and modifies them as the test
+requires.
 
 Also a program of its own, for a user of a fleet host: `python -I -S relay_in_between.py HOST PORT TO_HOST TO_PORT FILE`
 appends all that agents send to FILE. Standard library only; reads no file of the project.

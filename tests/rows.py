@@ -1,4 +1,4 @@
-"""A table of cases as one test: what pytest does around each test costs more than most cases."""
+"""A table of cases as one test, because pytest's overhead per test exceeds the cost of most cases."""
 
 from __future__ import annotations
 

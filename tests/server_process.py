@@ -281,7 +281,7 @@ def _meter(path: str) -> None:
 
 
 def _bridge(channel: Any, port: int) -> None:
-    """Lets a test in another process speak by the in-process channel: a connection here is one there, each line a
+    """Gives a test in another process access to the in-process channel: a connection here is one there, each line a
     request {"secret", "method", "path", "body" (base64)}, answered by [status, data]."""
     import base64
 

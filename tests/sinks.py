@@ -1,4 +1,4 @@
-"""Real endpoints on loopback that keep what they are sent: HTTP with scripted answers, and a small SMTP server."""
+"""Real endpoints on loopback that record what they receive: HTTP with scripted answers, and a small SMTP server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Posted:
 
 @dataclass
 class Reply:
-    """`after_s`: how long the endpoint thinks first."""
+    """`after_s`: the delay before the answer."""
 
     status: int = 200
     body: bytes = b"ok"

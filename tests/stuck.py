@@ -1,4 +1,4 @@
-"""No test may hold up a whole run, and what failed is known although the run was ended from outside.
+"""Ends tests that hang, so that they do not block a run, and reports failures even if the run is ended from outside.
 
 pytest-timeout raises an exception in a test that takes too long. That does not end what swallows it, waits once more
 while it cleans up, is in C code, or was stopped by a signal. A minute later faulthandler writes the stacks of all

@@ -1,4 +1,4 @@
-"""Waiting for what a test expects: a condition with a deadline, never a sleep that hopes."""
+"""Waits for a condition with a deadline, instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 

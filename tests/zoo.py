@@ -1,4 +1,4 @@
-"""A zoo of hostile connections: what one peer can send to freeze a manager, by name.
+"""Hostile connections by name: what one peer can send to block a manager.
 
 `python -m tests.zoo PORT SECONDS NAME,… TOKENS` keeps one after the other going (`TOKENS`: JSON, {"stranger": "",
 "viewer": …, "agent": …}; the name `strangers`: all of theirs at once) and prints a line of JSON for each. Loopback

@@ -1,4 +1,4 @@
-"""What axe finds on a page."""
+"""Runs axe on a page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from playwright.sync_api import Page
 
 
 def violations(page: Page) -> str:
-    """A report, empty where axe finds nothing. Its script is loaded into a document once: that takes longer than most
-    of its looks."""
+    """A report; empty if axe finds no violations. Its script is loaded into a document only once, because that takes
+    longer than most checks."""
     axe = Axe("true") if page.evaluate("Boolean(window.axe)") else Axe()
     found = axe.run(page)
     return str(found.generate_report()) if found.violations_count else ""

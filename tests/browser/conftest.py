@@ -1,4 +1,4 @@
-"""A real manager, a real launcher with its worker, and Chromium looking at them. Everything started here ends here."""
+"""A real manager, a real launcher with its worker, and Chromium. Everything that is started here is also ended here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ expect.set_options(timeout=15_000)
 
 @dataclass
 class Program:
-    """A process of ours: its output is kept, and it is ended with a signal and waited for."""
+    """A process whose output is kept; it is ended by a signal and waited for."""
 
     process: subprocess.Popen[bytes] | forked.Process
     output: Path
@@ -200,7 +200,7 @@ def one_worker(directory: Path, **options: Any) -> Iterator[ManagerRig]:
 
 @pytest.fixture
 def empty_rig(tmp_path: Path) -> Iterator[ManagerRig]:
-    """A manager's state of its own, not started yet."""
+    """A manager with its own state, not started yet."""
     made = ManagerRig(tmp_path)
     try:
         yield made
@@ -223,7 +223,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visitor:
-    """Opens pages; what their consoles complain about is collected, and fails the test at its end."""
+    """Opens pages. Errors on their consoles are collected and fail the test at its end."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -257,7 +257,7 @@ class Visitor:
             self.complaints.append(f"console {kind}: {text}")
 
     def forgive(self, part: str) -> None:
-        """For what the test itself provoked: Chromium reports each refused request and lost connection."""
+        """Ignore errors that the test itself has caused: Chromium reports each refused request and lost connection."""
         self.complaints = [one for one in self.complaints if part not in one]
 
     def leave(self) -> None:
@@ -277,6 +277,6 @@ def visitor(chromium: Browser) -> Iterator[Visitor]:
 
 @pytest.fixture
 def guest(visitor: Visitor) -> Iterator[Visitor]:
-    """A visitor who also looks for what does not exist: Chromium reports each answer of 404."""
+    """A visitor that also requests missing things, for which Chromium reports each 404."""
     yield visitor
     visitor.forgive("404")

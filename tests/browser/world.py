@@ -1,5 +1,5 @@
-"""A small fleet with something of everything: a worker with a log, simulated hosts with workers in several states, an
-operation that failed in part, a launcher that waits for approval. Each of its pages is in places.py."""
+"""A small fleet with an example of everything: a worker with a log, simulated hosts with workers in several states, a
+partly failed operation, a launcher that waits for approval. Each of its pages is in pages.py."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _spec(host: int, number: int) -> dict[str, Any]:
 
 
 def _operation(rig: ManagerRig) -> str:
-    """One that has ended and failed in part, with its cause."""
+    """An ended operation that has partly failed, with its cause."""
     token = rig.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "gpu-*"})["token"]
     begun = rig.ask("POST", "/api/operations", {"token": token, "reason": "a new data set"})
     name = str(begun["operation_id"])

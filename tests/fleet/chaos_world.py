@@ -1,6 +1,6 @@
-"""What each scenario of the chaos suite stands on: a fleet with the stamping job, a manager, and a deploy.
+"""The basis of each scenario of the chaos suite: a fleet with the stamping job, a manager, and a deployment.
 
-Owns them and ends them. Nothing of any scenario.
+Owns and ends them. Knows no scenario.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class World:
                 self.manager.wait_worker(spec["worker_id"], "running", 30)
 
     def settled(self, worker_id: str, timeout_s: float = 40) -> dict[str, Any]:
-        """Running, its agent connected, whatever happened before. Returns the manager's view of the worker."""
+        """Wait until the worker runs and its agent is connected. Returns the manager's view of the worker."""
         view = self.manager.wait_worker(worker_id, "running", timeout_s)
         self.wait_connected(view["host"], timeout_s)
         return self.manager.wait_worker(worker_id, "running", timeout_s)
@@ -90,7 +90,7 @@ class World:
         return next(one for one in self.fleet.hosts if one.name == name)
 
     def wait_connected(self, host: str, timeout_s: float = 40) -> None:
-        """Its agent is heard. Says what the manager did about it where it is not."""
+        """Wait for the agent's heartbeat. On failure, reports what the manager did about it."""
         try:
             wait_until(lambda: self.manager.host(host)["agent_state"] == "connected", timeout_s, f"{host} connected")
         except AssertionError as exc:
@@ -103,7 +103,7 @@ class World:
         return list(self.manager.get(f"/api/events?{query}")["events"])
 
     def reported(self, worker_id: str) -> str:
-        """What the manager says of a worker and lately did, for a failed test."""
+        """The manager's view of a worker and its recent actions, for a failed test."""
         view = self.manager.worker(worker_id)
         known = {name: view.get(name) for name in ("host", "state", "desired", "epoch", "attempt", "reason")}
         events = [f"{one['at'][11:]} {one['kind']} {one['reason']}" for one in self.events("limit=25")]
@@ -111,14 +111,14 @@ class World:
 
     @staticmethod
     def until(predicate: Callable[[], Any], what: str, timeout_s: float) -> float:
-        """Seconds until it was so."""
+        """Seconds until the condition was true."""
         began = time.monotonic()
         wait_until(predicate, timeout_s, what, every_s=0.02)
         return time.monotonic() - began
 
     @staticmethod
     def stays(predicate: Callable[[], Any], for_s: float) -> float:
-        """Asserts that it is so all the time, looking every 50 ms. Returns `for_s`."""
+        """Assert that the condition stays true, checked every 50 ms. Returns `for_s`."""
         deadline = time.monotonic() + for_s
         while time.monotonic() < deadline:
             assert predicate()
@@ -128,9 +128,9 @@ class World:
 
 @dataclass
 class AgentJournal:
-    """What a host's agents noted of the commands they were given."""
+    """The commands in the journals of a host's agents."""
 
-    begun: list[str] = field(default_factory=list)  # one entry per line: acting twice would show
+    begun: list[str] = field(default_factory=list)  # one entry per line, so that a command executed twice is visible
     ended: dict[str, str] = field(default_factory=dict)  # command id -> done, failed, expired
 
 

@@ -10,7 +10,7 @@ import threading
 
 
 class CutRelay:
-    """While it is cut, bytes are taken and go nowhere."""
+    """While it is cut, bytes are accepted and discarded."""
 
     def __init__(self, target: int) -> None:
         self._target = target

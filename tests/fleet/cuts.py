@@ -1,6 +1,6 @@
 """A cable that works in one direction only, or slowly. Between a host and the manager; hosts still see each other.
 
-A cut is silent, as in a broken switch: whoever sends is told nothing. The sender's neighbour table is made to name a
+A cut is silent, as in a broken switch: the sender gets no error. The sender's neighbour table is made to name a
 machine that does not exist, so that its packets go nowhere (a blackhole route would make the sender's own calls fail).
 """
 
@@ -37,7 +37,7 @@ def restore_to(host: FleetHost, address: str) -> None:
 
 
 def restore(host: FleetHost) -> None:
-    """Both directions work again; does nothing where they did."""
+    """Restore both directions; no effect if they work."""
     with contextlib.suppress(subprocess.CalledProcessError):
         ip("neigh", "del", host.address, "dev", host.fleet.bridge)
     if host.is_on:
@@ -55,7 +55,7 @@ def partitioned(host: FleetHost, direction: Direction = "both") -> Iterator[None
 
 
 def slow_link(host: FleetHost, kbit_per_s: int) -> None:
-    """What the manager sends to this host trickles, at most so much; 0 takes the bound away."""
+    """Limit the rate at which the manager sends to this host; 0 removes the limit."""
     if kbit_per_s:
         rate = ["rate", f"{kbit_per_s}kbit", "burst", "4kb", "latency", "500ms"]
         subprocess.run(["tc", "qdisc", "replace", "dev", host.cable, "root", "tbf", *rate], check=True)

@@ -1,4 +1,4 @@
-"""What stands on a fleet host's disk when it is new: users, keys, names.
+"""The initial content of a fleet host's disk: users, keys, names.
 
 Owns the contents of a host's upper layer; knows nothing of namespaces and networks.
 """
@@ -38,7 +38,7 @@ def write_key(path: Path) -> str:
 
 
 def furnish(directory: Path, name: str, addresses: dict[str, str], operator_key: str) -> str:
-    """Write what makes the host itself into `<directory>/upper`. Returns its public host key."""
+    """Write the host's own files into `<directory>/upper`. Returns its public host key."""
     for layer in ("upper", "work", "root"):
         (directory / layer).mkdir(parents=True)
     upper = directory / "upper"

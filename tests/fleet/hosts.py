@@ -91,9 +91,9 @@ class FleetHost:
         self.fleet.boot([self])
 
     def power_cut(self) -> None:
-        """All at once, as when the plug is pulled: no process gets a word out, no connection is closed towards anybody.
+        """Cut the power: no process sends anything more, and no connection is closed.
 
-        The cable goes first: the kernel would say good-bye for the killed processes.
+        The cable is removed first, because the kernel would close the connections of killed processes.
         """
         if self._unshare is None:
             return
@@ -127,7 +127,7 @@ class FleetHost:
             text=True,
             env=CLEAN_ENV,
             cwd="/",
-            start_new_session=True,  # Ctrl-C is for the tests, not for the machines
+            start_new_session=True,  # Ctrl-C must reach the tests only, not the hosts
         )
         self._record()
 
@@ -161,7 +161,7 @@ class FleetHost:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _record(self) -> None:
-        """What `leftovers` needs in order to end this host without us."""
+        """The record by which `leftovers` ends this host if the tests have died."""
         assert self._unshare is not None
         record = {"unshare_pid": self._unshare.pid, "unshare_start": leftovers.start_time(self._unshare.pid)}
         if self.init_pid:
@@ -256,7 +256,7 @@ class FleetHost:
         return ["ssh", "-i", str(self.fleet.private_key), *options, f"{user}@{self.address}"]
 
     def ssh(self, command: str, user: str = "root", *, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
-        """The same as a person would."""
+        """Run a command over SSH, as a person would."""
         return subprocess.run(
             [*self.ssh_command(user), command], capture_output=True, text=True, check=False, timeout=timeout_s
         )

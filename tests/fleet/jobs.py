@@ -1,4 +1,4 @@
-"""What the workers of these tests run, and the inventories that declare them.
+"""The jobs of these tests' workers, and the inventories that declare them.
 
 Each job notes its own starts (pid, monotonic ns, attempt) on the host: all hosts share one kernel and so one clock.
 """
@@ -46,7 +46,7 @@ def counting(worker_id: str, **spec: Any) -> dict[str, Any]:
 
 
 def children(host: FleetHost, worker_id: str) -> list[HostProcess]:
-    """The living children of a worker on this host: exactly one is what everybody hopes for."""
+    """The living children of a worker on this host; exactly one is expected."""
     return [one for one in host.processes(JOB_PATH) if one.command == f"python3 {JOB_PATH} {worker_id}"]
 
 

@@ -1,4 +1,4 @@
-"""Processes of other pid namespaces, looked at from outside: who they are, whether they live, where they listen.
+"""Processes of other pid namespaces as seen from outside: their identity, state and ports.
 
 Reads /proc only. A process is (pid, start time): nothing is ever signalled by number alone.
 """

@@ -103,7 +103,7 @@ class ChaosProxy:
         return True
 
     def _again(self, request: bytes, fate: Fate) -> None:
-        """The same bytes on another connection; nobody hears the answer."""
+        """Send the same bytes on another connection; the answer is discarded."""
         if fate == "echo":
             time.sleep(self._random.uniform(*ECHO_S))
         with contextlib.suppress(OSError, EOFError), self._connected() as upstream:

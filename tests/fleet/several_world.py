@@ -1,4 +1,4 @@
-"""Several managers on one real PostgreSQL, as processes of this machine, and what they are asked meanwhile.
+"""Several managers on one real PostgreSQL, as processes of this machine, and clients that send requests meanwhile.
 
 `SeveralManagers` starts and harms them, `Relay` is the way of one manager to the database, which can be cut without a
 word, `Declarer` declares hosts with a worker each as fast as it may and notes what was acknowledged.
@@ -163,7 +163,7 @@ class SeveralManagers:
                 one.relay.close()
 
     def leader(self, timeout_s: float = 20.0) -> OneOfSeveral:
-        """Whoever leads, as soon as one does."""
+        """The leader, as soon as there is one."""
         return wait_until(self._leading, timeout_s, "a manager leads", 0.02)
 
     def _leading(self) -> OneOfSeveral | None:

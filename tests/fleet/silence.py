@@ -1,4 +1,4 @@
-"""A machine whose sshd accepts and then says nothing: worse than one that is off."""
+"""A machine whose sshd accepts connections and then sends nothing, which is worse than a machine that is off."""
 
 from __future__ import annotations
 

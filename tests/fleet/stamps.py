@@ -1,4 +1,5 @@
-"""The chaos suite's oracle: when did each instance of a worker run? Exact, as all test hosts share one kernel.
+"""The chaos suite's oracle: the exact times at which each instance of a worker ran, because all test hosts share one
+kernel.
 
 Each job notes every STAMP_MS who it is and the kernel's monotonic time, in a file on its own host's disk; the file
 outlives kills, cuts and power losses. Overlap is then computed from the files of all hosts, not guessed from what

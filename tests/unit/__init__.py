@@ -1,6 +1,6 @@
-"""Unit tests; the folders mirror the packages. Who stands in for what, here and in the other tests:
+"""Unit tests; the folders mirror the packages. The fakes of these and the other tests, and what they replace:
 
-A *rig* is the real thing in made-up surroundings:
+A *rig* runs the real component in a simulated environment:
 
 - `task_runner_rig.py`: a runner's TaskRunner; time, processes and files are made up, thousands of histories run.
 - `runner_rig.py`: a runner as a process with a real child, and this test as its agent.
@@ -8,7 +8,7 @@ A *rig* is the real thing in made-up surroundings:
 - `../server_process.py`: the portal's server, or the whole manager, as a process.
 - `store_rig.py`, `fleet_world.py`, `gang_world.py`: a store, a registry, gangs in it; `now` is passed in.
 
-A *simulator* imitates what is not there, by the rules of docs/protocol.md. There are two of an agent:
+A *simulator* imitates a missing component by the rules of docs/protocol.md. There are two of an agent:
 
 - `simulated_host.py`: with runners and children, in one object, for a registry in this process; it cannot do without
   the reboots, cuts and lost answers that a history of the fleet is made of.

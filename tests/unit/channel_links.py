@@ -1,4 +1,4 @@
-"""A test's own end of each channel, all with one face: `ask` what an agent would ask, `close` as a killed one does.
+"""A test's end of each channel, with one interface: `ask` sends an agent's request, `close` acts like a killed agent.
 
 Written from docs/protocol.md, not with the agent's code: what is tested is the manager's side.
 """

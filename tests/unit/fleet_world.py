@@ -1,4 +1,4 @@
-"""A fleet on a temporary store, and short ways to speak to it as agents and operators would."""
+"""A fleet on a temporary store, with helpers that act as agents and operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A gang on made-up hosts: they obey their newest assignments as agents and runners do, lose power, are cut off.
+"""A gang on simulated hosts, which follow their newest assignments as agents and runners do, lose power, and are cut
+off.
 
 A host runs a member only as the protocol allows: told to run, under the epoch of its assignment, with a lease of that
 epoch taken out in this boot. What ran when, under which epoch, stands in `lives`: overlaps are exact.
@@ -221,7 +222,7 @@ class GangWorld(World):
             self.pass_time(step_s)
 
     def watch(self) -> None:
-        """What the monitor says of silent agents."""
+        """The monitor's findings about silent agents."""
         for name, host in self.hosts.items():
             seen = self.fleet.state.agent_status.get(name)
             if seen is None or (host.on and host.connected):

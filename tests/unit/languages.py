@@ -1,4 +1,5 @@
-"""Whether what is recorded can be shown in both languages: nothing of ours is an English sentence within parameters.
+"""Checks that everything recorded can be shown in both languages: parameters must not contain English sentences of
+ProcGuard.
 
 Every event that any unit test records passes through here (conftest.py), so that each kind of event is looked at as
 the manager really makes it.

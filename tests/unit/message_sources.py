@@ -1,4 +1,4 @@
-"""The English sentences that the manager's code holds, found by AST: f"no worker {name}" as "no worker {}"."""
+"""The English sentences in the manager's code, found by AST: f"no worker {name}" as "no worker {}"."""
 
 from __future__ import annotations
 

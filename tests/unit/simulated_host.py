@@ -1,7 +1,7 @@
 """A host that obeys docs/protocol.md: its agent, its runners and their children, in one object.
 
 What is on its disk (assignments, the journal of commands) survives a reboot; leases and children do not. Every start
-and end of a child goes to the `Witness`, who knows what must never be.
+and end of a child is reported to the `Witness`, which checks the invariants.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from remote_agent.protocol import messages
 
 @dataclass
 class Witness:
-    """Sees all hosts at once, as nobody in the fleet can."""
+    """Observes all hosts at once, which no component of the fleet can."""
 
     live: dict[str, set[str]] = field(default_factory=dict)  # worker -> hosts where a child of it lives
     place_of_epoch: dict[tuple[str, int], str] = field(default_factory=dict)

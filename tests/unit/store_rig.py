@@ -1,4 +1,4 @@
-"""What the tests of the stores share: the same words for every kind of store."""
+"""Helpers of the tests of the stores, with the same names for every kind of store."""
 
 from __future__ import annotations
 

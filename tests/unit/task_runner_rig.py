@@ -1,7 +1,7 @@
 """A rig: one worker, the real TaskRunner, decider and table; the processes, clocks and files of its host are made up.
 
-Time passes only when a test says so, a runner can be killed between any two of its writes, and whoever starts a child
-while anything of the worker still lives, or a fenced one without a lease, is caught in the act.
+Time passes only when a test says so, a runner can be killed between any two of its writes, and a child that is started
+while another process of the worker lives, or without the lease that it needs, is detected.
 """
 
 from __future__ import annotations

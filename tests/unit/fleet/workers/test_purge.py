@@ -1,4 +1,4 @@
-"""Who is gone for good: shown first, taken out with the token of what was shown, each that may still run refused."""
+"""The purge of lost workers: a preview first, then removal with its token; workers that may still run are refused."""
 
 from __future__ import annotations
 
