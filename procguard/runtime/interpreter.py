@@ -37,4 +37,5 @@ HOLES: tuple[tuple[str, Callable[[], bool], str], ...] = (
 def known_holes() -> list[str]:
     """A message for each known vulnerability of this interpreter."""
     version = ".".join(str(part) for part in sys.version_info[:3])
-    return [f"this Python ({version}) has {name}: {what}; {NEWER}" for name, has, what in HOLES if has()]
+    found = ((f"this Python ({version}) has {name}", what) for name, has, what in HOLES if has())
+    return [f"{hole}: {what}; {NEWER}" for hole, what in found]

@@ -4,8 +4,8 @@ Owns journal.jsonl: appended line by line, compacted when it grows. A torn last 
 reserved in the file, so that lines can be appended on a full disk; lines that cannot be written wait in memory. Knows
 neither the manager nor the runners. Only the agent's main loop calls it.
 
-  {"t":"begin","id":"c-7f"}                                  this command is about to be executed: never execute it
-  again {"t":"end","id":"c-7f","status":"done","message":"…"}      its result
+  {"t":"begin","id":"c-7f"}                                  before this command is executed: never execute it again
+  {"t":"end","id":"c-7f","status":"done","message":"…"}      its result
   {"t":"ack","w":"worker1","s":1790000000123}                the manager stored this worker's events up to s
   {"t":"forget","w":"worker1"}
 """

@@ -126,7 +126,7 @@ CHINESE: dict[str, str] = {
     "run the short forms, as ./run_tests.sh does": "运行简短形式，与 ./run_tests.sh 相同",
     "names of targets; default: all": "目标名称；默认全部",
     "duration for each target": "每个目标的时长（秒）",
-    "folder where the inputs found are kept for the next run": "保存所发现输入的文件夹，供下次运行使用",
+    "folder where the inputs found are kept for the next run": "保存所发现输入的目录，供下次运行使用",
     "afterwards copy inputs that reach new code into tests/corpus": "结束后把到达新代码的输入复制到 tests/corpus",
     "simulated hosts": "模拟主机的数量",
     "workers on each host": "每台主机的 worker 数量",
