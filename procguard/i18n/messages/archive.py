@@ -1,4 +1,4 @@
-"""Chinese of messages of the log archive."""
+"""Chinese translations of messages of the log archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese of what commands print: errors, results, help."""
+"""Chinese translations of the commands' output: errors, results, help."""
 
 from __future__ import annotations
 

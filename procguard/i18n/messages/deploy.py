@@ -1,4 +1,4 @@
-"""Chinese of messages of deploying: inventory, SSH, installation, configuration."""
+"""Chinese translations of messages of deploying: inventory, SSH, installation, configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese of messages of the fleet: agents, workers, operations, the store of its state."""
+"""Chinese translations of messages of the fleet: agents, workers, operations, the store of its state."""
 
 from __future__ import annotations
 

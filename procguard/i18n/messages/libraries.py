@@ -1,4 +1,4 @@
-"""Chinese of messages of argparse, pydantic and other libraries, which ProcGuard's messages contain."""
+"""Chinese translations of messages of argparse, pydantic and other libraries, which ProcGuard's messages contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese of messages of the manager: start, API, log-in, logs, TLS."""
+"""Chinese translations of messages of the manager: start, API, log-in, logs, TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese of the mistakes in a worker's specification (remote_agent/agent/spec_file.py and the modules that it uses)."""
+"""Chinese translations of the mistakes in a worker's specification (remote_agent/agent/spec_file.py and the modules that it uses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chinese of what the manager, the demo and a launcher print when they start and end."""
+"""Chinese translations of the messages of manager, demo and launcher at their start and end."""
 
 from __future__ import annotations
 
