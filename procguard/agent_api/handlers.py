@@ -283,7 +283,7 @@ class AgentApi:
         return offer
 
     @post(
-        "/api/workers/register", "anyone", tag="agents", zh="登记一个手动启动的 worker", body=protocol.Registration,
+        "/api/workers/register", "anyone", tag="agents", zh="注册一个手动启动的 worker", body=protocol.Registration,
         answers={200: protocol.RegisterReply, 202: protocol.RegisterReply}, errors=(409,),
         example={"worker_id": "by-hand", "command": "id", "secret_sha256": "0" * 64},
     )  # fmt: skip
@@ -469,7 +469,7 @@ class AgentApi:
         gevent.sleep(wait_s)
 
     @get(
-        "/api/agents/<agent_id>/commands", "agent", tag="agents", zh="长轮询：agent 要执行的命令", query=PollQuery,
+        "/api/agents/<agent_id>/commands", "agent", tag="agents", zh="长轮询：Agent 要执行的命令", query=PollQuery,
         answers={200: protocol.AgentReply}, errors=(404,), often=True,
     )  # fmt: skip
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
@@ -494,7 +494,7 @@ class AgentApi:
         return Answer(200, self._fleet.agents.replies.nothing_new(rev))
 
     @post(
-        "/api/agents/<agent_id>/searches", "agent", tag="agents", zh="agent 的日志搜索结果",
+        "/api/agents/<agent_id>/searches", "agent", tag="agents", zh="Agent 的日志搜索结果",
         body=protocol.LogSearchResult, answers={200: answers.OfSearch}, errors=(404,), example={"results": []},
     )  # fmt: skip
     def agent_found(self, call: Call, agent_id: str) -> Answer:
@@ -508,7 +508,7 @@ class AgentApi:
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
     @post(
-        "/api/agents/<agent_id>/secret", "agent", tag="agents", zh="agent 新密钥的摘要", body=protocol.SecretRenewal,
+        "/api/agents/<agent_id>/secret", "agent", tag="agents", zh="Agent 新密钥的摘要", body=protocol.SecretRenewal,
         answers={200: answers.OfAgent}, errors=(404, 409),
         example={"rotation": "r-1", "secret_sha256": protocol.secret_sha256("mine")},
     )  # fmt: skip

@@ -127,7 +127,7 @@ class AgentsApi(Resource):
         return OfAgent(agent_id, "denied")
 
     @put(
-        "/api/agents/<agent_id>/credentials", "operator", tag="hosts", zh="为 agent 设置新密钥（摘要）",
+        "/api/agents/<agent_id>/credentials", "operator", tag="hosts", zh="为 Agent 设置新密钥（摘要）",
         errors=(404, 409), example={"secret_sha256": _DIGEST_OF_MINE},
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
@@ -138,7 +138,7 @@ class AgentsApi(Resource):
         return OfAgent(agent_id, "set")
 
     @post(
-        "/api/agents/rotate", "operator", tag="hosts", zh="轮换 agent 的密钥（运行中）", example={"agents": ["gpu01"]}
+        "/api/agents/rotate", "operator", tag="hosts", zh="轮换 Agent 的密钥（运行中）", example={"agents": ["gpu01"]}
     )
     def rotate(self, caller: Principal, body: RotationRequest) -> RotationsAsked:
         """Request agents to rotate their secrets while they run.
@@ -149,7 +149,7 @@ class AgentsApi(Resource):
         begun = self.fleet.agents.rotations.begin(body.agents, caller.actor, clock.read())
         return RotationsAsked(cast(dict[str, RotationAsked], begun))
 
-    @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 agent 的密钥", errors=(404,))
+    @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="吊销 Agent 的密钥", errors=(404,))
     def revoke(self, agent_id: str, caller: Principal) -> OfAgent:
         """Revoke an agent's secret, for example because it was stolen.
 
@@ -159,7 +159,7 @@ class AgentsApi(Resource):
         self.fleet.agents.secrets.revoke(agent_id, caller.actor, clock.read())
         return OfAgent(agent_id, "revoked")
 
-    @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 agent", errors=(404, 409))
+    @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 Agent", errors=(404, 409))
     def forget(self, agent_id: str, caller: Principal, query: ForgetAgentQuery) -> OfAgent:
         """Remove an agent that no longer exists.
 

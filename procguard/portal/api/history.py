@@ -161,7 +161,7 @@ class HistoryApi(Resource):
         found = [with_last_words(event) for event in self.fleet.state.find_events(wanted, query.limit)]
         return EventsAnswer(found)
 
-    @get("/api/recoveries", "viewer", tag="history", zh="主机失联事件")
+    @get("/api/recoveries", "viewer", tag="history", zh="主机失去联系的事件")
     def recoveries(self) -> Recoveries:
         """Incidents of silent hosts with each step."""
         return Recoveries(cast(list[IncidentAnswer], self.fleet.state.recoveries()))

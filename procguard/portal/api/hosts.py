@@ -237,7 +237,7 @@ class HostsApi(Resource):
 
     @post(
         "/api/hosts/<host>/restart-agent", "operator", tag="hosts", status=202, errors=(404, 409),
-        zh="通过 SSH 重启该主机的 agent，worker 不受影响；结果见事件",
+        zh="通过 SSH 重启该主机的 Agent，worker 不受影响；结果见事件",
     )  # fmt: skip
     def restart_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
         """Restart a host's agent over SSH; its workers keep running. The result is an event.
@@ -249,7 +249,7 @@ class HostsApi(Resource):
 
     @post(
         "/api/hosts/<host>/upgrade-agent", "operator", tag="hosts", status=202, errors=(404, 409),
-        zh="通过 SSH 把该主机的 agent 升级到管理端的版本，失联则回退；结果见事件",
+        zh="通过 SSH 把该主机的 Agent 升级到管理端的版本，失去联系则回退；结果见事件",
     )  # fmt: skip
     def upgrade_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
         """Upgrade a host's agent to the manager's release over SSH, with rollback if it sends no heartbeat. The
@@ -263,7 +263,7 @@ class HostsApi(Resource):
         "/api/hosts/<host>/agent-log",
         "operator",
         tag="hosts",
-        zh="通过 SSH 读取 agent 自身日志的末尾",
+        zh="通过 SSH 读取 Agent 自身日志的末尾",
         errors=(404, 409),
     )
     def agent_log(self, host: str, query: AgentLogQuery) -> AgentLogAnswer:

@@ -11,6 +11,7 @@ import pytest
 
 from procguard.i18n import reason_texts, zh
 from procguard.i18n.messages import catalogue, libraries
+from procguard.portal.api.resource import all_routes
 from tests.rows import each
 
 REPOSITORY = Path(__file__).parents[3]
@@ -29,6 +30,7 @@ REPLACED = {
     "运行者": "Runner",
     "Launcher": "启动器",
     rf"{HAN} Workers?\b": "worker",
+    rf"(?<![\w./`])agents?(?![\w.:/`-])(?= ?{HAN})": "Agent",
 }
 MARKS = {
     "half-width mark between Chinese": rf"{HAN}[,;!?]|{HAN}:(?!//)|{HAN} ?\([^()]*{HAN}|\){HAN}",
@@ -44,6 +46,7 @@ def texts() -> Iterator[tuple[str, str]]:
     for table in (catalogue.OURS, libraries.CHINESE, zh.TEXTS, reason_texts.CHINESE_OF_HOSTS):
         yield from table.items()
     yield from ((code, chinese) for code, (_, chinese) in reason_texts.MANAGER.items())
+    yield from ((route.path, route.zh) for route in all_routes())
     portal = REPOSITORY / "web" / "locales" / "zh-CN.json"
     yield from json.loads(portal.read_text("utf-8")).items()
 
