@@ -210,7 +210,7 @@ def test_the_worker_s_page_says_why_in_its_own_language(
 
 
 TOO_WIDE = """() => {
-  const boxes = [document.documentElement, document.querySelector('main'), ...document.querySelectorAll('.table')];
+  const boxes = [document.documentElement, ...document.querySelectorAll('main, .table, .tab-panel')];
   return boxes.filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.className || box.tagName);
 }"""
 
