@@ -92,7 +92,7 @@ def literal(text: str) -> str:
 
 
 def _refusal(what: str, instead: str) -> UsageError:
-    return UsageError(what, f"{instead}; {DOCUMENT} lists what is understood", code="bad_expression")
+    return UsageError(what, f"{instead}; {DOCUMENT} lists the supported syntax", code="bad_expression")
 
 
 def _compile(text: str, ignore_case: bool) -> tuple[Any, str]:
@@ -176,8 +176,8 @@ _NAMED_GROUP = re.compile(r"\(\?P?<[^<>=!]+>")
 _POSIX_CLASS = re.compile(r"\[:(\^?)([a-z]+):\]")
 # Groups beginning with "(?" that RE2 does not have, the longest first.
 _FOREIGN_GROUPS = (
-    ("(?<=", "a look-behind (?<=…)", "put what stands before it into the expression itself"),
-    ("(?<!", "a look-behind (?<!…)", "put what may stand before it into the expression, e.g. [^a]b"),
+    ("(?<=", "a look-behind (?<=…)", "put what precedes it into the expression itself"),
+    ("(?<!", "a look-behind (?<!…)", "put what may precede it into the expression, e.g. [^a]b"),
     ("(?=", "a look-ahead (?=…)", "put what follows into the expression itself"),
     ("(?!", "a look-ahead (?!…)", "list what may follow instead, e.g. a[^b]"),
     ("(?>", "an atomic group (?>…)", "write (?:…)"),
@@ -363,7 +363,7 @@ class _Translation:
             what = "an octal escape" if one == "0" else f"the back-reference \\{one}"
             raise _NotInDialect(what, at, r"write the text itself, or \x{…} for a character")
         foreign = {
-            "Z": "write \\z or $", "B": "write what may stand there, e.g. \\w", "C": "write . for any character",
+            "Z": "write \\z or $", "B": "write what may occur there, e.g. \\w", "C": "write . for any character",
             "G": "leave it out", "K": "leave it out", "X": "write . for any character", "R": "write \\r or \\n",
             "u": "write \\x{…}", "U": "write \\x{…}", "N": "write \\x{…}", "h": "write [ \\t]",
             "E": "write \\Q before it",

@@ -26,7 +26,7 @@ def mistakes(metrics: Mapping[str, str]) -> list[str]:
     found = []
     for name, text in metrics.items():
         if not _IS_NAME(name):
-            found.append(f"metrics: {name[:40]!r} is no name; use up to 40 letters, digits and _, e.g. loss")
+            found.append(f"metrics: {name[:40]!r} is not a valid name; use up to 40 letters, digits and _, e.g. loss")
             continue
         try:
             host_form(text)
@@ -60,7 +60,7 @@ def host_form(text: str) -> tuple[str, str]:
     if trouble:
         raise UsageError(
             f"the expression may take unbounded time: {trouble}",
-            "say which characters may stand there, e.g. [0-9.]+, or leave out what the number does not need",
+            "state which characters may occur there, e.g. [0-9.]+, or leave out what the number does not need",
         )
     runs = "".join(_required(read.tree)).split("\n")
     return read.for_hosts, max(runs, key=len)

@@ -85,7 +85,7 @@ def parser() -> ProgramParser:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port (0 to 65535; 0 takes a free one)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535; 0: any free port)")
     return int(text)
 
 
@@ -145,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if exc.errno not in DISK_ERRORS:
             raise
         where = f": {exc.filename}" if exc.filename else f", for example {os.getcwd()} or the state's folder"
-        say(f"procguard: the disk refuses ({exc.strerror}){where}; free space or repair it, then repeat", err=True)
+        say(
+            f"procguard: cannot write to the disk ({exc.strerror}){where}; free space or repair it, then try again",
+            err=True,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

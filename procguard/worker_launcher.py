@@ -25,7 +25,7 @@ from remote_agent.protocol.messages import WorkerReport, WorkerSpec
 from remote_agent.system import memory, paths
 from remote_agent.transport.http import split_url
 
-EPILOG = """WORKER_ID, MANAGER_URL, COMMAND and WORKING_DIR from the environment do as well; what is given here wins.
+EPILOG = """WORKER_ID, MANAGER_URL, COMMAND and WORKING_DIR are also read from the environment; arguments win.
 Ctrl-C stops the worker and the launcher. Closing the terminal leaves the worker running; the next start adopts it."""
 
 

@@ -296,7 +296,7 @@ def _check_registration(registration: protocol.Registration, mistakes: list[str]
     _id(mistakes, "worker_id", registration.worker_id)
     _longest(mistakes, "host", registration.host, MAX_NAME_CHARS)
     if not registration.host.isprintable():  # shown in logs, tables and messages
-        mistakes.append("host: holds characters that cannot be printed")
+        mistakes.append("host: contains unprintable characters")
     _command(mistakes, "command", registration.command)
     digest = registration.secret_sha256
     if digest and (len(digest) != 64 or not set(digest) <= set("0123456789abcdef")):
@@ -359,7 +359,7 @@ def _command(mistakes: list[str], name: str, command: str | list[str]) -> None:
     if sum(len(word) for word in words) > MAX_COMMAND_CHARS:
         mistakes.append(f"{name}: longer than {MAX_COMMAND_CHARS} characters")
     if any("\0" in word for word in words):
-        mistakes.append(f"{name}: holds a NUL character")
+        mistakes.append(f"{name}: contains a NUL character")
 
 
 def _id(mistakes: list[str], where: str, text: str) -> None:

@@ -165,7 +165,7 @@ def check_objects(body: bytes, max_objects: int) -> None:
     max_values = VALUES_PER_OBJECT * max_objects
     if body.count(b"{") + body.count(b"[") > max_objects or body.count(b",") > max_values:
         raise LimitExceeded(
-            f"the body holds more than {max_objects} objects, or {max_values} values",
+            f"the body contains more than {max_objects} objects, or {max_values} values",
             "send smaller requests",
             status=413,
             code="body_too_large",

@@ -56,7 +56,7 @@ class RouteTable:
             raise NotFound("no such route", "see the list of routes in docs/protocol.md")
         route = methods.get(method)
         if route is None:
-            raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")
+            raise MethodNotAllowed("this route does not accept that method", f"it takes {', '.join(methods)}")
         arguments = (unquote(name),) if route.name else ()
         return FoundRoute(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
 

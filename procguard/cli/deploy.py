@@ -161,7 +161,7 @@ def deploy(
         _say_notes(found)
         raise UsageError(
             "--prune: parts of the inventory could not be read, and what is missing in it need not be gone",
-            "correct them (invoke deploy without --prune goes on without them)",
+            "correct them (invoke deploy without --prune skips them)",
         )
     named: dict[str, Any] = {}
     if found.identity and not found.incomplete:
@@ -199,7 +199,7 @@ def upgrade(
     if canary:
         first = [host for host in chosen if host.name == canary]
         if not first:
-            raise UsageError(f"--canary {canary} is none of the hosts", f"e.g. --canary {chosen[0].name}")
+            raise UsageError(f"--canary {canary} is not one of the hosts", f"e.g. --canary {chosen[0].name}")
         chosen = first + [host for host in chosen if host.name != canary]
     chosen = [replace(host, syncs=()) for host in chosen]  # the agents' release only, not the project's code
     rollout.over("deploy", chosen, login, limited=bool(among.limit))

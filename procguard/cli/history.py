@@ -231,7 +231,7 @@ def notify_mute(select: str, for_: str = "1h", at: str = "", note: str = "") -> 
     help={"worker": "its id, or an alert of invoke notify.firing", "note": "what is known, or done about it"},
 )
 def notify_ack(worker: str, note: str = "") -> None:
-    """Acknowledge a worker's failure, or an alert that fires, for everyone to see. Example: invoke notify.ack worker1
+    """Acknowledge a worker's failure, or a firing alert, for everyone to see. Example: invoke notify.ack worker1
 
     An alert is written as invoke notify.firing shows it, in quotes: invoke notify.ack 'disk-full|gpu01' --note ordered
     """
@@ -244,7 +244,7 @@ def notify_ack(worker: str, note: str = "") -> None:
 
 @operator_task(name="firing")
 def notify_firing(output: OutputOptions = OUTPUT) -> None:
-    """List the alerts on measurements that fire now. Example: invoke notify.firing"""
+    """List the firing alerts on measurements. Example: invoke notify.firing"""
     from procguard.cli.output.listing import listed
     from procguard.console.grid import Column
 
@@ -259,7 +259,7 @@ def notify_firing(output: OutputOptions = OUTPUT) -> None:
         Column("NOTE", lambda one: (one["acknowledged"] or {}).get("note") or "-", long=True),
     )
     found = connect().firing()
-    empty = "nothing fires" if found["rules"] else "no rules are configured; see docs/notifications.md"
+    empty = "no alert is firing" if found["rules"] else "no rules are configured; see docs/notifications.md"
     listed(found["alerts"], columns, output, "alert", empty=empty)
     if found["total"] > len(found["alerts"]):
         say(f"… and {found['total'] - len(found['alerts'])} more")
@@ -300,7 +300,7 @@ def notify_mutes(output: OutputOptions = OUTPUT) -> None:
         Column("BY", lambda one: one["by"], 1),
         Column("NOTE", lambda one: one["note"], 1, long=True),
     )
-    listed(connect().mutes(), columns, output, "mute_id", empty="nothing is muted")
+    listed(connect().mutes(), columns, output, "mute_id", empty="no mutes")
 
 
 def _local_time(moment: str) -> str:

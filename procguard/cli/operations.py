@@ -56,7 +56,7 @@ class BatchOptions(OptionGroup):
     def request(self) -> dict[str, Any]:
         """The options that are set, as fields of the body of POST /api/operations. Raises UsageError."""
         if self.concurrency < 0:
-            raise UsageError(f"--concurrency {self.concurrency}: at least 1", "leave it out for the manager's default")
+            raise UsageError(f"--concurrency {self.concurrency}: at least 1", "omit it for the manager's default")
         from procguard.fleet.operations.model import FailureLimit
 
         FailureLimit(str(self.max_failures))  # validated for a single worker as well, which does not use it
@@ -169,7 +169,7 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
 
     operation_id, out = view["operation_id"], deployment.console(stderr=answer.json_)
     if answer.no_wait:
-        hint = hints.commands(f"{operation_id}: begun; look: invoke operations.show {operation_id}")
+        hint = hints.commands(f"{operation_id}: started; progress: invoke operations.show {operation_id}")
         say_json(view) if answer.json_ else say(hint)
         return
     status, words = out.status("") if out.is_terminal else None, chosen()
@@ -184,7 +184,10 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
     except KeyboardInterrupt:
         if status:
             status.stop()
-        say(hints.commands(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}"), err=True)
+        say(
+            hints.commands(f"{operation_id} is still running; to cancel it: invoke operations.cancel {operation_id}"),
+            err=True,
+        )
         raise
     finally:
         if status:
@@ -200,10 +203,10 @@ def _raise_unless_well(view: dict[str, Any]) -> None:
     counts, operation_id = view["counts"], view["operation_id"]
     bad = counts.get("failed", 0) + counts.get("expired", 0)
     if bad or view["status"] != "done":
-        what = f"{bad} of {view['total']} failed" if bad else f"{view['status']} before its end"
+        what = f"{bad} of {view['total']} failed" if bad else f"{view['status']} before it finished"
         raise PartlyFailed(
             f"{operation_id} ({view['command']}): {what}",
-            f"see which: invoke operations.show {operation_id}; once more: invoke operations.retry {operation_id}",
+            f"see which: invoke operations.show {operation_id}; to retry: invoke operations.retry {operation_id}",
         )
 
 

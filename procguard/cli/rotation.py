@@ -47,7 +47,8 @@ def rotate(manager: ManagerClient, target: str, limit: str, timeout_s: float, no
     if failed:
         raise PartlyFailed(
             f"{len(failed)} of {len(found)} agents have no new secret: {_named(failed)}",
-            "those that are asked do it when they return (invoke agents); their old secrets are good until then",
+            "agents that received the request rotate when they return (invoke agents); their old secrets stay valid "
+            "until then",
         )
 
 

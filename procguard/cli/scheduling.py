@@ -20,7 +20,7 @@ def cordon(host: str, reason: str = "", gpu: str = "") -> None:
     One GPU alone: invoke cordon gpu01 --gpu 3 --reason 'Xid 79'
     """
     connect().cordon(host, reason, _index(gpu))
-    say(f"{_place(host, gpu)}: cordoned; what runs there runs on")
+    say(f"{_place(host, gpu)}: cordoned; running workers are not affected")
 
 
 @operator_task(("host",), help={"host": "its name in the inventory", "gpu": GPU})
@@ -44,4 +44,4 @@ def _place(host: str, gpu: str) -> str:
 def move(worker: str, host: str) -> None:
     """Stop a worker where it is, then start it on another host. Example: invoke move worker1 gpu02"""
     connect().move(worker, host)
-    say(hints.commands(f"{worker}: goes to {host} as soon as it has stopped; invoke ps shows it"))
+    say(hints.commands(f"{worker}: goes to {host} once it has stopped; see invoke ps"))

@@ -153,7 +153,7 @@ def _read_inventory(inventory: InventoryOptions) -> str:
     needed = [name for name, host in found.hosts.items() if containers.asked_of(host)]
     if needed:
         shown = ", ".join(needed[:10]) + (f" and {len(needed) - 10} more" if len(needed) > 10 else "")
-        say(f"note: workers in containers need podman on {shown}; deploy --check says which have it", err=True)
+        say(f"note: workers in containers need podman on {shown}; deploy --check shows which have it", err=True)
     return f"{len(found.hosts)} hosts, {workers} workers: valid"
 
 

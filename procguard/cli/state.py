@@ -59,10 +59,10 @@ def show(state: str = "", config: str = "", json_: bool = False) -> None:
         say_json(facts)
         return
     if not files:
-        say(f"{path}: no state yet (the first start of the manager makes it)")
+        say(f"{path}: no state yet (the first start of the manager creates it)")
         return
     say(f"{path}")
-    say(f"  database  {facts['database']}, {facts['bytes']} bytes with all that belongs to it")
+    say(f"  database  {facts['database']}, {facts['bytes']} bytes with its auxiliary files")
     if exchange.is_yaml(path):
         age = facts["snapshot_age_s"]
         say(f"  snapshot  {age} s old" if age is not None else "  snapshot  none yet")
@@ -85,9 +85,7 @@ def backup(file: str, state: str = "", config: str = "") -> None:
         database.backup(source, os.path.abspath(file))
     except OSError as exc:
         named = exc.filename or source
-        raise UsageError(
-            f"{named}: {exc.strerror}", "name a state, and a new file in a directory you may write"
-        ) from exc
+        raise UsageError(f"{named}: {exc.strerror}", "give a state and a new file in a writable directory") from exc
     say(f"{file}: a copy of {source}")
 
 
@@ -109,7 +107,7 @@ def export(file: str, state: str = "", config: str = "") -> None:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as exc:
-        raise UsageError(f"{file}: {exc.strerror}", "name a new file in a directory you may write") from exc
+        raise UsageError(f"{file}: {exc.strerror}", "give a new file in a writable directory") from exc
     with open(descriptor, "w", encoding="utf-8") as out:
         out.writelines(lines)
         out.flush()
@@ -174,7 +172,7 @@ def migrate(source: str, target: str, password_file: str = "") -> None:
     if source != target and database_of(old.state.state_file) == database_of(new.state.state_file):
         raise UsageError(
             f"{source} and {target} have the same database",
-            f"nothing has to be migrated: put state.state_file={target} into the configuration",
+            f"no migration is needed: put state.state_file={target} into the configuration",
         )
     with contextlib.ExitStack() as stack:
         for directory in sorted({one.state_directory: one for one in (old, new)}.items()):
@@ -197,7 +195,7 @@ def _read_database(settings: Config) -> Loaded:
 
     loaded = PostgresqlStore(_place(settings)).read()
     if not loaded.tables:
-        raise UsageError(f"there is no state in {_place(settings)}", "the first manager that starts on it makes it")
+        raise UsageError(f"there is no state in {_place(settings)}", "the first manager that uses it creates it")
     return loaded
 
 
@@ -212,7 +210,7 @@ def _show_database(settings: Config, json_: bool) -> None:
             {"database": str(place), "format": "postgresql", "exists": bool(tables), "records": count, "leader": leader}
         )
         return
-    say(f"{place}" if tables else f"{place}: no state yet (the first start of a manager makes it)")
+    say(f"{place}" if tables else f"{place}: no state yet (the first start of a manager creates it)")
     say(f"  PostgreSQL, {count} records; leader: {leader or 'none'}")
 
 
@@ -231,7 +229,7 @@ def _migrate_database(source: str, target: str, password_file: str) -> None:
             elif leader := postgresql.leader_of(databases[text]):
                 raise Conflict(
                     f"manager {leader} runs on {databases[text]}",
-                    "stop every manager of this database first (the workers run on), then repeat this",
+                    "stop every manager of this database first (workers keep running), then try again",
                     code="already_running",
                 )
         if source in databases:
@@ -307,7 +305,8 @@ def reindex(config: str = "") -> None:
         fleet_id = str(state.tables.get("fleet", {}).get("fleet", {}).get("fleet_id", ""))
         if not fleet_id:
             raise UsageError(
-                f"there is no fleet in {settings.state.state_file}", "make one first: procguard state rebuild FLEET_ID"
+                f"there is no fleet in {settings.state.state_file}",
+                "create one first: procguard state rebuild FLEET_ID",
             )
         place = log_archive.place_of(settings, fleet_id, log_archive.secrets_of(settings))
         index = ArchiveIndex(log_archive.tables_of(settings, database))
@@ -317,7 +316,7 @@ def reindex(config: str = "") -> None:
             raise Conflict(f"the index of the log archive: {exc.strerror or exc}", "see the message above") from exc
         finally:
             index.close()
-    left_out = f", {done.damaged} left out as damaged (see the log)" if done.damaged else ""
+    left_out = f", {done.damaged} skipped as damaged (see the log)" if done.damaged else ""
     say(f"{place.shown}: {done.objects} objects with {done.pieces} pieces added to the index{left_out}")
 
 
@@ -339,7 +338,7 @@ def _stopped(settings: Config) -> Iterator[None]:
     except Conflict as exc:
         raise Conflict(
             f"a manager is running on the state in {settings.state_directory}",
-            f"stop it first ({daemon.stop_line(settings)}; the workers run on), then repeat this",
+            f"stop it first ({daemon.stop_line(settings)}; workers keep running), then try again",
             code="already_running",
         ) from exc
     try:

@@ -277,7 +277,7 @@ class ManagerClient:
             except (OSError, http.client.HTTPException) as exc:
                 raise self._unreachable(exc) from exc
             except ValueError as exc:
-                raise ManagerUnreachable(f"{self.url} does not answer like a ProcGuard manager", _NEXT_URL) from exc
+                raise ManagerUnreachable(f"{self.url} does not respond as a ProcGuard manager", _NEXT_URL) from exc
         return data if isinstance(data, dict) else {"value": data}
 
     def _open(
@@ -366,7 +366,7 @@ class _Elsewhere(ManagerUnreachable):
 
 
 _NEXT_UNSURE = "it is unknown whether the request was carried out; check before you repeat it"
-_NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)"
+_NEXT_CA = "set PROCGUARD_CA=FILE to the certificates to trust (with tls: auto: tls/ca.pem beside the manager's state)"
 
 
 class FollowedPlace:

@@ -57,7 +57,7 @@ class Started:
 def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
     """The limit given by --wait SECONDS and --no-wait. Raises UsageError."""
     if no_wait and wait:
-        raise UsageError("--wait and --no-wait exclude each other", "use only one of them")
+        raise UsageError("--wait and --no-wait cannot be combined", "use only one of them")
     if no_wait:
         return NO_WAIT
     if not wait:
@@ -241,8 +241,8 @@ def follow(client: ManagerClient, before: View, verb: str, command_id: str, limi
         if answers(view, one) and first_seen is None:
             first_seen = now
         if view.get("state") == states.UNKNOWN:
-            what = "it is done when the host returns" if verb == "start" else "a restart lapses after a minute"
-            return view, f"is out of reach on {view['host']} ({view['reason']}); {what}"
+            what = "it is carried out when the host returns" if verb == "start" else "a restart expires after a minute"
+            return view, f"is unreachable on {view['host']} ({view['reason']}); {what}"
         over = now - began >= limit.longest_s + one.stop_s
         if over or is_decided(view, one, now - (first_seen or now), limit):
             if not is_bad(view):

@@ -16,7 +16,7 @@ from procguard.errors import ManagerUnreachable, UsageError
 
 MAX_URLS = 16
 NEXT_URL = "start it (./start_manager.sh), or set PROCGUARD_MANAGER_URL"
-_NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)"
+_NEXT_CA = "set PROCGUARD_CA=FILE to the certificates to trust (with tls: auto: tls/ca.pem beside the manager's state)"
 
 
 class ManagerUrl:

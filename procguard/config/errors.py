@@ -71,7 +71,7 @@ class Mistakes:
         elif siblings:
             hint = f"expected one of {', '.join(siblings)}"
         else:
-            hint = f"{section} is no section"
+            hint = f"{section} is not a section"
         where = self._where(".".join(names))
         if where.startswith("--set ") and "://" in where:  # may be a URL with a password, under a misspelt key
             where = f"{where.partition('=')[0]}: {'.'.join(names)}"

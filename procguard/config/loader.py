@@ -105,7 +105,7 @@ def _text(path: str) -> str:
     except FileNotFoundError as exc:
         raise ConfigError(
             f"configuration file not found: {os.path.abspath(path)}",
-            "give an existing one with --config (invoke init writes one, with comments), or leave --config out",
+            "give an existing one with --config (invoke init writes one, with comments), or omit --config",
         ) from exc
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"

@@ -50,6 +50,6 @@ def note_of_another(state_file: str) -> str:
     if exists(state_file) or not exists(place) or os.path.realpath(place) == os.path.realpath(state_file):
         return ""
     return (
-        f"note: {state_file} is new and empty: another fleet than that of {place}. To go on with that one, start "
+        f"note: {state_file} is new and empty: another fleet than that of {place}. To continue with that one, start "
         f"without --config, or with --set state.state_file={place}"
     )

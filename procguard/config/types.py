@@ -43,7 +43,7 @@ def causes_of_failure(causes: dict[str, str]) -> dict[str, str]:
         raise ValueError(f"at most {MAX_CAUSES} causes")
     for word, text in causes.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", word):
-            raise ValueError(f"words of up to 40 small letters, digits and _ as causes, not {word[:60]!r}")
+            raise ValueError(f"words of up to 40 lower-case letters, digits and _ as causes, not {word[:60]!r}")
         try:
             expression.read(text, name=word)
         except UsageError as exc:

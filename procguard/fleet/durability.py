@@ -35,7 +35,7 @@ class Durability:
         """Commit all queued changes with their events; they are on disk when this returns. Raises NotDurable,
         Fenced."""
         if self.displaced:
-            raise NotDurable(self.unwritten, "the manager writes its state again by itself")
+            raise NotDurable(self.unwritten, "the manager rewrites its state automatically")
         changes, self._waiting = self._waiting, []
         upto = self.made
         try:
@@ -67,7 +67,7 @@ class Durability:
             return ""
         if not self.displaced:
             self.displaced, self.unwritten = True, self._store.displaced_reason
-            raise NotDurable(self.unwritten, "the manager writes them again by itself; if it can't, its log says why")
+            raise NotDurable(self.unwritten, "the manager rewrites them automatically; if that fails, see its log")
         if not in_place:
             self._store.write_again(tables())
         self.displaced = False

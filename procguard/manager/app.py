@@ -491,7 +491,7 @@ class Manager:
             _say(f"  try     {curl}")
         token_file = self._first_token()
         if token_file:
-            _say(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)")
+            _say(f"  token   {token_file} (web.trust_local is false; set it as PROCGUARD_TOKEN)")
         for note in (*self.fleet.notes, *interpreter.known_holes()):
             print(f"{template('  note    {}').format(shown(note))}", flush=True)
             log.warning("%s", note)

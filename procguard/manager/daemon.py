@@ -239,7 +239,7 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            _say(f"the manager ended at once (exit code {child.returncode}); it said:", sys.stderr)
+            _say(f"the manager exited at once (exit code {child.returncode}); its output:", sys.stderr)
             _say(_since(log_path, begin), sys.stderr)
             return 1
         running = find(config)
@@ -257,7 +257,10 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
             child.returncode = 0  # the daemon continues: suppress the warning about a running child
             return 0
         time.sleep(POLL_S)
-    _say(f"the manager (pid {child.pid}) is not ready after {READY_TIMEOUT_S:.0f} s and goes on; look at", sys.stderr)
+    _say(
+        f"the manager (pid {child.pid}) is not ready after {READY_TIMEOUT_S:.0f} s and is still starting; see",
+        sys.stderr,
+    )
     _say(f"  {log_path} and {config.logging.file}, then {hints.commands('./start_manager.sh')} --status", sys.stderr)
     child.returncode = 1
     return 1
@@ -291,10 +294,10 @@ def stop(config: Config) -> int:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         if find(config) is None and not processes.is_alive(running.identity):
-            _say(f"stopped (pid {running.pid}); the workers run on")
+            _say(f"stopped (pid {running.pid}); workers keep running")
             return 0
         time.sleep(POLL_S)
-    _say(f"the manager (pid {running.pid}) has not ended after {STOP_TIMEOUT_S:.0f} s; look at", sys.stderr)
+    _say(f"the manager (pid {running.pid}) has not ended after {STOP_TIMEOUT_S:.0f} s; see", sys.stderr)
     _say(f"  {config.logging.file}; last resort, nothing acknowledged is lost by it: kill -9 {running.pid}", sys.stderr)
     return 1
 

@@ -110,17 +110,17 @@ class Demo:
 
     def run(self) -> int:
         if self._left_from_before():
-            _say("ending what an earlier demo left")
+            _say("removing what an earlier demo left")
             if not self._end():  # the error has been printed
                 return 1
         well = False
         try:
             well = self._start() and self._watch()
         finally:
-            _say(f"ending the demo: {self._called()}, workers, agent")
+            _say(f"stopping the demo: {self._called()}, workers, agent")
             ended = self._end()
         if ended:
-            _say("ended; nothing of it is left")
+            _say("stopped; nothing is left")
         return 0 if well and ended else 1
 
     # ---------------------------------------------------------------------------------------------- starting
@@ -244,7 +244,7 @@ class Demo:
     def _await_standbys(self) -> bool:
         for number in range(1, self._count):
             if not self._wait(lambda number=number: self._ready(number), READY_TIMEOUT_S):  # type: ignore[misc]
-                return self._failed(f"manager {_name(number)} does not stand by", self._manager_output(number))
+                return self._failed(f"manager {_name(number)} did not become a standby", self._manager_output(number))
         self._print_summary()
         return True
 
@@ -330,9 +330,9 @@ class Demo:
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=END_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
-            return self._failed(f"the agent in {agent_dir} does not end", "end it by hand: " + " ".join(words))
+            return self._failed(f"the agent in {agent_dir} does not stop", "end it by hand: " + " ".join(words))
         if done.returncode != 0:
-            return self._failed(f"the agent in {agent_dir} could not be ended", done.stdout + done.stderr)
+            return self._failed(f"the agent in {agent_dir} could not be stopped", done.stdout + done.stderr)
         return True
 
     # ----------------------------------------------------------------------------------------------- helpers

@@ -30,13 +30,13 @@ SETTINGS = ("listen_addresses=127.0.0.1", "max_connections=50", "shared_buffers=
 def programs() -> str:
     """The folder of the newest PostgreSQL server's programs. Raises UsageError if there is none, or no psycopg."""
     if importlib.util.find_spec("psycopg") is None:
-        raise UsageError("--managers needs psycopg", "install procguard[postgres], or leave --managers out")
+        raise UsageError("--managers needs psycopg", "install procguard[postgres], or omit --managers")
     folders = [*glob.glob(DEBIAN), *os.environ.get("PATH", "").split(os.pathsep)]
     found = [folder for folder in folders if os.access(os.path.join(folder, "initdb"), os.X_OK)]
     if not found:
         raise UsageError(
             "--managers needs a PostgreSQL server, and none is installed",
-            "apt-get install postgresql, or leave --managers out",
+            "apt-get install postgresql, or omit --managers",
         )
     return max(found, key=_version)
 

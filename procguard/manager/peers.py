@@ -95,7 +95,7 @@ class ManagerPeers:
         if name not in known:
             raise NotFound(f"no manager {name!r}", f"there are: {', '.join(sorted(known))}", code="unknown_manager")
         if name == self.seat.name:
-            raise Conflict(f"{name} leads already", "nothing to do", code="leads_already")
+            raise Conflict(f"{name} is already the leader", "nothing to do", code="leads_already")
         if known[name].seen_s > TAKEOVER_S:
             raise Conflict(
                 f"{name} was last seen {known[name].seen_s:.0f} s ago", "start it first, or name another", code="away"
@@ -116,7 +116,7 @@ def in_words(found: Replication) -> tuple[str, list[str]]:
             return said, ["no replica is connected: changes wait until one is"]
         return said, []
     if not found.replicas:
-        return "no replica", ["the database has no replica: when its machine is lost, so is the fleet's state"]
+        return "no replica", ["the database has no replica: if its machine is lost, so is the fleet's state"]
     return f"asynchronous, {found.replicas} connected", [
         "the replicas of the database are asynchronous: a failover may lose the last acknowledged changes; "
         "set synchronous_standby_names"
@@ -135,4 +135,4 @@ def _ssh_warnings(found: list[dict[str, Any]]) -> list[str]:
 def _alone(found: list[dict[str, Any]]) -> list[str]:
     if any(one["role"] == "standby" for one in found):
         return []
-    return ["no standby: when this manager is lost, nobody takes over"]
+    return ["no standby: if this manager is lost, no other takes over"]

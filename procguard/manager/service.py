@@ -70,7 +70,7 @@ def install(config: Config, arguments: Sequence[str]) -> str:
     if kind == "systemd":
         service.systemctl("restart")
         return f"systemd user unit {service.unit}: enabled and started; systemctl --user status {service.unit}"
-    return f"cron starts it at boot and looks after it each minute ({reason}); it begins within a minute"
+    return f"cron starts it at boot and checks it every minute ({reason}); it starts within a minute"
 
 
 def remove(config: Config) -> str:

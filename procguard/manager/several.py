@@ -185,7 +185,7 @@ class _FencedEnd(ProcGuardError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"manager {name} was fenced: another manager leads; no change was lost",
-            "this process ends, its service starts it again as a standby; started by hand: start it again",
+            "this process exits, and its service restarts it as a standby; if it was started by hand, start it again",
         )
 
 

@@ -94,7 +94,7 @@ class Mutes:
             raise UsageError(f"a mute of {for_s:g} s", "write how long, more than 0 s and at most 366 days")
         begins = wall if begins is None else begins
         if not wall - LONGEST_S <= begins <= wall + AHEAD_S or begins + for_s <= wall:
-            raise UsageError("a mute that is over already, or begins in more than a year", "check begins and for_s")
+            raise UsageError("a mute that has already ended, or begins in more than a year", "check begins and for_s")
         if len(self._mutes) - len(self.ended(wall)) >= MAX_MUTES:
             raise LimitExceeded(
                 f"there are {MAX_MUTES} mutes already", "remove some: invoke notify.unmute ID", status=429

@@ -111,7 +111,7 @@ class AlertRules:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to evaluate and nothing fires."""
+        """Whether there is nothing to evaluate and no alert is firing."""
         return not self._rules and not self._firing
 
     def restore(self, rows: Mapping[str, Mapping[str, Any]]) -> None:

@@ -358,7 +358,9 @@ def _utc_now() -> datetime:
 
 
 def _not_a_websocket() -> bottle.HTTPResponse:
-    body = http_io.error_body("upgrade_required", "/ws speaks WebSocket", "open the portal at /", http_io.request_id())
+    body = http_io.error_body(
+        "upgrade_required", "/ws accepts only WebSocket connections", "open the portal at /", http_io.request_id()
+    )
     response = http_io.json_response(body, 426)
     response.set_header("Upgrade", "websocket")
     return response
@@ -368,7 +370,7 @@ _STATUS_CODES = {
     400: ("bad_request", "the manager cannot process this request", "check the address and the body"),
     403: ("forbidden", "not permitted from this address", "see the list of routes in docs/protocol.md"),
     404: ("not_found", "no such route", "see the list of routes in docs/protocol.md"),
-    405: ("method_not_allowed", "this address does not take that method", "see the Allow header"),
+    405: ("method_not_allowed", "this route does not accept that method", "see the Allow header"),
 }
 
 

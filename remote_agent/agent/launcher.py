@@ -237,7 +237,7 @@ class Launcher:
                 connection = Connection(Addresses([url], self._trust), AgentCredentials(""))
                 fleet_id = connection.anonymous("GET", "/api/hello").data.get("fleet_id")
                 if not messages.valid_id(fleet_id):
-                    raise LinkDown(f"{url} does not answer like a ProcGuard manager")
+                    raise LinkDown(f"{url} does not respond as a ProcGuard manager")
                 if remembered.get(url) != fleet_id:
                     _remember(self._home, url, str(fleet_id))
                 return str(fleet_id)
@@ -335,7 +335,7 @@ class Launcher:
 
     def _link(self, trouble: str) -> None:
         then = "is stopped when its lease ends" if self._options.on_partition == "fence" else "runs on"
-        self._output.say(f"manager out of reach ({trouble}); the worker {then}" if trouble else "the manager answers")
+        self._output.say(f"manager unreachable ({trouble}); the worker {then}" if trouble else "the manager answers")
 
     def _removed(self) -> None:
         self._output.say("removed by the manager; the launcher ends")
@@ -347,7 +347,7 @@ class Launcher:
         if worker is None or worker.state not in states.ALIVE:
             return ""
         how_long = " until its lease ends" if self._options.on_partition == "fence" else ""
-        return f"the child runs on{how_long} (pid {worker.status.get('pid')}); the next start adopts it"
+        return f"the process keeps running{how_long} (pid {worker.status.get('pid')}); the next start adopts it"
 
     # -------------------------------------------------------------------------------------------------- signals
 

@@ -32,7 +32,7 @@ from remote_agent.transport.client import (
 PENDING_AGAIN_S = 2.0
 PENDING_STATUS = 202
 HOW_TO_GET_ONE = (
-    "make one on the manager's machine: invoke token.create --scope enroll; or start without --token and have an "
+    "create one on the manager's machine: invoke token.create --scope enroll; or start without --token and have an "
     "operator approve it"
 )
 
@@ -108,7 +108,7 @@ class LauncherRegistrar(Registrar):
         if code == "secret_revoked":
             self._credentials.secret = os.urandom(32).hex()
             self.renewed()
-            self._say("its secret was revoked on the manager; it has made itself another")
+            self._say("its secret was revoked on the manager; it has created a new one")
             return retry_delay_s(1)
         self.refused = outcome.why.partition(": ")[2] or outcome.why
         if self.agent is not None:

@@ -349,7 +349,7 @@ class Installer:
             earlier = release.previous(self.dir)
             if not earlier or not release.present(self.home, earlier):
                 raise InstallError(
-                    "no_previous", f"{self.host}: there is no release to go back to", "deploy the one you want"
+                    "no_previous", f"{self.host}: there is no release to roll back to", "deploy the release you want"
                 )
             self.stop_agent(self.config())
             self._go_back(self.config(), earlier, self.keeper())

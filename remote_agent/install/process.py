@@ -116,7 +116,7 @@ def stop(runtime_dir: str, agent_dir: str) -> bool:
         if _wait_stopped(runtime_dir, number, timeout_s if number is not None else 1.0):
             return True
     raise InstallError(
-        "agent_unstoppable", f"the agent of {agent_dir} does not end", "check it with: ps -ef | grep remote_agent"
+        "agent_unstoppable", f"the agent of {agent_dir} does not stop", "check it with: ps -ef | grep remote_agent"
     )
 
 

@@ -19,7 +19,7 @@ STOPPING = "stopping"
 BACKOFF = "backoff"
 EXITED = "exited"
 FAILED = "failed"
-UNKNOWN = "unknown"  # never a runner's state: the manager shows it while the agent is out of reach
+UNKNOWN = "unknown"  # never a runner's state: the manager shows it while the agent is unreachable
 
 ALL = (STOPPED, STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED, UNKNOWN)
 ALIVE = (STARTING, RUNNING, STOPPING)  # a child may exist

@@ -255,11 +255,11 @@ def ensure_private_dir(path: str, make: bool = True) -> None:
         pass
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
-        raise UnsafeDirectory(f"{path} is not a directory of ours (a link or a file lies there); remove it")
+        raise UnsafeDirectory(f"{path} is not a directory (it is a link or a file); remove it")
     if found.st_uid != os.getuid():
         raise UnsafeDirectory(f"{path} belongs to uid {found.st_uid}, not to uid {os.getuid()}; remove or rename it")
     if found.st_mode & stat.S_ISVTX:
-        raise UnsafeDirectory(f"{path} is everybody's; name one below it")
+        raise UnsafeDirectory(f"{path} is writable by every user; name one below it")
     if stat.S_IMODE(found.st_mode) != PRIVATE_DIR:
         os.chmod(path, PRIVATE_DIR)
 

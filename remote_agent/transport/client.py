@@ -459,7 +459,7 @@ class Connection:
     def _not_the_managers(self, answer: HttpAnswer) -> LinkDown:
         """The error for an unsigned response, with its status only: a restarted or overloaded manager cannot sign."""
         self.disconnect()
-        return LinkDown(f"{self._url}: an answer without the manager's proof is not believed (HTTP {answer.status})")
+        return LinkDown(f"{self._url}: a response without the manager's proof is not accepted (HTTP {answer.status})")
 
 
 class Caller(threading.Thread):

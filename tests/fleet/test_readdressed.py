@@ -79,7 +79,7 @@ def test_agents_are_given_the_new_address_of_their_manager_and_children_run_on(w
     found = world.operator.invoke("doctor", "node1", "--hosts", str(world.inventory))
     tries = rf"its agent tries {old['manager_urls'][0]}.*; this manager is at \S+:{world.manager.port}"
     assert re.search(tries, found.stdout)
-    assert "recovery gives the agent this address" in found.stdout and found.returncode != 0
+    assert "recovery sends the agent this address" in found.stdout and found.returncode != 0
 
     world.move_the_manager()
     wait_until(lambda: len(world.events("agent_addresses")) == len(hosts), 40, "the new addresses", every_s=0.1)
@@ -104,7 +104,7 @@ def test_where_no_address_leads_to_the_manager_the_incident_says_what_was_tried_
     node1 = world.fleet[0]
     child = jobs.only_child(node1, "on-node1")
     world.move_the_manager("web.host=127.0.0.1")
-    said = wait_until(lambda: [one for one in world.steps(node1) if "no address leads" in one], 40, "a look over SSH")
+    said = wait_until(lambda: [one for one in world.steps(node1) if "at no address" in one], 40, "a look over SSH")
     assert f"http://127.0.0.1:{world.manager.port}: refused" in said[0]
     assert "web.advertise" in said[0] and "web.host" in said[0]
     world.move_the_manager()  # corrected: the attempts of the manager before do not count

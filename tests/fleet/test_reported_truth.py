@@ -173,7 +173,7 @@ def test_undeploy_and_rollback_say_what_they_do(world: World) -> None:
     checked = world.operator.invoke("undeploy", "--hosts", str(inventory), "--check")
     assert "would stop and remove kept" in said(checked) and "not in the inventory" not in said(checked)
     nothing = world.operator.invoke("rollback", "--hosts", str(inventory))
-    assert nothing.returncode == 2 and "there is no release to go back to" in said(nothing)
+    assert nothing.returncode == 2 and "there is no release to roll back to" in said(nothing)
     assert "workers: 1 running" in recap(nothing)
     gone = world.operator.invoke("undeploy", "--hosts", str(inventory))
     assert gone.returncode == 0 and "workers: 1 removed" in recap(gone), said(gone)

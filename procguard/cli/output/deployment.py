@@ -151,9 +151,9 @@ def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]
     if len(gone) > MAX_NAMED:
         out.print(f"note: and {len(gone) - MAX_NAMED} more are gone from the inventory", style="yellow")
     if others:
-        named = ", ".join(f"{host} ({name or 'of none known'})" for host, name in list(others.items())[:5])
+        named = ", ".join(f"{host} ({name or 'of unknown origin'})" for host, name in list(others.items())[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        out.print(f"note: left alone, of other inventories: {named}{more}", style="dim")
+        out.print(f"note: unchanged, from other inventories: {named}{more}", style="dim")
 
 
 def fetched(out: Console, results: list[HostResult]) -> None:
@@ -169,7 +169,7 @@ def _code(out: Console, one: Brought, width: int, diff: bool) -> None:
     """Print the result for one folder of procguard_sync."""
     out.print(styled("{}  code {}: {}", " " * width, one.dest, one.text))
     if one.status == "in_use":
-        out.print(styled("[dim]{}    left as it is; --sync-running changes it under them[/]", " " * width))
+        out.print(styled("[dim]{}    unchanged; --sync-running updates it while they run[/]", " " * width))
     for name in one.names if diff else ():
         out.print(styled("{}    [cyan]{}[/]", " " * width, name))
 
@@ -267,4 +267,4 @@ def failure(results: list[HostResult]) -> PartlyFailed | None:
     bad = [result.host for result in results if result.error]
     if not bad:
         return None
-    return PartlyFailed(f"{len(bad)} of {len(results)} hosts failed ({', '.join(bad[:8])})", "the lines above say why")
+    return PartlyFailed(f"{len(bad)} of {len(results)} hosts failed ({', '.join(bad[:8])})", "see the lines above")

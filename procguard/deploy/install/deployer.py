@@ -415,9 +415,9 @@ class Deployer:
                 f"{host.name}: no agent is installed", "deploy it: invoke deploy --hosts …", code="not_installed"
             )
         if not found.get("previous"):
-            what = f"{host.name}: there is no release to go back to"
-            raise HostError(what, "deploy the one you want", code="no_previous")
-        result.changes.append(f"would go back from {found.get('release')} to {found['previous']}")
+            what = f"{host.name}: there is no release to roll back to"
+            raise HostError(what, "deploy the release you want", code="no_previous")
+        result.changes.append(f"would roll back from {found.get('release')} to {found['previous']}")
 
     def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
         self._note_removed(host, reply, result)
@@ -524,7 +524,7 @@ class Deployer:
             named = ", ".join(f"{one['worker_id']} of {one['home']}" for one in guests[:5])
             first = guests[0]
             raise HostError(
-                f"{host.name}: workers of other hosts live here: {named}",
+                f"{host.name}: workers of other hosts run here: {named}",
                 f"move them first, e.g. invoke move {first['worker_id']} {first['home']}, or declare them elsewhere",
                 code="guests",
             )
@@ -588,7 +588,7 @@ def would_change(found: Json, release: bundle.Bundle, mine: Json) -> list[str]:
     if found.get("release") != release.sha256[:16]:
         changes.append(f"would upgrade {found.get('release')} to {release.sha256[:16]}")
     if not mine.get("secret_sha256") or mine.get("secret_sha256") != found.get("secret_sha256"):
-        changes.append("would give it a new secret")
+        changes.append("would issue a new secret")
     if not found.get("running"):
         changes.append("would start the agent")
     return changes

@@ -161,12 +161,12 @@ class Doctor:
         }
         report = session.perform("reach", request, deadline)
         if report.get("found"):
-            yield DoctorStep("path to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+            yield DoctorStep("path to the manager", "ok", f"{report['found']} responds there and proves its identity")
             yield from _agents_addresses(report, host)
             return
         tried = "; ".join(f"{url}: {why}" for url, why in report.get("failures", {}).items()) or "no address is known"
         yield DoctorStep(
-            "path to the manager", "bad", f"none of its addresses works from there ({tried})",
+            "path to the manager", "bad", f"none of its addresses is reachable from there ({tried})",
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
 
@@ -184,7 +184,7 @@ class Doctor:
                 return
             connected = view.get("agent_state") == "connected"
             age = _age(answer.get("server_time"), view.get("last_seen"))
-            last_seen = f"last heartbeat {age:.1f} s ago" if age is not None else "never heard"
+            last_seen = f"last heartbeat {age:.1f} s ago" if age is not None else "never sent a heartbeat"
             detail = f"{view.get('agent_state')}, {last_seen}" + (f": {view['reason']}" if view.get("reason") else "")
             yield DoctorStep(
                 "heartbeat", "ok" if connected else "bad", detail,
@@ -210,7 +210,7 @@ def _gpus(usage: dict[str, Any]) -> Iterator[DoctorStep]:
         yield DoctorStep("GPUs", "ok", f"{len(gpus)}, read by the agent")
     if unread:
         yield DoctorStep(
-            "kernel log", "warn", f"/dev/kmsg cannot be read ({unread}): Xid errors of its GPUs are not noticed",
+            "kernel log", "warn", f"/dev/kmsg cannot be read ({unread}): Xid errors of its GPUs are not detected",
             "run the agent as root, or set kernel.dmesg_restrict=0 on the host",
         )  # fmt: skip
 
@@ -223,13 +223,13 @@ def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep
     detail = f"its agent tries {', '.join(known)}; this manager is at {report['found']}"
     then = f"deploy it again: --limit {host.name}"
     if not host.manager_url:  # otherwise only a deployment changes it
-        then += "; or wait: recovery gives the agent this address"
+        then += "; or wait: recovery sends the agent this address"
     yield DoctorStep("agent's addresses", "bad", detail, then)
 
 
 def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
     if tunnel["state"] == "up":
-        what = f"port {tunnel['port']} of the host leads to the manager since {tunnel.get('since')}"
+        what = f"port {tunnel['port']} of the host has led to the manager since {tunnel.get('since')}"
         return DoctorStep("tunnel", "ok", what)
     if tunnel["state"] == "none":
         return DoctorStep("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
@@ -277,7 +277,7 @@ def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
         little = free < LITTLE_SPACE_BYTES
         yield DoctorStep(
             "space", "warn" if little else "ok", f"{free / 2**30:.1f} GiB free for {found.get('agent_dir')}",
-            "free some, or set procguard_home to another file system" if little else "",
+            "free space, or set procguard_home to another file system" if little else "",
         )  # fmt: skip
     if found.get("time") is not None:
         off = float(found["time"]) - now

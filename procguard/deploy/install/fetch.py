@@ -65,7 +65,7 @@ class Fetcher:
             into = self._folder / host.name
             result.report = {"files": 0, "bytes": 0, "folder": str(into), "left_out": int(found["left_out"])}
             unread = self._receive(session, int(found["files"]), wanted.max_bytes, into, result.report)
-        left = f", {found['left_out']} links and the like left out" if found["left_out"] else ""
+        left = f", {found['left_out']} links and similar entries skipped" if found["left_out"] else ""
         size = tables.size(result.report["bytes"])
         result.changes.append(f"{result.report['files']} files, {size} in {into}{left}")
         if unread:

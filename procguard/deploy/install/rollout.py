@@ -111,14 +111,12 @@ class Rollout:
         for wave in self._plan.waves(hosts):
             failed = sum(1 for result in results.values() if result.error is not None)
             if self._plan.too_many(failed, len(hosts)):
-                why = (
-                    f"not touched: {failed} of {len(results)} hosts before it failed (--max-fail {self._plan.max_fail})"
-                )
+                why = f"skipped: {failed} of {len(results)} hosts before it failed (--max-fail {self._plan.max_fail})"
                 results.update({host.name: self._skipped(host, why) for host in wave})
                 continue
             halting = next((result.host for result in results.values() if halts(result)), "")
             if halting and not self._plan.max_fail:
-                why = f"not touched: the workers of {halting} did not come up (--max-fail says how many hosts may fail)"
+                why = f"skipped: the workers of {halting} did not come up (--max-fail says how many hosts may fail)"
                 results.update({host.name: self._skipped(host, why) for host in wave})
                 continue
             results.update({result.host: result for result in self._wave(wave, prepare(wave), action, settle)})

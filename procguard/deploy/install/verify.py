@@ -50,7 +50,7 @@ class AgentVerifier:
             if (seen and since and seen > since) or (connected_is_enough and mine.get("agent_state") == "connected"):
                 return {**mine, "server_time": view.get("server_time")}
             if time.monotonic() > deadline:
-                when = f"last heartbeat {seen.isoformat()}" if seen else "never heard"
+                when = f"last heartbeat {seen.isoformat()}" if seen else "never sent a heartbeat"
                 raise HostError(
                     f"{agent_id}: the agent is running, but has sent no heartbeat since the SSH session ended ({when})",
                     "see agent.log on the host; check whether the host ends a user's processes at logout",

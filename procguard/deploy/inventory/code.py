@@ -32,7 +32,7 @@ def read(value: Any, base: str, where: str, report: ReportMistake) -> tuple[Sync
     found = []
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, dict) or not entry.get("src"):
-            report(where, f"{VARIABLE}: {entry!r} is no mapping with src", "e.g. {src: ~/project, dest: ~/project}")
+            report(where, f"{VARIABLE}: {entry!r} is not a mapping with src", "e.g. {src: ~/project, dest: ~/project}")
             continue
         unknown = [str(key) for key in entry if key not in KEYS]
         if unknown:

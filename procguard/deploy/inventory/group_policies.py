@@ -76,7 +76,7 @@ def merged(each: Iterable[tuple[str, Policies]], report: ReportMistake, where: s
     for host, policies in each:
         for name, policy in policies.items():
             if found.setdefault(name, policy) != policy:
-                what = f"{VARIABLE}: {host} says other things of group {name} than {first[name]}"
+                what = f"{VARIABLE}: {host} sets other values for group {name} than {first[name]}"
                 report(where, what, "set it once, in the vars of all")
             first.setdefault(name, host)
     return found
@@ -86,7 +86,7 @@ def remarks(host: str, workers: Iterable[DeclaredWorker], policies: Policies) ->
     """Notes for the user that are not errors."""
     members = [worker for worker in workers if _policy_of(worker, policies) == "gang"]
     return [
-        f"{host}: worker {worker.worker_id} says on_partition: keep, but its group {worker.spec['group']} restarts "
+        f"{host}: worker {worker.worker_id} sets on_partition: keep, but its group {worker.spec['group']} restarts "
         "as a gang: it is fenced"
         for worker in members
         if worker.keeps

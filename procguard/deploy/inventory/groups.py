@@ -90,7 +90,7 @@ class Groups:
         elif str(value).lstrip("-").isdigit():
             self.by_name[group].priority = int(value)
         else:
-            self.report(where, f"{PRIORITY} of {group}: {value!r} is no number", "write e.g. 10")
+            self.report(where, f"{PRIORITY} of {group}: {value!r} is not a number", "write e.g. 10")
 
     def add_hosts(self, group: str, pattern: str, variables: dict[str, Any], where: str) -> None:
         """`pattern`: a name or a range, with or without `:port`."""
@@ -208,7 +208,7 @@ class Groups:
         try:
             return positions.load(path, self.vault, self.warn)
         except positions.EncryptedFile as exc:  # not a mistake unless a value is used
-            self.warn(str(path), "is encrypted, its variables are not known", exc.next_step)
+            self.warn(str(path), "is encrypted, so its variables are unknown", exc.next_step)
             return None
 
     def _variable_files(self, folder: str, name: str) -> list[Path]:

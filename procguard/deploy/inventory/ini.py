@@ -53,7 +53,7 @@ class _IniReader:
                 group, kind = section[1], section[2] or "hosts"
                 self._begin(group, kind)
             elif line.startswith("[") and line.endswith("]"):
-                self._report(f"{line} is no section", "write [group], [group:vars] or [group:children]")
+                self._report(f"{line} is not a section", "write [group], [group:vars] or [group:children]")
             elif kind == "hosts":
                 self._host(group, line)
             elif kind == "vars":
@@ -71,7 +71,7 @@ class _IniReader:
         elif kind in ("hosts", "children"):
             self._declared.add(group)
         else:
-            self._report(f"[{group}:{kind}] is no section", "write [group], [group:vars] or [group:children]")
+            self._report(f"[{group}:{kind}] is not a section", "write [group], [group:vars] or [group:children]")
 
     def _host(self, group: str, line: str) -> None:
         try:
@@ -80,14 +80,14 @@ class _IniReader:
             self._report(f"{line}: {exc}", "close the quotation")
             return
         if words[0].endswith(":") or words[0] == "---":
-            self._report(f"{words[0]} is no host", "if it is YAML, name the file *.yaml")
+            self._report(f"{words[0]} is not a host", "if it is YAML, name the file *.yaml")
             return
         variables = positions.Map()
         variables.file, variables.line, variables.key_lines = str(self._path), self._line, {}
         for word in words[1:]:
             name, equals, value = word.partition("=")
             if not equals:
-                self._report(f"{word} is no variable", "write name=value, in quotes where the value has spaces")
+                self._report(f"{word} is not a variable", "write name=value, in quotes where the value has spaces")
                 return
             variables[name], variables.key_lines[name] = _value(value), self._line
         self._groups.add_hosts(group, words[0], variables, self._where)
@@ -97,12 +97,12 @@ class _IniReader:
         if equals:
             self._groups.set_variable(group, name.strip(), _value(value.strip()), self._where)
         else:
-            self._report(f"{line} is no variable", "write name=value")
+            self._report(f"{line} is not a variable", "write name=value")
 
     def _child(self, group: str, line: str) -> None:
         found = _GROUP_NAME.fullmatch(line)
         if found is None:
-            self._report(f"{line} is no group's name", "write one group on a line")
+            self._report(f"{line} is not a group name", "write one group on a line")
             return
         self._used.append((found[1], self._where, f"[{group}:children] names {found[1]},"))
         self._groups.add_child(group, found[1])

@@ -208,7 +208,7 @@ class _InventoryReader:
                     f"{name}: {variable} is not a variable ProcGuard knows ({', '.join(PROCGUARD_VARIABLES)})"
                 )
             elif meant := _meant_for(variable, variables):
-                warnings.append(f"{name}: {variable} is no variable of ProcGuard; did you mean {meant}?")
+                warnings.append(f"{name}: {variable} is not a variable of ProcGuard; did you mean {meant}?")
         own = (VARIABLE, group_policies.VARIABLE)  # read below, while their lines are still known
         for variable in (key for key in variables if key.startswith(("ansible_", "procguard_")) and key not in own):
             try:
@@ -229,7 +229,7 @@ class _InventoryReader:
         target = self._target(name, values, where, warnings)
         tunnel = self._truth("procguard_tunnel", values.get("procguard_tunnel"), where)
         if tunnel and target.local:
-            warnings.append(f"{name}: procguard_tunnel means nothing on this machine: its agent needs no way")
+            warnings.append(f"{name}: procguard_tunnel has no effect on this machine: its agent needs no tunnel")
         return Host(
             names.fleet_id(name),
             target,
@@ -259,11 +259,11 @@ class _InventoryReader:
             fields.update(more)
             for option in ignored:
                 always = option.startswith("stricthostkeychecking")
-                why = "host keys are always checked" if always else "ProcGuard has no such option"
+                why = "host keys are always checked" if always else "ProcGuard does not support this option"
                 warnings.append(f"{name}: {option} of {variable} is not followed: {why}")
         port = _first(values, "ansible_port", "ansible_ssh_port") or fields.get("port") or 0
         if not str(port).isdigit() or not 0 <= int(port) < 65536:
-            self._report(where, f"ansible_port: {port!r} is no port", "a number from 1 to 65535")
+            self._report(where, f"ansible_port: {port!r} is not a port", "a number from 1 to 65535")
             port = 0
         key = str(
             _first(values, "ansible_ssh_private_key_file", "ansible_private_key_file") or fields.get("key_filename", "")

@@ -41,9 +41,9 @@ def is_ipv6(text: str) -> bool:
 def check(name: str) -> None:
     """Raises ValueError for an invalid host name, such as one with blanks or slashes."""
     if not name or len(name) > MAX_NAME_CHARS or not name.isprintable() or re.search(r"[\s/\\]", name):
-        raise ValueError(f"{name[:80]!r} can't name a host")
+        raise ValueError(f"{name[:80]!r} is not a valid host name")
     if name.endswith(":") or name in (".", ".."):
-        raise ValueError(f"{name[:80]!r} can't name a host")
+        raise ValueError(f"{name[:80]!r} is not a valid host name")
 
 
 def fleet_id(name: str) -> str:

@@ -67,7 +67,7 @@ def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
             first = result.key_lines[key]
             loader.warn(
                 f"{loader.file}:{line}",
-                f"{key} stands twice (first in line {first})",
+                f"{key} occurs twice (first in line {first})",
                 "the last one counts; remove one",
             )
         if id(key_node) in own:
@@ -112,7 +112,7 @@ def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
     text, kind = read_text(path), _InventoryLoader
     if text.startswith(MARK):
         if not vault.opens:
-            raise EncryptedFile(f"{path} is encrypted", f"name its password: --vault-password-file FILE, or {VARIABLE}")
+            raise EncryptedFile(f"{path} is encrypted", f"give its password: --vault-password-file FILE, or {VARIABLE}")
         try:
             text, kind = vault.decrypt(text), _SecretLoader
         except VaultMistake as exc:

@@ -82,7 +82,7 @@ def _run(path: Path, *arguments: str) -> dict[str, Any]:
     try:
         answer = json.loads(done.stdout or b"{}")
     except ValueError as exc:
-        raise InventoryError(f"{what}: its answer is no JSON ({exc})", "run it by hand") from exc
+        raise InventoryError(f"{what}: its answer is not JSON ({exc})", "run it by hand") from exc
     if not isinstance(answer, dict):
-        raise InventoryError(f"{what}: its answer is no JSON object", "see Ansible's “developing inventory”")
+        raise InventoryError(f"{what}: its answer is not JSON object", "see Ansible's “developing inventory”")
     return answer

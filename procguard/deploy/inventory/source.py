@@ -54,7 +54,7 @@ def _read(path: Path, groups: Groups, forgiving: bool) -> None:
         found = [one for one in sorted(path.iterdir()) if not _IGNORED.search(one.name)]
         if not found:
             raise InventoryError(
-                f"{path} holds no inventory", "put one there, e.g. hosts.yaml; see inventory/prod.yaml"
+                f"{path} contains no inventory", "put one there, e.g. hosts.yaml; see inventory/prod.yaml"
             )
         for one in found:
             _read(one, groups, forgiving=True)

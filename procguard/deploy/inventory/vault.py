@@ -48,7 +48,7 @@ class Vault:
         text = text.strip()
         if text not in self._plain:
             if not self.opens:
-                raise VaultMistake(f"it is encrypted: name its password by --vault-password-file or {VARIABLE}")
+                raise VaultMistake(f"it is encrypted: give its password with --vault-password-file or {VARIABLE}")
             if self._password is None:
                 self._password = _password(os.path.expanduser(self._password_file))
             self._plain[text] = _decrypted(text, self._password)
@@ -104,7 +104,7 @@ def _password(path: str) -> bytes:
         if stat.S_ISREG(found.st_mode) and os.access(path, os.X_OK):
             return _said(path)
         if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path} is no file", "pass a file with the vault password")
+            raise UsageError(f"{path} is not a file", "pass a file with the vault password")
         if found.st_mode & 0o077:
             raise UsageError(f"{path} contains the vault password and other users can read it", f"chmod 600 {path}")
         with open(path, "rb") as file:
@@ -125,11 +125,11 @@ def _said(path: str) -> bytes:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise UsageError(
-            f"{path} gave no vault password: {exc}", "run it by hand; a plain file is not executable"
+            f"{path} printed no vault password: {exc}", "run it by hand; a plain file is not executable"
         ) from exc
     password = done.stdout[:MAX_PASSWORD_BYTES].strip()
     if done.returncode != 0 or not password:
-        raise UsageError(f"{path} gave no vault password (exit code {done.returncode})", "run it by hand")
+        raise UsageError(f"{path} printed no vault password (exit code {done.returncode})", "run it by hand")
     return password
 
 
@@ -137,9 +137,9 @@ def _decrypted(text: str, password: bytes) -> str:
     head, _, body = text.partition("\n")
     words = head.strip().split(";")
     if words[:1] != ["$ANSIBLE_VAULT"] or len(words) not in (3, 4) or words[1] not in ("1.1", "1.2"):
-        raise VaultMistake("it is no Ansible Vault of format 1.1 or 1.2")
+        raise VaultMistake("it is not an Ansible Vault of format 1.1 or 1.2")
     if words[2] != "AES256":
-        raise VaultMistake(f"its cipher {words[2][:20]!r} is not known here, AES256 is")
+        raise VaultMistake(f"its cipher {words[2][:20]!r} is not supported; use AES256")
     try:
         salt, expected, cipher = (
             binascii.unhexlify(part) for part in binascii.unhexlify("".join(body.split())).split(b"\n", 2)
@@ -148,7 +148,7 @@ def _decrypted(text: str, password: bytes) -> str:
         raise VaultMistake("its encrypted text is damaged") from exc
     derived = hashlib.pbkdf2_hmac("sha256", password, salt, ITERATIONS, 80)
     if not hmac.compare_digest(hmac.digest(derived[32:64], cipher, "sha256"), expected):
-        raise VaultMistake("the vault password does not fit, or the text is damaged")
+        raise VaultMistake("wrong vault password, or the text is damaged")
     return _unpadded(_deciphered(cipher, derived[:32], derived[64:]))
 
 
@@ -167,4 +167,4 @@ def _unpadded(data: bytes) -> str:
     try:
         return data[:-size].decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise VaultMistake("it holds no text") from exc
+        raise VaultMistake("it contains no text") from exc

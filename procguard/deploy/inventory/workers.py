@@ -115,7 +115,7 @@ class SpecReader:
         if not messages.valid_id(worker_id):
             self._report(
                 where,
-                f"{worker_id!r} is no worker id",
+                f"{worker_id!r} is not a worker id",
                 "1 to 64 of A-Z a-z 0-9 _ . -, beginning with a letter or digit",
             )
             return None

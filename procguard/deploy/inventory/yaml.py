@@ -16,7 +16,7 @@ def read(path: Path, groups: Groups) -> None:
     """Raises InventoryError if nothing can be read; lesser errors are reported to `groups`."""
     data = positions.load(path, groups.vault, groups.warn)
     if not isinstance(data, positions.Map) or not data:
-        raise InventoryError(f"{path} holds no inventory", "it begins with `all:`; see inventory/prod.yaml")
+        raise InventoryError(f"{path} contains no inventory", "it begins with `all:`; see inventory/prod.yaml")
     if "plugin" in data:
         raise InventoryError(
             f"{data.where('plugin')}: the settings of an inventory plugin can't be read here",

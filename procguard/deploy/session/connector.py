@@ -119,7 +119,7 @@ class Connector:
             with self._pool.connection(through, deadline):
                 return ssh.connect(target, config, deadline, credentials=self._credentials)
         except PoolExhausted as exc:
-            what = f"{target.host}: its jump host had no room for it in time ({exc})"
+            what = f"{target.host}: timed out waiting for a connection through its jump host ({exc})"
             raise HostUnreachable(what, "try again, or with fewer --forks", code="timeout") from exc
 
     def _ssh_config(self, path: str) -> fabric.Config:

@@ -128,7 +128,10 @@ def become(pipe: Pipe, target: Target, password: str, deadline: float) -> None:
 
 
 def _no_sudo(target: Target, what: str) -> HostError:
-    next_step = f"give the right one (--ask-become-pass, or {BECOME_PASSWORD}_FILE), or allow it without: NOPASSWD"
+    next_step = (
+        f"give the correct one (--ask-become-pass, or {BECOME_PASSWORD}_FILE), or allow sudo without a password: "
+        "NOPASSWD"
+    )
     return HostError(f"{target.host}: {what}", next_step, code="become")
 
 
@@ -311,7 +314,7 @@ class HostSession:
                 raise self._ended()
             self._unread += data
             if len(self._unread) > MAX_LINE_BYTES:
-                raise self._error("bad_answer", "sent a line without end", "check its shell start-up files")
+                raise self._error("bad_answer", "sent an unterminated line", "check its shell start-up files")
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 

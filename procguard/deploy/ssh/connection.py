@@ -129,7 +129,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             raise _not_forwarded(exc, self.target, self.gateway.target) from exc
         except Exception as exc:
             error = explain(exc, self.gateway.target)
-            what = f"{self.target.host}: no way through its jump host: {error.message}"
+            what = f"{self.target.host}: cannot connect through its jump host: {error.message}"
             code = "jump_auth" if error.code == "auth" else error.code  # distinguishes a failed log-in at the jump host
             raise HostUnreachable(what, error.next_step, code=code) from exc
 
@@ -284,7 +284,7 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
             target,
             "dropped",
             f"the connection was closed by the server ({where})",
-            "is it sshd that listens there? see its log",
+            "is sshd listening there? see its log",
         )
     if isinstance(exc, OSError):
         return _unreachable(target, "network", f"cannot connect ({exc.strerror or exc}, {where})", "is the network up?")
@@ -300,13 +300,13 @@ def _stalled(target: Target, connection: StrictConnection | None) -> HostUnreach
     if transport is None or transport.authenticated:
         return explain(TimeoutError(), target)
     if not transport.remote_version:
-        what = f"the port accepts, but no SSH greeting came ({where})"
-        return _unreachable(target, "timeout", what, "is it sshd that listens there? is the machine overloaded?")
+        what = f"the port accepts connections, but sent no SSH banner ({where})"
+        return _unreachable(target, "timeout", what, "is sshd listening there? is the machine overloaded?")
     if not transport.initial_kex_done:
-        what = f"sshd greets, but the key exchange stalls ({where})"
+        what = f"sshd sent its banner, but the key exchange stalls ({where})"
         next_step = f"large packets seem to be lost on the way (MTU?): ping -M do -s 1400 {shlex.quote(target.address)}"
         return _unreachable(target, "timeout", what, next_step)
-    what = f"sshd takes the key exchange, but the log-in stalls ({where})"
+    what = f"the key exchange succeeded, but the log-in stalls ({where})"
     return _unreachable(target, "timeout", what, f"a slow directory or PAM there? try: {ssh_command(target)} true")
 
 

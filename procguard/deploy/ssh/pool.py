@@ -21,7 +21,7 @@ class PoolExhausted(Exception):
     """No slot became free before the deadline. `ahead`: the number of connections in progress."""
 
     def __init__(self, ahead: int) -> None:
-        super().__init__(f"{ahead} connections were being tried")
+        super().__init__(f"{ahead} connection attempts were in progress")
         self.ahead = ahead
 
 

@@ -63,7 +63,7 @@ class Target:
 
 def bad_name(host: str, what: str, text: str, key: str) -> HostUnreachable:
     shown = ascii(host[:64])[1:-1]  # the address may be the same text
-    return HostUnreachable(f"{shown}: {text[:64]!a} is no {what}", f"correct {key}", code="bad_name")
+    return HostUnreachable(f"{shown}: {text[:64]!a} is not a valid {what}", f"correct {key}", code="bad_name")
 
 
 def to_dict(target: Target) -> dict[str, Any]:

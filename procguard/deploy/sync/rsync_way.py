@@ -63,7 +63,7 @@ def bring(
             pump.join(5)
     if process.returncode != 0:
         lines = said.decode("utf-8", "replace").strip().splitlines()
-        raise HostError(f"rsync ended with {process.returncode} ({' | '.join(lines[-2:])[-300:]})", code="rsync")
+        raise HostError(f"rsync exited with {process.returncode} ({' | '.join(lines[-2:])[-300:]})", code="rsync")
 
 
 def _pump(end: socket.socket, beside: Callable[[str, float], Pipe], deadline: float) -> None:

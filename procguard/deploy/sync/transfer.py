@@ -79,7 +79,7 @@ class CodeSync:
         if held:
             return Brought(sync.dest, "in_use", f"out of date ({text}), {', '.join(users)} run there", names, users)
         if self._check:
-            return Brought(sync.dest, "would_change", f"would bring {text}", names, users)
+            return Brought(sync.dest, "would_change", f"would copy {text}", names, users)
         way = self._transfer(session, source, plan, found, where) if plan["needed"] else ""
         self._finish(session, where)
         by = " by rsync" if way == "rsync" else ""
@@ -129,5 +129,5 @@ def _described(plan: Json, source: CodeSource) -> str:
     if plan["bytes"]:
         words.append(tables.size(int(plan["bytes"])))
     if source.skipped:
-        words.append(f"{len(source.skipped)} left out that are no files")
+        words.append(f"{len(source.skipped)} skipped that are not files")
     return ", ".join(words) or "nothing"

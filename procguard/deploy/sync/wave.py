@@ -105,7 +105,7 @@ class SyncWave:
         except ProcGuardError as exc:
             visit.error = exc
         except Exception as exc:
-            what = f"{host.name}: bringing its code failed ({type(exc).__name__}: {exc})"
+            what = f"{host.name}: copying its code failed ({type(exc).__name__}: {exc})"
             visit.error = HostError(what, "this is a bug in ProcGuard; please report it")
         if visit.session is None:
             visit.closing.close()
@@ -122,7 +122,7 @@ class SyncWave:
                 visit.closing.close()
                 visit.session = None
                 visit.error = HostError(
-                    f"{host.name}: not touched: {there}",
+                    f"{host.name}: skipped: {there}",
                     "fix the cause there and run it again",
                     code="gang_incomplete",
                 )

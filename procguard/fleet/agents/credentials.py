@@ -91,7 +91,7 @@ class Tokens:
         """Why the token is no longer valid (expired, used up, revoked); "" if it is valid."""
         if token.expires_wall is not None and now.wall >= token.expires_wall:
             return f"expired at {iso(token.expires_wall)}"
-        return "has let in as many launchers as it was made for" if token.uses_left == 0 else ""
+        return "has admitted its maximum number of launchers" if token.uses_left == 0 else ""
 
     def used(self, token: TokenRecord, address: str, now: Now) -> None:
         """Record the time and address of a use. Written to disk only occasionally, with a later change."""

@@ -76,7 +76,7 @@ class Enrolment:
         if agent is not None and agent.revoked_sha256 and agent.revoked_sha256 == registration.secret_sha256:
             raise Refused(
                 f"the secret of {agent_id} was revoked",
-                "make another and register with its hash",
+                "create another and register with its hash",
                 code="secret_revoked",
             )
         worker = self._state.workers_by_id.get(worker_id)
@@ -149,7 +149,8 @@ class Enrolment:
         if len(registration.secret_sha256) != 64:
             raise UsageError(
                 f"{registration.worker_id}: a launcher that is not on the manager's machine must send secret_sha256",
-                "send the hex SHA-256 of a secret it made (see docs/protocol.md), or an enrolment token as Bearer",
+                "send the hex SHA-256 of a secret that it generated (see docs/protocol.md), or an enrolment token as "
+                "Bearer",
                 code="secret_needed",
             )
         self.expire(now)
@@ -296,7 +297,7 @@ class Enrolment:
             prints = ", ".join(pending.fingerprint for pending in found)
             raise Conflict(
                 f"{len(found)} launchers wait as {agent_id}: fingerprints {prints}",
-                "name the one: invoke agents approve " + agent_id + " --fingerprint …",
+                "choose one: invoke agents approve " + agent_id + " --fingerprint …",
                 code="ambiguous",
             )
         return found[0]

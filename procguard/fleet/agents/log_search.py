@@ -135,7 +135,7 @@ class LogSearches:
         `end` afterwards."""
         if len(self._searches) >= MAX_AT_ONCE:
             raise LimitExceeded.for_now(
-                f"{MAX_AT_ONCE} searches are under way already", "wait until one has ended", question.timeout_s
+                f"{MAX_AT_ONCE} searches are already in progress", "wait until one has ended", question.timeout_s
             )
         of_agent: dict[str, list[str]] = {}
         moved: dict[str, int] = {}
@@ -215,7 +215,7 @@ class LogSearches:
         search = self._searches.get(result.search_id)
         part = search.parts.get(agent_id) if search is not None else None
         if search is None or part is None:
-            raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing to do")
+            raise NotFound(f"no request is waiting for search {result.search_id[:40]!r}", "nothing to do")
         if part.status not in OPEN:
             return  # a duplicate
         part.status, part.reason = result.status, reason_of(result.reason)

@@ -63,7 +63,7 @@ class Rotations:
         Raises Conflict."""
         agent = self._state.agent(agent_id)
         if agent.rotation is None or agent.rotation.id != renewal.rotation:
-            raise Conflict(f"{agent_id}: no new secret is asked for", "keep the current one", code="no_rotation")
+            raise Conflict(f"{agent_id}: no new secret was requested", "keep the current one", code="no_rotation")
         digest = renewal.secret_sha256
         if self._state.owner_of_secret(digest) not in (None, agent_id) or self._tokens.find(digest) is not None:
             raise Conflict(f"{agent_id}: this secret is in use already", "make another", code="no_rotation")

@@ -15,7 +15,7 @@ SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 
 def how_to_replace(scope: str) -> str:
     """The next step, as a message, for the holder of an invalid token of this scope."""
-    make = f"make another on the manager's machine: invoke token.create --scope {scope}"
+    make = f"create another on the manager's machine: invoke token.create --scope {scope}"
     if scope != "enroll":
         return make
     return f"{make}; or start the launcher without --token and have an operator approve it"

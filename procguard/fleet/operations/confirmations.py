@@ -52,7 +52,9 @@ class Previews(Generic[T]):
         if found is None or found[0].expires <= now.monotonic:
             raise Conflict("this preview has expired, or was used", self._next_step, code="preview_expired")
         if found[0].actor != actor:
-            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
+            raise Conflict(
+                "this preview was shown to somebody else", "request a preview of your own", code="not_your_preview"
+            )
         return found[1]
 
     def use_up(self, token: str) -> None:

@@ -156,7 +156,9 @@ class Operations:
         begun."""
         former = self._get(operation_id)
         if former.live:
-            raise Conflict(f"{operation_id} is still running", "wait for its end, or cancel it", code="still_running")
+            raise Conflict(
+                f"{operation_id} is still running", "wait until it finishes, or cancel it", code="still_running"
+            )
         wanted = (*rules.BAD, "cancelled") if rest else rules.BAD
         ids = [item.worker_id for item in former.items if item.state in wanted]
         if not ids:

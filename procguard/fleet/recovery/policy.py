@@ -69,7 +69,7 @@ class SshProbe(NamedTuple):
 
 @dataclass
 class Incident:
-    """One agent that fell silent, from the first suspicion to its return. Times are monotonic seconds."""
+    """One agent that became silent, from the first suspicion to its return. Times are monotonic seconds."""
 
     agent_id: str
     host: str

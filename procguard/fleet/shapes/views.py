@@ -97,7 +97,7 @@ def _read_all(fields: Sequence[ShownField[Any]], form: Callable[[ShownField[Any]
         read = (one.live_read if live else None) or one.read
         if isinstance(read, str):
             if not _PATH.fullmatch(read):
-                raise ValueError(f"{one.name}: {read!r} is no attribute")
+                raise ValueError(f"{one.name}: {read!r} is not an attribute")
             value = f"source.{read}"
         else:
             names[f"read_{one.name}"] = read

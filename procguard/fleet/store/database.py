@@ -203,7 +203,7 @@ def examined(path: str) -> HeldRows | None:
     try:
         with reading(path) as connection:
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise Damaged("it is no database of ProcGuard")
+                raise Damaged("it is not a database of ProcGuard")
             _refuse_newer(path, connection)
             columns = "line, term, commits, proof, in_use, snapshot"
             row = connection.execute(f"SELECT {columns} FROM state").fetchone()  # noqa: S608

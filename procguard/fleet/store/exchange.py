@@ -120,9 +120,7 @@ def read_changed(path: str) -> Tables:
         yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
     ) as exc:  # fmt: skip
         problem = " ".join(str(exc).split())[:200]
-        raise UsageError(
-            f"{path}: not a snapshot of a state ({problem})", "name one that a manager has written"
-        ) from exc
+        raise UsageError(f"{path}: not a snapshot of a state ({problem})", "use one written by a manager") from exc
     return {str(table): {str(key): dict(one) for key, one in records.items()} for table, records in tables.items()}
 
 
@@ -140,7 +138,7 @@ def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
     """Create a state at `path` with these records. Never overwrites an existing one."""
     present = files_of(path)
     if present:
-        raise Conflict(f"{present[0]} exists; nothing was written", "name another place, or move it away first")
+        raise Conflict(f"{present[0]} exists; nothing was written", "choose another path, or move it away first")
     fleet = _fleet_of(tables)
     tables = _marked(tables, fleet)
     store = open_store(path)
@@ -159,7 +157,7 @@ def write_database(place: DatabasePlace, tables: Tables, history: Iterable[Line]
 def _fleet_of(tables: Tables) -> dict[str, Any]:
     fleet = tables.get("fleet", {}).get("fleet")
     if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
-        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it again")
+        raise ProcGuardError("it does not identify its fleet (no record fleet/fleet)", "export it again")
     return fleet
 
 

@@ -72,7 +72,7 @@ def begin_migration(path: str, database: str) -> Migration | None:
             if connection.execute("SELECT term FROM state").fetchone()[0]:
                 raise ProcGuardError(
                     f"state.state_file: files of an earlier format lie at {path} beside {database}, which is in use",
-                    "move the one away that is not this manager's state",
+                    "move away the one that is not this manager's state",
                     code="bad_state_file",
                 )
     loaded = read(path)
@@ -203,7 +203,7 @@ def _database(path: str) -> tuple[Tables, int, int]:
     meta = json.loads(rows.pop(("meta", "state")))
     digests = (hashlib.blake2b(f"{k}\0{i}\0{body}".encode(), digest_size=8).digest() for (k, i), body in rows.items())
     if meta["digest"] != f"{sum(int.from_bytes(one, 'big') for one in digests) % 2**64:x}":
-        raise ValueError("its records are not those that were counted")
+        raise ValueError("its number of records is wrong")
     tables: Tables = {}
     apply(tables, [(kind, key, json.loads(body)) for (kind, key), body in rows.items()])
     return tables, int(meta["commit"]), 0

@@ -71,7 +71,7 @@ class DatabaseUnreachable(NotDurable):
     def __init__(self, place: DatabasePlace, problem: str) -> None:
         super().__init__(
             f"database {place}: {problem}; changes are not acknowledged",
-            "the manager tries again by itself; look at the database server",
+            "the manager retries automatically; check the database server",
         )
 
 

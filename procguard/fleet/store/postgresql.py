@@ -129,7 +129,7 @@ class PostgresqlStore:
     def _take(self, connection: Connection) -> Taken:
         leader_row.read(connection)
         taken = leader_row.take(connection, self.name, 0.0)
-        assert taken is not None, "nothing was to be compared"
+        assert taken is not None, "there was nothing to compare"
         return taken
 
     def read(self) -> Loaded:
@@ -237,7 +237,7 @@ class PostgresqlStore:
             found = self._reader.call(lambda connection: connection.execute(chosen, given).fetchall())
         except OSError as exc:
             raise HistoryUnreadable(
-                f"database {self.path}: cannot read the history ({exc.strerror})", "repeat it; look at the database"
+                f"database {self.path}: cannot read the history ({exc.strerror})", "try again; check the database"
             ) from exc
         return [json.loads(body) for (body,) in found]
 
@@ -321,8 +321,8 @@ def write_new(place: DatabasePlace, tables: Tables, history: Iterable[Line]) -> 
     store = PostgresqlStore(place)
     if store.read().tables:
         raise Conflict(
-            f"{place}: the database holds a state already; nothing was written",
-            "name an empty database, or drop the schema procguard in it first",
+            f"{place}: the database already contains a state; nothing was written",
+            "use an empty database, or drop the schema procguard in it first",
         )
     store.load()
     try:

@@ -138,9 +138,9 @@ class SqliteStore:
         if problem != "is missing" or any(os.path.exists(self.database + ending) for ending in ("-wal", "-journal")):
             raise ProcGuardError(
                 f"state.state_file: {self.database} is not a whole state of ProcGuard: it {problem}",
-                "restore a backup (invoke state.import BACKUP --state NEW); without one, move it and what belongs to "
-                "it away, then invoke state.rebuild FLEET_ID (a folder's name in ~/.procguard on a host), which takes "
-                "over what runs: a new state would start it a second time; docs/operations.md, The state",
+                "restore a backup (invoke state.import BACKUP --state NEW); without one, move it and its auxiliary "
+                "files away, then invoke state.rebuild FLEET_ID (a folder's name in ~/.procguard on a host), which "
+                "adopts the running workers: a new state would start them a second time; docs/operations.md, The state",
                 code="bad_state_file",
             )
         return HeldRows(line=secrets.token_hex(8))
@@ -194,7 +194,7 @@ class SqliteStore:
 
     def _ended(self) -> Fenced:
         return Fenced(
-            f"{self.path}: another manager has opened this state since",
+            f"{self.path}: another manager has since opened this state",
             "this manager exits; find the other one, and stop one of the two",
         )
 
@@ -282,7 +282,7 @@ class SqliteStore:
         except sqlite3.Error as exc:
             raise ProcGuardError(
                 f"{self.database}: cannot read the history ({exc})",
-                "look at the disk; a restart of the manager checks it",
+                "check the disk; restarting the manager checks the state",
             ) from exc
         return [json.loads(line) for line in text[0].split("\n") if line]
 
@@ -348,7 +348,7 @@ class SqliteStore:
         for fleet_id, ahead in found:
             if fleet_id not in (None, own_fleet_id) or ahead:
                 raise ProcGuardError(
-                    f"{self.path}: the state of another manager (fleet {fleet_id}) was put in place of this one's",
+                    f"{self.path}: the state of another manager (fleet {fleet_id}) has replaced this one's",
                     "stop one of the two managers; this one acknowledges no change until that state is moved away",
                     code="another_state",
                 )

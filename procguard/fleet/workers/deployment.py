@@ -319,14 +319,14 @@ class Deployment:
                 corrected = self._correct(worker)
         away = ""
         if worker.agent_id != agent_id:
-            away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
+            away = f"it lives on {worker.host} since it was reassigned; to move it back: "
             away += f"invoke move {worker_id} {agent_id}"
         if corrected:
             return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
         if report and report.launch_digest and report.launch_digest != messages.launch_digest(spec):
-            return "changed", "restart pending: it runs on with the specification it was started with"
+            return "changed", "restart pending: it keeps running with the specification it was started with"
         return "changed", away
 
     def _new(
@@ -339,8 +339,8 @@ class Deployment:
             agent_ids = self._where_found(worker_id)
             if agent_ids and agent_id not in agent_ids:
                 return "refused", (
-                    f"it runs on {', '.join(agent_ids)}, as was read there: stop it there, or declare it on "
-                    f"{agent_ids[0]} and deploy that"
+                    f"it runs on {', '.join(agent_ids)} according to that host: stop it there, or declare it on "
+                    f"{agent_ids[0]} and deploy"
                 )
             if not agent_ids:
                 unread = [host.host for host in self._request.hosts if host.host not in self._request.found]
@@ -372,12 +372,12 @@ class Deployment:
                 return ""
             self._failed_gangs.setdefault(worker.spec.group, worker)
             self._will_start(worker)
-            return "corrected: its gang begins again with a new budget"
+            return "corrected: its gang starts again with a new restart budget"
         if reported not in (states.FAILED, states.BACKOFF):
             return ""
         worker.generation, worker.moves = worker.generation + 1, 0
         self._will_start(worker)
-        return "corrected: it begins again with a new budget"
+        return "corrected: it starts again with a new restart budget"
 
     def _will_start(self, worker: WorkerRecord) -> None:
         if worker.desired == "running":
@@ -397,7 +397,7 @@ class Deployment:
         if not self._leases.is_confirmed_stopped(worker.worker_id, self._now):
             return "refused", (
                 f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
-                f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"
+                f"deploy again; or move it here: invoke move {worker.worker_id} {agent_id}"
             )
         target = state.agents_by_id.get(agent_id)
         if target is not None and worker.worker_id in target.withdrawn:
@@ -423,7 +423,7 @@ class Deployment:
             if worker.worker_id not in self._declared_on:
                 found[worker.worker_id] = (
                     "elsewhere",
-                    f"no longer declared here; it lives on {worker.host} and is left alone (to remove it: "
+                    f"no longer declared here; it runs on {worker.host} and is left unchanged (to remove it: "
                     f"invoke deploy --limit {worker.host} --prune)",
                 )
         guests = {worker.worker_id for workers in self._away.values() for worker in workers}
@@ -435,12 +435,12 @@ class Deployment:
             if elsewhere is not None:
                 if elsewhere not in (deployed | {agent_id}):
                     how = f"invoke move {worker.worker_id} {elsewhere}, then deploy"
-                    found[worker.worker_id] = ("elsewhere", f"declared on {elsewhere} now, still here; {how}")
+                    found[worker.worker_id] = ("elsewhere", f"declared on {elsewhere} now, but still here; {how}")
                 continue
             if self._request.prune:
                 found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")
             else:
-                found[worker.worker_id] = ("undeclared", "not in the inventory; it runs on (--prune stops it)")
+                found[worker.worker_id] = ("undeclared", "not in the inventory; it keeps running (--prune stops it)")
             if tx is None:
                 continue
             tx.edit(worker).undeclared = True

@@ -205,7 +205,7 @@ class PlacementService:
             and self._state.agent_status[worker.agent_id].state != "connected"
         ):
             raise Conflict(
-                f"{who} cannot be moved while {worker.host} is out of reach: {outcome.reason}", "wait until it returns"
+                f"{who} cannot be moved while {worker.host} is unreachable: {outcome.reason}", "wait until it returns"
             )
 
     def moved(self, now: Now) -> None:

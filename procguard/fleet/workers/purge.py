@@ -67,7 +67,7 @@ class Purge:
     def _take_out(self, tx: Transaction, worker_id: str, silent_s: float) -> None:
         worker = self._fleet.state.workers_by_id.get(worker_id)
         if worker is None:
-            raise NotFound(f"{worker_id} is gone already", "nothing to do")
+            raise NotFound(f"{worker_id} has already been removed", "nothing to do")
         if not self._is_gone(worker, silent_s, tx.now):
             raise Conflict(f"{worker_id} is part of the fleet again", "keep it")
         self._fleet.workers.take_out(tx, worker_id)

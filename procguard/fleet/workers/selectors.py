@@ -113,13 +113,13 @@ def _condition(part: str, number: int, text: str, globs_left: int) -> Condition:
         if not name:
             wrong("a field is missing before the '='")
         if not _NAME.match(name):
-            wrong(f"{name[:40]!r} is no field and no label")
+            wrong(f"{name[:40]!r} is neither a field nor a label")
         if name in FIELDS and written.startswith("label."):
-            wrong(f"a label that is called like the field {name} can't be selected by")
+            wrong(f"a label with the name of the field {name} can't be selected by")
     else:
         excluded, name, value = part.startswith("!"), "id", part.removeprefix("!").strip()
     if not value:
-        wrong("a value is missing" if part else "nothing stands between two commas")
+        wrong("a value is missing" if part else "there is nothing between two commas")
     values = [one.strip() for one in value.split("|")]
     if not all(values):
         wrong("a value is missing beside the '|'")
@@ -138,7 +138,7 @@ def _check_value(name: str, value: str, wrong: Callable[[str], NoReturn]) -> Non
     if "=" in value:
         wrong("two '=' in one condition; separate conditions by commas")
     if FIELDS.get(name) == "worker_id" and not re.match(r"[A-Za-z0-9_.*?\[\]!-]+\Z", value):
-        wrong(f"{value[:40]!r} can't be a worker's id")
+        wrong(f"{value[:40]!r} is not a valid worker id")
     known = KNOWN_VALUES.get(name)
     if known and not any(fnmatch.fnmatchcase(one, value) for one in known):
         wrong(f"there is no {name} {value[:40]!r}; known are {', '.join(known)}")

@@ -161,8 +161,8 @@ class AccessApi(Resource):
         http_io.note_change(f"scope {body.scope}, name {body.name}", final=False)
         if caller.via == "session" and body.scope not in BROWSER_SCOPES:
             raise Forbidden(
-                f"a browser session makes no token of scope {body.scope}",
-                f"make it on the manager's machine: invoke token.create --scope {body.scope}",
+                f"a browser session cannot create a token of scope {body.scope}",
+                f"create it on the manager's machine: invoke token.create --scope {body.scope}",
             )
         token = new_token()
         record = self.fleet.tokens.add(

@@ -133,7 +133,9 @@ class AgentsApi(Resource):
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
         """Set an agent's secret, given as its SHA-256 digest. A browser session may not: 403."""
         if caller.via == "session":  # whoever has the secret can act as the agent and read its workers' environment
-            raise Forbidden("a browser session sets no agent's secret", "from a terminal: invoke agents.rotate AGENT")
+            raise Forbidden(
+                "a browser session cannot set an agent's secret", "from a terminal: invoke agents.rotate AGENT"
+            )
         self.fleet.agents.secrets.set(agent_id, body.secret_sha256, caller.actor, clock.read())
         return OfAgent(agent_id, "set")
 

@@ -79,7 +79,8 @@ class DeploymentsApi(Resource):
         """
         if caller.via == "session":
             raise Forbidden(
-                "a browser session declares no workers", "deploy from a terminal: invoke deploy --hosts inventory.yaml"
+                "a browser session cannot declare workers",
+                "deploy from a terminal: invoke deploy --hosts inventory.yaml",
             )
         environ = bottle.request.environ
         request = http_io.read_object(environ, self.services.limits.deployment_size, MAX_DEPLOYED_OBJECTS)

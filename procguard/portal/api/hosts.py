@@ -281,7 +281,7 @@ class HostsApi(Resource):
         `{"host", "ok", "url", "reason"}`; `url` is the address that its agent receives.
         """
         if self.services.tunnels is None:
-            raise Conflict("this manager keeps no tunnels", "restart the manager")
+            raise Conflict("this manager has no tunnels", "restart the manager")
         known = self.services.tunnels.open(host, OPEN_TIMEOUT_S)
         ok = known["state"] == "up"
         reason = NONE if ok else reasons.read(known) or because("tunnel.not_open", limit_s=OPEN_TIMEOUT_S)

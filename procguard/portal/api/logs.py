@@ -246,7 +246,7 @@ class LogsApi(Resource):
 
     def _read(self, query: LogsQuery) -> LogQuery:
         if query.until and query.follow:
-            raise UsageError("until= and follow= exclude each other", "leave one of them out")
+            raise UsageError("until= and follow= cannot be combined", "omit one of them")
         now_wall = clock.read().wall
         return LogQuery(
             lines=query.tail,

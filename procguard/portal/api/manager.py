@@ -73,7 +73,7 @@ class ManagerApi(Resource):
                 self.fleet.state.durability.unwritten, "free space or repair the disk; nothing else needs to be done"
             )
         if not self.fleet.state.leadership.may_direct():
-            raise NotDurable("this manager lost its database, or its term has ended", "look at: procguard managers")
+            raise NotDurable("this manager lost its database, or its term has ended", "see: procguard managers")
         return Ready(self.fleet.state.fleet_id)
 
     @get("/metrics", "viewer or metrics", tag="manager", zh="Prometheus 指标", answers={200: str}, media=(TEXT,))

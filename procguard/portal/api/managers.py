@@ -12,7 +12,7 @@ from procguard.agent_api.declaration import get, post
 from procguard.errors import Conflict
 from procguard.portal.api.resource import RequestBody, Resource
 
-ONE = "this manager is alone"
+ONE = "this is the only manager"
 ONE_NEXT = "several managers share a database: state.database, docs/several_managers.md"
 
 

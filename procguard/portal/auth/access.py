@@ -261,16 +261,16 @@ class Auth:
     def _why_not_own_socket(self, environ: dict[str, Any]) -> str:
         sock = environ.get("procguard.socket")
         if sock is None:
-            return "the connection's owner cannot be known"
+            return "the connection's owner cannot be determined"
         try:
             client, server = sock.getpeername()[:2], sock.getsockname()[:2]
         except OSError:  # closed meanwhile
-            return "the connection's owner cannot be known"
+            return "the connection's owner cannot be determined"
         uid = self._owner_uid(client, server)
         if uid is None:  # closed, or missed by the kernel's lock-free lookup
             uid = self._listed_uid(client, server)
         if uid is None:
-            return "the connection's owner cannot be known"
+            return "the connection's owner cannot be determined"
         if uid not in (self._own_uid, 0):
             return f"the connection belongs to uid {uid}, not to the manager's user"
         return self._why_forwarded(client, server)

@@ -98,7 +98,7 @@ class LiveUses:
             try:
                 end()
             except Exception:  # an error must not keep the others open
-                log.exception("a live use could not be ended right=%s", right)
+                log.exception("a live use could not be stopped right=%s", right)
 
     def _loop(self) -> None:
         while True:

@@ -136,7 +136,7 @@ class LocalClients:
     def _check_room(waiting: int) -> None:
         if waiting >= MAX_WAITING:
             raise LimitExceeded.for_now(
-                "too many connections of this machine are looked at", "send it again", 1, "limit_exceeded"
+                "too many connections of this machine are being checked", "send it again", 1, "limit_exceeded"
             )
 
     def _answer_all(self) -> None:
@@ -148,7 +148,7 @@ class LocalClients:
                     answers = gevent.get_hub().threadpool.apply(self._examine, ([one[:2] for one in questions],))
                 except Exception as exc:
                     log.exception("local connections cannot be looked at")
-                    answers = [f"the connection's process cannot be known ({type(exc).__name__})"] * len(questions)
+                    answers = [f"the connection's process cannot be determined ({type(exc).__name__})"] * len(questions)
                 for question, answer in zip(questions, answers, strict=True):
                     question.answer.set(answer)
                 if self._asked:  # limits many requests through a forwarder to half a core
@@ -164,7 +164,7 @@ class LocalClients:
         try:
             owner = peer_uid.owner(client, server) or _listed_owner(client, server)
             if owner is None:
-                return "the connection's owner cannot be known"
+                return "the connection's owner cannot be determined"
             if owner.uid == 0 and os.geteuid() != 0:
                 return ""  # root's processes are not readable; root on this machine has all rights anyway
             pids = self._known(owner.inode, seen) or self._recent(owner, seen) or holders(owner.inode, owner.uid)
@@ -175,7 +175,7 @@ class LocalClients:
             (self._own.discard if reason else self._own.add)(owner.inode)
             return reason
         except OSError as exc:
-            return f"the connection's process cannot be known ({exc.strerror or exc})"
+            return f"the connection's process cannot be determined ({exc.strerror or exc})"
 
     def _known(self, inode: int, seen: _Seen) -> tuple[int, ...]:
         """The processes found earlier that still have the socket."""
@@ -234,7 +234,7 @@ def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_her
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
-            return f"the connection is {name}'s (process {pid}), which passes on what others ask"
+            return f"the connection is {name}'s (process {pid}), which forwards requests of others"
     own = _others(pids, seen, lead_here)
     if not own:
         return ""

@@ -42,7 +42,7 @@ class Matching:
 
     def scan(self, caller: str, steps: Generator[None, None, T]) -> T:
         """Run a scan of stored logs, sharing the thread with others. Raises LimitExceeded above the limit."""
-        with _share(self._scans, caller, MAX_SCANS, MAX_SCANS_OF_ONE, "searches with regex= are under way"):
+        with _share(self._scans, caller, MAX_SCANS, MAX_SCANS_OF_ONE, "searches with regex= are in progress"):
             while True:
                 done, result = self._scanning.apply(_step, (steps,))
                 if done:

@@ -72,7 +72,7 @@ class SpooledLogStore(LogStore):
 
     def _await_ready(self) -> None:
         if self.archive is not None and not self.archive.is_ready:
-            raise OSError(errno.EAGAIN, "the index of the log archive is being made again; the agent tries again")
+            raise OSError(errno.EAGAIN, "the index of the log archive is being rebuilt; the agent retries")
 
     def _set_floor(self, folder: str, floor: int) -> None:
         if os.path.isdir(folder):

@@ -345,7 +345,8 @@ class LogStore:
             self.bytes_dropped += max(0, before - os.stat(base + ".log").st_blocks) * 512
         if problem:
             raise OSError(
-                errno.ENOSPC, f"logs.keep_per_worker or logs.keep_in_all is used up, and no part can go: {problem}"
+                errno.ENOSPC,
+                f"logs.keep_per_worker or logs.keep_in_all is used up, and no part can be deleted: {problem}",
             )
 
     @contextlib.contextmanager

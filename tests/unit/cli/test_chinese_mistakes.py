@@ -191,7 +191,7 @@ def test_a_manager_out_of_reach_or_a_wrong_token_is_explained_in_chinese(
         assert HAN.search(text) and english_in(text) == [], text
 
 
-# What a route is asked: an unknown name in its path; a body that is no JSON, no object, lacks what it needs.
+# What a route is asked: an unknown name in its path; a body that is not JSON, not an object, or incomplete.
 BODIES = (None, b"{", b"[]", b'{"nonsense": 1}')
 NAMES = {"worker_id": "w9", "host": "nohost", "agent_id": "nobody", "operation_id": "o-9", "mute_id": "m-9"}
 

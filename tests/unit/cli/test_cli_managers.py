@@ -85,7 +85,7 @@ def test_what_a_database_holds_is_never_overwritten(
     assert migrated(str(state), url, server) == 0
     before = PostgresqlStore(DatabasePlace(url, str(server.password))).read().tables
     assert migrated(str(state), url, server) == 1
-    assert "holds a state already; nothing was written" in capsys.readouterr().err
+    assert "already contains a state; nothing was written" in capsys.readouterr().err
     assert PostgresqlStore(DatabasePlace(url, str(server.password))).read().tables == before
 
 

@@ -38,7 +38,7 @@ class Fleet:
         manager.routes["POST /api/workers/w1/command"] = lambda body: (202, {"status": "accepted"})
 
     def _preview(self, body: dict[str, Any]) -> tuple[int, Any]:
-        skipped = {"cause": "already_stopped", "message": "is stopped already", "action": "skip", "count": 1}
+        skipped = {"cause": "already_stopped", "message": "is already stopped", "action": "skip", "count": 1}
         return 200, {
             "token": "p-1",
             "command": body["command"],
@@ -100,7 +100,7 @@ def test_several_are_shown_first_and_followed_to_the_end(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", *words)
     assert done.returncode == 0, done.stderr
     assert "stop 3 of 4 workers that match w*,!w9" in done.stdout
-    assert "gpu5 1 · 24 more" in done.stdout and "left out 1: is stopped already (w3)" in done.stdout
+    assert "gpu5 1 · 24 more" in done.stdout and "left out 1: is already stopped (w3)" in done.stdout
     assert "✓ done o-1 stop: ✓ 3 done" in done.stdout
     assert fleet.begun() == [{"token": "p-1", "concurrency": 2, "max_failures": "10%", "reason": "disk change"}]
 
@@ -117,7 +117,7 @@ def test_failures_are_reported_by_cause_with_exit_code_2(fleet: Fleet) -> None:
 def test_an_operation_that_did_not_reach_its_end_is_exit_code_2(fleet: Fleet, status: str) -> None:
     fleet.end = {"status": status, "counts": {"done": 1, "cancelled": 2}}
     done = run(fleet.manager.url, "stop", "w*")
-    assert done.returncode == 2 and f"{status} before its end" in done.stderr
+    assert done.returncode == 2 and f"{status} before it finished" in done.stderr
 
 
 def test_nobody_who_matches_is_exit_code_1(fleet: Fleet) -> None:
@@ -165,7 +165,11 @@ def test_the_number_is_typed_at_a_terminal(fleet: Fleet, typed: str, code: int, 
 @pytest.mark.slow
 def test_no_wait_returns_at_once_and_json_is_json(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", "w*", "--no-wait")
-    assert done.returncode == 0 and "o-1: begun; look: invoke operations.show o-1" in done.stdout and fleet.checks == 0
+    assert (
+        done.returncode == 0
+        and "o-1: started; progress: invoke operations.show o-1" in done.stdout
+        and fleet.checks == 0
+    )
     parsed = json.loads(run(fleet.manager.url, "stop", "w*", "--json").stdout)
     assert parsed["status"] == "done" and parsed["items"]
 

@@ -209,7 +209,7 @@ def test_migrating_between_two_names_of_one_database_is_refused(
 ) -> None:
     target = state.with_suffix(".db" if state.suffix == ".yaml" else ".yaml")
     assert run(cli_state.migrate, str(state), str(target)) == 1
-    assert f"nothing has to be migrated: put state.state_file={target}" in capsys.readouterr().err
+    assert f"no migration is needed: put state.state_file={target}" in capsys.readouterr().err
 
 
 def test_a_probe_says_where_what_and_how_large(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_a_refused_connection_says_how_to_go_on() -> None:
 
 def test_something_else_on_the_port_is_not_taken_for_the_manager(manager: FakeManager) -> None:
     manager.routes["GET /api/hosts"] = lambda body: (200, "<html>hello</html>")
-    with pytest.raises(ManagerUnreachable, match="does not answer like"):
+    with pytest.raises(ManagerUnreachable, match="does not respond as"):
         ManagerClient(manager.url).hosts()
 
 

@@ -97,7 +97,7 @@ def test_a_wait_that_is_no_time_is_refused(wait: str) -> None:
 def test_wait_and_no_wait() -> None:
     assert coming_up.wait_limit("2.5", False) == WaitLimit(2.5)
     assert coming_up.wait_limit("", True) == NO_WAIT and coming_up.wait_limit("", False) == WaitLimit()
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="cannot be combined"):
         coming_up.wait_limit("3", True)
 
 
@@ -155,7 +155,7 @@ def test_a_start_that_ends_in_backoff_is_reported_with_its_line_of_error() -> No
 def test_a_start_on_a_host_out_of_reach_is_not_waited_for() -> None:
     manager: Any = Manager(view("unknown", reason="no heartbeat"))
     _, trouble = coming_up.follow(manager, view("unknown", attempt=4), "start", "c-1", USUAL)
-    assert "is out of reach on h (no heartbeat)" in trouble
+    assert "is unreachable on h (no heartbeat)" in trouble
 
 
 def test_a_restart_counts_only_from_its_own_attempt() -> None:

@@ -84,7 +84,7 @@ def test_an_inventory_says_it_for_all_its_hosts_and_warns_who_asks_to_be_kept(tm
         ('restart: "{{ gang }}", ', "", "prod.yaml:5: group trainers: restart: gang beside rendezvous: torch"),
         ("{{ gang }}", "{{ gnag }}", "group trainers: "),
         ('{restart: "{{ gang }}", rendezvous: torch, nproc_per_node: 4}', "gang", "group trainers must be a mapping"),
-        ("h1: {", "h1: {procguard_groups: {trainers: {restart: alone}}, ", "h2 says other things of group trainers"),
+        ("h1: {", "h1: {procguard_groups: {trainers: {restart: alone}}, ", "h2 sets other values for group trainers"),
     ],
 )
 def test_a_mistake_in_an_inventory_names_its_line(tmp_path: Path, before: str, after: str, words: str) -> None:

@@ -280,7 +280,7 @@ def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: 
     same = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})["hosts"]["h1"]["workers"]["w1"]
     assert (same["result"], same["starts"], world.fleet.state.worker("w1")["current"]) == ("unchanged", None, True)
     reported = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
-    assert (reported["result"], reported["starts"]) == ("changed", 5) and "new budget" in reported["message"]
+    assert (reported["result"], reported["starts"]) == ("changed", 5) and "new restart budget" in reported["message"]
     assert world.fleet.state.workers_by_id["w1"].generation == before + 1
     assert world.fleet.state.worker("w1")["current"] is False  # what is known of it answers the old generation
     again = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]

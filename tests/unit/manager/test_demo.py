@@ -112,7 +112,7 @@ def end_by_the_next_demo(home: Path) -> None:
         assert again.stdout is not None
         assert "an earlier demo" in again.stdout.readline()
         again.send_signal(signal.SIGTERM)
-        assert "ended; nothing of it is left" in again.stdout.read()
+        assert "stopped; nothing is left" in again.stdout.read()
         again.wait(60)
     finally:
         again.kill()
@@ -203,8 +203,8 @@ def test_taken_default_port_moves_on_and_says_so(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--port", "99999"], "'99999' is no port (0 to 65535; 0 takes a free one); its options: "),
-        (["--port", "abc"], "'abc' is no port"),
+        (["--port", "99999"], "'99999' is not a port (0 to 65535; 0: any free port); its options: "),
+        (["--port", "abc"], "'abc' is not a port"),
         (["--host", "nosuch.invalid"], "cannot listen on nosuch.invalid ("),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 ("),
         (["--hots", "x"], "unrecognized arguments: --hots x"),

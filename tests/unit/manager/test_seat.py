@@ -357,7 +357,7 @@ def test_a_database_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     [
         (leader_row.Replication(1, "FIRST 1 (replica1)", "on"), "synchronous", ""),
         (leader_row.Replication(1, "", "on"), "asynchronous", "may lose the last acknowledged changes"),
-        (leader_row.Replication(0, "", "on"), "no replica", "when its machine is lost"),
+        (leader_row.Replication(0, "", "on"), "no replica", "if its machine is lost"),
         (leader_row.Replication(1, "FIRST 1 (r)", "local"), "do not wait", "may lose acknowledged changes"),
     ],
 )

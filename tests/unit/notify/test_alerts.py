@@ -176,7 +176,7 @@ def test_a_route_that_leads_nowhere_is_refused(route: dict[str, Any], words: str
 
 
 def test_a_selector_that_cannot_be_read_is_refused_with_its_place() -> None:
-    with pytest.raises(ConfigError, match=r"notify, entry 1: select: selector.*can't be a worker's id"):
+    with pytest.raises(ConfigError, match=r"notify, entry 1: select: selector.*is not a valid worker id"):
         Routes([NotifyRoute.model_validate({"select": "a b", "to": ["x"]})])
 
 

@@ -60,10 +60,10 @@ def test_what_is_muted_is_counted_and_never_sent() -> None:
 @pytest.mark.parametrize(
     ("select", "begins", "for_s", "words"),
     [
-        ("a b", None, 60.0, "can't be a worker's id"),
+        ("a b", None, 60.0, "is not a valid worker id"),
         ("*", None, 0.0, "more than 0 s"),
         ("*", None, 1e9, "at most 366 days"),
-        ("*", NOW.wall - 100, 60.0, "over already"),
+        ("*", NOW.wall - 100, 60.0, "already ended"),
         ("*", NOW.wall + 1e9, 60.0, "begins in more than a year"),
     ],
 )

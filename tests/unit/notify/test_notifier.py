@@ -114,7 +114,7 @@ def test_the_history_notifies(tmp_path: Path) -> None:
     one = notifier(endpoint, quick())
     world = World(tmp_path)
     world.fleet.state.bus.events.subscribe(one.take)
-    world.emit("circuit_breaker_open", reason="5 of 9 hosts fell silent", actor="monitor")
+    world.emit("circuit_breaker_open", reason="5 of 9 hosts became silent", actor="monitor")
     until(lambda: endpoint.messages)
     one.stop()
     assert endpoint.messages[0].title == "Recovery of hosts is frozen"

@@ -204,9 +204,7 @@ def ipaddr(value: Any, query: Any = "") -> Any:
         "public": lambda: str(value) if found.is_global else False,
     }
     if query not in answers:
-        raise TemplateMistake(
-            f"ipaddr: {query!r} is not known here; {', '.join(filter(None, answers))} and numbers are"
-        )
+        raise TemplateMistake(f"ipaddr: {query!r} is not supported; use {', '.join(filter(None, answers))} or a number")
     return answers[query]()
 
 
@@ -219,7 +217,7 @@ def read_file(path: str, base: str) -> str:
     try:
         with open(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not os.path.isfile(file.fileno()):
-                raise TemplateMistake(f"lookup('file', {path!r}): {full} is no file")
+                raise TemplateMistake(f"lookup('file', {path!r}): {full} is not a file")
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise TemplateMistake(f"lookup('file', {path!r}): {full}: {exc.strerror}") from exc

@@ -150,7 +150,7 @@ class Renderer:
         elif kind == "vars":
             found = [self._variable(str(name), options) for name in names]
         else:
-            raise TemplateMistake(f"lookup('{plugin}', …) is not known here; env, file and vars are")
+            raise TemplateMistake(f"lookup('{plugin}', …) is not supported; use env, file or vars")
         if options.get("wantlist"):
             return found
         return found[0] if len(found) == 1 else ",".join(map(str, found))

@@ -132,7 +132,7 @@ class SqliteTables:
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 return ProcGuardError(
                     f"{self._path}: the index of the log archive is damaged ({exc})",
-                    "stop the manager, move the file away, and make it again from the objects: procguard state reindex",
+                    "stop the manager, move the file away, and rebuild it from the objects: procguard state reindex",
                     code="archive_index_damaged",
                 )
             return OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO, f"{self._path}: {exc}")
@@ -243,7 +243,7 @@ class ArchiveIndex:
             # Without its entry, the object of the pieces would be unknown, and its id may be assigned again.
             named = "UPDATE archive_object SET size = ?, live = live + ? WHERE id = ? RETURNING id"
             if execute(named, (size, len(pieces), number)).fetchone() is None:
-                raise OSError(errno.ESTALE, "the log archive's index does not know this upload")
+                raise OSError(errno.ESTALE, "the log archive's index has no record of this upload")
 
         self._tables.transaction(write)
 

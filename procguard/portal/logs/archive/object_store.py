@@ -132,7 +132,7 @@ class FolderStore:
         if not stat.S_ISDIR(os.stat(self._root).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if self._expected and not os.path.isdir(self._directory):
-            raise OSError(errno.ENOENT, "what was archived before is not there")
+            raise OSError(errno.ENOENT, "earlier archived logs are missing")
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         beside = f"{target}.{secrets.token_hex(4)}.new"
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -95,7 +95,7 @@ def header_length(start: bytes) -> int:
         raise ObjectDamaged("it is too short")
     magic, packed, raw, _ = _START.unpack(start)
     if magic != MAGIC:
-        raise ObjectDamaged("it is no object of ProcGuard")
+        raise ObjectDamaged("it is not an object of ProcGuard")
     if not 0 < packed <= MAX_HEADER_BYTES or not 0 < raw <= MAX_HEADER_BYTES:
         raise ObjectDamaged("its header is too large")
     return int(packed)
@@ -110,7 +110,7 @@ def read_header(start: bytes, head: bytes) -> tuple[dict[str, Any], list[Piece]]
     try:
         text = _unpacked(head, raw_length)
         if len(text) != raw_length:
-            raise ObjectDamaged("its header has another length than it says")
+            raise ObjectDamaged("the length of its header is wrong")
         about = json.loads(text)
         rows = about.pop("pieces")
         if len(rows) > MAX_PIECES:

@@ -50,7 +50,7 @@ def read_pieces(
     begin = min((one.position for one in (packed if whole else packed[-1:])), default=size - 1)
     rest = place.get(name, begin, size - begin + 1)
     if len(rest) != size - begin:
-        raise ObjectDamaged("it has another length than its header says")
+        raise ObjectDamaged("its length does not match its header")
     checked = in_thread(_checked, packed if whole else packed[-1:], begin, rest)
     if isinstance(checked, ObjectDamaged):
         raise checked

@@ -152,8 +152,8 @@ _WORDS = {
     "PartialCredentialsError": "the credentials are incomplete",
     "ProfileNotFound": "the profile does not exist",
     "SSLError": "the certificate is not trusted",
-    "ResponseStreamingError": "the connection broke off",
-    "IncompleteReadError": "the connection broke off",
+    "ResponseStreamingError": "the connection was interrupted",
+    "IncompleteReadError": "the connection was interrupted",
 }
 
 

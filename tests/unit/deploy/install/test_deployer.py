@@ -469,7 +469,7 @@ def test_undeploy_says_which_workers_go_and_nothing_of_the_inventory(check: bool
     client, machines = FakeClient(["a"]), FakeHosts()
     client.worker_results["a"] = {
         "w": {"result": "removed", "message": "not in the inventory; stopped and removed"},
-        "moved": {"result": "elsewhere", "message": "no longer declared here; it lives on b"},
+        "moved": {"result": "elsewhere", "message": "no longer declared here; it runs on b"},
     }
     machines.installed["a"] = {"installed": True}
     (result,) = deployer(client, machines, check=check).undeploy(hosts("a"))
@@ -497,7 +497,7 @@ def test_rollback_reports_its_workers_as_they_are() -> None:
 def test_an_agent_that_never_reconnects_is_an_error() -> None:
     client = FakeClient(["a"])
     client.silent = {"a"}
-    with pytest.raises(HostError, match="never heard"):
+    with pytest.raises(HostError, match="never sent a heartbeat"):
         AgentVerifier(client).wait_for("a", 0.0)  # type: ignore[arg-type]
 
 

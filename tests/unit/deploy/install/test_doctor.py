@@ -53,7 +53,7 @@ def test_a_line_says_whether_logs_are_archived(view: dict[str, Any], status: str
         ({"gpus": [{}], "kernel_log_trouble": "Operation not permitted"},
          [("GPUs", "ok", "1, read by the agent"),
           ("kernel log", "warn",
-           "/dev/kmsg cannot be read (Operation not permitted): Xid errors of its GPUs are not noticed")]),
+           "/dev/kmsg cannot be read (Operation not permitted): Xid errors of its GPUs are not detected")]),
     ],
 )  # fmt: skip
 def test_a_line_says_whether_faults_of_gpus_are_noticed(

@@ -130,7 +130,10 @@ def test_an_upgraded_agent_that_does_not_reconnect_is_rolled_back(monkeypatch: p
     (result,) = deployer(client, machines).deploy(hosts("a"))
     assert machines.operations == ["rollback"]
     assert result.status == "failed" and result.error is not None and result.error.code == "rolled_back"
-    assert "never heard" in result.error.message and "rolled back to release 0123456789abcdef" in result.error.message
+    assert (
+        "never sent a heartbeat" in result.error.message
+        and "rolled back to release 0123456789abcdef" in result.error.message
+    )
 
 
 def test_rollback_declares_nothing() -> None:
@@ -173,7 +176,7 @@ def test_check_of_a_rollback_and_of_an_undeploy_says_what_would_be_and_does_noth
         "b": {"installed": True, "release": "new", "previous": "", "secret_sha256": ""},
     }
     a, b, c = deployer(client, machines, check=True).rollback(hosts("a", "b", "c"))
-    assert a.changes == ["would go back from new to old"] and a.status == "changed"
+    assert a.changes == ["would roll back from new to old"] and a.status == "changed"
     assert [(one.status, one.error and one.error.code) for one in (b, c)] == [
         ("failed", "no_previous"),
         ("failed", "not_installed"),

@@ -204,8 +204,8 @@ def test_unknown_keys_are_reported_with_line_and_near_key(tmp_path: Path) -> Non
     ("worker", "expected"),
     [
         ("{id: w}", "worker w has no command"),
-        ("{id: 'a b', command: x}", "is no worker id"),
-        ("{command: x}", "is no worker id"),
+        ("{id: 'a b', command: x}", "is not a worker id"),
+        ("{command: x}", "is not a worker id"),
         ("{id: w, command: x, stop_grace_s: long}", "stop_grace_s"),
         ("{id: w, command: x, restart: sometimes}", "restart.policy"),
         ("{id: w, command: x, stop_signal: BANG}", "stop_signal"),
@@ -225,14 +225,14 @@ def test_wrong_workers_are_reported(tmp_path: Path, worker: str, expected: str) 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "holds no inventory"),
+        ("", "contains no inventory"),
         ("all: {hosts: {}}", "names no host"),
         ("all:\n  hosts:\n   h1:\n  h2: [", ":4: not valid YAML"),
         ("all: {host: {h1: }}", "unknown key host in group all"),
         ("all: {hosts: [h1]}", "must be a mapping"),
         ("a: {children: {b: {children: {a: }}}}", "contain each other"),
-        ("all: {hosts: {'../x': }}", "can't name a host"),
-        ("all: {hosts: {h1: {ansible_port: many}}}", "is no port"),
+        ("all: {hosts: {'../x': }}", "is not a valid host name"),
+        ("all: {hosts: {h1: {ansible_port: many}}}", "is not a port"),
         ("all: {hosts: {h1: {procguard_service: upstart}}}", "procguard_service"),
         ("all: {hosts: {h1: {ansible_user: !vault abc}}}", "vault"),
     ],
@@ -383,7 +383,7 @@ all:
     text = text.replace("ansible_user: own", "ansible_user: own, ansible_user: again")
     host = load(tmp_path, text).hosts["h1"]
     assert host.target.user == "again"
-    assert any("inventory.yaml:5: ansible_user stands twice (first in line 5)" in one for one in host.warnings)
+    assert any("inventory.yaml:5: ansible_user occurs twice (first in line 5)" in one for one in host.warnings)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_a_host_whose_name_is_no_id_gets_one_and_is_reached_by_its_name(
 def test_a_variable_that_is_wrong_is_reported_with_the_line_that_set_it(
     tmp_path: Path, text: str, files: dict[str, str], place: str
 ) -> None:
-    assert f"{place}: ansible_port: 'many' is no port" in mistake(tmp_path, text, **files)
+    assert f"{place}: ansible_port: 'many' is not a port" in mistake(tmp_path, text, **files)
 
 
 def test_a_wrong_variable_of_an_ini_inventory_is_reported_with_its_line(tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ def test_all_mistakes_of_an_ini_inventory_are_reported_with_their_lines(tmp_path
     )  # fmt: skip
     reported = mistake(written(tmp_path, "hosts.ini", "\n".join(lines))).splitlines()
     expected = {
-        2: "port is no variable",
+        2: "port is not a variable",
         3: "No closing quotation",
         5: "no equals sign",
         8: "[web:kids]",
-        12: "[a b] is no section",
+        12: "[a b] is not a section",
     }
     for line, words in expected.items():
         assert any(f"hosts.ini:{line}:" in one and words in one for one in reported), (line, reported)
@@ -58,7 +58,7 @@ def test_all_mistakes_of_an_ini_inventory_are_reported_with_their_lines(tmp_path
 
 def test_yaml_read_as_ini_says_how_to_name_it(tmp_path: Path) -> None:
     reported = mistake(written(tmp_path, "hosts.ini", "all:\n  hosts:\n"))
-    assert "hosts.ini:1: all: is no host" in reported and "name the file *.yaml" in reported
+    assert "hosts.ini:1: all: is not a host" in reported and "name the file *.yaml" in reported
 
 
 def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:
     ("script", "words"),
     [
         ("#!/bin/sh\necho cannot log in >&2\nexit 3\n", "failed with exit code 3: cannot log in"),
-        ("#!/bin/sh\necho nonsense\n", "is no JSON"),
-        ("#!/bin/sh\necho '[]'\n", "is no JSON object"),
+        ("#!/bin/sh\necho nonsense\n", "is not JSON"),
+        ("#!/bin/sh\necho '[]'\n", "is not JSON object"),
         ("#!/nowhere/python\n", "cannot be started"),
         ('#!/bin/sh\necho \'{"g": {"hosts": "h1"}}\'\n', "hosts of g must be a list"),
     ],
@@ -147,14 +147,14 @@ def test_several_inventories_are_one_and_each_has_its_own_folder(tmp_path: Path)
 
 
 def test_an_empty_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    assert "holds no inventory" in mistake(tmp_path)
+    assert "contains no inventory" in mistake(tmp_path)
     assert "there is no file" in mistake(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
     ("variables", "meant"),
     [
-        ("workers: [{id: w, command: x}]", "workers is no variable of ProcGuard; did you mean procguard_workers?"),
+        ("workers: [{id: w, command: x}]", "workers is not a variable of ProcGuard; did you mean procguard_workers?"),
         ("workers: {w: {command: x}}", "did you mean procguard_workers?"),
         ("procgaurd_workers: []", "did you mean procguard_workers?"),
         ("Procguard_Home: /x", "did you mean procguard_home?"),

@@ -43,8 +43,8 @@ def test_both_formats_are_decrypted(password_file: str, text: str, plain: str) -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("plain", "no Ansible Vault"),
-        ("$ANSIBLE_VAULT;1.0;AES\n00", "no Ansible Vault"),
+        ("plain", "not an Ansible Vault"),
+        ("$ANSIBLE_VAULT;1.0;AES\n00", "not an Ansible Vault"),
         ("$ANSIBLE_VAULT;1.1;AES\n00", "cipher"),
         ("$ANSIBLE_VAULT;1.1;AES256\nzz", "damaged"),
         ("$ANSIBLE_VAULT;1.1;AES256\n00", "damaged"),
@@ -61,7 +61,7 @@ def test_what_cannot_be_decrypted_is_said_in_words(password_file: str, text: str
 def test_another_password_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("wrong")
     (tmp_path / "other").chmod(0o600)
-    with pytest.raises(VaultMistake, match="does not fit"):
+    with pytest.raises(VaultMistake, match="wrong vault password"):
         Vault(str(tmp_path / "other")).decrypt(ENCRYPTED)
 
 
@@ -70,7 +70,7 @@ def test_a_value_that_nothing_uses_needs_no_password(tmp_path: Path) -> None:
     host = inventory.load(path).hosts["h1"]
     assert host.target.user == "ml"
     [warning] = host.warnings
-    assert "vault.yml: is encrypted, its variables are not known" in warning and "--vault-password-file" in warning
+    assert "vault.yml: is encrypted, so its variables are unknown" in warning and "--vault-password-file" in warning
 
 
 @pytest.mark.parametrize("way", ["option", "environment", "program"])

@@ -187,7 +187,9 @@ def test_a_jump_host_that_refuses_us_is_named_as_such(server: Server, tmp_path: 
     there = server.target
     way = f"nobody-there@127.0.0.1:{there.port}"
     error = failure(replace(there, proxy_jump=way), with_key(there, tmp_path))
-    assert error.code == "jump_auth" and error.message.startswith("host1: no way through its jump host: 127.0.0.1:")
+    assert error.code == "jump_auth" and error.message.startswith(
+        "host1: cannot connect through its jump host: 127.0.0.1:"
+    )
     assert "login as nobody-there was refused" in error.message
 
 

@@ -90,8 +90,8 @@ def test_a_log_in_that_waits_for_something_is_quoted_too(server: Server, log_in:
 @pytest.mark.parametrize(
     ("greeting", "what", "next_step"),
     [
-        (b"", "the port accepts, but no SSH greeting came", "is it sshd that listens there?"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "sshd greets, but the key exchange stalls", "MTU"),
+        (b"", "the port accepts connections, but sent no SSH banner", "is sshd listening there?"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "sshd sent its banner, but the key exchange stalls", "MTU"),
     ],
 )
 def test_a_connection_that_stalls_says_at_which_step(greeting: bytes, what: str, next_step: str) -> None:

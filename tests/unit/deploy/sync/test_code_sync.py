@@ -133,7 +133,7 @@ def test_a_file_changed_there_by_hand_is_brought_back(host: Host, sync: Sync) ->
 
 def test_check_says_what_it_would_bring_and_makes_nothing(host: Host, sync: Sync) -> None:
     would = host.bring(sync, check=True)
-    assert would.status == "would_change" and "+ train.py" in would.names and "would bring" in would.text
+    assert would.status == "would_change" and "+ train.py" in would.names and "would copy" in would.text
     assert not Path(sync.dest).exists()
 
 
@@ -285,7 +285,7 @@ def test_the_inventory_says_what_goes_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("~/project", "no mapping with src"),
+        ("~/project", "not a mapping with src"),
         ("{src: a, dst: b}", "unknown key dst"),
         ("{src: a, dest: relative}", "an absolute path on the host"),
         ("{src: a, dest: ~/../x}", "an absolute path on the host"),

@@ -359,5 +359,5 @@ def test_times_beyond_all_calendars_are_shown_and_break_nothing(world: World) ->
 @pytest.mark.parametrize("host", ["gpu01\nINFO all is well", "a\x1b[2J", "b\u202e", "c\0"])
 def test_a_launcher_s_host_is_one_line_of_text(host: str) -> None:
     body = json.dumps({"worker_id": "w1", "command": "true", "host": host}).encode()
-    with pytest.raises(UsageError, match="host: holds characters that cannot be printed"):
+    with pytest.raises(UsageError, match="host: contains unprintable characters"):
         decode.read(messages.Registration, body)

@@ -156,7 +156,7 @@ def test_an_expression_that_runs_away_on_a_line_passes_it_over_and_says_so(logs:
     logs.write("w1", 1, b"aaab\n" + b"a" * 1500 + b"!\n" + b"aaa aaab\n" + b"aaaa\n")
     result = logs.find(pattern, timeout_s=8.0)
     assert result.status == "failed" and result.elapsed_s < 8.0
-    assert result.reason.startswith("the expression took too long on this host: 1 line passed over")
+    assert result.reason.startswith("the expression took too long on this host: 1 line skipped")
     assert result.lines and not any(len(line) > 100 for line in texts(result))
 
 
@@ -382,7 +382,7 @@ def test_only_operators_ask_and_only_the_agent_itself_answers(server: RunningSer
     path = "/api/agents/h9/searches"
     assert server.ask("POST", path, answer).status == 403, "an operator is no agent"
     assert server.ask("POST", path, answer, secret=server.deploy("h8", "w8")).status == 403
-    assert server.ask("POST", path, answer, secret=secret).status == 404, "nobody waits"
+    assert server.ask("POST", path, answer, secret=secret).status == 404, "no request is waiting"
     traversal = {"worker_id": "w9", "attempt": 1, "stream": "../../x", "offset": 0, "text": ""}
     assert server.ask("POST", path, {"search_id": "s-1", "lines": [traversal]}, secret=secret).status == 400
 

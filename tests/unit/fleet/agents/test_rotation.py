@@ -102,7 +102,7 @@ def test_whatever_replaces_or_ends_a_secret_ends_the_rotation(world: World, how:
         world.fleet.state.durability.commit()
         killed(world)
     if how != "forgotten":
-        with pytest.raises(Conflict, match="no new secret is asked for"):
+        with pytest.raises(Conflict, match="no new secret was requested"):
             take(world, name, "new")
 
 

@@ -71,7 +71,7 @@ def test_an_enrolment_token_lets_in_so_many_launchers_and_the_same_one_again(wor
     token = world.fleet.tokens.add("enroll", "lab", "1" * 64, "tester", world.now, uses=2)
     for worker_id, secret in (("a", SECRET), ("b", TWO), ("a", SECRET)):
         assert enrol(world, worker_id, secret, token.token_id).status == "registered"
-    with pytest.raises(Refused, match="as many launchers"):
+    with pytest.raises(Refused, match="maximum number of launchers"):
         enrol(world, "c", messages.secret_sha256("three"), token.token_id)
     assert "c" not in world.fleet.state.workers_by_id
     world.restart()

@@ -161,7 +161,7 @@ def test_the_budget_ends_in_failed_and_names_the_first_member_and_how(world: Gan
     assert states(world) == {"failed"}
     for view in world.fleet.state.workers():
         assert "w2 on h2: exit code 1 after 2 s" in view["reason"]
-        assert "all 3 are used up" in view["reason"]
+        assert "all 3 restarts are used up" in view["reason"]
     assert world.gang.attempts == 3
     assert "gang_failed" in world.kinds()
 
@@ -250,7 +250,7 @@ def test_a_host_that_was_lost_before_its_peers_failed_is_the_culprit(world: Gang
     world.go_on(15)
 
     assert world.gang.incident.member == "w3"
-    assert "its host h3 is out of reach" in world.gang.incident.reason
+    assert "its host h3 is unreachable" in world.gang.incident.reason
 
 
 def test_without_automatic_recovery_a_failed_member_ends_the_gang(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_failed_gang_begins_again_once_a_member_is_corrected(tmp_path: Path) -
     assert (states(world), world.running()) == ({"failed"}, [])
     corrected = {f"h{n}": {f"w{n}": world.spec(command="train --well")} for n in (1, 2, 3)}
     answer = world.deploy(corrected)
-    assert "its gang begins again" in answer["hosts"]["h1"]["workers"]["w1"]["message"]
+    assert "its gang starts again" in answer["hosts"]["h1"]["workers"]["w1"]["message"]
     world.go_on(2)
     assert world.running() == ["w1", "w2", "w3"] and world.epochs() == {world.gang.epoch}
     assert world.mixed_s() == 0.0 and len(world.lives) == 6

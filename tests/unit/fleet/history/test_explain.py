@@ -363,7 +363,7 @@ def restart_pending(path: Path) -> World:
 
 def moved(path: Path) -> World:
     world = running(path)
-    world.emit("reassigned", worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended")
+    world.emit("reassigned", worker_id="w1", host="gpu01", reason="gpu09 is unreachable, its lease has ended")
     world.pass_time(30)
     return world
 
@@ -530,7 +530,7 @@ def test_a_lease_that_is_no_proof_resolves_no_doubt(tmp_path: Path) -> None:
     facts = explain.gather(host_out_of_reach_fenced(tmp_path).fleet, "w1", Now(2_000.0, 1_790_001_000.0))
     doubt = dataclasses.replace(facts, gone=InstanceStatus(False, "not confirmed"))
     texts = [one["text"] for one in explain.explain(doubt, "en").sentences if one["topic"] == "fence"]
-    assert texts == ["The job most likely runs on. Nothing is started elsewhere while that is in doubt."]
+    assert texts == ["The job is most likely still running. Nothing is started elsewhere while that is uncertain."]
 
 
 def main() -> None:

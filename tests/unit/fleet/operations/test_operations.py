@@ -300,7 +300,7 @@ def test_an_item_that_takes_too_long_expires_and_stays_wanted(world: CommandedWo
     world.pass_time(2)
     world.advance()
     (item,) = world.operations.view(operation)["items"]
-    assert item["result"] == "expired" and "it is running, and stays wanted stopped" in item["message"]
+    assert item["result"] == "expired" and "it is running; its desired state stays stopped" in item["message"]
 
 
 def test_hosts_out_of_reach_hold_nobody_up(world: CommandedWorld) -> None:
@@ -446,7 +446,7 @@ def test_an_operation_goes_on_after_a_restart_of_the_manager(world: CommandedWor
     world.advance()
     world.restart()
     world.pass_time(30)
-    assert world.status(operation) == "running" and "went on" in world.operations.view(operation)["note"]
+    assert world.status(operation) == "running" and "continued" in world.operations.view(operation)["note"]
     for _ in range(4):
         world.obey("h1", "h2")
         world.advance()

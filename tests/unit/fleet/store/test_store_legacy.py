@@ -129,6 +129,6 @@ def test_old_files_beside_a_database_that_is_in_use_are_refused(tmp_path: Path) 
         shutil.copy(GOLDEN / "yaml" / name, tmp_path)
     with pytest.raises(
         ProcGuardError,
-        match=r"files of an earlier format lie at .*; move the one away that is not this manager's state",
+        match=r"files of an earlier format lie at .*; move away the one that is not this manager's state",
     ):
         opened(tmp_path / "state.yaml")

@@ -39,7 +39,7 @@ def test_the_one_spare_that_fits_is_chosen() -> None:
         (but(labels={"gpu": "v100"}), "gpu=a100"),
         (but(carries=2, carries_most=2), "2 of at most 2"),
         (but(gpus_free=1), "1 of its GPUs are free, 2 needed"),
-        (but(gpus_free=None), "does not say"),
+        (but(gpus_free=None), "does not report"),
     ],
 )
 def test_an_unsuitable_host_is_never_chosen(candidate: Candidate, word: str) -> None:

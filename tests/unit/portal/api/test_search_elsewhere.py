@@ -315,8 +315,8 @@ def test_one_search_too_many_of_a_caller_is_said_in_its_answer(tmp_path: Path, m
     own.store.append("w1", 1, "out", 0, b"needle\n", AT)
 
     def busy(*_: object) -> None:
-        raise LimitExceeded("2 of your own searches are under way already", "wait", status=429)
+        raise LimitExceeded("2 of your own searches are already in progress", "wait", status=429)
 
     monkeypatch.setattr(own.matching, "scan", busy)
     part, lines = own.run_search()
-    assert (part.status, lines) == ("failed", []) and "under way" in part.reason
+    assert (part.status, lines) == ("failed", []) and "in progress" in part.reason

@@ -315,7 +315,7 @@ def test_a_busy_kernel_that_misses_a_connection_makes_nobody_a_stranger(
             request = AccessRig.request(**{"REMOTE_ADDR": host, "procguard.socket": accepted})
             assert auth.identify(request).reason == ""
             client.close()
-            assert "owner cannot be known" in auth.identify(request).reason
+            assert "owner cannot be determined" in auth.identify(request).reason
 
 
 def test_the_list_distinguishes_a_dual_stack_servers_connection_and_its_neighbours() -> None:

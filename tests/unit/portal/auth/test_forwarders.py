@@ -144,7 +144,7 @@ def test_who_comes_through_a_forwarder_is_no_operator(
 def test_the_answer_says_which_process_and_what_to_do(manager: RunningServer, sshd: Sshd) -> None:
     with tunnel(sshd, "-L", manager.port) as through:
         status, said = ask(through, manager.port)
-    assert status == 401 and "the connection is ssh" in said and "which passes on what others ask" in said
+    assert status == 401 and "the connection is ssh" in said and "which forwards requests of others" in said
     assert "/api/tokens" in said and "Authorization: Bearer TOKEN" in said
 
 

@@ -102,7 +102,7 @@ def test_an_answer_that_is_still_coming_ends_with_the_right_to_it(place: Locatio
         elif by == "log-out":
             assert place.server.ask("POST", "/api/logout", {}, browser).status == 200
         else:
-            # a reader that is quick enough would have had all of a download before its end is noticed
+            # a reader that is quick enough would have had all of a download before it finished is noticed
             time.sleep(max(0.0, made + 1.0 + SWEEP_EVERY_S + 0.2 - time.monotonic()))
         watch = Stopwatch(place.server.process.pid)
         size = stream.rest()

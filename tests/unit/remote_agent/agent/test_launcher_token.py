@@ -87,7 +87,7 @@ def register(server: RunningServer, token: str, body: dict[str, Any]) -> tuple[i
         (lambda _: "pg-mistyped", "knows no such enrolment token"),
         (revoked, "knows no such enrolment token"),
         (lambda server: make(server, scope="operator")["token"], "knows no such enrolment token"),
-        (used_up, "this enrolment token has let in as many launchers as it was made for"),
+        (used_up, "this enrolment token has admitted its maximum number of launchers"),
         (expired, "this enrolment token expired at"),
     ],
 )

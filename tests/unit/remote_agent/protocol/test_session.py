@@ -215,7 +215,7 @@ def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
     beat_ = heartbeat("launcher:far1", messages.encode(messages.AgentHeartbeat("launcher:far1")))
     assert beat_(Connection(Addresses([relay.url]), mine)).ok
     again = enrol(server, relay.url, "far2", made["token"])
-    assert again.status == 401 and "as many launchers" in again.why
+    assert again.status == 401 and "maximum number of launchers" in again.why
 
 
 def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, relay: Relay) -> None:

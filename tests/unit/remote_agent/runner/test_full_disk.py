@@ -164,7 +164,7 @@ def test_start_waits_for_room_and_spends_nothing(rig: Rig, disk: Disk, what: str
     os.kill(pid, signal.SIGKILL)
     if what == "inodes":
         status = rig.until("backoff", attempt=2)
-        assert "free some space on the host: then it starts by itself, and no restart is spent" in status["reason"]
+        assert "free space on the host; it then starts automatically, and no restart is counted" in status["reason"]
         time.sleep(2.5)  # at least one more try
         rig.pump()
         assert (rig.status["state"], rig.status["restarts"], rig.status["attempt"]) == ("backoff", 1, 2)

@@ -65,7 +65,7 @@ def test_output_is_appended_never_overwritten(rig: Rig):
         ({"argv": ["./nothing"]}, "command not found: "),
         ({"argv": ["./plain"]}, "may not be executed; chmod +x"),
         ({"argv": ["./badline"]}, "the interpreter in the first line of"),
-        ({"argv": ["./noline"]}, "is no program"),
+        ({"argv": ["./noline"]}, "is not a program"),
         ({"argv": ["sleep", "1"], "cwd": "/does/not/exist"}, "working directory does not exist: /does/not/exist"),
         ({"argv": []}, "names no command"),
     ],

@@ -242,7 +242,7 @@ def test_worker_runs_as_another_user_with_its_groups_and_home(rig: Rig) -> None:
 def test_directory_that_the_other_user_may_not_enter_is_named(rig: Rig) -> None:
     os.chmod(home(rig), 0o700)
     reported = reason_of_failure(given(rig, user="nobody", working_dir=str(home(rig))))
-    assert reported == f"no right to enter the working directory: {home(rig)}"
+    assert reported == f"no permission to enter the working directory: {home(rig)}"
 
 
 def test_umask_and_limits_are_those_of_the_specification_and_not_the_runner_s(rig: Rig) -> None:
@@ -422,7 +422,7 @@ def test_limits_of_the_tree_are_written_and_lifted_again(tmp_path: Path) -> None
 
 
 def test_limit_that_the_kernel_cannot_enforce_is_said_in_the_worker_s_reason(rig: Rig, tmp_path: Path) -> None:
-    assert "can make no control group" in group_limits.enforce("", {"memory_max": 1.0})
+    assert "cannot create a control group" in group_limits.enforce("", {"memory_max": 1.0})
     group = kernel_group(tmp_path, "pids")
     (tmp_path / "cgroup.subtree_control").write_text("")
     reported = group_limits.enforce(str(group), {"memory_max": 1.0, "cpu_max": 1.0})

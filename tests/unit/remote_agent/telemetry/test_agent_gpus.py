@@ -65,7 +65,7 @@ def test_each_worker_gets_its_own_gpu_and_the_third_waits_by_name(host: Host, ma
     manager.assign("w3", SAYS_GPUS, gpus=1)
     wait_until(lambda: manager.state("w3") == "backoff", what="waiting")
     reason = manager.report("w3")["reason"]
-    assert reason.startswith("waits for 1 GPU: GPU 0 is handed to w") and "GPU 1 is handed to w" in reason
+    assert reason.startswith("waits for 1 GPU: GPU 0 is allocated to w") and "GPU 1 is allocated to w" in reason
     freed = manager.log("w2").split()[0]
     manager.set_desired("w2", "stopped")
     running(manager, "w3")

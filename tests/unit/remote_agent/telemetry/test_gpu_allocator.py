@@ -43,7 +43,7 @@ def test_the_first_free_ones_are_handed_out_and_never_twice(tmp_path: Path) -> N
     assert gpus.take("w1", 2, four, None) == ""
     assert gpus.take("w2", 1, four, None) == ""
     assert (gpus.of("w1"), gpus.of("w2"), gpus.owner_of(2)) == ([0, 1], [2], "w2")
-    assert gpus.take("w3", 2, four, None).startswith("waits for 2 GPUs: GPU 0 is handed to w1; ")
+    assert gpus.take("w3", 2, four, None).startswith("waits for 2 GPUs: GPU 0 is allocated to w1; ")
     assert gpus.release("w1") and not gpus.release("w1")
     assert gpus.take("w3", 2, four, None) == "" and gpus.of("w3") == [0, 1]
 
