@@ -1,4 +1,5 @@
-"""Random histories of hosts that lose power, words and time, with managers that die: never two instances of a worker.
+"""Random histories of hosts that lose power, messages and time, and of managers that die: never two instances of a
+worker.
 
 The hosts here are a model of what remote_agent promises (docs/worker.md, "When its host is cut off"), and nothing more:
 worst cases where it leaves room. A child that is to stop takes its whole grace; heartbeats and their answers arrive
@@ -40,7 +41,7 @@ class Child:
 
 @dataclass
 class Host:
-    """What its disk keeps and, apart from that, what ends with its power."""
+    """State on its disk and, separately, state that is lost with its power."""
 
     name: str
     on: bool = True

@@ -1,4 +1,4 @@
-"""What agents and operators notice of the fleet: commands, reports, deployments, restarts of the manager."""
+"""The fleet as agents and operators see it: commands, reports, deployments, restarts of the manager."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_agents_receive_how_much_of_a_shipped_log_stays_with_them(tmp_path: Path
 
 @pytest.mark.parametrize(("workers", "gather_s"), [(1, 0.0), (100, 0.0), (400, 0.4), (1_900, 1.9)])
 def test_agents_of_a_large_fleet_gather_what_their_workers_print(tmp_path: Path, workers: int, gather_s: float) -> None:
-    """Ten posts a second of each of a thousand workers would leave the manager no time for anything else."""
+    """Ten requests a second from each of a thousand workers would saturate the manager."""
     world = World(tmp_path)
     world.deploy({"h1": {f"w{number}": {"command": "sleep 9"} for number in range(workers)}})
     assert world.beat("h1").log_gather_s == pytest.approx(gather_s)
@@ -157,7 +157,7 @@ def test_workers_show_their_last_known_state_until_their_agent_returns(world: Wo
 
 
 def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is_higher(world: World) -> None:
-    """The state was lost or restored. The instance runs on under its own epoch: nothing about it is new."""
+    """The state was lost or restored. The instance keeps running under its own epoch."""
     old = world.fleet.state.workers_by_id["w1"].epoch
     grant = world.fleet.state.grant("w1", old + 5_000_000, "h1")
     world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9, grant=grant))
@@ -169,7 +169,7 @@ def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is
 
 
 def test_a_worker_that_another_agent_has_at_a_higher_epoch_is_that_agent_s(world: World) -> None:
-    """The lost changes had moved it: two agents would run it if the state were believed."""
+    """The lost changes had moved it: two agents would run it if the state were trusted."""
     world.deploy({"h2": {}})
     epoch = world.fleet.state.workers_by_id["w1"].epoch
     world.beat("h2", world.report("w1", epoch=epoch + 7, grant=world.fleet.state.grant("w1", epoch + 7, "h2")))
@@ -188,7 +188,7 @@ def test_an_epoch_that_no_manager_can_have_granted_is_not_believed(world: World)
 
 
 def test_a_generation_the_state_has_lost_is_taken_from_the_agent(world: World) -> None:
-    """Otherwise the agent would take all that the manager says for older than what it has, for ever."""
+    """Otherwise the agent would treat everything from the manager as outdated, permanently."""
     worker = world.fleet.state.workers_by_id["w1"]
     world.beat("h1", world.report("w1", "stopped", generation=worker.generation + 3))
     assert world.fleet.state.workers_by_id["w1"].generation >= worker.generation
@@ -426,7 +426,7 @@ def test_an_approved_launcher_gets_its_key_once_also_from_the_next_manager(world
 
 
 def test_knowing_a_launcher_s_hash_is_not_enough_to_change_its_command(world: World) -> None:
-    """The hash travels in the open; whoever saw it could otherwise have the launcher run anything."""
+    """The hash is sent in clear text; otherwise anyone who saw it could make the launcher run any command."""
     world.register("train", secret_sha256=SECRET)
     reply = world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
     assert reply.status == "registered"
@@ -549,7 +549,7 @@ def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_s
 
 
 def test_a_worker_that_failed_again_unseen_has_failed_again(world: World) -> None:
-    """Between two heartbeats it was started and had failed: two failures, not one that goes on."""
+    """It was started and failed between two heartbeats: two failures, not one that continues."""
     failed: list[str] = []
     world.fleet.state.failing.subscribe(lambda _tx, worker: failed.append(worker.worker_id))
     world.deploy({"h1": {"w1": {"command": "a"}}})
@@ -561,7 +561,7 @@ def test_a_worker_that_failed_again_unseen_has_failed_again(world: World) -> Non
 
 
 def test_a_worker_that_may_be_starting_on_a_silent_host_is_not_taken_over_by_hand(world: World) -> None:
-    """Its last word was "stopped", but it was to run: its agent may have started it since."""
+    """Its last report was "stopped", but its desired state was running: its agent may have started it since."""
     world.deploy({"h1": {"w1": {"command": "a"}}})
     world.beat("h1", world.report("w1", "stopped"))
     world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
@@ -573,7 +573,7 @@ def test_a_worker_that_may_be_starting_on_a_silent_host_is_not_taken_over_by_han
 
 
 def test_a_new_specification_reaches_the_agent_though_the_old_one_was_resolved_before(world: World) -> None:
-    """Resolved specifications and their digests are kept; a changed one must never hide behind what was kept."""
+    """Resolved specifications and their digests are cached; a changed one must never be served from the cache."""
     before = world.beat("h1", world.report("w1"))
     world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
     reply = world.beat("h1", world.report("w1"), assignments_rev=before.assignments_rev)

@@ -104,7 +104,7 @@ class FleetMachine(RuleBasedStateMachine):
             raise Killed
 
     def guarded(self, action: Callable[[], Any]) -> Any:
-        """None where the manager was killed in the middle of it; the next one runs then."""
+        """None if the manager was killed midway; then the next one is running."""
         try:
             return action()
         except Killed:
@@ -290,7 +290,7 @@ class FleetMachine(RuleBasedStateMachine):
             type(self).steps += 1
 
     def _converges(self) -> None:
-        """Everything is mended, and nobody does anything more: what is wanted is so."""
+        """Everything is repaired and no more commands come: the actual state becomes the desired state."""
         self.kill_at = ""
         self.open_manager()
         for host in self.hosts.values():

@@ -1,4 +1,4 @@
-"""Random histories of a worker: whatever happens in whatever order, the table holds and the budget is kept.
+"""Random histories of a worker: in any order of events, the table of transitions and the budget hold.
 
 200 histories by default, 5,000 with PROCGUARD_LONG_TESTS=1.
 """
@@ -168,7 +168,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def nothing_lives_outside_a_lease_and_its_grace(self) -> None:
-        """While a runner is there; what a dead one left is swept by the next, as soon as an agent looks."""
+        """While a runner exists; what a dead one left is swept by the next, once an agent checks."""
         if hasattr(self, "host") and self.host.runner is not None and self.host.spec["lease_s"] is not None:
             host = self.host
             if host.always_fenced or host.runner.task.lease.holds:
@@ -258,7 +258,7 @@ def test_a_pause_goes_on_under_the_next_runner_within_its_bounds_whatever_the_cl
 
 
 def test_a_stop_outlives_every_stubborn_process(host: TaskRunnerRig):
-    """SIGKILL after the grace, for the child and for the daemon it left."""
+    """SIGKILL after the grace period, for the child and for the daemon that it left."""
     host.end_child(KILL)
     host.stubborn = True
     host.advance()
@@ -275,7 +275,7 @@ def test_a_stop_outlives_every_stubborn_process(host: TaskRunnerRig):
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
 def test_a_runner_killed_at_the_first_start_leaves_nothing_to_a_later_stop(host: TaskRunnerRig, writes: int):
-    """The child lives, but no file says so: state.json still calls the worker stopped."""
+    """The child is alive, but no file records it: state.json still has the worker as stopped."""
     host.order("stopped")
     host.pass_time(6.0)
     assert host.runner is None and not host.alive
@@ -289,7 +289,7 @@ def test_a_runner_killed_at_the_first_start_leaves_nothing_to_a_later_stop(host:
 
 
 def test_a_runner_killed_just_before_the_first_start_loses_no_start(host: TaskRunnerRig):
-    """It had noted the new generation already."""
+    """It had already recorded the new generation."""
     host.order("stopped")
     host.pass_time(6.0)
     host.alive[77] = False  # a process to be swept first: the start has to wait
@@ -301,7 +301,7 @@ def test_a_runner_killed_just_before_the_first_start_loses_no_start(host: TaskRu
 
 
 def test_stop_and_start_during_a_sweep_end_in_a_start(host: TaskRunnerRig):
-    """The last word counts, also while the remains of a killed runner are being ended."""
+    """The last command counts, also while processes left by a killed runner are being ended."""
     host.order("stopped")
     host.pass_time(6.0)
     host.alive[77] = True
@@ -316,7 +316,7 @@ def test_stop_and_start_during_a_sweep_end_in_a_start(host: TaskRunnerRig):
 
 @pytest.mark.parametrize("desired", ["stopped", "running"])
 def test_an_order_during_a_backoff_waits_for_what_a_killed_runner_left(host: TaskRunnerRig, desired: str):
-    """A start that nobody saw, then an order: nothing is started or settled beside what still lives."""
+    """An unobserved start, then a command: nothing is started or settled beside a live instance."""
     for _ in range(2):
         host.end_child(KILL)
         host.advance()
@@ -351,7 +351,7 @@ def test_what_a_dead_runner_left_beyond_its_lease_and_grace_is_given_no_more_tim
 
 
 def test_what_comes_after_the_worker_has_settled_is_left_to_the_next_runner(host: TaskRunnerRig):
-    """A start in the same breath as the stop: the leaving runner must not take note of it."""
+    """A start immediately after the stop: the exiting runner must not consume it."""
     assert host.runner is not None
     host.end_child(0)
     leaving = host.runner

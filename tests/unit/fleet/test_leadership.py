@@ -1,4 +1,4 @@
-"""One of several managers: what may leave it while it leads, while it only renews leases, and while it does neither."""
+"""One of several managers: what it may send while it leads, while it only renews leases, and otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the manager grants, and when it calls an instance surely gone: in every doubt it does not."""
+"""Grants of leases, and when an instance is confirmed stopped: never in doubt."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_its_assignment_says_that_it_is_fenced_and_the_others_that_they_are_not(
 
 
 def test_a_held_request_grants_nothing(world: World) -> None:
-    """Nobody knows when the agent sent it: the host could count from no moment of its own."""
+    """The time of sending is unknown, so the host has no start time for the lease."""
     run(world)
     reply = world.fleet.agents.replies.news_for_agent("h1", "", 0, world.now)
     assert reply is not None
@@ -88,7 +88,7 @@ def test_a_worker_that_keeps_running_is_never_gone_by_time_alone(world: World) -
 
 
 def test_a_host_that_never_spoke_of_a_lease_is_not_believed_to_hold_one(world: World) -> None:
-    """An agent of an earlier release ignores the fence and runs on."""
+    """An agent of an earlier release ignores the fence and keeps running."""
     run(world, lease_left_s=None)
     world.pass_time(1e6)
     assert gone(world) == ""
@@ -164,7 +164,7 @@ def test_a_worker_that_its_agent_no_longer_names_is_not_known_to_have_ended(worl
 
 
 def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: World) -> None:
-    """Whoever hands a worker over too early: the lease is the last line."""
+    """If a worker is handed over too early, the lease is the last line of defence."""
     run(world)
     world.deploy({"h2": {}})
     worker, leases = world.fleet.state.workers_by_id["w1"], world.fleet.leases

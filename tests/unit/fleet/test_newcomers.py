@@ -1,4 +1,4 @@
-"""Connections that have not shown whose they are: the longest silent one goes, of an address or of all."""
+"""Unauthenticated connections: the one silent for longest is closed, of one address or of all."""
 
 from __future__ import annotations
 

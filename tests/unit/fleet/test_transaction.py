@@ -1,4 +1,4 @@
-"""The one way to change the fleet's state: all of it in one commit, or nothing of it; and nobody else may."""
+"""Transactions are the only way to change the fleet's state: everything in one commit, or nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def world(tmp_path: Path) -> World:
 
 
 class Commits:
-    """What reaches the store; `refuse`: the disk does not take it."""
+    """What reaches the store; `refuse`: the disk refuses writes."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[Sequence[Change], Sequence[Line]]] = []
@@ -156,7 +156,7 @@ def test_where_the_disk_refuses_the_change_holds_is_shown_and_is_written_with_th
 
 
 def test_no_agent_gets_a_change_whose_commit_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its assignments may be made anew for another reason while the change waits for the disk."""
+    """Its assignments may be rebuilt for another reason while the change waits for the disk."""
     state, reported = world.fleet.state, []
     commit, nested = state.durability.commit, []
 
@@ -178,7 +178,7 @@ def test_no_agent_gets_a_change_whose_commit_is_under_way(world: World, monkeypa
 
 
 def test_who_decides_or_shows_changes_nothing(world: World) -> None:
-    """The monitor, leases, placement and every view read; what they find, others carry out."""
+    """The monitor, leases, placement and views only read; other components act on their findings."""
     fleet, state = world.fleet, world.fleet.state
     world.fleet.workers.command("w1", "restart", "tester", world.now)
     monitor = ProcessMonitor(fleet, world.settings, world.now)

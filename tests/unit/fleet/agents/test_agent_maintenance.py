@@ -1,4 +1,5 @@
-"""An operator's wish for an agent: its end is always told, one at a time, and an unheard upgrade is taken back."""
+"""Maintenance of an agent: one request at a time, always with a result; an upgrade without heartbeats is rolled
+back."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ STARTED = Result(True, "started", "release aa → bb, the agent was started (pid
 
 
 class Room:
-    """AgentMaintenance with SSH that answers as told; what it spawns waits for `work`."""
+    """AgentMaintenance with scripted SSH; spawned tasks wait for `work`."""
 
     def __init__(self, directory: Path) -> None:
         self.world = World(directory)

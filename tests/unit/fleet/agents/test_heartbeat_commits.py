@@ -1,4 +1,4 @@
-"""What of a heartbeat waits for the disk: what is acknowledged, but nothing that the manager saw by itself."""
+"""Which parts of a heartbeat wait for the disk: what is acknowledged, but not the manager's own observations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.fleet_world import World
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A manager that was started again."""
+    """A restarted manager."""
     made = World(tmp_path)
     made.deploy({"h1": {"w1": {"command": "x"}}})
     made.beat("h1", made.report("w1"))

@@ -1,4 +1,4 @@
-"""A host whose disk refuses writes is told of once, in words with the next step, whoever says so how often."""
+"""A host whose disk refuses writes is reported once, with the next step, however often it is observed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent or launcher that turned hostile has its own workers and no others: whatever it reports, answers or ships."""
+"""A hostile agent or launcher affects only its own workers, whatever it reports, answers or sends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
 
 
 def victim(world: World) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """All that must not change: the record, what is shown of it, and the fleet's term."""
+    """Everything that must not change: the record, its view, and the fleet's term."""
     view = {key: value for key, value in world.fleet.state.worker("w1").items() if key != "last_seen"}
     return world.fleet.state.workers_by_id["w1"].stored(), view, world.fleet.state.term
 
@@ -51,7 +51,7 @@ def test_a_claim_without_a_grant_changes_nothing(world: World, epoch: int, grant
 
 
 def test_a_claim_just_below_this_run_s_epochs_changes_nothing(tmp_path: Path) -> None:
-    """The window that a restored state leaves to agents is no way in for another agent."""
+    """The tolerance for agents after a state was restored gives another agent no access."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "secret-of-w1"}}, "h2": {"w2": {"command": "sleep 9"}}})
     world.pass_time(60)
@@ -94,7 +94,7 @@ def test_an_agent_raises_not_even_its_own_worker_s_epoch(world: World) -> None:
 
 
 def test_an_agent_that_has_no_grants_is_granted_again_what_is_its_own(tmp_path: Path) -> None:
-    """A state that was restored, and an agent of an earlier release: it obeys its manager again, once."""
+    """An agent of an earlier release accepts the manager of a restored state again, once."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
     known = world.fleet.state.workers_by_id["w1"].epoch
@@ -108,7 +108,7 @@ def test_an_agent_that_has_no_grants_is_granted_again_what_is_its_own(tmp_path: 
 
 
 def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(tmp_path: Path) -> None:
-    """w1 moves to h2; then a state of before that is restored. h2 shows its grant, h1 is told to drop it."""
+    """w1 moves to h2; then an earlier state is restored. h2 shows its grant, and h1 has to drop the worker."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {}})
     world.beat("h1", world.report("w1", "stopped"))
@@ -138,7 +138,7 @@ def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(t
 
 
 def test_no_grant_takes_a_worker_from_who_is_connected_and_runs_it_under_a_higher_epoch(world: World) -> None:
-    """An old grant of h2 beside an owner of an earlier release, whose higher epoch nothing proves."""
+    """An old grant of h2 beside an owner of an earlier release, whose higher epoch is unproven."""
     known = world.fleet.state.workers_by_id["w1"].epoch
     world.beat("h1", world.report("w1", epoch=known + 9, pid=4242))
     before = victim(world)
@@ -148,7 +148,7 @@ def test_no_grant_takes_a_worker_from_who_is_connected_and_runs_it_under_a_highe
 
 
 def test_a_granted_epoch_far_beyond_the_clock_is_refused(world: World) -> None:
-    """Nobody can have granted it by now: a manager believes its clock and thirty days."""
+    """No manager can have granted it: the epoch is more than thirty days ahead of the manager's clock."""
     epoch = (epochs.next_term(0, world.now.wall) + epochs.MARGIN_TERMS + 1) * epochs.EPOCHS_PER_TERM
     before = victim(world)
     world.beat("h2", world.report("w1", epoch=epoch, grant=world.fleet.state.grant("w1", epoch, "h2")))
@@ -193,7 +193,7 @@ def test_events_of_another_agent_s_worker_are_acknowledged_and_change_nothing(wo
 
 
 def test_numbers_that_a_thief_has_used_up_are_given_back_when_the_secret_is_revoked(world: World) -> None:
-    """The honest agent that comes next is heard again."""
+    """The next honest agent is served again."""
     thief = messages.WorkerEvent("w2", 2**47, 1.0, 1, "running", "failed", "gotcha")
     world.beat("h2", world.report("w2"), events=[thief])
     world.fleet.agents.secrets.revoke("h2", "tester", world.now)
@@ -206,7 +206,7 @@ def test_numbers_that_a_thief_has_used_up_are_given_back_when_the_secret_is_revo
 
 @pytest.fixture
 def moved(tmp_path: Path) -> World:
-    """w1 was on h2, which never confirms that it is gone; it runs on h1 now, from attempt 4 on."""
+    """w1 was on h2, which never confirms that it has ended; it runs on h1 from attempt 4 on."""
     world = World(tmp_path)
     world.deploy({"h2": {"w1": {"command": "secret-of-w1"}}, "h1": {}})
     world.beat("h1")
@@ -272,7 +272,7 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
 
 
 def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> None:
-    """Who has most gives way with its own; and it is told when its share of the disk is full."""
+    """The agent with the most data loses its own oldest data, and is told when its share of the disk is full."""
     world.emit("worker_state", reason="mine", worker_id="w1", source="h1")
     mine = world.fleet.state.events()[-1]
     for number in range(60):

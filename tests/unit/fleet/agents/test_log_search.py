@@ -1,4 +1,4 @@
-"""Searching the logs of the whole fleet: what a host finds, in which bounds, and how the manager puts it together."""
+"""Searches in the logs of the whole fleet: a host's matches, their limits, and the manager's merged result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def texts(result: messages.LogSearchResult) -> list[str]:
 
 
 def test_the_newest_lines_come_first_from_the_newest_attempt_on(logs: Logs) -> None:
-    """What one looks for is nearly always near the end; each line says where it stands."""
+    """Matches are usually near the end; each line has its position."""
     logs.write("w1", 9, b"error 1\nfine\nerror 2\n", at=1000.0)
     logs.write("w1", 10, b"error 3\nerror 4, cut off", at=2000.0)
     logs.write("w1", 10, b"error of the other stream\n", stream="err", at=1500.0)
@@ -99,7 +99,7 @@ def test_the_newest_lines_come_first_from_the_newest_attempt_on(logs: Logs) -> N
     ],
 )
 def test_what_matches(logs: Logs, pattern: str, asked: dict[str, Any], found: list[str]) -> None:
-    """A text as it stands or an expression; colours are no part of a line, nor what a progress bar has overwritten."""
+    """Literal text or an expression; colours and overwritten progress bars are not part of a line."""
     logs.write(
         "w1",
         1,
@@ -134,7 +134,7 @@ def test_every_line_is_found_once_across_the_blocks_in_which_files_are_read(logs
 
 
 def test_only_what_may_lie_in_the_time_asked_for_is_reported(logs: Logs) -> None:
-    """By the time index beside a log; what was written before the last look at it has that look's time."""
+    """By the time index beside a log; bytes written before the last sample have the time of that sample."""
     path = logs.write("w1", 1, b"one\ntwo\nthree\n", at=3000.0)
     points = ((4, 1000.0), (8, 2000.0), (14, 3000.0))
     Path(f"{path}.idx").write_bytes(b"".join(log_search_point(*point) for point in points))
@@ -152,7 +152,7 @@ def log_search_point(end: int, at: float) -> bytes:
 
 @pytest.mark.parametrize("pattern", [RUNS_AWAY, "a.*a.*a.*b"])
 def test_an_expression_that_runs_away_on_a_line_passes_it_over_and_says_so(logs: Logs, pattern: str) -> None:
-    """The rest of the log is looked through, and what is found there counts."""
+    """The rest of the log is searched, and its matches count."""
     logs.write("w1", 1, b"aaab\n" + b"a" * 1500 + b"!\n" + b"aaa aaab\n" + b"aaaa\n")
     result = logs.find(pattern, timeout_s=8.0)
     assert result.status == "failed" and result.elapsed_s < 8.0
@@ -213,7 +213,7 @@ def test_one_loud_worker_does_not_starve_the_others(tmp_path: Path, monkeypatch:
 
 
 class Answers:
-    """The connection that answers travel on."""
+    """The connection that carries responses."""
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, dict[str, Any]]] = []
@@ -251,7 +251,7 @@ def test_a_search_sent_twice_is_answered_once_and_lost_answers_are_sent_again(lo
 
 
 def test_more_searches_than_it_can_do_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manager gone mad fills no memory here."""
+    """A faulty manager cannot exhaust the agent's memory."""
     held, begun = threading.Event(), []
 
     def slow(_python: str, search: messages.LogSearch, *_: object) -> messages.LogSearchResult:
@@ -394,7 +394,7 @@ def test_no_worker_matches_is_an_answer_too(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_a_launcher_s_log_is_found_with_the_times_that_the_manager_knows(server: RunningServer, tmp_path: Path) -> None:
-    """From `invoke search` to a real agent and back: operators ask, the host looks, the manager merges."""
+    """From `invoke search` to a real agent and back: the host searches, the manager merges."""
     job = "import time; print('before'); print('needle 1 <b>'); time.sleep(600)"
     environment = {
         **os.environ,

@@ -1,5 +1,5 @@
-"""The plain heartbeat's short way, for what says nothing but new measurements: the same answers, views and events as by
-the long one."""
+"""The fast path of plain heartbeats that contain only new measurements: the same responses, views and events as
+on the full path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After a start that can't prove that nothing is missing, nobody is told what to run before the agents were heard."""
+"""After a start with a possibly incomplete state, no agent gets assignments before the agents have reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.store_rig import refusing
 
 @pytest.fixture
 def lost(tmp_path: Path) -> World:
-    """w1 on h1, w2 on h2; then the database is lost, and the snapshot is what is left."""
+    """w1 on h1, w2 on h2; then the database is lost and only the snapshot remains."""
     world = World(tmp_path, "state.yaml")
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
     world.fleet.close()

@@ -1,6 +1,6 @@
-"""Agents' secrets are replaced while they run, the manager's half: whatever step it is killed at, the pair works on.
+"""Rotation of agents' secrets, the manager's side: agent and manager keep working at whatever step it is killed.
 
-The agent's half: tests/unit/remote_agent/transport/test_rotation.py; both as processes: test_rotation_kills.py."""
+The agent's side: tests/unit/remote_agent/transport/test_rotation.py; both as processes: test_rotation_kills.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> World:
 
 
 def killed(world: World) -> None:
-    """SIGKILL: nothing is closed or saved; the next manager has what was durable."""
+    """SIGKILL: nothing is closed or saved; the next manager loads what was durable."""
     world.fleet = world.open()
 
 
@@ -76,7 +76,7 @@ def test_both_secrets_are_good_until_the_new_one_was_used(world: World, restarts
 
 
 def test_a_lost_new_secret_is_replaced_by_another(world: World) -> None:
-    """The agent's disk was restored between the steps: it makes another one for the same rotation."""
+    """The agent's disk was restored between the steps: it creates another secret for the same rotation."""
     world.fleet.agents.rotations.begin(["h1"], "alice", world.now)
     name = asked(world)
     take(world, name, "lost")
@@ -107,7 +107,7 @@ def test_whatever_replaces_or_ends_a_secret_ends_the_rotation(world: World, how:
 
 
 def test_nobody_renews_a_secret_that_was_not_asked_for_or_is_in_use(world: World) -> None:
-    """A hostile agent can replace its own secret only when asked, and never claim another's."""
+    """A hostile agent can replace its own secret only on request, and never claim another's."""
     with pytest.raises(Conflict, match="no new secret"):
         take(world, "r-guessed", "mine")
     world.fleet.agents.rotations.begin(["h1"], "alice", world.now)

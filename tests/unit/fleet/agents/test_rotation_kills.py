@@ -1,4 +1,4 @@
-"""Agents' secrets are replaced while they run: real managers, agents and launchers, and `invoke agents.rotate`."""
+"""Rotation of agents' secrets with real managers, agents and launchers, and `invoke agents.rotate`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def state_of(manager: RunningManager, host: str) -> dict[str, Any]:
 
 
 def test_invoke_agents_rotate(tmp_path: Path) -> None:
-    """Who is connected has a new secret when it returns; who is away does it when it comes back; the exit code says
+    """Connected agents have a new secret when the command returns, others rotate when they return; the exit code tells
     whether all have."""
     manager = RunningManager(tmp_path, *SETTINGS)
     url = f"http://127.0.0.1:{manager.port}"
@@ -130,7 +130,7 @@ def test_invoke_agents_rotate(tmp_path: Path) -> None:
 
 
 def test_over_zmq_the_curve_key_is_replaced_as_well(tmp_path: Path) -> None:
-    """And the agent stays on its channel: no request fails for the change."""
+    """The agent stays on its channel, and no request fails because of the rotation."""
     zmq = pytest.importorskip("zmq")
     assert zmq.has("curve")
     settings_ = (f"communication.adapter_config.port_base={free_ports(2)}", "communication.adapter_type=zmq")
@@ -153,7 +153,7 @@ def test_over_zmq_the_curve_key_is_replaced_as_well(tmp_path: Path) -> None:
 
 
 def test_a_launcher_has_its_secret_replaced_too_and_comes_back_with_it(tmp_path: Path) -> None:
-    """It goes on with the new one, and so does the next launcher of the same worker."""
+    """It continues with the new secret, and so does the next launcher of the same worker."""
     manager = RunningManager(tmp_path, *SETTINGS)
     url, home = f"http://127.0.0.1:{manager.port}", tmp_path / "home"
     (tmp_path / "desk").mkdir()
@@ -200,7 +200,7 @@ def test_a_launcher_has_its_secret_replaced_too_and_comes_back_with_it(tmp_path:
 
 
 class Rounds:
-    """A manager that may be another process after each round."""
+    """A manager that may be a different process after each round."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

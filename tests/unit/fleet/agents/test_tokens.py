@@ -1,4 +1,4 @@
-"""Tokens: scopes, ends, uses, last use; agents' secrets that are revoked; launchers that wait."""
+"""Tokens: scopes, expiry, uses, last use; revoked agents' secrets; pending launchers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whatever happens to a gang, in whatever order: never two epochs alive, never more than its budget, always an end.
+"""Random histories of a gang: never two epochs at once, never more restarts than its budget, always a final state.
 
-Hosts are made up (gang_world.py), fleet, leases, store and the decisions are real. Time is the world's.
+Hosts are simulated (gang_world.py); fleet, leases, store and decisions are real. Time is simulated.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class GangHistory(RuleBasedStateMachine):
 
     @rule(host=HOSTS)
     def the_answer_is_lost(self, host: str) -> None:
-        """The manager hears and grants; the host never gets the answer. The same words may arrive once more, later."""
+        """The manager receives and grants; the host never gets the response. The same message may arrive again
+        later."""
         one = self.world.hosts[host]
         if one.on and one.connected:
             beat = one.heartbeat()

@@ -1,4 +1,4 @@
-"""A gang's member on a real runner: it never restarts alone, and what the manager gives it wins over all else."""
+"""A gang's member on a real runner: it never restarts alone, and the manager's variables take precedence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def member(rig: Rig) -> Rig:
 )
 @pytest.mark.parametrize("policy", ["on-failure", "always", "never"])
 def test_any_end_that_might_be_restarted_is_a_failure(ending: Ending, policy: str):
-    """Whatever its policy and budget: they are the gang's, not its own."""
+    """Whatever its policy and budget: those of the gang apply."""
     of_gang = RestartRules({"policy": policy, "max_attempts": 99})
     of_gang.gang = True
     decision = decide(ending, 0, of_gang)
@@ -49,7 +49,7 @@ def test_any_end_that_might_be_restarted_is_a_failure(ending: Ending, policy: st
 
 @pytest.mark.parametrize("policy", ["on-failure", "always", "never"])
 def test_a_member_that_finished_well_has_finished(policy: str):
-    """Also under `always`: it would start into a gang that is gone."""
+    """Also with `always`: it would start without its gang."""
     of_gang = RestartRules({"policy": policy})
     of_gang.gang = True
     assert decide(Ending(code=0, ran_s=5.0, was_running=True), 0, of_gang).action == FINISH
@@ -114,7 +114,7 @@ def test_shutdown_of_its_host_fails_it(member: Rig):
 
 
 def test_new_epoch_replaces_a_member_that_missed_the_stop(member: Rig):
-    """Kept, not fenced, and cut off while its gang was stopped: it must not join the next one as it is."""
+    """A member with `keep` that was partitioned while its gang was stopped must not join the next start as it is."""
     member.assignment.update(lease_s=None)
     member.lease = None
     member.shell(FOREVER).run()

@@ -1,4 +1,4 @@
-"""Gangs in the fleet's state: together they start, stop and fail; what operators and deployments do to them."""
+"""Gangs in the fleet's state: members start, stop and fail together; commands of operators, and deployments."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_host_that_comes_back_after_a_power_cut_does_not_start_its_member_alon
 
 
 def test_a_member_whose_lease_ended_is_not_started_again_alone(world: GangWorld) -> None:
-    """Its host was cut off for a while, and comes back before the manager has noticed anything."""
+    """Its host was partitioned briefly and returns before the manager notices."""
     host = world.hosts["h2"]
     host.connected = False
     for _ in range(int(LEASE_S) + 2):
@@ -375,7 +375,7 @@ def test_an_operators_start_of_a_failed_gang_gives_a_new_budget(tmp_path: Path) 
 
 
 def test_a_failed_gang_begins_again_once_a_member_is_corrected(tmp_path: Path) -> None:
-    """All of it, once, under one epoch; a deployment that corrects nothing starts nothing."""
+    """The whole gang starts once, under one epoch; a deployment without corrections starts nothing."""
     world = GangWorld(tmp_path, groups={GROUP: GroupPolicy(restart="gang", max_attempts=0)})
     world.declare()
     world.go_on(1)

@@ -1,4 +1,4 @@
-"""The history: what an event says, which are found, how much is kept, and what the export brings."""
+"""The history: contents of events, filters, retention, and export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = Now(10.0, 1_790_000_000.0)
 
 
 def opened(tmp_path: Path, **bounds: int) -> EventLog:
-    """Also the log of an earlier one that was ended or killed."""
+    """Also the log of an earlier manager that ended or was killed."""
     log = EventLog(store_rig.opened(tmp_path / "s.db")[0], EventBounds(**bounds))
     log.restore()
     return log
@@ -198,7 +198,7 @@ def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_event_has_its_words() -> None:
-    """Told in both languages by explain and in alerts, and named on the portal's pages."""
+    """Explained in both languages by explain and in alerts, and named on the portal's pages."""
     import re
 
     from procguard.i18n.words import LANGUAGES, Words
@@ -220,7 +220,7 @@ def test_every_kind_of_event_has_its_words() -> None:
 
 
 def test_a_fleet_of_thousands_leaves_room_for_what_the_manager_says(tmp_path: Path) -> None:
-    """Each agent has caused one event, more than memory holds: the manager's newest must all be there."""
+    """Each agent has caused one event, more than memory holds: all of the manager's newest events must be kept."""
     log = opened(tmp_path, keep=1_000)
     for number in range(2_000):
         log.add("agent_connected", NOW, reason="heard", host=f"h{number}", source=f"h{number}")

@@ -1,6 +1,6 @@
-"""Why a worker is as it is, situation by situation, in both languages: tests/golden/explain/SITUATION.txt.
+"""Explanations of a worker's state in both languages, one file per situation: tests/golden/explain/SITUATION.txt.
 
-After a change of words: `python -m tests.unit.fleet.history.test_explain` writes the files anew; read the difference.
+After a change of texts, `python -m tests.unit.fleet.history.test_explain` rewrites the files; review the diff.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def host_out_of_reach(path: Path) -> World:
 
 
 def tunnel_down(path: Path) -> World:
-    """Its host has no other way to the manager; the tunnel broke before it was missed."""
+    """Its host has no other path to the manager; the tunnel broke before the host was suspect."""
     world = three_hosts(path)
     with world.changing() as tx:
         tx.edit(world.fleet.state.agents_by_id["gpu01"]).tunnel = True

@@ -1,4 +1,5 @@
-"""Batch operations as a state machine: what is previewed is what is done, at its pace, within its limit, to an end."""
+"""Batch operations as a state machine: exactly the preview is carried out, at its concurrency, within its failure
+limit."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.unit.fleet_world import World
 
 
 class CommandedWorld(World):
-    """Hosts h1, h2, … with workers that do what they are told, at once, when `obey` is called."""
+    """Hosts h1, h2, … whose workers carry out all commands at once when `obey` is called."""
 
     def __init__(self, directory: Path, hosts: int = 2, each: int = 3) -> None:
         super().__init__(directory)
@@ -39,7 +40,7 @@ class CommandedWorld(World):
         return self.fleet.operations
 
     def obey(self, *hosts: str) -> None:
-        """Each host reports its workers as they are wanted now; those in `crashing` fail to start."""
+        """Each host reports its workers in their desired state; those in `crashing` fail to start."""
         for host in hosts:
             reports = []
             for worker in self.fleet.state.workers_of(host):
@@ -158,7 +159,7 @@ def test_a_token_is_its_actor_s_once_and_for_five_minutes(world: CommandedWorld)
 def test_the_same_request_twice_at_once_begins_one_operation(
     world: CommandedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the first looks through the world the second has its turn."""
+    """While the first one reads the world, the second one runs."""
     token = world.operations.preview("restart", "*", "tester", world.now)["token"]
     refused: list[str] = []
 

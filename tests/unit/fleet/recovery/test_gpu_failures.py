@@ -1,4 +1,4 @@
-"""GPUs that fail: an event and an alert by default, a cordon or a move to a spare where the configuration says so."""
+"""GPU failures: an event and an alert by default; a cordon or a move to a spare if configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the monitor doubts, when it calls a host unreachable, and when it holds everybody back."""
+"""When the monitor suspects a host, declares it unreachable, and freezes recovery."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def lose(world: World, agent_id: str, away_s: float = 0.0) -> None:
 
 
 def findings(monitor: ProcessMonitor, world: World) -> list[tuple[str, str]]:
-    """One tick now, its findings applied as the failure handler does."""
+    """One tick; its findings are applied as the failure handler does."""
     found = world.watched(monitor)
     for finding in found:
         if finding.kind in ("suspect", "unreachable"):
@@ -119,7 +119,7 @@ def test_many_hosts_silent_at_once_open_the_breaker_and_their_return_closes_it(w
 
 
 def circuit_open(world: World, *well: str, seconds: int) -> tuple[ProcessMonitor, list[Finding]]:
-    """All but `well` fall silent; then `seconds` pass. Nothing is tried over SSH in between."""
+    """All but `well` become silent; then `seconds` pass without a probe over SSH."""
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found: list[Finding] = []
     for _ in range(12 + seconds):
@@ -241,7 +241,7 @@ def test_a_busy_worker_is_never_suspect(world: World) -> None:
 
 
 def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World) -> None:
-    """The numbers in the evidence change with every heartbeat; a new kind of sign is news."""
+    """The numbers in the evidence change with every heartbeat; only a new kind of sign is an event."""
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
 
     def say(suspect: str) -> list[Finding]:
@@ -262,7 +262,7 @@ def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World
 
 
 def test_a_wall_clock_that_jumps_ten_years_changes_nothing(world: World) -> None:
-    """The same history, told with a wall clock that jumps to and fro at every tick."""
+    """The same history with a wall clock that jumps back and forth at every tick."""
     reported = []
     for jump_s in (0.0, 3600.0, -3600.0, 10 * 365 * 86400.0, -10 * 365 * 86400.0):
         fleet, monitor = world.fleet, ProcessMonitor(world.fleet, world.settings, world.now)

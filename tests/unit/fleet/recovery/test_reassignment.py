@@ -1,4 +1,4 @@
-"""Tasks of lost hosts and failed workers: who takes them, when, and what is said where nobody may."""
+"""Reassignment of tasks of lost hosts and failed workers: target, time, and the reason if there is no target."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_row_of_the_table(one: TaskCase, policy: RecoveryPolicy, action: st
 
 
 def test_doubt_is_reported_before_anything_else_is_weighed() -> None:
-    """Two copies are worse than none: no setting leads past it."""
+    """Two copies are worse than none: no setting overrides this."""
     one = case(instance=InstanceStatus(False, "keep"), moves=9, agent_coming_s=9.0)
     assert decide_task(one, ON).state == "not_proven_gone"
 
@@ -66,7 +66,7 @@ def test_doubt_is_reported_before_anything_else_is_weighed() -> None:
 
 
 class TickingWorld:
-    """A world that ticks: connected agents beat each second with what their workers do; SSH reaches nobody."""
+    """A world in ticks: connected agents send a heartbeat each second; no host is reachable over SSH."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.world = World(directory, task_reassignment=True, **settings)
@@ -187,7 +187,7 @@ def test_the_host_that_returns_late_receives_its_removal(ticking: TickingWorld) 
 
 
 def test_an_agent_found_by_ssh_is_waited_for_before_its_task_is_moved(ticking: TickingWorld) -> None:
-    """Only slow: its lease has ended, but it will be back in a moment, and the task with it."""
+    """Only slow: its lease has ended, but the host and its task return shortly."""
     ticking.silent = {"h1"}
     ticking.run(CERTAIN_S - 4.0)
     ticking.probe = SshProbe(True, "started", "started")
@@ -222,7 +222,7 @@ def test_without_a_spare_it_waits_with_the_reason_and_goes_when_one_comes(tickin
 
 
 def test_a_failed_worker_goes_to_a_spare_and_after_enough_moves_stays_failed_with_an_alert(tmp_path: Path) -> None:
-    """Also one that is kept through partitions: its agent says that it has ended."""
+    """Also a worker with `keep`: its agent reports that it has ended."""
     ticking = TickingWorld(tmp_path, max_recovery_attempts=2)
     ticking.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
     ticking.run(5.0)
@@ -307,7 +307,7 @@ def test_the_next_manager_goes_on_with_a_lost_host_after_its_own_grace_and_a_who
 def test_a_manager_that_dies_between_the_change_of_hands_and_its_delivery_has_done_both_or_nothing(
     ticking: TickingWorld,
 ) -> None:
-    """Epoch, owner and withdrawn right are one commit; the new owner hears nothing before it."""
+    """Epoch, owner and revoked right are one commit; the new owner gets no assignment before it."""
     ticking.silent = {"h1"}
     ticking.run(CERTAIN_S - 1.0)
     now = ticking.world.pass_time(2.0)

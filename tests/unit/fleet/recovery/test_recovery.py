@@ -1,4 +1,4 @@
-"""What the failure handler does about silent agents and failed workers: each row of its table."""
+"""The failure handler's actions for silent agents and failed workers: each row of its table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_breaker_and_the_grace_after_a_start_hold_it_back(circuit_open: bool
 
 
 def test_an_agent_whose_connection_closed_needs_no_grace() -> None:
-    """It was heard since the start of the manager: that start explains nothing."""
+    """It has sent a heartbeat since the manager's start, so that start is no explanation."""
     assert decided(incident(connection_closed=True), grace=True) == "probe"
     assert decided(incident(connection_closed=True), circuit_open=True) == "wait"
 
@@ -89,7 +89,7 @@ def test_attempts_of_the_manager_before_count_without_another_probe() -> None:
 
 
 def test_a_probe_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
-    """A debugger that holds it for a moment is somebody's business."""
+    """A short stop by a debugger is intended by its user."""
     assert decide(incident(last_heartbeat=95.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is False
     assert decide(incident(last_heartbeat=85.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
     assert (
@@ -104,7 +104,7 @@ def test_an_agent_found_frozen_is_probed_again_when_its_time_is_over() -> None:
 
 
 class Ssh:
-    """What SSH would find, scripted; remembers who was looked for."""
+    """Scripted results of SSH probes; records the probed hosts."""
 
     def __init__(self, *answers: SshProbe) -> None:
         self.answers = list(answers)
@@ -170,7 +170,8 @@ def test_a_killed_agent_is_started_over_ssh_and_the_incident_reports_it(world: W
 
 
 def test_an_agent_killed_again_between_two_rounds_is_probed_at_once(world: World) -> None:
-    """It was heard for less than a round: the first incident is over all the same, and its wait is not the second's."""
+    """It was connected for less than a round: the first incident is over nevertheless, and the second has its own
+    delay."""
     ssh = Ssh(SshProbe(True, "started", "agent started"))
     failures = handler(world, ssh)
     lose_connection(world)
@@ -242,7 +243,7 @@ def test_a_launcher_that_went_away_is_not_probed(world: World) -> None:
 
 
 def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: World) -> None:
-    """Host names and addresses they report are shown; the way to a host is the deployment's word alone."""
+    """Host names and addresses that agents report are shown; only the deployment determines how to reach a host."""
     declared = {"hostname": "10.0.0.7", "user": "ml", "port": 22}
     world.fleet.workers.deploy({"hosts": [{"host": "h1", "ssh": declared, "workers": []}]}, "tester", world.now)
     facts = messages.HostFacts("evil.example -oProxyCommand=id", "os", "3", "root", 1, 1)
@@ -309,7 +310,7 @@ def test_giving_up_says_that_no_address_works_from_the_host(world: World) -> Non
 
 
 def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -> None:
-    """It was corrected since: what it spent in vain says nothing about it now."""
+    """It has been corrected since: earlier failed attempts do not count."""
     ssh = Ssh(SshProbe(True, "running", "no address leads here", no_way=True))
     failures = handler(world, ssh, urls=["http://a"])
     for _ in range(400):
@@ -346,7 +347,7 @@ def test_a_lost_host_and_a_failed_worker_are_in_the_failure_history(world: World
 
 
 def crowd(tmp_path: Path, rest: Callable[[World], None], urls: Callable[[], list[str]]) -> tuple[World, FailureHandler]:
-    """50 hosts of which a manager that has just started has heard nothing. `rest(world)`: what others do meanwhile."""
+    """50 hosts without a heartbeat since the manager started. `rest(world)`: what the other hosts do meanwhile."""
     world = World(tmp_path)
     world.deploy({f"h{number}": {f"w{number}": {"command": "sleep 9"}} for number in range(50)})
     world.fleet.state.durability.commit()
@@ -391,7 +392,7 @@ def test_others_have_their_turn_between_thousands_that_are_lost_and_return(tmp_p
 
 
 def test_who_returns_while_others_run_is_closed_before_the_monitor_runs(tmp_path: Path) -> None:
-    """Else its next loss would be a step of the incident before."""
+    """Otherwise its next loss would count as a step of the previous incident."""
     late = ["h7"]
 
     def rest(world: World) -> None:

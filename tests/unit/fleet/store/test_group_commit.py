@@ -1,4 +1,4 @@
-"""Group commit: one writes for all. A disk that refuses and a waiter that is killed cost nothing and block nobody."""
+"""Group commit: one writes for all. A refusing disk or a killed waiter loses nothing and blocks no other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Log:
 
 
 def test_nobody_waits_longer_than_for_two_writes() -> None:
-    """What comes while a write goes on is led by the next in the row, whoever that is."""
+    """Changes that arrive during a write are written by the next waiter in the queue."""
     may_go, begun = threading.Event(), []
 
     def run(task: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the agent remembers over its own death."""
+"""The agent's journal, which survives its death."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_file_and_the_memory_stay_bounded(tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_working_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be written is remembered by this process, and written once there is room."""
+    """What cannot be written is kept in memory and written once there is space."""
     journal = AgentJournal(str(tmp_path / "j"))
 
     def full(_fd: int, _data: bytes) -> int:

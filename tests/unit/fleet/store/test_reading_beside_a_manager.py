@@ -1,4 +1,4 @@
-"""Another process reads a database while its manager writes on: nothing is changed under the manager's hands."""
+"""Another process reads a database while its manager writes: the reader changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A state that was rebuilt knows no worker: what runs is read from the hosts, and nothing is started a second time."""
+"""A rebuilt state has no workers: running workers are read from the hosts, and none is started a second time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_runs_on_another_host_is_refused_and_taken_over_where_it_is_declare
 
 
 def test_a_hostile_host_that_says_it_runs_everything_gets_nothing(world: World) -> None:
-    """Neither the worker nor its specification; and what its own host runs is taken over all the same."""
+    """Neither the worker nor its specification changes, and what its own host runs is adopted nevertheless."""
     records = found(h1=["w1"], evil=["w1", "w2"])
     answer = world.deploy({"h1": {"w1": SPEC, "w2": SPEC}, "evil": {}}, found=records)
     assert results(answer) == {"w1": "new", "w2": "refused"}

@@ -108,7 +108,7 @@ def test_the_state_of_another_fleet_in_its_place_is_left_alone(path: Path) -> No
 
 
 def test_a_folder_that_was_made_read_only_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root one can't be refused: it is asked, like on a disk that was mounted read-only."""
+    """Permissions do not stop root, so the answer of a read-only disk is simulated."""
     store, _ = opened(path)
     put(store, a=1)
     with monkeypatch.context() as patched:
@@ -212,7 +212,7 @@ def test_a_second_manager_in_the_place_of_the_first_keeps_its_state(manager: Man
 
 @pytest.mark.slow
 def test_a_manager_whose_state_another_one_has_opened_refuses_and_ends(manager: Manager) -> None:
-    """Only where its lock does not hold, on a network file system say."""
+    """Only where its lock has no effect, such as on a network file system."""
     assert registered(manager, "w1") == 200
     other, _ = opened(manager.directory / "data" / "procguard_state.yaml")
 

@@ -1,4 +1,4 @@
-"""SQLite's store and its readable snapshot; what every store keeps to is test_store_conformance.py's."""
+"""SQLite's store and its readable snapshot; test_store_conformance.py tests what every store guarantees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def copied(path: Path, to: str) -> Path:
-    """The files as they are now, under a running store: what a machine that dies at this moment leaves."""
+    """A copy of the files of a running store: what remains if the machine dies now."""
     folder = path.parent / to
     folder.mkdir()
     for name in os.listdir(path.parent):
@@ -79,7 +79,7 @@ def test_any_text_comes_back_as_it_was(path: Path, text: str) -> None:
 
 
 def test_everything_is_private_and_the_umask_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the whole process's: two threads that change it and change it back can leave it changed."""
+    """The umask belongs to the process: two threads that change and restore it can leave it changed."""
     before = os.umask(0)
     try:
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What every store keeps to: SQLite's in its three forms, and PostgreSQL's on a real server."""
+"""Guarantees of every store: SQLite's in its three forms, and PostgreSQL's on a real server."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Kind(Protocol):
         """The next manager's start."""
 
     def died(self) -> Loaded:
-        """What a manager that starts after this one died at this moment finds."""
+        """What the next manager finds if this one dies now."""
 
     def fingerprint(self) -> Any:
         """Changes with whatever is written."""
 
     def refuse(self, patched: pytest.MonkeyPatch) -> None:
-        """From here on no commit succeeds."""
+        """From now on no commit succeeds."""
 
     def slowly(self, patched: pytest.MonkeyPatch) -> list[int]:
         """Each write takes 10 ms and is counted."""

@@ -1,4 +1,4 @@
-"""Files damaged, cut, lost one by one or all, disks that refuse: a store loads, and knows what it can't prove."""
+"""Files damaged, truncated or lost, refusing disks: a store loads, and knows what it cannot prove."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def a_copy(state: Path) -> Iterator[Path]:
 
 
 def files(path: Path) -> list[str]:
-    """Of a state that is not in use; the log's index, which SQLite makes anew by itself, is none."""
+    """Of a state that is not in use, without the log's index, which SQLite recreates."""
     return sorted(name for name in os.listdir(path.parent) if not name.endswith("-shm"))
 
 
 def check(path: Path, *, last_may_be_cut: bool = False) -> None:
-    """It loads; what it holds was committed; what is missing it knows to be missing; then it is whole again."""
+    """It loads; its content was committed; missing parts are known to be missing; then it is complete again."""
     seen = loaded(path)
     store, found = opened(path)
     assert (found.tables, found.intact) == (seen.tables, seen.intact)
@@ -86,7 +86,7 @@ def check(path: Path, *, last_may_be_cut: bool = False) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_lost_file_and_every_lost_pair_is_survived_and_reported(states: dict[str, Path], kind: str) -> None:
-    """Of a readable state all but the loss of everything; of a database alone, what it has."""
+    """For a readable state: any damage but the loss of everything; for a database alone: its own files."""
     names = files(states[kind])
     assert len(names) == (4 if kind == ".yaml" else 2)
     for lost in [*itertools.combinations(names, 1), *itertools.combinations(names, 2)]:
@@ -289,7 +289,7 @@ def fleet_of(path: Path, wall: float) -> Fleet:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_epoch_is_granted_twice_whatever_files_are_lost_in_between(tmp_path: Path, kind: str) -> None:
-    """Also when all of them are: then it is another fleet, and its epochs are higher all the same."""
+    """Also if all of them are lost: then it is another fleet, and its epochs are higher nevertheless."""
     path = tmp_path / f"s{kind}"
     granted: list[int] = []
     wall = 1_790_000_000.0
@@ -311,7 +311,7 @@ def test_no_epoch_is_granted_twice_whatever_files_are_lost_in_between(tmp_path: 
 
 
 def test_the_fleet_s_name_and_key_survive_every_pair_of_lost_files(tmp_path: Path) -> None:
-    """Otherwise no agent would know its manager any more."""
+    """Otherwise no agent would recognize its manager."""
     path = tmp_path / "s.yaml"
     first = fleet_of(path, 1_790_000_000.0)
     for n in range(3):

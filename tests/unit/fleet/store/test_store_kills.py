@@ -1,4 +1,4 @@
-"""kill -9 at random points: every acknowledged change is there afterwards, and no epoch is granted twice."""
+"""kill -9 at random points: every acknowledged change survives, and no epoch is granted twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States of the format before, made by the release that wrote it (tests/golden/states): nothing of them is lost."""
+"""States in the previous format, written by its release (tests/golden/states), are migrated without loss."""
 
 from __future__ import annotations
 

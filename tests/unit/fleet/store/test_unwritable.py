@@ -1,4 +1,4 @@
-"""Full disk, read-only home: one clear FAILED reason, and well again once there is room."""
+"""Full disk, read-only home: one clear reason for FAILED, and recovery once there is space."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def rig() -> Iterator[Rig]:
 
 
 def test_log_that_cannot_be_made_fails_the_attempt_with_the_file_s_name(rig: Rig) -> None:
-    """The policy tries on, then the worker is failed."""
+    """The policy keeps trying, then the worker is failed."""
     rig.shell("echo up; exec sleep 1000", restart={"max_attempts": 1, "backoff_s": [0.0]}).run()
     pid = rig.until("running")["pid"]
     attempts = paths.attempts_dir(rig.worker_dir)

@@ -1,4 +1,4 @@
-"""Numbers from logs at the manager: checked, shown everywhere, kept as a history, and free for all other workers."""
+"""Numbers from logs at the manager: validated, shown everywhere, kept as a history, at no cost for other workers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_hostile_agents_numbers_are_refused_whole(text: str) -> None:
 
 
 def test_nothing_is_added_for_workers_without_metrics() -> None:
-    """Neither to their heartbeats nor to their specifications."""
+    """Neither their heartbeats nor their specifications grow."""
     assert "metrics" not in json.dumps(
         messages.encode(messages.AgentHeartbeat("h1", workers=[messages.WorkerReport("w1")]))
     )

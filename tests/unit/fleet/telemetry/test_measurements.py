@@ -1,4 +1,4 @@
-"""What was measured: kept for a day in few bytes, for whom it was, and across restarts of the manager."""
+"""Measurements: kept for a day in few bytes, per worker and host, and across restarts of the manager."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_span_has_its_own_grain_and_its_bound() -> None:
 
 
 def test_coarse_spans_hold_means_and_of_memory_the_peak() -> None:
-    """A spike of memory that ended a job is still to be seen a day later."""
+    """A memory spike that ended a job is still visible a day later."""
     table = Table("workers")
     at = BEGAN // 300 * 300
     fill(table, 31, lambda number: {"w1": 100.0 if number == 7 else 10.0}, at)
@@ -137,7 +137,7 @@ def test_a_restart_keeps_all_spans_and_whose_they_are(tmp_path: Path) -> None:
 
 
 def test_a_slot_that_changed_hands_before_a_restart_shows_nobody_s_past(tmp_path: Path) -> None:
-    """The day's file says less often who has which slot than the quarter's: the newest word counts."""
+    """The day's file records owners of slots less often than the 15-minute file: the newest record counts."""
     files, before = reopened(tmp_path / "m", BEGAN)
     at = keep(files, before, 70, BEGAN, "old", "w2")
     at = keep(files, before, 2, at + SAMPLE_S, "w2")
@@ -181,7 +181,7 @@ def test_the_disk_holds_twice_a_span_at_most(tmp_path: Path) -> None:
 
 
 def test_restarts_again_and_again_keep_what_is_needed(tmp_path: Path) -> None:
-    """Each run begins a file of its own: many small ones must not push out what the span still shows."""
+    """Each run begins its own file: many small files must not displace data that the span still shows."""
     at = BEGAN
     for _ in range(12):
         files, measurements = reopened(tmp_path / "m", at)

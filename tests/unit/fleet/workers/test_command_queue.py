@@ -1,4 +1,4 @@
-"""The outbox keeps each command's life, and finds an agent's or a worker's own without looking through all."""
+"""The command queue expires commands, and finds those of an agent or a worker without a full scan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_watchers_learn_of_each_step(world: World) -> None:
 
 @pytest.mark.parametrize("jump_s", [3_600.0, -3_600.0, 3.2e8, -3.2e8])
 def test_a_jump_of_the_wall_clock_ends_no_command_and_keeps_none(world: World, jump_s: float) -> None:
-    """Not at once after a leap forward, not for ten years after one back; its host is told the true time left."""
+    """Neither at once after a clock jump forward nor ten years late after one back; its host gets the true remaining
+    time."""
     record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.now = Now(world.now.monotonic + 20.0, world.now.wall + 20.0 + jump_s)
     assert world.expire_commands() == []

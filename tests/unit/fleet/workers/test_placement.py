@@ -1,4 +1,4 @@
-"""Which spare takes a task, and what is said of those that may not."""
+"""Which spare takes a task, and the reasons of those that may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A task changes its host only when its instance is surely gone; cordons, moves, deployments of what is elsewhere."""
+"""A task changes its host only after its instance is confirmed stopped; cordons, moves, deployments of moved
+workers."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_the_old_agent_gets_it_also_from_the_next_manager_and_until_it_confirms(
 
 
 def test_unreported_attempts_keep_their_names(world: World) -> None:
-    """Cut off, the old host may have restarted it; logs are known by the number of their attempt."""
+    """During a partition the old host may have restarted it; logs are identified by the number of their attempt."""
     lose(world)
     reassign(world)
     (mine,) = world.beat("s1").assignments or []
@@ -181,7 +182,7 @@ def test_gone_from_the_whole_inventory_a_guest_is_pruned_where_it_lives(world: W
 
 
 def moved(world: World) -> None:
-    """w1 moves from h1 to s1 by an operator's wish, and has arrived."""
+    """w1 was moved from h1 to s1 by an operator."""
     world.fleet.placement.move("w1", "s1", "anna", world.now)
     world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
     world.fleet.placement.moved(world.now)

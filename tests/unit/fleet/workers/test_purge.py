@@ -14,7 +14,8 @@ from tests.unit.fleet_world import World
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """h1 is heard; h2, which was heard once, is unreachable; h3 never was. a-* are on h1, undeclared-1 no longer."""
+    """h1 is connected; h2, connected once, is unreachable; h3 never connected. a-* are on h1, undeclared-1 no
+    longer."""
     made = World(tmp_path)
     spec = {"command": "sleep 9"}
     made.deploy({"h1": {"a-1": spec, "undeclared-1": spec}, "h2": {"b-1": spec, "b-2": spec}, "h3": {"c-1": spec}})

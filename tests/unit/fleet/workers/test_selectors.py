@@ -1,4 +1,4 @@
-"""One text means the same workers everywhere; what can't be read is told with the part that is wrong."""
+"""A selector means the same workers everywhere; an error names the invalid part."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_mistake_is_reported_with_its_part(target: str, complaint: str) -> Non
 
 
 def test_ten_thousand_ids_are_found_not_searched() -> None:
-    """A selection made by hand in the portal is a list of ids: one set, not ten thousand patterns."""
+    """A manual selection in the portal is a list of ids: one set, not ten thousand patterns."""
     selector = selectors.parse("|".join(f"w{number}" for number in range(10_000)))
     assert selector.matches({"worker_id": "w9999"}) and not selector.matches({"worker_id": "w10000"})
 
@@ -111,7 +111,7 @@ MANY = [{"worker_id": f"{'a' * 40}-{number}", "host": "a" * 60, "labels": {"t": 
     ],
 )
 def test_no_selector_takes_long_however_it_is_written(text: str) -> None:
-    """A viewer's `select=` is read on the manager's event loop. Measured before: 80 s for 10,000 workers."""
+    """A viewer's `select=` is parsed on the manager's event loop. Before: 80 s for 10,000 workers."""
     selector = selectors.parse(text)
     began = time.thread_time()
     for facts in MANY:

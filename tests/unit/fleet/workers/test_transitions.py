@@ -1,4 +1,4 @@
-"""The table of allowed transitions: each happens to a real runner in the test named after it, and no other is allowed.
+"""The table of allowed transitions: each occurs on a real runner in the test named after it, and no other is allowed.
 
 The words after `when` in a test's name are the words of the table in docs/states.md.
 """
@@ -39,7 +39,7 @@ def stop(rig: Rig) -> None:
 
 
 def start_again(rig: Rig) -> None:
-    """As the agent does for a settled worker of which a new start was asked for."""
+    """As the agent does for a settled worker if a new start was requested."""
     rig.runner_gone()
     rig.assignment.update(desired="running", generation=int(rig.assignment["generation"]) + 1)
     assert rig.run() == control.EXIT_STARTED

@@ -1,4 +1,4 @@
-"""docs/worker.schema.json and docs/worker.md say what the code does: every key described, the example working."""
+"""docs/worker.schema.json and docs/worker.md match the code: every key is described, and the example works."""
 
 from __future__ import annotations
 
