@@ -1,4 +1,4 @@
-"""The agent against a small manager and real runners: adopts, starts, converges, obeys once."""
+"""The agent against a small manager and real runners: adopts, starts, converges, carries out each command once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_killed_runner_gives_a_new_attempt_after_its_tree_is_swept(host: Host, m
 
 
 def test_stop_and_start_converge_and_settled_stays_settled(host: Host, manager: FakeManager) -> None:
-    """desired and generation decide; a finished worker runs again only for a new generation, agent restarts or not."""
+    """desired and generation decide; a finished worker runs again only for a new generation, also after a restart of
+    the agent."""
     manager.assign("w1", ["true"])
     host.start()
     wait_until(lambda: manager.state("w1") == "exited", what="exited")
@@ -79,7 +80,7 @@ def test_stop_and_start_converge_and_settled_stays_settled(host: Host, manager: 
 
 
 def test_commands_act_once_on_the_attempt_they_mean(host: Host, manager: FakeManager) -> None:
-    """Told twice, told late, told for another attempt: one restart."""
+    """Duplicate, late and mistargeted commands cause one restart."""
     manager.assign("w1", SLEEP)
     host.start()
     running(manager)
@@ -119,7 +120,7 @@ def test_a_kill_gives_the_child_no_time_though_a_stop_comes_with_it(
 
 
 def test_children_and_crashes_go_on_without_a_manager(host: Host, manager: FakeManager) -> None:
-    """Manager away: a crashed child is restarted all the same, and its events arrive afterwards."""
+    """Manager unreachable: a crashed child is restarted nevertheless, and its events arrive afterwards."""
     manager.assign("w1", SLEEP)
     host.start()
     pid = running(manager)
@@ -140,7 +141,7 @@ def test_children_and_crashes_go_on_without_a_manager(host: Host, manager: FakeM
 
 
 def test_assignments_outlive_a_power_cut_of_everything(host: Host, manager: FakeManager) -> None:
-    """Agent, runner and child gone at once, no manager to be had: the worker runs again, as a higher attempt."""
+    """Agent, runner and child killed at once, no manager reachable: the worker runs again, as a higher attempt."""
     manager.assign("w1", SLEEP)
     manager.assign("rests", SLEEP, desired="stopped")
     host.start()
@@ -156,7 +157,7 @@ def test_assignments_outlive_a_power_cut_of_everything(host: Host, manager: Fake
 
 
 def test_removed_worker_ends_is_shipped_and_leaves_no_directory(host: Host, manager: FakeManager) -> None:
-    """desired removed: stopped, its last bytes at the manager, then forgotten."""
+    """desired removed: it is stopped, its last bytes are sent to the manager, then it is forgotten."""
     manager.assign("w1", ["sh", "-c", "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.05; done"])
     host.start()
     running(manager)
@@ -207,7 +208,7 @@ def test_second_agent_of_a_directory_refuses_and_names_the_first(host: Host) -> 
 
 
 def test_agent_json_of_another_host_is_refused(host: Host, tmp_path: Path) -> None:
-    """A copied directory is nobody's."""
+    """A copied directory belongs to no agent."""
     copy = paths.agent_dir(str(tmp_path / "home"), "fleet-1", "h2")
     shutil.copytree(host.directory, copy)
     with pytest.raises(settings.SettingsError, match="belongs to host h1 of fleet fleet-1"):
@@ -218,7 +219,7 @@ def test_agent_json_of_another_host_is_refused(host: Host, tmp_path: Path) -> No
 
 
 def test_status_and_tail_work_without_a_manager(host: Host, manager: FakeManager) -> None:
-    """For people on the host."""
+    """For users on the host."""
     manager.assign("w1", ["sh", "-c", "echo hello from w1; exec sleep 600"])
     host.start()
     pid = running(manager)
@@ -234,7 +235,7 @@ def test_status_and_tail_work_without_a_manager(host: Host, manager: FakeManager
 
 
 def test_refused_agent_keeps_its_children_and_comes_back(host: Host, manager: FakeManager) -> None:
-    """401 for a while: nothing is touched, and it returns by itself."""
+    """401 for a while: no worker is affected, and the agent recovers by itself."""
     manager.assign("w1", SLEEP)
     host.start()
     pid = running(manager)
@@ -268,7 +269,7 @@ def assignment(**fields: Any) -> Assignment:
     ],
 )
 def test_who_needs_a_runner(desired: Any, generation: int, status: dict[str, Any], needed: bool) -> None:
-    """Unsettled: always, to sweep or to go on. Settled: only where it is to run anew."""
+    """Unsettled: always, to sweep or to continue. Settled: only if it should start again."""
     assert runner_needed(assignment(desired=desired, generation=generation), status) is needed
     assert runner_needed(None, status) is False
 
@@ -314,7 +315,7 @@ def test_event_tail_reads_beyond_the_acknowledged_and_survives_a_rewrite(tmp_pat
 def test_a_grant_is_returned_and_survives_the_agent_the_assignment_and_an_earlier_release(
     host: Host, manager: FakeManager
 ) -> None:
-    """A manager whose state is older asks for it: also where it no longer knows the worker."""
+    """A manager with an older state requests it, also for a worker that it no longer knows."""
     manager.assign("w1", SLEEP, epoch=7_000_001, grant="ab" * 16)
     host.start()
     pid = running(manager)

@@ -1,4 +1,4 @@
-"""Fenced workers under a whole agent: started by the manager's leases only, stopped without them, whoever is away."""
+"""Fenced workers under a complete agent: they start only with a lease of the manager and stop without one."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_without_its_manager_a_fenced_child_ends_and_returns_with_the_manager(ho
 
 @pytest.mark.slow
 def test_agent_and_runner_dead_the_next_agent_starts_it_only_by_a_lease(host: Host, manager: FakeManager) -> None:
-    """The kernel ends the child with its runner; what is found at the agent's start is swept, nothing more."""
+    """The kernel ends the child with its runner; processes found at the agent's start are swept, nothing more."""
     manager.assign("w1", ["sh", "-c", "setsid sleep 600 & exec sleep 600"], on_partition="fence", lease_s=SHORT_S)
     host.start()
     pid = running(manager)
@@ -129,7 +129,8 @@ def test_agent_and_runner_dead_the_next_agent_starts_it_only_by_a_lease(host: Ho
 
 @pytest.mark.slow
 def test_leases_shorter_than_the_manager_s_interval_are_renewed_in_time(host: Host, manager: FakeManager) -> None:
-    """A large fleet's agents are told to come seldom; a fenced worker's agent comes as often as its lease needs."""
+    """Agents of a large fleet have a long heartbeat interval; that of a fenced worker is as short as its lease
+    needs."""
     manager.interval_s = 30.0
     manager.assign("w1", SLEEP, on_partition="fence", lease_s=SHORT_S)
     host.start()
@@ -150,7 +151,8 @@ def test_killed_runner_inside_a_lease_is_restarted_as_ever(host: Host, manager: 
 
 @pytest.mark.slow
 def test_lease_that_answers_what_was_sent_before_the_end_is_worth_nothing(host: Host, manager: FakeManager) -> None:
-    """The manager may hear of the end and give the right away: only a lease asked for after it starts anything."""
+    """The manager may learn of the end and grant the worker to another host: only a lease requested afterwards starts
+    it."""
     manager.assign("w1", SLEEP, on_partition="fence", lease_s=60.0)
     host.start()
     running(manager)
@@ -166,7 +168,7 @@ def test_lease_that_answers_what_was_sent_before_the_end_is_worth_nothing(host: 
 
 @pytest.mark.slow
 def test_answer_that_comes_again_in_the_place_of_later_ones_renews_nothing(host: Host, manager: FakeManager) -> None:
-    """The manager counts from when it gave that answer, however often the network delivers it."""
+    """The manager counts from the time of its response, however often the network delivers it."""
     manager.assign("w1", SLEEP, on_partition="fence", lease_s=SHORT_S)
     host.start()
     pid = running(manager)
@@ -200,7 +202,7 @@ def test_new_epoch_restarts_it_on_the_same_host(host: Host, manager: FakeManager
 
 @pytest.mark.slow
 def test_fence_and_keep_by_redeploy(host: Host, manager: FakeManager) -> None:
-    """Neither touches the child; the manager may rely on the fence once the report says how long it may run."""
+    """Neither affects the child; the manager may rely on the fence once a report contains the end of the lease."""
     manager.assign("w1", SLEEP)
     host.start()
     pid = running(manager)

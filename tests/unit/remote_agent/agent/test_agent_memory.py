@@ -1,6 +1,6 @@
 """What an agent costs its host: modules, memory, processor time, and that none of it grows with age.
 
-The sums beside supervisord's are `invoke bench memory`; here stand bounds that a change must not break unnoticed.
+`invoke bench memory` compares with supervisord; these bounds detect regressions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def resident_kib(pid: int) -> int:
 
 
 def sleeps(pid: int) -> int:
-    """How often its threads went to sleep, and so woke up: the same however busy the machine is."""
+    """The number of context switches of its threads: independent of the load of the machine."""
     found = 0
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as file:
@@ -48,7 +48,7 @@ def agent_pid(host: Host) -> int:
 
 
 def test_an_agent_imports_nothing_heavy() -> None:
-    """In an interpreter as the agent's."""
+    """In an interpreter with the agent's options."""
     code = "import sys, remote_agent.__main__, remote_agent.agent.agent, remote_agent.system.memory"
     code += "; print(*sorted(sys.modules))"
     words = [sys.executable, "-s", "-E", "-S", "-c", code]
@@ -74,9 +74,9 @@ def test_an_agent_with_a_worker_stays_under_22_mb(host: Host, manager: FakeManag
 
 @CPYTHON
 def test_idle_workers_let_the_processor_sleep(host: Host, manager: FakeManager) -> None:
-    """A quiet runner never wakes; their agent does for its heartbeats and a look around, not for each worker.
+    """An idle runner never wakes; the agent wakes for heartbeats and its periodic checks, not for each worker.
 
-    What that costs of a core is `invoke bench memory`.
+    `invoke bench memory` measures the processor time.
     """
     manager.interval_s = 2.0
     names = [f"w{number}" for number in range(8)]
@@ -100,7 +100,7 @@ def test_idle_workers_let_the_processor_sleep(host: Host, manager: FakeManager) 
 @CPYTHON
 @pytest.mark.timeout(7200)
 def test_memory_does_not_grow_with_heartbeats_and_restarts(host: Host, manager: FakeManager) -> None:
-    """Changes, answers and dead runners one after the other, as in months; file descriptors are counted too.
+    """Changes, responses and dead runners in a row, as over months; file descriptors are counted too.
 
     The long form (PROCGUARD_LONG_TESTS=1): 10,000 heartbeats and 1,000 dead runners.
     """
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_heartbeats_and_restarts(host: Host, manager: 
 
 @CPYTHON
 def test_garbage_is_sought_also_before_it_settles() -> None:
-    """A launcher looks for its manager for as long as it takes, and leaves circles at each failure."""
+    """A launcher retries its manager without limit, and leaves reference cycles at each failure."""
     program = """
 import gc, weakref
 usual = gc.get_threshold()

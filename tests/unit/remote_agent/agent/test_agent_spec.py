@@ -1,4 +1,4 @@
-"""What a specification says reaches the child through agent and runner; what is wrong with it reaches the manager."""
+"""A specification reaches the child through agent and runner; its errors reach the manager."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_changed_environment_leaves_the_child_alone_and_shows_as_another_start(
 def test_an_exec_check_runs_in_the_environment_its_job_was_started_with(
     host: Host, manager: FakeManager, tmp_path: Path
 ) -> None:
-    """env_file and what setup lines exported are in force there too: a check often needs the job's own Python."""
+    """Variables of env_file and of setup lines apply there too: a check often needs the job's own Python."""
     (tmp_path / "e").write_text("FROM_FILE=yes\n")
     check = HealthCheck(
         "exec", command="sh -c 'test $FROM_FILE$FROM_SETUP = yesyes'", interval_s=0.2, start_grace_s=0.0, failures=1

@@ -1,4 +1,4 @@
-"""`python3 -m remote_agent status | tail` as a person on the host uses them, with everything that can be wrong."""
+"""`python3 -m remote_agent status | tail` as a user on the host runs them, with everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rig(tmp_path: Path) -> AccessRig:
 
 @pytest.fixture
 def nobody(tmp_path: Path) -> Iterator[list[str]]:
-    """A prefix that runs a command as somebody without rights."""
+    """A prefix that runs a command as an unprivileged user."""
     setpriv = shutil.which("setpriv")
     if os.getuid() != 0 or setpriv is None:
         pytest.skip("needs root, to become somebody else")
@@ -83,7 +83,7 @@ def test_status_shows_agent_workers_and_reasons(rig: AccessRig) -> None:
 
 
 def test_status_names_the_running_agent(rig: AccessRig) -> None:
-    """It holds its lock; the pid is for people."""
+    """It holds its lock; the pid is for display."""
     lock = settings.AgentLock(rig.runtime_dir)
     assert lock.take() is None
     try:
@@ -101,7 +101,7 @@ def test_tail_prints_the_newest_attempts_end(rig: AccessRig) -> None:
 
 
 def test_tail_follows_across_a_restart_and_loses_nothing(rig: AccessRig, tmp_path: Path) -> None:
-    """Bytes that come while it looks, then those of the next attempt, until Ctrl-C."""
+    """Bytes that arrive while it follows, then those of the next attempt, until Ctrl-C."""
     directory = paths.worker_dir(rig.directory, "train-1")
     out = tmp_path / "out"
     with open(out, "wb") as file:
@@ -159,7 +159,7 @@ def test_a_broken_agent_json_hides_no_other_agent(rig: AccessRig) -> None:
 
 
 def test_somebody_elses_agent_is_named(rig: AccessRig, nobody: list[str], tmp_path: Path) -> None:
-    """Home and agent.json are the owner's alone: whose, and what to do."""
+    """Only the owner can read home and agent.json: the error names the owner and the next step."""
     for directory in (tmp_path, *tmp_path.parents):
         if not os.stat(directory).st_mode & 0o001:
             os.chmod(directory, 0o755)

@@ -1,4 +1,4 @@
-"""When a command is too late: by the time its request left, whatever lay frozen between the manager and the child."""
+"""Expiry of commands: relative to the time of the request, whatever was frozen between the manager and the child."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 
 class Worker:
-    """A running worker whose runner only notes what it is sent."""
+    """A running worker whose runner only records messages."""
 
     worker_id, attempt, state, reported, settled = "w1", 3, "running", True, False
 
@@ -50,14 +50,14 @@ def order(seq: int, verb: str = "restart", ttl_s: float = 60.0) -> Command:
 def test_a_long_poll_s_command_is_good_for_what_is_left_since_the_poll_left(
     pair: tuple[CommandExecutor, Worker],
 ) -> None:
-    """The runner is sent until when, so that it does not act on what waited in its own socket."""
+    """The runner gets the deadline, so that it does not act on commands that waited in its own socket."""
     executor, worker = pair
     executor.receive([order(1)], {"w1": worker}, now=125.0, asked=100.0)  # type: ignore[dict-item]
     assert worker.sent == [("restart", 3, "c-1", 160_000_000_000)]
 
 
 def test_what_may_be_too_late_is_asked_for_again(pair: tuple[CommandExecutor, Worker]) -> None:
-    """The answer lay about for longer than it was good for: neither done nor refused, nor what came after it."""
+    """The response was delayed past its expiry: the command is neither carried out nor refused, nor is the next one."""
     executor, worker = pair
     workers: Any = {"w1": worker}
     executor.receive([order(6), order(7, ttl_s=5.0), order(8)], workers, now=130.0, asked=100.0)
@@ -90,7 +90,8 @@ def test_a_postponed_command_expires_by_the_same_count(pair: tuple[CommandExecut
 
 @pytest.mark.slow
 def test_an_agent_that_was_frozen_does_not_act_on_what_waited_in_its_socket(host: Host, manager: FakeManager) -> None:
-    """SIGSTOP, a restart good for one second, SIGCONT after it: asked for again, the manager knows that it is over."""
+    """SIGSTOP, a restart that expires after one second, then SIGCONT: on a repeat the manager knows that it has
+    expired."""
     manager.assign("w1", ["sleep", "600"])
     host.start()
     pid = running(manager)
@@ -129,7 +130,7 @@ def test_a_command_sent_again_while_its_runner_works_on_it_reaches_the_runner_on
 
 
 def test_a_command_sent_again_after_it_was_done_is_answered_as_before(pair: tuple[CommandExecutor, Worker]) -> None:
-    """Its result was lost on the way. The attempt that it meant is over by now, which is no failure of the command."""
+    """Its result was lost. The attempt that it targeted is over by now, which is not a failure of the command."""
     executor, worker = pair
     workers: Any = {"w1": worker}
     executor.receive([order(1)], workers, now=100.0, asked=100.0)
@@ -143,7 +144,7 @@ def test_a_command_sent_again_after_it_was_done_is_answered_as_before(pair: tupl
 
 
 def test_a_command_that_a_killed_agent_had_begun_is_never_carried_out_by_the_next(tmp_path: Path) -> None:
-    """Its runner may be at work on it still: a second restart would end what the first one has started."""
+    """Its runner may still be carrying it out: a second restart would stop the attempt that the first one started."""
     path, worker = str(tmp_path / "journal"), Worker()
     workers: Any = {"w1": worker}
     first = CommandExecutor(AgentJournal(path))

@@ -1,4 +1,4 @@
-"""Under a root agent a job with `user:` gains nothing from its agent: what is done for it is done as its user."""
+"""Under a root agent a job with `user:` gains no rights: everything for it runs as its user."""
 # ruff: noqa: F811 - fixtures are arguments of the same name
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def as_user(rig: Rig, user: JobUser, **start: Any) -> Rig:
 
 
 def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> None:
-    """A link to what root alone can read gives nothing; the user's own file does."""
+    """A link to a file that only root can read returns nothing; the user's own file works."""
     link = job_user.link(".env", job_user.secret)
     as_user(rig.shell("env; exec sleep 100"), job_user, env_files=[str(link)]).run()
     reason = rig.until("failed")["reason"]
@@ -66,7 +66,7 @@ def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> N
 
 
 def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: JobUser) -> None:
-    """A pipe in its place, and one that a helper would wait for."""
+    """A pipe instead of the file, also one that would block a helper."""
     os.mkfifo(job_user.directory / ".env")
     os.chown(job_user.directory / ".env", job_user.uid, job_user.gid)
     as_user(rig.shell("env"), job_user, env_files=[str(job_user.directory / ".env")]).run()
@@ -74,7 +74,7 @@ def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: Jo
 
 
 def test_what_is_asked_as_a_user_ends_in_time_and_holds_nothing_of_who_asks(job_user: JobUser) -> None:
-    """Whatever the user does with the process that finds it out."""
+    """Whatever the user does with the helper process."""
 
     def question() -> object:
         own = os.listdir("/proc/self/fd")
@@ -118,7 +118,7 @@ def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: 
 
 
 def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Rig, job_user: JobUser) -> None:
-    """It may run this file and not read it; its first line is no part of the reason."""
+    """It may execute this file but not read it; its first line is not part of the reason."""
     program = job_user.write("program", f"#!/no/such/{job_user.canary}\n", 0o711)
     os.chown(program, 0, 0)
     as_user(rig, job_user).assignment["argv"] = [str(program)]
@@ -128,7 +128,8 @@ def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Ri
 
 
 def test_its_setup_lines_find_out_nothing_through_their_report(rig: Rig, job_user: JobUser) -> None:
-    """They share a descriptor with the runner: what they write there is no path that root looks at, and no crash."""
+    """They share a descriptor with the runner: data written there is not used as a path by root, and causes no
+    crash."""
     folder = job_user.root_only / "bin"
     folder.mkdir()
     (folder / "hidden").write_text("#!/bin/sh\n")
@@ -152,7 +153,7 @@ print("read", libc.syscall(250, 11, int(sys.argv[1]), text, 100), text.value, fl
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
 def test_a_user_s_job_holds_no_key_of_root_s_session(rig: Rig, job_user: JobUser) -> None:
-    """The kernel's session key ring is inherited over setuid; who holds it may read root's keys in it."""
+    """The kernel's session key ring is inherited over setuid; its holder may read root's keys in it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(250, 1, None) < 0:
         pytest.skip("this kernel has no key rings")
@@ -239,7 +240,7 @@ def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, 
 def test_heartbeat_file_is_checked_as_the_worker_s_user(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
-    """A link tells nothing of a file that the user can't see."""
+    """A link reveals nothing about a file that the user cannot access."""
     job_user.link("beat", job_user.secret)
     check = HealthCheck("heartbeat_file", path="beat", max_age_s=0.3, interval_s=0.5, start_grace_s=0, failures=1)
     assign_as(manager, job_user, "exec sleep 1000", health=[check])
@@ -254,7 +255,7 @@ def test_heartbeat_file_is_checked_as_the_worker_s_user(
 def test_http_and_tcp_checks_connect_as_the_worker_s_user(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
-    """Whoever asks the kernel who is connected is told that user, not root."""
+    """The kernel reports that user as the peer, not root."""
     import threading
 
     uids: list[int] = []
@@ -293,7 +294,7 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
 def test_a_check_whose_process_the_job_ends_is_no_result(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
-    """It may kill what runs as its user; that says nothing about it, and other workers' checks go on."""
+    """It may kill processes of its user; that is no result of its check, and other workers' checks continue."""
     script = "while :; do pkill -9 -U games -f [r]emote_agent/health/user_process.py; sleep 0.01; done"
     assign_as(manager, job_user, script, health=[exec_check("/bin/true", action="restart")])
     manager.assign("w2", "sleep 1000", health=[exec_check("/bin/true")])
@@ -311,7 +312,7 @@ def test_a_check_whose_process_the_job_ends_is_no_result(
 def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
-    """And says no more than fits."""
+    """The output is truncated to its bound."""
     job_user.write("bin/py-spy", f"#!/bin/sh\nid -u > {job_user.directory}/spied; touch {job_user.mark}; "
                    "head -c 3000000 /dev/zero | tr '\\0' x\n")  # fmt: skip
     job_user.write("bin/python3", '#!/bin/sh\nexec /usr/bin/python3 "$@"\n')
@@ -336,7 +337,7 @@ def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
 def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
-    """It holds its log's descriptor: it may truncate it to 8 TiB of nothing, to zero, and reserve blocks."""
+    """It holds its log's descriptor: it may extend it to 8 TiB of holes, truncate it to zero, and reserve blocks."""
     script = "import os,time\nos.ftruncate(1, 1 << 43)\nos.write(1, b'end\\n')\ntime.sleep(1000)"
     manager.assign("w1", ["/usr/bin/python3", "-c", script], user=job_user.name, working_dir="/")
     manager.assign("w2", ["/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; done"])
@@ -357,7 +358,7 @@ def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
 
 
 def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, job_user: JobUser) -> None:
-    """A cleaner of /tmp removed it, and another user was quicker than the runner."""
+    """A cleaner of /tmp removed it, and another user recreated it before the runner."""
     worker_dir = tmp_path / "agent" / "workers" / "w1-0123456789"
     worker_dir.mkdir(parents=True)
     before, after = tmp_path / "b", tmp_path / "a"  # a socket's path is short
@@ -386,7 +387,7 @@ def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, 
 
 
 def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: FakeManager, job_user: JobUser) -> None:
-    """As systemd starts it after a reboot: nothing but agent.json says where."""
+    """As systemd starts it after a reboot: only agent.json contains the path."""
     host = Host(tmp_path, manager)
     squatted = tmp_path / "squatted"
     squatted.mkdir()
@@ -406,7 +407,7 @@ def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: 
 
 
 def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path, job_user: JobUser) -> None:
-    """The kernel says who is at the other end."""
+    """The kernel identifies the peer."""
     path = job_user.directory / "s"
     script = f"import socket,time; s=socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); time.sleep(100)"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -424,7 +425,7 @@ def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path
 
 @pytest.mark.parametrize("whose", ["the user's", "everybody's"])
 def test_root_installs_nothing_where_another_user_could_replace_it(job_user: JobUser, whose: str) -> None:
-    """A home that somebody else made first is theirs: they would choose what root runs."""
+    """A home created by another user first belongs to that user, who would choose what root runs."""
     home = job_user.directory / "home" if whose == "the user's" else job_user.root_only / "open" / "home"
     home.mkdir(parents=True)
     os.chown(home, job_user.uid if whose == "the user's" else 0, -1)
@@ -452,7 +453,7 @@ def brought(project: Path, dest: Path, tmp_path: Path, **more: Any) -> Any:
 
 
 def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user: JobUser, tmp_path: Path) -> None:
-    """Also where it was brought as root, before the folder was given to its user."""
+    """Also if it was copied as root, before the folder was owned by its user."""
     dest = job_user.directory / "project"
     assert brought(project, dest, tmp_path, rsync=True).status == "changed"
     assert {path.stat().st_uid for path in dest.rglob("*")} == {job_user.uid}
@@ -511,7 +512,7 @@ def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(
 
 
 def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobUser, tmp_path: Path) -> None:
-    """It calls itself a worker, or something that is no id at all."""
+    """Its id is that of a worker, or is not a valid id."""
     place = Path(tempfile.mkdtemp(prefix="pg-place-"))  # `tmp_path` is below folders of root's alone
     dest = place / "dest"
     assert brought(project, dest, tmp_path).status == "changed"
@@ -567,7 +568,7 @@ print(os.geteuid(), os.stat("/usr").st_uid, found.actor, found.shared)
 
 
 def test_root_of_a_user_s_container_is_at_home_there() -> None:
-    """What belongs to the machine's own root seems to be nobody's there, who is no user of that container."""
+    """Files of the machine's root appear to belong to `nobody` there, which is not a user of that container."""
     command = [sys.executable, "-c", IN_A_CONTAINER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

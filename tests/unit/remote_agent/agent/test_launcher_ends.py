@@ -1,4 +1,4 @@
-"""A launcher that its user ended is no failure: no alarm, its worker has stopped, and it leaves the list by itself."""
+"""A launcher ended by its user is not a failure: no alert, its worker is stopped, and it leaves the list by itself."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_after_a_day_it_leaves_the_list(world: World) -> None:
 
 
 def test_an_agent_of_a_host_cannot_call_itself_ended(tmp_path: Path) -> None:
-    """Only a launcher's user ends it: a deployed agent that falls silent is missed."""
+    """Only launchers are ended by users: a deployed agent that becomes silent is suspect."""
     world = World(tmp_path)
     world.deploy({"gpu01": {"w2": {"command": "python train.py"}}})
     world.beat("gpu01", world.report("w2"), ends=True)

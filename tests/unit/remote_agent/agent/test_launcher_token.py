@@ -1,4 +1,4 @@
-"""A launcher whose enrolment token is not good says that, and how to get another: with a real manager."""
+"""A launcher with an invalid enrolment token reports it and how to get another: with a real manager."""
 
 from __future__ import annotations
 

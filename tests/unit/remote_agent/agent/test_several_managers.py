@@ -1,4 +1,4 @@
-"""A real agent and two managers: what a new leader assigned stays, whatever the former one says."""
+"""A real agent and two managers: assignments of a new leader stay, whatever the former one sends."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def other(manager: FakeManager) -> Iterator[FakeManager]:
 def test_an_agent_follows_a_takeover_and_refuses_the_leader_of_before(
     host: Host, manager: FakeManager, other: FakeManager
 ) -> None:
-    """The agent was told one address. Its job runs on, a worker that the new leader has removed is not started again
-    by the frozen one, also after the agent's restart; the new leader's own word counts at once."""
+    """The agent knows one address. Its job keeps running, a worker that the new leader has removed is not restarted
+    by the frozen one, also after the agent's restart; the new leader's commands apply at once."""
     manager.assign("w1", SLEEP)
     manager.assign("w2", SLEEP)
     host.start()

@@ -34,7 +34,7 @@ def resolved(**fields: Any) -> dict[str, Any]:
 
 
 def test_plain_command_needs_nothing_beyond_itself() -> None:
-    """No `start`: the runner's shortest way, and what an older runner reads."""
+    """No `start`: the runner's fast path, and the format that older runners read."""
     content = resolved()
     assert (content["argv"], content["cwd"], content["error"]) == (["python", "train.py"], "/home/a", "")
     assert "start" not in content

@@ -1,4 +1,4 @@
-"""One worker as its agent sees it, without a runner: what the files of an earlier one are worth."""
+"""One worker as its agent sees it, without a runner: validity of the files of an earlier one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from remote_agent.system.processes import boot_id
     ("boot", "start", "state"), [("another", 0, "backoff"), ("", 0, "running"), ("", 1, "backoff")]
 )
 def test_only_a_process_that_lives_is_reported_as_running(tmp_path: Path, boot: str, start: int, state: str) -> None:
-    """In this boot a worker without a runner may still have its child; after another boot nothing of it lives, nor is
-    a process with another start time it."""
+    """In the same boot a worker without a runner may still have its child; after another boot no process of it is
+    alive, nor is a process with another start time it."""
     own = processes.identity_of(os.getpid())
     assert own is not None
     record = {"state": "running", "pid": own.pid, "pid_start": own.start + start, "attempt": 3}
@@ -46,7 +46,7 @@ def test_report_says_how_long_it_may_run_and_nothing_where_nothing_runs(tmp_path
 
 
 def test_leases_as_an_agent_takes_them(tmp_path: Path) -> None:
-    """The later one of an epoch holds; an end gives all back, and what was asked for before it is worth nothing."""
+    """The later lease of an epoch applies; an end returns all leases, and earlier requests are void."""
     fenced = Assignment("w1", WorkerSpec("sleep 1"), epoch=7, lease_s=60.0)
     held, asked = LeaseHolder(), boottime_ns()
     until = asked + 60_000_000_000

@@ -195,7 +195,7 @@ def test_pending_launcher_shows_its_fingerprint_and_runs_nothing_until_approved(
 
 @pytest.mark.slow
 def test_without_a_manager_it_says_so_and_starts_what_it_had(rig: AccessRig, manager: FakeManager) -> None:
-    """A known manager that is away: the same command starts; one that an operator stopped does not."""
+    """A known manager that is unreachable: the same command starts; one that an operator stopped does not."""
     first = rig.start()
     pid = rig.running()
     first.send_signal(signal.SIGINT)
@@ -212,7 +212,7 @@ def test_without_a_manager_it_says_so_and_starts_what_it_had(rig: AccessRig, man
 
 
 def test_manager_never_reached_is_one_line_and_ctrl_c_ends_it(rig: AccessRig, manager: FakeManager) -> None:
-    """It keeps trying, quietly."""
+    """It keeps retrying without output."""
     manager.close()
     launcher = rig.start()
     assert launcher.stdout is not None
@@ -245,7 +245,7 @@ def test_exit_when_done_passes_the_childs_exit_code_on(
 
 @pytest.mark.slow
 def test_an_ended_worker_runs_again_when_its_launcher_is_started_again(rig: AccessRig, manager: FakeManager) -> None:
-    """That is what somebody who types the command again expects."""
+    """As a user who repeats the command expects."""
     rig.ends(rig.start("true", "--exit-when-done"))
     rig.start("true")
     wait_until(lambda: manager.report("w1").get("attempt") == 2, what="a second run")
@@ -321,8 +321,8 @@ def test_environment_flags_become_the_worker_s_specification() -> None:
 def test_the_key_by_which_a_launcher_knows_its_manager_is_not_replaced_by_an_unsigned_answer(
     rig: AccessRig, manager: FakeManager
 ) -> None:
-    """Whoever relays can leave out the manager's proof, have the launcher register as a stranger and hand it a key of
-    his own. It believes the first key only, and sends him nothing."""
+    """A relay can omit the manager's proof, make the launcher register as unknown and hand it a key of
+    his own. The launcher accepts the first key only, and sends the relay nothing."""
     launcher = rig.start()
     rig.running()
     launcher.send_signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""Evidence before a kill: what is written down, bounded in time and size, and never a signal that nobody asked for."""
+"""Evidence before a kill: recorded within bounds of time and size, and without unrequested signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 
 class Job(NamedTuple):
-    """A child, and the stand-in for its runner: the parent of this tree and of nothing else."""
+    """A child and a fake runner: the parent of this tree only."""
 
     pid: int
     runner_pid: int
@@ -38,7 +38,7 @@ RUNNER = "import subprocess,sys; subprocess.call([sys.executable,'-u','-c',sys.a
 
 @contextlib.contextmanager
 def job(tmp_path: Path, code: str) -> Iterator[Job]:
-    """A child whose output goes where attempt 2's would."""
+    """A child whose output goes to the log of attempt 2."""
     os.makedirs(paths.attempts_dir(str(tmp_path)), exist_ok=True)
     with open(paths.log_file(str(tmp_path), 2), "wb") as log:
         runner = subprocess.Popen([sys.executable, "-c", RUNNER, code], stdout=log, stderr=log, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Health checks: bounded in time, and what their results add up to."""
+"""Health checks: bounded in time, and the effect of their results."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_tcp_check_distinguishes_open_from_closed() -> None:
 
 
 def exec_check(directory: Path, command: str, timeout_s: float = 5.0, **content: Any) -> tuple[bool, str]:
-    """As the agent has it made: by a process of its own, from what lies in the worker's directory."""
+    """As the agent runs it: in a separate process, from the files in the worker's directory."""
     spec = {"worker_id": "w1", "epoch": 7, "cwd": str(directory), "spec": {"env": content.pop("own", {})}, **content}
     paths.write_json(paths.spec_file(str(directory)), spec)
     paths.write_json(paths.base_env_file(str(directory)), {"PATH": "/usr/bin:/bin"})
@@ -86,7 +86,7 @@ def exec_check(directory: Path, command: str, timeout_s: float = 5.0, **content:
 
 
 def test_exec_check_runs_in_the_directory_and_environment_of_the_specification(tmp_path: Path) -> None:
-    """Exit code 0 is healthy. What the manager adds wins over the specification's own."""
+    """Exit code 0 is healthy. The manager's variables take precedence over the specification's."""
     (tmp_path / "here").touch()
     (tmp_path / ".env").write_text("FROM_FILE=1\n")
     command = "sh -c 'test $MARK$FROM_FILE$RANK$PROCGUARD_ATTEMPT = yes123 && test -e here'"
@@ -97,7 +97,7 @@ def test_exec_check_runs_in_the_directory_and_environment_of_the_specification(t
 
 
 def test_exec_check_sees_what_setup_lines_set_without_running_them_again(tmp_path: Path) -> None:
-    """They are known from what the job was started with, of which nothing else is believed."""
+    """They are read from the recorded start of the job; nothing else in it is trusted."""
     job = subprocess.Popen(["sleep", "100"], env={"FROM_SETUP": "1", "PATH": "/usr/bin:/bin"})
     try:
         found = processes.read_process(job.pid)
@@ -164,7 +164,7 @@ def test_only_failures_in_a_row_make_it_failing_and_restart_is_asked_once() -> N
 
 
 def test_what_could_not_be_found_out_changes_no_result() -> None:
-    """A host too busy to look is no evidence against the job."""
+    """An overloaded host is no evidence against the job."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, interval_s=1, failures=2, action="restart"))
     now, asked = 0.0, []
     for healthy in (True, False, None, None, None, False):
@@ -177,7 +177,7 @@ def test_what_could_not_be_found_out_changes_no_result() -> None:
 
 
 def test_alert_never_asks_for_a_restart() -> None:
-    """Doubt is shown; it kills only where the policy says so."""
+    """A suspicion is shown; it stops the job only if the policy says so."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1))
     (due,) = monitor.due(0.0)
     assert monitor.result(due, False, "refused", 0.0) is False
@@ -186,7 +186,7 @@ def test_alert_never_asks_for_a_restart() -> None:
 
 
 def test_a_late_result_of_the_former_attempt_counts_for_nothing() -> None:
-    """The new attempt begins with a clean slate."""
+    """The new attempt starts without earlier results."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1, action="restart"))
     (due,) = monitor.due(0.0)
     monitor.running(2, [HealthCheck("tcp", port=1, start_grace_s=0, failures=1, action="restart")], 1.0)
@@ -252,7 +252,7 @@ def test_log_silence_counts_from_the_last_output() -> None:
 
 
 def test_log_silence_without_an_age_follows_the_job_s_own_rhythm() -> None:
-    """And says so while it is not known."""
+    """And reports it while it is unknown."""
     limit: list[float | None] = [None]
     log = LogWatch(lambda: (1, 7, 0), lambda: limit[0])
     monitor = one_check(HealthCheck("log_silence", start_grace_s=0), log=log)

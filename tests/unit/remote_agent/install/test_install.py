@@ -179,7 +179,8 @@ def test_manager_that_cannot_prove_itself_is_not_believed(installer: Installer, 
 def test_only_addresses_that_prove_themselves_are_kept_beside_configured_ones(
     installer: Installer, manager: FakeManager
 ) -> None:
-    """The first that proves itself is used; where nobody answers today, somebody else might tomorrow."""
+    """The first address that proves itself is used; an address without a response could belong to another user
+    later."""
     dead, configured = "http://127.0.0.1:9", "http://127.0.0.1:10"
     urls = [dead, configured, manager.url]
     put(installer, manager, secret="s", manager_urls=urls, manager_configured=[configured])
@@ -190,14 +191,14 @@ def test_only_addresses_that_prove_themselves_are_kept_beside_configured_ones(
 def test_an_address_of_this_host_counts_only_where_the_manager_listens(
     installer: Installer, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proof was right, but another user of this host passed it on: the address is not taken."""
+    """The proof was valid, but another user of this host relayed it: the address is not used."""
     monkeypatch.setattr(port_owner, "owners_of", lambda _address, _port: {os.getuid() + 1})
     with pytest.raises(InstallError, match="another user listens there"):
         put(installer, manager, secret="s3cret")
 
 
 def test_further_addresses_of_the_manager_restart_no_agent(installer: Installer, manager: FakeManager) -> None:
-    """A VPN or container network of the manager that comes or goes is no reason to restart one; it takes what is new at
+    """A VPN or container network of the manager that comes or goes causes no restart; the agent gets new addresses at
     its next start."""
     first = put(installer, manager, secret="s", manager_urls=[manager.url, "http://127.0.0.1:9"])
     again = put(installer, manager, manager_urls=[manager.url])
@@ -332,7 +333,7 @@ def test_installs_at_once_keep_the_secret_that_the_manager_sent_last(
 def test_a_deployment_that_ends_where_a_secret_is_asked_for_leaves_the_host_as_it_was(
     installer: Installer, manager: FakeManager
 ) -> None:
-    """The manager may be gone just then. The next deployment has its turn at once."""
+    """The manager may have ended meanwhile. The next deployment starts at once."""
     put(installer, manager, secret="first")
     one, deadline = bundle.build(), time.monotonic() + 20
     pipe = LocalPipe("host1")

@@ -1,4 +1,5 @@
-"""The manager has other addresses: a running agent gets them over SSH, if they prove themselves, and nothing else."""
+"""The manager's addresses change: a running agent gets them over SSH if they prove themselves, and nothing else
+changes."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def record(installer: Installer) -> dict[str, Any]:
 
 
 def away(manager: FakeManager) -> None:
-    """Nothing of ours answers at its address any more."""
+    """The manager no longer responds at its address."""
     for path in ("GET /api/hello", "POST /api/agents/host1/heartbeat", "GET /api/agents/host1/commands"):
         manager.routes[path] = lambda body: (404, {})
 
@@ -75,7 +76,7 @@ def test_nothing_is_written_while_one_of_its_own_addresses_works(
 def test_an_address_without_the_fleets_proof_is_not_given(
     installer: Installer, manager: FakeManager, moved: FakeManager
 ) -> None:
-    """Also of a manager with the right fleet id: its key is what counts. What was tried is told."""
+    """Also a manager with the right fleet id: its key decides. The tried addresses are reported."""
     put(installer, manager, secret="s3cret")
     away(manager)
     moved.routes["GET /api/hello"] = lambda body: (200, {"fleet_id": fake_manager.FLEET, "proof": "guessed"})

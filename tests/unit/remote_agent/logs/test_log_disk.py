@@ -1,4 +1,4 @@
-"""What of a worker's logs stays on its host: decided purely, carried out without moving an offset."""
+"""Retention of a worker's logs on its host: a pure decision, carried out without moving an offset."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_trimmed_log_keeps_size_offsets_and_its_end(tmp_path: Path) -> None:
 
 
 def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that knows no SEEK_DATA, or is wrong about it, costs no byte."""
+    """A file system without SEEK_DATA, or with a wrong one, loses no byte."""
     path = tmp_path / "1.log"
     make_log(path, 10_000)
     descriptor = os.open(path, os.O_RDONLY)
@@ -114,7 +114,7 @@ def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, mon
 
 
 class Counted(FileState):
-    """Counts how often anything of it is looked at."""
+    """Counts accesses to it."""
 
     reads = 0
 
@@ -137,7 +137,7 @@ def reads_for(count: int) -> int:
 
 
 def test_ten_times_the_attempts_cost_ten_times_as_much() -> None:
-    """The sender of this worker's log waits meanwhile."""
+    """The sender of this worker's log is blocked meanwhile."""
     assert reads_for(3_000) <= 10.5 * reads_for(300)
     assert reads_for(300) <= 60 * 300
 

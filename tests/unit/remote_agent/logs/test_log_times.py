@@ -1,4 +1,4 @@
-"""When a log's bytes were written: known for what waits for hours, bounded in memory and on disk."""
+"""Times of a log's bytes: kept for bytes that wait for hours, bounded in memory and on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log bytes on their way to the manager: none lost, none twice, whatever dies in between."""
+"""Sending log bytes to the manager: none lost, none duplicated, whatever process dies."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_bytes_arrive_unchanged_in_pieces(bench: Bench, monkeypatch: pytest.Monk
 
 
 def test_new_agent_goes_on_where_the_manager_stands(bench: Bench) -> None:
-    """After kill -9 of the agent nothing is remembered here: it asks, and sends only what is missing."""
+    """After kill -9 the agent has no offsets: it asks the manager, and sends only missing bytes."""
     bench.write(b"one\n")
     bench.ship()
     bench.write(b"two\n")
@@ -114,7 +114,7 @@ def test_new_agent_goes_on_where_the_manager_stands(bench: Bench) -> None:
 
 
 def test_lost_answer_shows_no_line_twice(bench: Bench) -> None:
-    """The manager stored the bytes, the answer never came: sent again, skipped there."""
+    """The manager stored the bytes, but the response was lost: they are sent again and skipped there."""
     bench.write(b"one\n")
     bench.manager.drop_log_answers = 2
     for _ in range(5):
@@ -128,7 +128,7 @@ def test_lost_answer_shows_no_line_twice(bench: Bench) -> None:
 
 
 def test_409_resends_from_what_the_manager_has(bench: Bench) -> None:
-    """The manager lost the end of its file (power cut): it is told again."""
+    """The manager lost the end of its file (power cut): it is sent again."""
     bench.write(b"one\ntwo\n")
     bench.ship()
     del bench.manager.logs[("w", "1.out")][4:]
@@ -139,7 +139,7 @@ def test_409_resends_from_what_the_manager_has(bench: Bench) -> None:
 
 
 def test_bytes_that_are_gone_here_are_announced_as_a_gap(tmp_path: Path, manager: FakeManager) -> None:
-    """Shipped bytes beyond keep_local are punched; a manager that lost them hears of the gap instead of zeros."""
+    """Sent bytes beyond keep_local are punched; a manager that lost them gets a gap instead of zeros."""
     bench = Bench(tmp_path / "w-0123456789", manager, keep_local_bytes=1024 * 1024)
     data = os.urandom(4 * 1024 * 1024)
     bench.write(data)
@@ -158,7 +158,8 @@ def test_bytes_that_are_gone_here_are_announced_as_a_gap(tmp_path: Path, manager
 
 
 def test_finished_attempts_are_shipped_whole_and_then_left_alone(bench: Bench) -> None:
-    """A crash's last words arrive although the next attempt writes already; once complete they are not asked for."""
+    """The last lines before a crash arrive although the next attempt already writes; complete logs are not requested
+    again."""
     bench.write(b"last words", attempt=1)
     bench.write(b"new life\n", attempt=2)
     bench.newest = 2
@@ -199,7 +200,7 @@ def test_drained_is_reported_once_everything_is_acknowledged(bench: Bench) -> No
 
 
 def test_refusing_manager_is_left_in_peace_and_others_go_on(bench: Bench) -> None:
-    """403 for a worker: told once, tried again later, no error ends the shipping."""
+    """403 for a worker: reported once, retried later; no error ends the sending."""
     bench.manager.refuse_status = 403
     bench.write(b"x")
     assert bench.step(0.0) is False
@@ -212,7 +213,7 @@ def test_refusing_manager_is_left_in_peace_and_others_go_on(bench: Bench) -> Non
 
 
 def test_too_large_posts_are_halved(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy with a small limit answers 413."""
+    """A proxy with a small limit responds with 413."""
     real = bench.manager.take_log
 
     def limited(worker_id: str, query: dict[str, str], data: bytes) -> tuple[int, dict[str, Any]]:
@@ -252,7 +253,7 @@ def test_the_thread_outlives_a_manager_that_goes_and_comes(bench: Bench) -> None
 
 
 def runs_of(path: str) -> list[tuple[int, float]]:
-    """(file offset, wall time) of a post's runs of bytes, as its address tells them."""
+    """(file offset, wall time) of the runs of bytes in a request, from its URL."""
     query = dict(parse_qsl(urlsplit(path).query))
     offset, at = int(query["offset"]), float(query["at"])
     later = [one.split(":") for one in query["times"].split(",")] if "times" in query else []
@@ -342,7 +343,7 @@ def test_a_finished_attempt_that_had_to_go_unshipped_is_reported_with_its_size(
 def test_where_no_hole_can_be_punched_the_log_is_trimmed_at_the_attempts_end(
     tmp_path: Path, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said once; a running child's file is never touched; what was trimmed is never sent as zeros."""
+    """Reported once; a running child's file is never modified; trimmed bytes are never sent as zeros."""
     monkeypatch.setattr(retention, "punch_some", lambda _path, start, _end: ("Operation not supported", start))
     monkeypatch.setattr(retention, "SEEK_DATA", 99)  # nor does it tell what is a hole
     bench = Bench(tmp_path / "w-0123456789", manager, keep_local_bytes=2 * MIB)
@@ -366,7 +367,7 @@ def test_where_no_hole_can_be_punched_the_log_is_trimmed_at_the_attempts_end(
 
 
 def test_a_manager_that_hangs_does_not_stop_the_watch(bench: Bench) -> None:
-    """Times and bounds go on while a request waits for its answer."""
+    """Times and limits are maintained while a request waits for its response."""
     bench.shipper.watch()
     try:
         bench.write(b"one\n")
@@ -378,7 +379,7 @@ def test_a_manager_that_hangs_does_not_stop_the_watch(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_when_gathering_it_posts_seldom_and_all_of_it(tmp_path: Path, manager: FakeManager) -> None:
-    """A worker that prints all the time: a post for each time it is told, not for each line."""
+    """A worker that prints all the time: one request per notification, not per line."""
     bench = Bench(tmp_path, manager)
     bench.shipper.gather(0.5)
     bench.write(b"begins\n")

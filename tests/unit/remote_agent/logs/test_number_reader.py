@@ -1,4 +1,4 @@
-"""Numbers from logs on the host: what is found in what is newly printed, whatever a job prints."""
+"""Numbers from logs on the host: matches in new output, whatever a job prints."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_an_attempt_has_its_own_numbers_and_an_earlier_log_is_read_from_its_end(
 
 
 def test_an_expression_that_holds_on_is_given_up_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The manager refuses such an expression; an agent must survive one all the same."""
+    """The manager refuses such an expression; an agent must survive one nevertheless."""
     monkeypatch.setattr(grep, "LINE_CPU_S", 0.02)
     watch = grep.Watch()
     watch.start()

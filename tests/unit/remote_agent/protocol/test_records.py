@@ -1,4 +1,4 @@
-"""A record is what the dataclass of the same text would be, and needs no `dataclasses` on a host."""
+"""A record behaves like the dataclass of the same text, without `dataclasses` on a host."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_message_has_the_fields_of_its_dataclass():
 
 
 def test_no_process_of_a_host_loads_what_dataclasses_brings():
-    """A quarter of what the agent's start took, and 2 MB of its memory (hints.py keeps `typing` out)."""
+    """Importing it would add a quarter to the agent's start and 2 MB of memory (hints.py avoids `typing`)."""
     heavy = ("typing", "dataclasses", "inspect", "ast", "dis", "tokenize")
     code = f"""
 import sys; sys.path.insert(0, {ROOT!r})

@@ -1,5 +1,5 @@
-"""Agents on a network where others read, relay and change what passes: the secret never travels, nothing is believed
-that the other side has not signed, and nothing goes over a connection that was not proven."""
+"""Agents on a hostile network where others read, relay and change messages: the secret is never sent, nothing is
+accepted that the other side has not signed, and nothing is sent over an unproven connection."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_secret_never_travels(server: RunningServer, relay: Relay) -> None:
 
 
 def test_an_answer_that_was_changed_on_its_way_is_not_believed(server: RunningServer, relay: Relay) -> None:
-    """Else whoever relays could have an agent run commands of his own."""
+    """Otherwise a relay could make an agent run its own commands."""
     connection = Connection(Addresses([relay.url]), me(server))
     assert heartbeat("h1", beat())(connection).ok
     relay.change_answer = lambda data: data.replace(b'"command":"sleep 9"', b'"command":"touch /"')
@@ -132,7 +132,7 @@ def test_what_was_recorded_is_good_for_nothing(server: RunningServer, relay: Rel
 
 
 def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: RunningServer, relay: Relay) -> None:
-    """The manager gives no other proof for such a nonce, and the agent believes no other; nor a session for another."""
+    """The manager gives no other proof for such a nonce, and the agent accepts no other; nor a session for another."""
 
     def without_session(data: bytes) -> bytes:
         _head, mark, body = data.partition(b"\r\n\r\n")
@@ -155,7 +155,8 @@ def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: 
 
 
 def test_what_the_state_holds_is_no_agents_secret(server: RunningServer) -> None:
-    """Its reader has the fleet's key, and of each secret the digest: as a secret, in a session or not, refused."""
+    """Its reader has the fleet's key and the digest of each secret: a digest is refused as a secret, in a session or
+    not."""
     digest = messages.secret_sha256(SECRET)
     as_secret = heartbeat("h1", beat())(
         Connection(Addresses([f"http://127.0.0.1:{server.port}"]), me(server, "h1", digest))
@@ -203,7 +204,7 @@ def enrol(server: RunningServer, url: str, worker_id: str, token: str) -> Any:
 def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
     server: RunningServer, relay: Relay
 ) -> None:
-    """Neither is of use to who reads or relays the registration; with that key the launcher goes on."""
+    """Neither is useful to an eavesdropper or relay of the registration; with that key the launcher continues."""
     made = server.ask("POST", "/api/tokens", {"scope": "enroll", "name": "lab", "uses": 1}).json
     reply = enrol(server, relay.url, "far1", made["token"])
     assert reply.data["status"] == "registered"
@@ -240,7 +241,7 @@ def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, r
 
 
 class Answering:
-    """Answers hello as it is told, keeps the connection, and remembers everything that it hears."""
+    """Answers hello as scripted, keeps the connection, and records all requests."""
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.received: list[tuple[str, str]] = []
@@ -313,7 +314,7 @@ def test_no_secret_without_a_proof_whatever_hello_is_answered(
 
 
 def test_the_manager_proves_itself_only_under_a_name_that_leads_to_it(server: RunningServer) -> None:
-    """An address of the manager's own machine, on a connection that came to another one, is somebody's relay."""
+    """An address of the manager's own machine on a connection to another address indicates a relay."""
     own = next((one for one in own_addresses.all_own() if ":" not in one), "")
     if not own:
         pytest.skip("this machine has no address but loopback")
@@ -363,7 +364,7 @@ def test_names_and_where_their_connections_arrive(
 
 
 def test_a_bridge_counts_only_where_it_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docker0 with its containers does not, br0 with a network card, a vlan or the default route does."""
+    """docker0 with its containers does not; br0 with a network card, a vlan or the default route does."""
     net = tmp_path / "net"
     for name in ("eth0/device", "eth1.5", "veth1", "tap1", "docker0/brif/veth1", "virbr0/brif", "br0/brif/eth0",
                  "br1/brif/tap1", "br1/brif/eth1.5", "br2/brif/veth1", "wg0"):  # fmt: skip
@@ -413,7 +414,7 @@ def test_a_kernel_without_routing_tables_keeps_no_agent_from_its_manager(
 def test_another_users_listener_on_this_host_gets_nothing(
     server: RunningServer, relay: Relay, monkeypatch: pytest.MonkeyPatch, owner: int
 ) -> None:
-    """Even where the proof is right, because it was passed on."""
+    """Even if the proof is valid, because it was relayed."""
     uid = os.getuid() + owner
     monkeypatch.setattr(port_owner, "owners_of", lambda _address, _port: {uid})
     connection = Connection(Addresses([relay.url]), me(server))
@@ -425,7 +426,7 @@ def test_another_users_listener_on_this_host_gets_nothing(
 def test_a_manager_of_another_user_on_this_machine_is_taken_on_its_own_word(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its proof says who it is on which machine; the same number on another machine is somebody else."""
+    """Its proof names the user and machine; the same uid on another machine is another user."""
     managers_uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: managers_uid + 5)
     monkeypatch.setattr(port_owner, "ROOT", managers_uid + 6)

@@ -1,4 +1,4 @@
-"""The golden messages in tests/wire/v1: kept for ever, because agents outlive manager upgrades and the reverse.
+"""The golden messages in tests/wire/v1 are permanent, because agents outlive manager upgrades and the reverse.
 
 A file is `<message>[.<case>].json`. A new field needs a new file that shows it; a file is never changed.
 """
@@ -75,7 +75,7 @@ def with_strangers(value: Any, key: str = "") -> Any:
 
 @each("path", FILES)
 def test_golden_message_survives_decode_and_encode(path: Path) -> None:
-    """What one side wrote is what the other side's dataclass says again, through real JSON."""
+    """A message survives the round trip through the other side's dataclass and real JSON."""
     golden = read(path)
     message = messages.decode(message_of(path), golden)
     for key in RETIRED.get(path.name.split(".")[0], ()):
@@ -103,7 +103,7 @@ def assert_nothing_empty(cls: type[Any], short: dict[str, Any]) -> None:
 
 
 def test_an_exit_code_of_0_and_the_protocol_are_never_left_out() -> None:
-    """Their values mean something else than their absence."""
+    """Their values differ in meaning from their absence."""
     assert messages.encode_short(messages.ExitRecord(1, code=0))["code"] == 0
     assert messages.encode_short(messages.AgentHeartbeat("gpu01"))["protocol"] == messages.PROTOCOL_VERSION
 
@@ -118,7 +118,7 @@ def test_unknown_keys_are_ignored_at_every_depth(path: Path) -> None:
 
 @each("path", FILES)
 def test_missing_keys_take_their_defaults(path: Path) -> None:
-    """A message of an older release lacks what was added since; only what has no default is required."""
+    """A message of an older release lacks newer fields; only fields without a default are required."""
     cls, golden = message_of(path), read(path)
     required = {
         item.name
@@ -139,7 +139,7 @@ def test_missing_keys_take_their_defaults(path: Path) -> None:
 
 @each("name", sorted(MESSAGES))
 def test_every_message_and_every_field_has_a_golden_example(name: str) -> None:
-    """A field that no file shows is a field that nobody has promised to keep."""
+    """A field without a golden file is not guaranteed."""
     shown = {key for path in FILES if message_of(path) is MESSAGES[name] for key in read(path)}
     assert RETIRED.get(name, set()) <= shown
     assert shown - RETIRED.get(name, set()) == {item.name for item in dataclasses.fields(MESSAGES[name])}

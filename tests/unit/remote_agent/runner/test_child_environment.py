@@ -1,4 +1,4 @@
-"""The base environment of a host's workers is the one recorded when it was deployed, whoever starts its agent later."""
+"""The base environment of a host's workers is the one recorded at deployment, however the agent is started later."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def variables(directory: Path, attempt: int) -> dict[str, str]:
 
 
 def by_cron(one: Installer) -> None:
-    """What the crontab's line does every minute and at reboot."""
+    """The crontab entry's command, which runs every minute and at reboot."""
     program = os.path.join(paths.current_release(one.dir), "remote_agent", "install", "__main__.py")
     argv = [sys.executable, "-I", "-S", program, "ensure", "--dir", one.dir]
     subprocess.run(argv, env=BARE, check=True, capture_output=True, cwd="/")
 
 
 def by_systemd(one: Installer) -> None:
-    """What the unit's ExecStart does."""
+    """The unit's ExecStart command."""
     config = one.config()
     subprocess.Popen(
         process.arguments(config["python"], one.dir),

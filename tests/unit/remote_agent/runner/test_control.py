@@ -1,4 +1,4 @@
-"""The control socket's JSON lines: parts, floods, silence and nonsense."""
+"""The control socket's JSON lines: partial reads, floods, silence and invalid input."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_lines_in_parts_are_put_together():
 
 
 def test_nonsense_is_dropped_and_counted():
-    """Neither bad JSON nor a bare number ends the conversation."""
+    """Neither invalid JSON nor a bare number ends the connection."""
     buffer = LineBuffer()
     assert buffer.feed(b'{"a":\n17\n\xff\xfe\n\n{"a":1}\n') == [{"a": 1}]
     assert buffer.dropped == 3
 
 
 def test_endless_line_is_bounded():
-    """A line beyond the bound is skipped to its end; those before and after it are heard."""
+    """A line beyond the bound is skipped to its end; those before and after it are processed."""
     buffer = LineBuffer()
     assert buffer.feed(b'{"a":0}\n' + b"x" * (control.MAX_LINE_BYTES + 1)) == [{"a": 0}]
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_last_words_of_a_closing_peer_are_received(pair):
 
 
 def test_slow_peer_is_buffered_then_given_up(pair):
-    """What the socket does not take waits; a peer that never reads costs at most the bound."""
+    """Data that the socket does not accept waits; a peer that never reads costs at most the bound."""
     here, there = pair
     message = {"fill": "x" * 60_000}
     for _ in range(8):
@@ -81,7 +81,7 @@ def test_slow_peer_is_buffered_then_given_up(pair):
 
 
 def test_connect_says_hello_and_reports_nobody(tmp_path):
-    """No socket and nobody listening are OSErrors for the agent to act on."""
+    """A missing socket and one without a listener raise OSError for the agent to handle."""
     path = str(tmp_path / "s")[-100:]
     with pytest.raises(FileNotFoundError):
         RunnerLink.connect(path + "none")
@@ -102,7 +102,7 @@ def test_connect_says_hello_and_reports_nobody(tmp_path):
 
 
 def test_argv_of_a_runner():
-    """Isolated, without site: small, and nothing of the agent's environment decides what is imported."""
+    """Isolated, without site: small, and independent of the agent's environment."""
     assert control.runner_argv("/usr/bin/python3", "/rel", "/w", "/r") == [
         "/usr/bin/python3", "-I", "-S", "/rel/remote_agent/runner/__main__.py",
         "--worker-dir", "/w", "--runtime-dir", "/r"

@@ -1,4 +1,4 @@
-"""env_file: what a dotenv file may say, and the one sentence that names file and line where it is wrong."""
+"""env_file: the syntax of a dotenv file, and its errors, which name file and line."""
 
 from __future__ import annotations
 

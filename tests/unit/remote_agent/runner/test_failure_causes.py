@@ -1,4 +1,4 @@
-"""Why an attempt failed, by its last lines: tests/golden/last_lines/*.log, whose first line says how the program ended
+"""Causes of failure by the last lines: tests/golden/last_lines/*.log, whose first line has the end of the program
 and what is expected, e.g. `code 1 -> gpu_oom`."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_the_corpus_holds_each_cause_that_a_host_may_name_and_ends_without_any()
 
 @each("path", CORPUS)
 def test_what_goes_on_after_a_failure_is_no_lasting_cause(path: Path, tmp_path: Path):
-    """The same lines, and then a program that works: whatever ends it later, it is not told never to start again."""
+    """The same lines from a program that then works: whatever ends it later, restarts are not disabled."""
     ended, _, text = expected(path)
     later = [*(f"epoch {n} loss 0.{99 - n}" for n in range(12)), "accuracy below the goal"]
     lines = [*lines_of(text, tmp_path), *later]

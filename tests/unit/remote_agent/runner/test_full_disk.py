@@ -1,4 +1,4 @@
-"""A disk that refuses everything: no space, no inodes, read-only. What was decided stays decided, and is done once."""
+"""A disk that refuses everything: no space, no inodes, read-only. Decisions stay valid, and are carried out once."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_stop_reaches_its_runner_although_it_cannot_be_written(rig: Rig, disk: D
 
 @pytest.mark.parametrize("what", REFUSALS)
 def test_what_ended_on_a_full_disk_is_not_run_again(rig: Rig, disk: Disk, what: str) -> None:
-    """The runner leaves only once its end is on some disk, and whoever comes next reads it there."""
+    """The runner exits only once its end is on some disk, where its successor reads it."""
     flag = os.path.join(rig.runtime_dir, "end")
     rig.shell(f"while [ ! -e {flag} ]; do sleep 0.02; done; exit 0", oneshot=True).run()
     rig.until("running")
@@ -128,7 +128,7 @@ def test_what_ended_on_a_full_disk_is_not_run_again(rig: Rig, disk: Disk, what: 
 
 
 def test_a_runner_whose_end_no_disk_takes_stays_and_leaves_once_one_does(rig: Rig, disk: Disk) -> None:
-    """Neither the runtime directory: it goes on answering, starts nothing, and its end is written at last."""
+    """Nor the runtime directory: it keeps responding, starts nothing, and finally writes its end."""
     rig.runtime_dir, kept = os.path.join(disk.place, "r"), rig.runtime_dir
     rig.shell("sleep 0.3; exit 0", oneshot=True).run()
     rig.until("running")
@@ -174,7 +174,7 @@ def test_start_waits_for_room_and_spends_nothing(rig: Rig, disk: Disk, what: str
 
 
 def test_a_budget_is_spent_once_across_runners_on_a_full_disk(rig: Rig, disk: Disk) -> None:
-    """Each runner is killed after the start that it could note only in the reserve."""
+    """Each runner is killed after the start that it could record only in the reserve."""
     rig.shell(FOREVER, restart={"max_attempts": 2, "backoff_s": [0.0]}).run()
     rig.until("running")
     disk.fill("space")  # a log can be made, which on this file system needs no block
@@ -207,7 +207,7 @@ def test_status_shows_no_process_that_is_dead(rig: Rig, disk: Disk) -> None:
 
 
 def test_stop_reaches_what_a_killed_runner_left_although_it_cannot_be_written(rig: Rig, disk: Disk) -> None:
-    """Nobody listens on a socket: the runner that sweeps is told at its start."""
+    """There is no listener: the sweeping runner gets it at its start."""
     rig.shell(FOREVER).run()
     pid = int(rig.until("running")["pid"])
     disk.fill("inodes")
@@ -265,7 +265,7 @@ def test_what_decides_is_kept_however_long_the_words(tmp_path: Path) -> None:
 
 
 def test_the_agent_trusts_what_a_runner_said_over_an_older_file(tmp_path: Path) -> None:
-    """That runner was killed before any disk took its last word."""
+    """That runner was killed before any disk accepted its last record."""
     directory = tmp_path / "w-0123456789"
     directory.mkdir()
     (directory / "state.json").write_text(json.dumps({"state": "running", "event_seq": 5, "writes": 9}))
@@ -279,7 +279,7 @@ def test_the_agent_trusts_what_a_runner_said_over_an_older_file(tmp_path: Path) 
 
 
 def test_a_job_prints_on_when_the_disk_is_full(disk: Disk) -> None:
-    """Room was set aside in its log; then its own oldest bytes make room: first what the manager has."""
+    """Space was reserved in its log; then its own oldest bytes are removed, those that the manager has first."""
     worker = Path(disk.place, "w-0123456789")
     log = Path(paths.log_file(str(worker), 1))
     log.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A fenced worker on a real runner: nothing of it runs outside its lease and the stop grace, whoever has died."""
+"""A fenced worker on a real runner: nothing of it runs outside its lease and stop grace, whatever process has died."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def seconds_after(rig: Rig) -> float:
 
 @pytest.mark.slow
 def test_the_end_of_a_lease_stops_the_child_and_says_why(rig: Rig):
-    """Nobody else is there; it is stopped, but not held, and may run again by a new lease."""
+    """No other process exists; it is stopped, but not held, and may run again with a new lease."""
     rig.shell(FOREVER).fence(SHORT_S).run()
     pid = rig.until("running")["pid"]
     assert rig.status["fenced"] and rig.status["lease_epoch"] == 1_000_001
@@ -73,7 +73,7 @@ def test_a_child_that_resists_is_killed_when_the_grace_is_over(rig: Rig):
 
 @pytest.mark.slow
 def test_a_runner_that_was_frozen_beyond_lease_and_grace_gives_no_more_grace(rig: Rig):
-    """Somewhere else it may run already: SIGKILL at once, also to what would have ended politely."""
+    """It may already run elsewhere: SIGKILL at once, without a stop signal."""
     rig.shell("trap 'sleep 30; echo saved' TERM; echo up; while :; do sleep 0.05; done", stop_grace_s=3.0)
     rig.fence(SHORT_S).run()
     pid = rig.until("running")["pid"]
@@ -89,7 +89,7 @@ def test_a_runner_that_was_frozen_beyond_lease_and_grace_gives_no_more_grace(rig
 
 @pytest.mark.slow
 def test_a_frozen_runner_whose_lease_was_renewed_meanwhile_goes_on(rig: Rig):
-    """The renewals wait in its socket behind whatever else; they are looked at before the clock decides."""
+    """Renewals may wait in its socket behind other messages; they are read before the clock decides."""
     rig.shell(FOREVER).fence(SHORT_S).run()
     pid = rig.until("running")["pid"]
     assert rig.link
@@ -175,7 +175,7 @@ def test_lease_of_this_boot_outlives_its_runner_and_one_of_another_boot_does_not
 
 
 def test_killed_runner_takes_its_child_along(rig: Rig):
-    """By the kernel, at once: with runner and agent dead nobody else would end it with its lease."""
+    """By the kernel, at once: with runner and agent dead no other process would end it with its lease."""
     rig.shell(FOREVER).fence(60.0).run()
     pid = rig.until("running")["pid"]
     rig.kill_runner()
@@ -185,7 +185,7 @@ def test_killed_runner_takes_its_child_along(rig: Rig):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run as another user")
 @pytest.mark.parametrize("how", ["another user", "setup lines", "limits"])
 def test_child_that_is_started_in_another_way_dies_with_its_runner_too(rig: Rig, how: str):
-    """Becoming another user would undo it, were it asked for before; a shell in front hands it on."""
+    """A change of user would clear it if it were set before; a shell in between passes it on."""
     nobody = pwd.getpwnam("nobody")
     run_as = {"name": "nobody", "uid": nobody.pw_uid, "gid": nobody.pw_gid, "groups": [nobody.pw_gid], "home": "/"}
     ways = {
@@ -221,7 +221,8 @@ def test_what_a_dead_runner_s_child_left_is_ended_before_anything_starts(rig: Ri
 
 @pytest.mark.slow
 def test_late_doubled_and_reordered_grants(rig: Rig):
-    """Of one epoch the latest holds, whatever comes after it; one of a lower epoch is nothing; none shortens."""
+    """Of one epoch the latest lease applies, in any order of arrival; a lower epoch is ignored; no lease is
+    shortened."""
     rig.shell(FOREVER).fence(SHORT_S, epoch=5).run()
     pid = rig.until("running")["pid"]
     rig.grant(SHORT_S + 1.5, epoch=5)
@@ -236,7 +237,7 @@ def test_late_doubled_and_reordered_grants(rig: Rig):
 
 @pytest.mark.slow
 def test_lease_of_an_epoch_to_come_keeps_nothing_of_this_one(rig: Rig):
-    """The manager has started it anew, and this runner has not heard of it: what runs ends with its own lease."""
+    """The manager has started it elsewhere, and this runner does not know: the instance ends with its own lease."""
     rig.shell(FOREVER).fence(SHORT_S, epoch=5).run()
     pid = rig.until("running")["pid"]
     rig.grant(900.0, epoch=6)
@@ -348,7 +349,7 @@ def test_post_stop_has_the_time_that_the_grace_leaves(rig: Rig, tmp_path: Path):
 
 @pytest.mark.slow
 def test_finished_is_finished_though_the_lease_ended_before_the_runner_could_check(rig: Rig):
-    """Its end is what counts: a job that is done is not run again elsewhere."""
+    """Its result counts: a finished job is not run again elsewhere."""
     rig.shell("echo up; sleep 1; exit 0", restart={"start_secs": 0.01}).fence(SHORT_S).run()
     rig.logged(1)
     os.kill(rig.runner_identity().pid, signal.SIGSTOP)

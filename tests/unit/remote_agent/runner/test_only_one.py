@@ -1,4 +1,4 @@
-"""A lock protects only while its file is the one that others find: at most one runner, whatever cleans /tmp."""
+"""A lock protects only while its file is at its path: at most one runner, whatever cleans /tmp."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cleaner:
 def test_a_lock_on_a_file_that_was_replaced_meanwhile_lets_no_second_runner_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The flock succeeds, but on a file that nobody finds any more: the other runner has the worker."""
+    """The flock succeeds, but on an unlinked file: the other runner has the worker."""
     cleaner = Cleaner(tmp_path / "w.lock", monkeypatch, another=True)
     with pytest.raises(CannotStart) as caught:
         take_lock(str(cleaner.path), 0.1)

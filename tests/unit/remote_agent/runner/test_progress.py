@@ -1,4 +1,4 @@
-"""restart.progress: a restart budget that progress gives back, and not time."""
+"""restart.progress: a restart budget that progress resets instead of time."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_each_higher_value_goes_to_the_runner_once_and_again_to_the_next_one(tmp
 def test_a_job_that_crashes_often_but_gets_on_is_restarted_beyond_its_budget(
     host: Host, manager: FakeManager, tmp_path: Path
 ) -> None:
-    """A real agent, runner and job: it goes on from its checkpoint, crashes after each step, and stops at last."""
+    """A real agent, runner and job: it resumes from its checkpoint, crashes after each step, and finally stops."""
     saved = tmp_path / "step"
     job = (
         "import os, pathlib, sys, time\n"

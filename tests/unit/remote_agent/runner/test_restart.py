@@ -1,4 +1,4 @@
-"""The restart decider: what follows the end of an attempt, in cases a person would ask about."""
+"""The restart decider: the decision after the end of an attempt, in typical cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def crash(ran_s: float = 100.0, **more: object) -> Ending:
 
 
 def test_first_restart_of_a_crash_is_immediate():
-    """Most crashes are single: nobody waits for the first restart."""
+    """Most crashes are single: the first restart is immediate."""
     decision = decide(crash(), 0, RestartRules())
     assert (decision.action, decision.delay_s, decision.restarts) == (RESTART, 0.0, 1)
 
@@ -41,7 +41,7 @@ def test_spent_budget_is_failed():
 
 
 def test_long_healthy_run_gives_the_budget_back():
-    """A job that crashes once a day is restarted for ever."""
+    """A job that crashes once a day is restarted indefinitely."""
     decision = decide(crash(ran_s=600.0), 3, RestartRules())
     assert (decision.action, decision.restarts, decision.delay_s) == (RESTART, 1, 0.0)
 
@@ -53,7 +53,7 @@ def test_exit_zero_is_finished_on_failure_policy():
 
 
 def test_exit_zero_before_start_secs_is_finished_too():
-    """A quick job is no failed start."""
+    """A quick job is not a failed start."""
     assert decide(Ending(code=0, ran_s=0.2), 0, RestartRules()).action == FINISH
 
 
@@ -89,7 +89,7 @@ def test_always_does_not_spin():
 
 
 def test_a_cause_of_ours_makes_exit_zero_a_failure():
-    """A child that ends with 0 because we took it down for being unhealthy has not finished."""
+    """A child that exits with 0 because it was stopped as unhealthy has not finished."""
     decision = decide(
         Ending(code=0, ran_s=90, was_running=True, cause="unhealthy", detail="http: 500 × 3"), 0, RestartRules()
     )
@@ -121,7 +121,7 @@ def test_durations_in_words(seconds, words):
 
 @pytest.mark.parametrize(("name", "number"), [("TERM", 15), ("SIGINT", 2), ("usr1", 10), ("9", 9), ("nonsense", 15)])
 def test_stop_signals_by_name(name, number):
-    """As people write them; nonsense is TERM."""
+    """In common spellings; an invalid value is TERM."""
     assert restart.signal_number(name) == number
 
 
@@ -135,8 +135,8 @@ def test_stop_signals_by_name(name, number):
 @example({"success_exit_codes": [1.0]})
 @example({"success_exit_codes": [2, float("nan"), -1]})
 def test_no_policy_breaks_the_decider(values):
-    """spec.json may be anything: the runner never dies of it, no delay is negative, and exit code 1 finishes only where
-    the policy calls it a success."""
+    """Any spec.json: the runner survives it, no delay is negative, and exit code 1 finishes only if the policy calls
+    it a success."""
     policy = RestartRules(values)
     decision = decide(crash(), 1, policy)
     success = 1 in policy.success_exit_codes

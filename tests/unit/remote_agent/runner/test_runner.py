@@ -1,4 +1,4 @@
-"""The runner with real children: starts, restarts, stops. Each test names the promise it tries."""
+"""The runner with real children: starts, restarts, stops. Each test names the guarantee that it checks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_stderr_is_kept_apart_where_asked(rig: Rig):
 
 
 def test_output_is_appended_never_overwritten(rig: Rig):
-    """O_APPEND: whoever else wrote into the log loses nothing."""
+    """O_APPEND: other writers of the log lose nothing."""
     rig.shell(FOREVER).write_spec()
     os.makedirs(paths.attempts_dir(rig.worker_dir))
     rig.run()
@@ -119,7 +119,7 @@ def test_killed_child_is_restarted_at_once_and_counted(rig: Rig):
 
 
 def test_exit_record_is_on_disk_before_it_is_reported(rig: Rig):
-    """An exit is never lost: whoever hears of it finds its record."""
+    """An exit is never lost: its record exists before it is reported."""
     rig.shell(FOREVER).run()
     os.kill(rig.until("running")["pid"], signal.SIGTERM)
     rig.until("starting", attempt=2)
@@ -148,7 +148,7 @@ def test_crash_loop_ends_in_failed_and_the_runner_leaves(rig: Rig):
 
 
 def test_exit_zero_is_exited(rig: Rig):
-    """Done is done: no restart, and the runner leaves."""
+    """Finished: no restart, and the runner exits."""
     rig.shell("sleep 0.1").run()
     assert rig.until("exited")["reason"].startswith("finished: exit code 0 after 0")
     rig.runner_gone()
@@ -211,7 +211,7 @@ def test_stop_escalates_signals_and_leaves_nothing(rig: Rig):
 
 
 def test_daemon_that_scrubbed_its_environment_does_not_survive(rig: Rig):
-    """No cookie, no parent, no session of ours: the runner is its subreaper all the same."""
+    """No cookie, no parent, no session of the worker: the runner is its subreaper nevertheless."""
     rig.shell("env -i setsid sh -c 'echo $$; exec sleep 1000' & wait", stop_grace_s=0.3).run()
     daemon = int(rig.logged(1)[0])
     rig.until("running")
@@ -258,7 +258,7 @@ def test_kill_is_at_once_and_holds(rig: Rig):
 
 
 def test_restart_by_an_operator_spends_no_budget(rig: Rig):
-    """running -> stopping -> starting; done is told with the new attempt."""
+    """running -> stopping -> starting; completion is reported with the new attempt."""
     rig.shell(FOREVER).run()
     rig.until("running")
     rig.link.restart(1, "c-1")
@@ -269,7 +269,7 @@ def test_restart_by_an_operator_spends_no_budget(rig: Rig):
 
 
 def test_command_for_another_attempt_does_nothing(rig: Rig):
-    """restart and kill act on the attempt they meant, or on none."""
+    """restart and kill act on the attempt that they target, or on none."""
     rig.shell(FOREVER).run()
     pid = rig.until("running")["pid"]
     rig.link.restart(7, "c-1")
@@ -280,7 +280,7 @@ def test_command_for_another_attempt_does_nothing(rig: Rig):
 
 
 def test_restart_ends_a_backoff_and_stop_ends_it_for_good(rig: Rig):
-    """Who is asked does not wait for the pause."""
+    """An operator's restart does not wait for the delay."""
     rig.shell("sleep 0.05; exit 1", restart={"backoff_s": [60.0]}).run()
     rig.until("backoff", attempt=1)
     rig.link.restart(1, "c-1")
@@ -318,7 +318,7 @@ def test_start_while_stopping_starts_after_the_stop(rig: Rig):
 
 
 def test_old_grant_is_ignored(rig: Rig):
-    """A lower epoch or generation than seen is an order from the past."""
+    """A lower epoch or generation than the current one is an outdated command."""
     rig.shell(FOREVER).run()
     pid = rig.until("running")["pid"]
     rig.write_spec(desired="stopped", generation=2, epoch=1_000_000)

@@ -1,4 +1,4 @@
-"""Runners and agents come, go and die: what of it a child notices, and what the next runner makes of it."""
+"""Lifecycles of runners and agents: effects on a child, and recovery by the next runner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 
 def test_agents_come_and_go_without_touching_the_child(rig: Rig):
-    """Adoption: any number of agents connect at any time and hear the same."""
+    """Adoption: any number of agents connect at any time and get the same status."""
     rig.shell(FOREVER).run()
     pid = rig.until("running")["pid"]
     other = control.RunnerLink.connect(paths.runner_socket(rig.runtime_dir, rig.worker_dir))
@@ -31,7 +31,7 @@ def test_agents_come_and_go_without_touching_the_child(rig: Rig):
 
 
 def test_answers_are_sent_again_to_an_agent_that_comes_back(rig: Rig):
-    """An agent killed between command and result hears the result after its return."""
+    """An agent killed between command and result gets the result after its restart."""
     rig.shell(FOREVER).run()
     rig.until("running")
     rig.link.restart(1, "c-1")
@@ -99,7 +99,7 @@ def test_exit_that_the_former_runner_wrote_is_used(rig: Rig):
 
 
 def test_backoff_goes_on_under_the_next_runner(rig: Rig):
-    """The pause is neither lost nor begun anew."""
+    """The restart delay is neither lost nor restarted."""
     rig.shell("exit 1", restart={"backoff_s": [30.0]}).run()
     due = rig.until("backoff")["next_start_at"]
     rig.kill_runner()
@@ -130,7 +130,7 @@ def test_reboot_starts_again_without_signalling_anybody(rig: Rig):
 
 
 def test_reused_pid_is_never_signalled(rig: Rig):
-    """Same boot, same pid, another start time: a stranger."""
+    """Same boot, same pid, different start time: an unrelated process."""
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
         rig.shell(FOREVER).write_spec()
@@ -171,7 +171,7 @@ def test_sighup_means_nothing_to_the_runner(rig: Rig):
 
 
 def test_socket_and_lock_are_private(rig: Rig):
-    """Nobody else on the host may stop the job."""
+    """No other user of the host can stop the job."""
     rig.shell(FOREVER).run()
     rig.until("running")
     for path in (paths.runner_socket(rig.runtime_dir, rig.worker_dir), paths.state_file(rig.worker_dir)):
@@ -199,7 +199,7 @@ def test_runner_without_specification_says_so(rig: Rig):
 
 
 def test_a_runner_that_ends_before_it_listens_is_no_started_one(rig: Rig):
-    """The command reports what the daemon says; a daemon that was killed before has said nothing."""
+    """The command reports the daemon's output; a daemon that was killed earlier has none."""
     rig.write_spec()
     held = take_lock(paths.runner_lock(rig.runtime_dir, rig.worker_dir))  # so long the daemon waits for it
     argv = control.runner_argv(PYTHON, ROOT, rig.worker_dir, rig.runtime_dir)

@@ -1,4 +1,4 @@
-"""What a specification says beyond its command, with real children: environment, setup, user, limits, hooks."""
+"""Keys of a specification besides its command, with real children: environment, setup, user, limits, hooks."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_venv_whose_python_was_removed_is_named(rig: Rig) -> None:
 
 
 def conda(prefix: Path) -> Path:
-    """What `conda create` leaves, as far as activation looks at it."""
+    """The files of `conda create` that activation reads."""
     for name in ("bin", "conda-meta", "etc/conda/activate.d"):
         (prefix / name).mkdir(parents=True)
     (prefix / "conda-meta/state").write_text(json.dumps({"env_vars": {"FROM_STATE": "yes"}}))

@@ -1,6 +1,6 @@
 """Agent and runner of different releases: golden messages of their control protocol, and an older release's runner.
 
-tests/wire/runner-v1 is kept for ever: a runner lives as long as its job, which may be longer than many agents. A file
+tests/wire/runner-v1 is permanent: a runner lives as long as its job, which may outlive many agents. A file
 is `<message>.<case>.json`; a new field needs a new file that shows it, and no file is changed. Fields are only added,
 unknown ones and unknown operations are ignored, and only a change that breaks this would raise PROTOCOL_VERSION.
 """
@@ -55,7 +55,7 @@ def worker(tmp_path):
 
 
 def test_an_agent_of_today_says_what_a_runner_of_then_understands():
-    """Every operation, as it was first spoken, is in what is sent now."""
+    """Every operation in its first form is contained in the current form."""
     here, there = socket.socketpair()
     link, runner = RunnerLink(here), JsonConnection(there)
     link.send({"op": "hello", "v": control.PROTOCOL_VERSION})
@@ -102,7 +102,7 @@ def test_a_runner_of_today_understands_an_agent_of_then_and_of_tomorrow(rig: Rig
 
 
 def test_a_runner_of_today_says_what_an_agent_of_then_understands(rig: Rig):
-    """Every field of the golden messages is still told, with a value of the same kind."""
+    """Every field of the golden messages is still sent, with a value of the same type."""
     rig.shell(FOREVER).run()
     rig.until("running")
     rig.link.restart(1, "c-1")
@@ -132,7 +132,7 @@ def test_a_runner_of_today_says_what_an_agent_of_then_understands(rig: Rig):
 @pytest.mark.parametrize("name", sorted(STATUSES))
 @pytest.mark.parametrize("newer", [False, True])
 def test_an_agent_of_today_understands_a_status_of_then_and_of_tomorrow(worker, name: str, newer: bool):
-    """What the manager is told of it, from every golden status."""
+    """The report to the manager for every golden status."""
     worker, runner = worker
     golden = STATUSES[name]
     runner.send(from_a_newer_release(golden) if newer else golden)
@@ -224,7 +224,7 @@ def test_a_runner_of_the_previous_release_keeps_working_under_the_new_agent(tmp_
 
 
 def _replace_runner(host: Host, release: Path) -> None:
-    """No agent lives: end the worker's runner, and let `release` start one of its own."""
+    """No agent is running: end the worker's runner, and let `release` start its own."""
     directory = paths.worker_dir(host.directory, "w1")
     os.kill(host.status("w1")["runner_pid"], 15)
     wait_until(lambda: host.status("w1").get("state") == "stopped", 20, "the end of the first runner")

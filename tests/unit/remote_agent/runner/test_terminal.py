@@ -1,5 +1,5 @@
-"""`tty`: a job at a terminal of its runner. Its bytes are in the same log, once and unchanged, whoever of agent, runner
-and keeper is killed; signals reach it as they reach any other job."""
+"""`tty`: a job at a terminal of its runner. Its bytes are in the same log, once and unchanged, whichever of agent,
+runner and keeper is killed; signals reach it as they reach any other job."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ for n in range(100000): print(n, flush=True); time.sleep(0.001)
 
 
 def test_a_job_that_closes_its_terminal_runs_on_and_may_open_it_again(rig: Rig):
-    """As a daemon does. The end of the last opening is no hangup, and not its end."""
+    """As a daemon does. Closing the last descriptor is not a hangup and does not end it."""
     go = os.path.join(rig.worker_dir, "go")
     rig.shell(
         f"trap 'echo HANGUP >{go}.hup' HUP; t=$(tty); echo before; exec </dev/null >/dev/null 2>&1;"

@@ -1,4 +1,4 @@
-"""max_run_s: an attempt that has run for so long is ended, with evidence where an agent is there, and none before."""
+"""max_run_s: an attempt is stopped at its limit and not before, with evidence if an agent is running."""
 
 from __future__ import annotations
 

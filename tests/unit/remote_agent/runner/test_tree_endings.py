@@ -1,4 +1,4 @@
-"""Nothing of a worker survives its end, and nobody else is hit: trees that do their worst, and pids that are reused.
+"""Nothing of a worker survives its end, and no other process is hit: hostile process trees and reused pids.
 
 Short by default (10 stops, 50 reused pids); 100 and 1,000 with PROCGUARD_LONG_TESTS=1.
 """
@@ -25,7 +25,7 @@ SHELL_THAT_IGNORES = 'trap "" TERM INT HUP USR1; sleep {mark} & sleep {mark} & w
 
 
 def marked(mark: str) -> list[int]:
-    """The living processes with `mark` in their command line: found by no means of ProcGuard's own."""
+    """The live processes with `mark` in their command line, found without ProcGuard's code."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -40,7 +40,7 @@ def marked(mark: str) -> list[int]:
 
 @pytest.fixture
 def mark():
-    """An argument of sleep that nobody else has."""
+    """A unique argument of sleep."""
     return f"{86400 + os.getpid()}.{int.from_bytes(os.urandom(4), 'big')}"
 
 
@@ -56,7 +56,7 @@ def rig(mark: str):
 
 @pytest.fixture
 def group():
-    """This user may make control groups here, or the test is left out."""
+    """Skips the test if this user cannot create control groups."""
     made = WorkerGroup(os.urandom(16).hex())
     if not made.path:
         pytest.skip("no writable cgroup v2 with cgroup.kill here")
@@ -96,7 +96,7 @@ def test_stops_of_the_worst_tree_leave_no_survivor(rig: Rig, mark: str):
 
 
 def test_tree_that_forks_without_end_is_ended(rig: Rig, mark: str):
-    """Members are born while we look: SIGKILL is repeated, or comes from the kernel at one instant."""
+    """Processes fork during the scan: SIGKILL is repeated, or the kernel sends it to all at once."""
     one = f"setsid sh -c 'trap \"\" TERM; sleep 0.2; sleep {mark}; true'"
     rig.shell(f"trap '' TERM; echo up; while :; do ({one} &); sleep 0.01; done", stop_grace_s=0.1)
     rig.run()
@@ -110,7 +110,7 @@ def test_tree_that_forks_without_end_is_ended(rig: Rig, mark: str):
 def test_tree_of_a_killed_runner_is_swept_whatever_it_did_to_its_environment(
     rig: Rig, mark: str, group: WorkerGroup, scrubbed: bool
 ):
-    """No parent, no session, no cookie, its recorded child dead: the control group still knows it."""
+    """No parent, no session, no cookie, its recorded child dead: it is still in the control group."""
     env = "env -i /usr/bin/" if scrubbed else ""
     rig.shell(f"({env}setsid /bin/sh -c 'sleep {mark}; true' &); echo up; exec sleep {mark}", stop_grace_s=0.2).run()
     child = rig.until("running")["pid"]
@@ -129,8 +129,8 @@ def test_tree_of_a_killed_runner_is_swept_whatever_it_did_to_its_environment(
 @pytest.mark.slow
 @pytest.mark.parametrize("remembers", ["mark", "agent"])
 def test_without_a_group_a_scrubbed_daemon_of_a_killed_runner_is_swept(rig: Rig, mark: str, remembers: str):
-    """env -i, setsid, its parents dead: it carries the runner's mark; where it has put that off, the agent has seen it.
-    A stranger beside it, with the same command, is left alone."""
+    """env -i, setsid, its parents dead: it has the runner's mark; if it has dropped that, the agent has seen it.
+    An unrelated process with the same command is not affected."""
     if not shutil.which("unshare") or os.getuid() != 0:
         pytest.skip("needs root and unshare")
     rig.without_groups = True
@@ -230,7 +230,7 @@ def test_a_group_of_another_name_is_never_touched(group: WorkerGroup):
 
 @pytest.mark.slow
 def test_reused_pids_are_never_signalled():
-    """In a pid namespace of its own, where the kernel is told which pid comes next: strangers with our old pids."""
+    """In its own pid namespace with controlled pids: unrelated processes with reused pids."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare")
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]

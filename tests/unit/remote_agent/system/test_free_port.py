@@ -1,4 +1,4 @@
-"""The port an agent names for a rendezvous: free, not the kernel's to give away, another one once it is taken."""
+"""The port an agent offers for a rendezvous: free, outside the kernel's ephemeral range, replaced once it is in use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_port_that_somebody_took_on_one_address_is_not_named_again(
 
 
 def test_a_port_that_was_handed_out_is_not_named_again(first: int) -> None:
-    """Nobody listens on it yet: the job that will has not been started."""
+    """There is no listener yet: its job has not been started."""
     rig = FreePort(first, 10)
     port = rig.offer()
     rig.handed_out({"RANK": "0", "MASTER_PORT": str(port)})

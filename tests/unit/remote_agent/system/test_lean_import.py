@@ -1,4 +1,4 @@
-"""Modules of a release are loaded as by Python's own finder: what their sources say now, with the same names."""
+"""Modules of a release are loaded as by Python's own finder: from their current sources, with the same names."""
 
 from __future__ import annotations
 

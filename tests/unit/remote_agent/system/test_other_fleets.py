@@ -1,4 +1,4 @@
-"""What another fleet runs on this host is not run a second time, unless somebody insists."""
+"""A worker that another fleet runs on this host is not started a second time unless forced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS, THEIRS = "f-ours", "f-theirs"
 def fleet(
     home: Path, fleet_id: str, *running: str, host: str = "h1", settled: tuple[str, ...] = (), **config: Any
 ) -> Iterator[str]:
-    """An agent of that fleet with runners for `running`, all as alive as their locks are held."""
+    """An agent of that fleet with runners for `running`; they count as alive while their locks are held."""
     directory = paths.agent_dir(str(home), fleet_id, host)
     runtime = home.parent / f"run-{fleet_id}"
     runtime.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def test_what_another_fleet_runs_is_refused_naming_both_fleets_and_its_manager(h
 
 
 def test_check_is_refused_what_a_deployment_would_be(home: Path) -> None:
-    """It names its workers with the first question; whoever else asks how the host is, is answered."""
+    """It names its workers with the first request; other requests for the host's status are answered."""
     session = InstallerSession()
     where = {"op": "hello", "fleet_id": OURS, "host": "h1", "home": str(home)}
     with fleet(home, THEIRS, "train"):
@@ -88,7 +88,7 @@ def test_other_workers_and_those_that_have_ended_are_nobodys_trouble(home: Path)
 
 
 def test_what_this_fleet_runs_already_is_not_refused_to_it(home: Path) -> None:
-    """Both were meant: --another-fleet is asked for once, not with each deployment after."""
+    """Both are intended: --another-fleet is needed once, not with each later deployment."""
     with fleet(home, THEIRS, "train"), fleet(home, OURS, "train"):
         assert refused(home, "train") is None
 
@@ -100,7 +100,7 @@ def started(directory: str, worker_id: str) -> str:
 
 
 def test_an_agent_starts_nothing_that_another_fleet_runs(home: Path) -> None:
-    """Its manager may declare a worker before anybody deploys to this host."""
+    """Its manager may declare a worker before a deployment to this host."""
     with fleet(home, OURS) as ours, fleet(home, THEIRS, "train"):
         assert THEIRS in started(ours, "train") and started(ours, "eval") == ""
         worker = WorkerHandle("train", paths.worker_dir(ours, "train"), str(home.parent / f"run-{OURS}"))

@@ -75,7 +75,7 @@ def test_runtime_dir_is_private_and_stable(candidates):
 
 
 def test_a_link_in_the_way_is_refused_and_the_next_candidate_taken(candidates, tmp_path):
-    """Somebody else's link in /tmp must not decide where our sockets lie."""
+    """Another user's link in /tmp must not determine the location of the sockets."""
     (tmp_path / "trap").mkdir()
     os.symlink(tmp_path / "trap", candidates[0])
     assert paths.choose_runtime_dir("/h", "f", "host").startswith(candidates[1])
@@ -96,7 +96,7 @@ def test_somebody_elses_directory_is_refused(candidates, monkeypatch):
 
 
 def test_where_every_known_name_is_taken_it_gets_one_that_nobody_can_know(candidates, tmp_path, monkeypatch):
-    """Squatting stops no agent: the place is recorded, and kept as long as it is ours."""
+    """Squatting stops no agent: the directory is recorded, and kept as long as this user owns it."""
     for base in candidates:
         open(base, "w").close()
     shared = tmp_path / "shared"
@@ -116,7 +116,7 @@ def test_where_every_known_name_is_taken_it_gets_one_that_nobody_can_know(candid
 
 
 def test_a_place_that_is_there_already_is_not_left_for_a_better_one(candidates):
-    """Runners of an earlier release live by its locks."""
+    """Runners of an earlier release depend on its locks."""
     name = paths.runtime_name("/h", "f", "host")
     os.mkdir(candidates[1], 0o700)
     os.mkdir(os.path.join(candidates[1], name), 0o700)
@@ -132,7 +132,7 @@ def test_a_directory_of_everybody_s_is_neither_used_nor_closed(tmp_path):
 
 
 def test_open_modes_are_closed(candidates):
-    """A directory of ours that is too open is closed, not trusted as it is."""
+    """A directory of this user that is too open gets strict permissions instead of being trusted as it is."""
     os.mkdir(candidates[0])
     os.chmod(candidates[0], 0o777)
     paths.choose_runtime_dir("/h", "f", "host")
@@ -162,7 +162,7 @@ def test_write_is_whole_private_and_leaves_nothing_else(tmp_path):
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    """A full disk tears nothing."""
+    """A full disk leaves no partial file."""
     path = str(tmp_path / "f.json")
     paths.write_json(path, {"a": 1})
 
@@ -177,7 +177,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_missing_and_damaged_files(tmp_path):
-    """No file is None; no JSON is an error that names the file."""
+    """A missing file is None; invalid JSON is an error that names the file."""
     assert paths.read_json(str(tmp_path / "none")) is None
     (tmp_path / "torn").write_text('{"a"')
     with pytest.raises(ValueError, match="torn is not JSON"):

@@ -1,4 +1,4 @@
-"""What a host offers to podman: GPUs by CDI, and what a user who is not root lacks."""
+"""A host's support for podman: GPUs by CDI, and missing prerequisites of rootless users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity and membership of processes, with real ones; strangers are never found and never signalled."""
+"""Identity and membership of real processes; unrelated processes are never found and never signalled."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_identity_is_pid_start_and_boot(sleeper):
 
 @pytest.mark.parametrize("change", [{"start": 1}, {"boot_id": "another boot"}, {"boot_id": ""}, {"boot_id": None}])
 def test_a_stranger_with_our_pid_is_never_signalled(sleeper, change):
-    """Another start time or another boot: not ours."""
+    """A different start time or boot: another process."""
     stranger = other(processes.identity_of(sleeper.pid), **change)
     assert not processes.is_alive(stranger)
     assert not processes.send_signal(stranger, signal.SIGKILL)
@@ -49,7 +49,7 @@ def test_a_stranger_with_our_pid_is_never_signalled(sleeper, change):
 
 
 def test_nonsense_pids_are_nobody():
-    """kill(0) and kill(-1) would hit a whole group, or everybody."""
+    """kill(0) and kill(-1) would hit a whole group, or all processes."""
     for pid in (0, -1, 2**22 + 7):
         assert not processes.send_signal(Identity(pid, 0, processes.boot_id()), 0)
 
@@ -100,7 +100,7 @@ def test_descendants_are_found_at_every_depth_and_the_dead_left_out():
 
 
 def test_cookie_finds_a_daemon_that_nobody_parents_any_more(tmp_path):
-    """Double fork, setsid, runner dead: only the environment tells whose it was. Its later children count too."""
+    """Double fork, setsid, runner dead: only the environment identifies it. Its later children count too."""
     script = "setsid sh -c 'echo $$ > pid; env -i sleep 1000; true' >/dev/null 2>&1 &"
     env = {"PATH": os.environ["PATH"], "PROCGUARD_COOKIE": f"{COOKIE}-1"}
     subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path, env=env, check=True)
@@ -162,7 +162,7 @@ def test_an_observer_is_never_a_member():
 
 
 def test_subreaper_adopts_orphans():
-    """A double-forked grandchild becomes the child of who called become_subreaper."""
+    """A double-forked grandchild becomes the child of the process that called become_subreaper."""
     script = (
         "import os, subprocess; from remote_agent.system import processes as p; assert p.become_subreaper();"
         "subprocess.run(['/bin/sh', '-c', 'setsid sleep 1000 &']);"

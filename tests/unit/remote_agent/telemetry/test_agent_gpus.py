@@ -1,4 +1,4 @@
-"""A real agent and real runners on a host with made-up GPUs: handed out, waited for, kept, given back, reported."""
+"""A real agent and real runners on a host with simulated GPUs: allocation, waiting, retention, release, reports."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_restarted_agent_knows_what_it_had_handed_out(host: Host, manager: Fak
 
 
 def test_an_attempt_keeps_a_cordoned_gpu_and_the_next_one_gets_another(host: Host, manager: FakeManager) -> None:
-    """Else a GPU that has failed would use up the restarts of its worker. Where no other is free, it stays."""
+    """Otherwise a failed GPU would use up the restarts of its worker. If no other is free, it stays."""
     restart = RestartPolicy("always", 9, [1.5], start_secs=0.1)
     manager.assign("w1", SAYS_GPUS, gpus=1, restart=restart)
     manager.cordoned_gpus = []
@@ -152,7 +152,7 @@ def test_use_by_a_worker_is_reported_as_the_worker_s(host: Host, manager: FakeMa
 
 
 def test_a_hung_driver_does_not_hang_the_agent(host: Host, manager: FakeManager, driver: FakeGpus) -> None:
-    """What needs no GPU starts and reports as ever."""
+    """Workers without GPUs start and report as usual."""
     driver.say("hang")
     (driver.directory / "nvidia-smi").write_text("#!/bin/sh\nsleep 1000\n")
     manager.assign("w1", SAYS_GPUS, gpus=1)

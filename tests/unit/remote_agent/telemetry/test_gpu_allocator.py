@@ -1,4 +1,4 @@
-"""Handing out GPUs: never one to two workers, never one that others use, and in words for whom a worker waits."""
+"""GPU allocation: never one to two workers, never one in use by others, with the reason for each wait."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_gpu_that_somebody_uses_is_waited_for_by_name() -> None:
 
 
 def test_another_worker_s_process_counts_like_anybody_s() -> None:
-    """A worker that asks for no GPU and uses one all the same."""
+    """A worker that requests no GPU but uses one."""
     other = GpuProcess(os.getpid(), 1, "python", "alice", "w9")
     assert choose("w1", 1, reading([other]), {}, None)[1].endswith(f"used by w9 (pid {os.getpid()}, python)")
     own = GpuProcess(os.getpid(), 1, "python", "alice", "w1")
@@ -65,7 +65,7 @@ def test_another_worker_s_process_counts_like_anybody_s() -> None:
 
 
 def test_a_process_that_has_ended_since_holds_nothing() -> None:
-    """Or a worker started again at once would wait for what it left itself."""
+    """Otherwise a worker restarted at once would wait for its own leftovers."""
     assert choose("w1", 1, reading([somebody(2**22 + 3)]), {}, None) == ([0], "")
 
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_said() -> None:
 
 
 def test_cuda_visible_devices_of_the_environment_limits_the_choice() -> None:
-    """Somebody who was given GPUs 2 and 3 stays within them."""
+    """A user limited to GPUs 2 and 3 stays within them."""
     four = reading([], [], [], [])
     assert choose("w1", 1, four, {}, allowed_by({"CUDA_VISIBLE_DEVICES": "2, 3"})) == ([2], "")
     assert "2 that CUDA_VISIBLE_DEVICES allows" in choose("w1", 3, four, {}, [2, 3])[1]

@@ -1,4 +1,4 @@
-"""GPUs that fail, as the kernel's log and the driver say it. Both are stand-ins: a FIFO with lines as the kernel writes
+"""GPU failures as reported by the kernel log and the driver. Both are fakes: a FIFO with lines as the kernel writes
 them, and an NVML library of our own; forging is tried on the real log."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GPUs: read through NVML or nvidia-smi, never at the price of a hang, and whose processes use them."""
+"""GPUs: read through NVML or nvidia-smi without the risk of a hang, and the processes that use them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_driver_that_answers_with_an_error_is_reported_in_words(fake: FakeGpus
 
 
 def test_a_hung_driver_costs_its_time_limit_once_and_no_second_helper(library: FakeGpus) -> None:
-    """The helper is killed; nobody else waits for it."""
+    """The helper is killed; nothing else waits for it."""
     library.say("hang")
     reader = gpus.GpuReader(sys.executable, read_timeout_s=0.5)
     reader._answered = True  # not the first time, which may take longer
@@ -130,7 +130,7 @@ def test_a_process_below_a_runner_is_its_worker_s_and_any_other_has_a_name(sleep
 def test_pids_of_another_namespace_are_not_mistaken_for_ours(
     sleeper: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container: who of our tree has the device open uses the GPU."""
+    """In a container: a process of the tree that has the device open uses the GPU."""
     nobody = 2**22 + 5
     trees = {"w1": [procfs.read(sleeper.pid)]}
     reading = reading_with(nobody)
@@ -155,7 +155,7 @@ def test_an_open_device_counts_only_where_pids_fail_and_only_on_its_own_gpus(
     assert idle.processes == [] and own.processes[0].worker_id == "w1"
 
     def hidden() -> list[GpuUsage]:
-        """No pid is told at all."""
+        """No pid is reported."""
         return [GpuUsage(0, memory_used_bytes=8 * GIB), GpuUsage(1, memory_used_bytes=8 * GIB), GpuUsage(2)]
 
     some = hidden()

@@ -1,4 +1,4 @@
-"""A server that nobody uses is told from a process that hangs: real processes, real sockets."""
+"""An idle server is distinguished from a hung process: real processes, real sockets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_server_on_ipv6_counts_too(started: Any) -> None:
 
 
 def test_a_server_with_a_connection_does_not_wait(started: Any) -> None:
-    """So a rank of a distributed job, which listens too, is never taken for one."""
+    """So a rank of a distributed job, which listens too, is never taken for an idle server."""
     pid, port = started(SERVER)
     with socket.create_connection(("127.0.0.1", port)):
         wait_until(lambda: not waits_for_connections([pid]), 10, "the server takes the connection")

@@ -1,4 +1,4 @@
-"""What the agent measures and when, with the reading itself made up."""
+"""What the agent measures and when, with simulated readings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_rhythm_of_a_job_is_remembered_for_the_next_agent(rig: AccessRig) ->
 
 
 def test_a_new_agent_s_first_scan_is_no_pause(rig: AccessRig) -> None:
-    """What happened before it came is not known to it."""
+    """Earlier output is unknown to it."""
     for step in range(12):
         rig.sampled(100.0 + 5 * step, size=step)
     rig.measuring = rig.new()
@@ -128,7 +128,7 @@ def test_the_mark_of_a_log_changes_with_output_alone(tmp_path: Path) -> None:
 def test_what_was_seen_of_a_tree_is_kept_for_the_runner_after_this_one(
     rig: AccessRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once its runner is dead a daemon is nobody's descendant any more: an empty tree takes nothing back."""
+    """Once its runner is dead a daemon is not a descendant of any known process: an empty tree resets nothing."""
     zombie = Proc(44, 41, "python", "Z", 0, 1, 1002, 0)
     rig.sampled(100.0, tree=(STOPPED, Proc(43, 42, "daemon", "S", 5, 1, 1001, 10), zombie))
     rig.sampled(105.0)

@@ -1,4 +1,4 @@
-"""Signs of a hang: evidence with numbers, no false alarm from a job that is as it always was."""
+"""Signs of a hang: evidence with numbers, no false positives for a job with unchanged behaviour."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def proc(state: str, ticks: int = 0, pid: int = 42) -> Proc:
 def watch(
     suspicion: Suspicion, until: float, *, start: float = 0.0, tree: Any = (), mark: Any = 1, gpus: Any = ()
 ) -> str:
-    """A look every 5 s; `tree`, `mark`, `gpus` are values or functions of the time."""
+    """A sample every 5 s; `tree`, `mark`, `gpus` are values or functions of the time."""
     said, now = "", start
     while now <= until:
         at = [value(now) if callable(value) else value for value in (tree, mark, gpus)]
@@ -47,7 +47,7 @@ def test_a_stopped_process_is_named_with_the_way_out() -> None:
 
 
 def test_waiting_in_the_kernel_counts_only_while_nothing_moves() -> None:
-    """A disk-bound job is in state D at every look, and works."""
+    """A disk-bound job is in state D at every sample, and works."""
     assert "state D" in watch(Suspicion(), 65, tree=[proc("D", 7)])
     assert watch(Suspicion(), 600, tree=lambda now: [proc("D", int(now))]) == ""
 

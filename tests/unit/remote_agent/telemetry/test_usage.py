@@ -66,7 +66,7 @@ def test_the_host_is_measured_without_any_package(tmp_path: Path) -> None:
 
 
 def test_without_proc_usage_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a host works all the same."""
+    """Such a host works nevertheless."""
     monkeypatch.setattr(procfs, "available", lambda: False)
     meter = usage.choose_meter(str(tmp_path))
     assert not meter.available
@@ -135,7 +135,7 @@ def test_bytes_written_to_disk_become_a_rate(disk_path: Path) -> None:
 
 
 def test_a_zombie_is_in_the_tree_but_counts_for_nothing(tmp_path: Path) -> None:
-    """Its state is what the look for hangs needs."""
+    """The hang detection needs its state."""
     script = "import os,time; p=os.fork() or os._exit(0); time.sleep(0.2); print('up',flush=True); time.sleep(60)"
     with child(script) as runner:
         sample = procfs.ProcMeter(str(tmp_path)).sample(of(runner))
@@ -144,7 +144,7 @@ def test_a_zombie_is_in_the_tree_but_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_a_runner_that_has_gone_measures_as_nothing(tmp_path: Path) -> None:
-    """Between exit and report the pid may be anybody's or nobody's."""
+    """Between exit and report the pid may be reused or free."""
     process = subprocess.Popen(["true"])
     process.wait()
     assert procfs.ProcMeter(str(tmp_path)).sample({"w": process.pid}).workers["w"].processes == 0

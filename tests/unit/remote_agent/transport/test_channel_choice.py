@@ -1,4 +1,4 @@
-"""The agent's side of zmq: it goes over where that is offered, says why where it can't, and loses nothing by it."""
+"""The agent's side of zmq: it switches where zmq is offered, reports why if it cannot, and loses nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def agents_end() -> Iterator[None]:
-    """Garbage collection must not find a ZeroMQ context with open sockets: it would wait for their end without end."""
+    """Garbage collection must not find a ZeroMQ context with open sockets: it would block without limit."""
     yield
     while Agent.living:
         Agent.living.pop().close()

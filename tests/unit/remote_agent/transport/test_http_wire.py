@@ -1,4 +1,4 @@
-"""The agent's own HTTP client: what it sends, which answers it takes, and that no peer can hold it or flood it."""
+"""The agent's HTTP client: its requests, the responses it accepts, and its limits against slow and flooding peers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Peer:
-    """Answers each request on a connection with the next of `answers`; `requests` holds what came, byte for byte."""
+    """Answers each request on a connection with the next of `answers`; `requests` records the received bytes."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []
@@ -96,7 +96,7 @@ def test_an_address_is_taken_apart(url: str, parts: tuple[str, str, int, str, st
     "url", ["manager:5000", "ftp://h", "http://", "http://:80", "http://h:99999", "http://h:x", ""]
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
-    """Named in the error, so that a person finds the wrong line."""
+    """Named in the error, so that the wrong line can be found."""
     with pytest.raises(ValueError, match="not an http address"):
         split_url(url)
 
@@ -110,7 +110,7 @@ def test_quoting_is_that_of_urllib() -> None:
 
 
 def test_request_goes_out_whole_and_the_connection_is_kept(peer: Peer) -> None:
-    """Two requests on one connection; the body's length is told, the headers arrive."""
+    """Two requests on one connection with Content-Length and headers."""
     peer.answers = [OK, OK]
     connection = HttpConnection(peer.address, 2.0)
     assert ask(connection) == (HttpAnswer(200, b"ok"), True)
@@ -200,7 +200,7 @@ def _answer_and_close(listener: socket.socket, data: bytes) -> None:
     ids=lambda raw: raw[:60].decode().replace("\r\n", "|"),
 )
 def test_what_is_no_answer_or_too_long_is_refused(peer: Peer, raw: bytes) -> None:
-    """A stranger at the address, a broken proxy, a flood: one clear error, no wait."""
+    """Another server at the address, a broken proxy, a flood: one clear error, without delay."""
     peer.answers = [raw]
     watch = Stopwatch()
     with pytest.raises(WireTrouble):
@@ -209,7 +209,7 @@ def test_what_is_no_answer_or_too_long_is_refused(peer: Peer, raw: bytes) -> Non
 
 
 def test_connection_closed_half_way_is_distinguished() -> None:
-    """Whoever asked may try again."""
+    """The caller may retry."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         half = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
         threading.Thread(target=_answer_and_close, args=(listener, half), daemon=True).start()
@@ -218,7 +218,7 @@ def test_connection_closed_half_way_is_distinguished() -> None:
 
 
 def test_a_peer_that_drips_is_given_up(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte now and then keeps each wait short; the whole has a bound of its own."""
+    """Occasional bytes keep each wait short; the whole response has its own limit."""
     monkeypatch.setattr(http_wire, "MAX_EXCHANGE_S", 0.3)
 
     def drip(listener: socket.socket) -> None:
@@ -243,7 +243,7 @@ def test_a_peer_that_drips_is_given_up(peer: Peer, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("part", ["target", "name", "value"])
 def test_a_line_break_never_makes_a_second_request(peer: Peer, part: str) -> None:
-    """Ids and secrets come from files and people."""
+    """Ids and secrets come from files and user input."""
     evil = "x\r\nY: z"
     headers = {evil: "v"} if part == "name" else {"A": evil} if part == "value" else {}
     connection = HttpConnection(peer.address, 2.0)
@@ -253,7 +253,7 @@ def test_a_line_break_never_makes_a_second_request(peer: Peer, part: str) -> Non
 
 
 def test_https_checks_the_certificate(peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate nobody trusts is refused; one that is trusted carries the exchange."""
+    """An untrusted certificate is refused; a trusted one works."""
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl to make a certificate")
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")

@@ -1,4 +1,4 @@
-"""The way to the manager: proof before secret, addresses, kept-alive connections, retry times."""
+"""The link to the manager: proof before secret, addresses, keep-alive, retry delays."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_connection_is_kept_and_proof_asked_once(manager: FakeManager) -> None:
 
 
 def test_connection_closed_by_the_manager_is_reopened_and_proven_again(manager: FakeManager) -> None:
-    """A restarted manager costs no failed heartbeat, and proves itself again."""
+    """A restart of the manager causes no failed heartbeat, and the manager proves itself again."""
     connection = Connection(Addresses([manager.url]), ME)
     assert heartbeat("h1", BEAT)(connection).ok
     manager.close()
@@ -113,7 +113,7 @@ def test_one_failure_moves_on_one_address_only() -> None:
 
 
 def test_retry_is_full_jitter_within_bounds() -> None:
-    """Uniform below a bound that trebles: 0.2 s at first, at most 5 s; refused: at most 30 s; never a spin."""
+    """Uniform below a bound that trebles: 0.2 s at first, at most 5 s; refused: at most 30 s; never a busy loop."""
     assert [round(retry_delay_s(n, rng=lambda: 1.0), 6) for n in (1, 2, 3, 4)] == [0.2, 0.6, 1.8, 5.0]
     assert retry_delay_s(50, rng=lambda: 1.0) == 5.0
     assert retry_delay_s(50, refused=True, rng=lambda: 1.0) == 30.0
@@ -122,7 +122,7 @@ def test_retry_is_full_jitter_within_bounds() -> None:
 
 
 def test_caller_hands_back_every_outcome(manager: FakeManager) -> None:
-    """An answer, a dead manager, and a bug in a job: the thread lives on and says so."""
+    """A response, a dead manager, and a bug in a job: the thread survives and reports it."""
     outcomes: list[tuple[str, object]] = []
     caller = Caller("test", Connection(Addresses([manager.url]), ME), lambda tag, value: outcomes.append((tag, value)))
     caller.start()
@@ -139,14 +139,14 @@ def test_caller_hands_back_every_outcome(manager: FakeManager) -> None:
 
 
 def test_the_secret_is_in_no_repr() -> None:
-    """Logs and tracebacks show credentials as who, never as what."""
+    """Logs and tracebacks show the owner of credentials, never their values."""
     assert "s3cret" not in repr(ME) and "key" not in repr(ME).replace("proof_key", "")
 
 
 def test_a_tunnels_port_that_another_user_of_this_host_took_gets_no_secret(
     manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It could pass the proof on from the real manager; who listens there is asked from the kernel."""
+    """It could relay the real manager's proof; the kernel reports the owner of the listener."""
     tunnelled = Connection(Addresses([manager.url], tunnel_url=manager.url), ME)
     assert heartbeat("h1", BEAT)(tunnelled).ok
     tunnelled.disconnect()

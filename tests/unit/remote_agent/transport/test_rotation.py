@@ -1,4 +1,4 @@
-"""Agents' secrets are replaced while they run, the agent's half: whatever step it is killed at, the pair works on."""
+"""Rotation of agents' secrets, the agent's side: agent and manager keep working at whatever step it is killed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Agent:
         self.begin()
 
     def begin(self) -> None:
-        """The process starts: what it knows is in its file."""
+        """The process starts with the content of its file."""
         config = settings.load(self.dir)
         self.credentials = AgentCredentials(self.name, config.fleet_id, config.secret, config.proof_key)
         self.rotation = SecretRotation(
@@ -142,7 +142,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, agent: Agent, step: str) -> None:
 
 
 def die(monkeypatch: pytest.MonkeyPatch, agent: Agent, step: str) -> None:
-    """The agent is asked for a new secret, and is killed at that step; its next life reads what it finds."""
+    """The agent is asked for a new secret and killed at that step; the next process reads its files."""
     name = agent.ask_for_another()
     with monkeypatch.context() as patched:
         die_at(patched, agent, step)
@@ -152,7 +152,7 @@ def die(monkeypatch: pytest.MonkeyPatch, agent: Agent, step: str) -> None:
 
 
 def assert_it_comes_to_its_end(agent: Agent) -> None:
-    """By the next heartbeats, of which one may be cut: the manager ends what the old secret had opened."""
+    """With the next heartbeats, of which one may be interrupted: the manager closes connections of the old secret."""
     for _ in range(4):
         try:
             again = agent.beat().rotate
@@ -217,7 +217,7 @@ def test_the_new_secret_is_private_and_durable_before_anybody_knows_it(
 
 
 def test_a_bearer_secret_is_not_enough_to_replace_it(agent: Agent) -> None:
-    """Whoever has read it on the wire is whom the new one is to keep out."""
+    """The new one must exclude whoever has read it on the wire."""
     name = agent.ask_for_another()
     mine = {"rotation": name, "secret_sha256": digest("thief")}
     answer = agent.server.ask("POST", f"/api/agents/{agent.name}/secret", mine, secret=agent.old)
@@ -226,7 +226,7 @@ def test_a_bearer_secret_is_not_enough_to_replace_it(agent: Agent) -> None:
 
 
 def test_a_deployment_under_way_keeps_its_file(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """agent.json is its own while it holds the lock; what it has brought is not written over."""
+    """agent.json belongs to the agent while it holds the lock; its content is not overwritten."""
     name = agent.ask_for_another()
     monkeypatch.setattr(rotation, "LOCK_WITHIN_S", 0.1)
     with rotation._installers_lock(agent.dir) as mine:
@@ -241,7 +241,7 @@ def test_a_deployment_under_way_keeps_its_file(agent: Agent, monkeypatch: pytest
 
 
 def test_connections_that_stand_go_on_with_the_new_secret(agent: Agent) -> None:
-    """None of an agent's requests fails for the change, whichever connection is the first to use the new one."""
+    """No request of an agent fails because of the rotation, whichever connection first uses the new secret."""
     name = agent.ask_for_another()
     first, second = agent.connect(), agent.connect()
     beat = heartbeat(agent.name, messages.encode(messages.AgentHeartbeat(agent.name)))

@@ -1,4 +1,5 @@
-"""Several managers: the leader is found, a replaced one refused, and nobody gets a signed request before a proof."""
+"""Several managers: the leader is found, a replaced one refused, and no manager gets a signed request before its
+proof."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def test_a_hello_that_is_refused_leads_to_the_next_address_and_to_no_request_the
 def test_a_leader_that_stands_by_from_now_on_is_left_in_the_same_request(
     managers: tuple[FakeManager, FakeManager],
 ) -> None:
-    """Its session still stands: the answer is signed, and the list in it believed."""
+    """Its session is still valid: the response is signed, and its list is trusted."""
     first, second = managers
     connection = Connection(of(first), ME)
     assert beat(connection).ok
@@ -96,7 +97,7 @@ def test_a_leader_that_stands_by_from_now_on_is_left_in_the_same_request(
 
 
 def test_a_reply_of_a_lower_term_is_refused_whatever_it_says(managers: tuple[FakeManager, FakeManager]) -> None:
-    """A leader that was cut off and does not know that another one leads."""
+    """A partitioned leader that does not know of its successor."""
     stale, leader = managers
     addresses = of(leader, stale)
     lead(leader, NOW + 1, stale)
@@ -134,7 +135,7 @@ def test_the_term_and_the_list_outlive_the_agent(managers: tuple[FakeManager, Fa
 
 
 def test_a_term_far_above_the_clock_ends_with_the_agent_that_has_seen_it(tmp_path: Path) -> None:
-    """A manager whose clock was wrong, and whose database was restored since: a restart of the agent is the way out."""
+    """A manager whose clock was wrong and whose database was restored since: restarting the agent resolves it."""
     addresses = Addresses(["http://a:1"], memory=ManagersFile(str(tmp_path)), wall=lambda: WALL)
     addresses.learn(NOW + leadership.MARGIN_TERMS + 1, [])
     assert addresses.refuses(NOW)
@@ -281,7 +282,7 @@ def test_a_large_body_is_given_the_time_that_a_slow_link_takes(managers: tuple[F
 
 
 def test_a_stranger_at_a_standby_is_led_to_the_leader(managers: tuple[FakeManager, FakeManager]) -> None:
-    """A launcher that was started with the one address its user knows."""
+    """A launcher started with a single address."""
     leader, standby = managers
     reply = Connection(of(standby), AgentCredentials("")).anonymous("GET", "/api/hello")
     assert reply.data["fleet_id"] == "fleet-1" and leader.requests
@@ -290,7 +291,7 @@ def test_a_stranger_at_a_standby_is_led_to_the_leader(managers: tuple[FakeManage
 def test_a_launcher_with_a_token_is_led_from_a_standby_to_the_leader_that_knows_it(
     managers: tuple[FakeManager, FakeManager],
 ) -> None:
-    """It is no agent yet: no key proves the list to it. Whoever leads proves that it knows the token."""
+    """It is not an agent yet: no key proves the list to it. The leader proves that it knows the token."""
     leader, standby = managers
     leader.tokens.append("t0ken")
     spec = {"command": "true"}

@@ -1,4 +1,4 @@
-"""Many connections over one stream: what goes in at one end comes out at the other, and what ends there ends here."""
+"""Many connections over one stream: data and ends of connections arrive at the other end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 
 
 class SocketWire(Wire):
-    """A stream over a socket pair. `has_fileno`: whether it says when it can be written."""
+    """A stream over a socket pair. `has_fileno`: whether it supports polling for writability."""
 
     def __init__(self, sock: socket.socket, has_fileno: bool = True) -> None:
         self.sock = sock
@@ -53,7 +53,7 @@ class SocketWire(Wire):
 
 
 class Ends:
-    """Both ends of a tunnel in threads, and a server behind it that `serve` plays for each connection."""
+    """Both ends of a tunnel in threads, and a server behind it that runs `serve` for each connection."""
 
     def __init__(self, serve: Any, has_fileno: bool = True) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))
@@ -131,8 +131,7 @@ def test_frames_are_cut_out_of_any_pieces() -> None:
 
 @pytest.mark.parametrize("has_fileno", [True, False])
 def test_large_bodies_of_several_connections_arrive_whole(has_fileno: bool) -> None:
-    """More than any buffer on the way holds, from both sides at once, also where the stream can't tell when it is
-    writable again."""
+    """More than all buffers hold, from both sides at once, also if the stream cannot be polled for writability."""
     ends = Ends(echo, has_fileno)
     bodies = [os.urandom(3_000_000) for _ in range(3)]
     got: dict[int, bytes] = {}
@@ -165,7 +164,7 @@ def test_a_connection_that_ends_here_ends_there(ends: Ends) -> None:
 
 
 def test_the_last_bytes_before_a_close_arrive() -> None:
-    """As an HTTP answer with `Connection: close`."""
+    """As an HTTP response with `Connection: close`."""
     body = os.urandom(1_000_000)
 
     def answer_and_go(sock: socket.socket) -> None:
@@ -291,7 +290,7 @@ def test_who_asks_and_never_reads_the_refusals_is_cut(monkeypatch: pytest.Monkey
 
 
 class Receiving:
-    """A stream's end whose local connections take nothing, without a thread."""
+    """A stream's end whose local connections accept no data, without a thread."""
 
     def __init__(self, store: mux.StreamBuffer | None, clock: Any) -> None:
         self.dialled = 0

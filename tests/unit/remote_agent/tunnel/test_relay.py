@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 class Session:
-    """`install/__main__.py session` as the manager's SSH starts it, asked for a relay."""
+    """`install/__main__.py session` as the manager's SSH starts it, with a request for a relay."""
 
     def __init__(self, fleet_id: str, home: Path, **request: Any) -> None:
         self.process = subprocess.Popen(
@@ -81,7 +81,7 @@ def session(fleet_id: str, home: Path, **request: Any) -> Iterator[Session]:
 
 @pytest.fixture
 def fleet_id() -> str:
-    """One of its own: relays are one for each fleet and host of the whole machine."""
+    """A host id of its own: there is one relay per fleet and host on the whole machine."""
     return f"f-{uuid.uuid4().hex[:12]}"
 
 
@@ -104,7 +104,7 @@ def test_it_ends_with_its_session(fleet_id: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_new_one_takes_the_place_and_the_port_of_the_one_before(fleet_id: str, tmp_path: Path, frozen: bool) -> None:
-    """Also of one that is stopped: it cannot be asked to go."""
+    """Also of a stopped process, which cannot be asked to exit."""
     with ExitStack() as stack:
         old = stack.enter_context(session(fleet_id, tmp_path))
         if frozen:

@@ -1,4 +1,4 @@
-"""A worker in a container, with a real podman: at most one of it ever, ended whole, its output unbroken."""
+"""A worker in a container, with a real podman: never more than one, ended completely, its output complete."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_job_killed_by_a_signal_is_reported_as_such_and_restarted(rig: Boxed) 
 
 @pytest.mark.parametrize("fenced", [False, True])
 def test_whatever_is_killed_no_two_instances_ever_live(rig: Boxed, fenced: bool) -> None:
-    """Runner, conmon and the job itself, in turns: each instance has stopped to write before the next one begins."""
+    """Runner, conmon and the job itself, in turn: each instance has stopped writing before the next one starts."""
     stamps = Path(rig.worker_dir).parent / "stamps"
     stamps.mkdir()
     rig.box(STAMPS, f"--volume={stamps}:/stamps", restart={"max_attempts": 100, "backoff_s": [0.0]})
@@ -344,7 +344,7 @@ def inside(rig: Boxed) -> list[int]:
 
 
 def test_a_fenced_one_is_ended_by_the_kernel_with_its_runner_whatever_detached_from_it(rig: Boxed) -> None:
-    """Nobody is there to do it: neither agent nor another runner."""
+    """Neither an agent nor another runner is there to do it."""
     rig.box(DETACHED).fence(600.0).run()
     state = rig.until("running")
     rig.logged(1)
@@ -396,7 +396,7 @@ def test_what_runs_in_a_fenced_one_can_neither_end_nor_use_the_process_that_hold
 
 
 def test_its_usage_is_what_its_control_group_counts(rig: Boxed) -> None:
-    """Processes that are gone before they are seen, which a look at the process tree misses."""
+    """Processes that end before a scan of the process tree sees them."""
     burst = "sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'"
     rig.box(f'trap "exit 0" TERM; echo up; while :; do {burst}; done').run()
     runner = {"w1": rig.until("running")["runner_pid"]}

@@ -21,7 +21,7 @@ FAILED, DONE = 1 << 8, 0
 
 
 class World(TaskRunnerRig):
-    """A simulated host that notes every change of phase."""
+    """A simulated host that records every change of phase."""
 
     history: list[tuple[str, str]]
 

@@ -1,4 +1,4 @@
-"""What a runner makes of a former one's last word: the budget, the start that is owed, the lease. A simulated host.
+"""What a runner takes over from the record of a former one: the budget, a pending start, the lease. A simulated host.
 
 Most were found by random histories (tests/unit/fleet/test_histories.py).
 """
@@ -11,7 +11,7 @@ from tests.unit.task_runner_rig import BOOT_S, GRACE_S, KILL, TaskRunnerRig
 
 
 def power_fails_and_comes_back(host: TaskRunnerRig) -> None:
-    """The agent looks, and the manager grants what is to run its lease."""
+    """The agent checks, and the manager grants a lease to each worker that should run."""
     host.reboot()
     host.pass_time(0.1)
     host.grant()
@@ -34,7 +34,7 @@ def restarted_once(lease_s: float | None) -> TaskRunnerRig:
 
 @pytest.mark.parametrize(("lease_s", "cut_short"), [(None, True), (30.0, True), (30.0, False)])
 def test_a_shutdown_gives_no_budget_back_nor_calls_itself_an_operator(lease_s: float | None, cut_short: bool):
-    """Its one restart was spent before the power went, so the next failure is the end."""
+    """Its only restart was used before the power cut, so the next failure is final."""
     host = restarted_once(lease_s)
     with host.in_place():
         if cut_short:
@@ -76,7 +76,7 @@ def test_a_shutdown_during_a_pause_gives_no_budget_back_to_what_is_fenced():
 
 
 def test_a_lease_that_ends_while_its_runner_dies_gives_no_budget_back():
-    """As states.md promises: the next lease starts it, and the budget is what it was."""
+    """As states.md specifies: the next lease starts it, with an unchanged budget."""
     host = restarted_once(30.0)
     with host.in_place():
         host.leave_behind(stubborn=True)
@@ -93,7 +93,7 @@ def test_a_lease_that_ends_while_its_runner_dies_gives_no_budget_back():
 
 @pytest.mark.parametrize("received", [True, False])
 def test_an_operators_start_during_a_shutdown_has_its_new_budget_after_a_power_cut(received: bool):
-    """Also where the assignment's generation is all that the next runner knows of it."""
+    """Also if the next runner knows only the assignment's generation."""
     host = TaskRunnerRig({"max_attempts": 2, "backoff_s": [0.0]})
     with host.in_place():
         host.converge()
@@ -111,7 +111,7 @@ def test_an_operators_start_during_a_shutdown_has_its_new_budget_after_a_power_c
 
 
 def test_a_worker_that_ran_unfenced_before_its_host_went_down_starts_by_a_lease_of_this_boot():
-    """What ran then needed none, and what was asked for before the power went reaches nobody."""
+    """The worker needed none then, and a lease requested before the power cut reaches no runner."""
     host = TaskRunnerRig({"max_attempts": 2, "backoff_s": [3.0], "jitter": 0.0})
     with host.in_place():
         host.converge()
@@ -147,7 +147,7 @@ def test_an_operators_restart_of_a_gangs_member_is_done_by_the_next_runner_where
 
 @pytest.mark.parametrize("took_s", [0.0, 11.0])
 def test_an_agent_gets_no_answer_to_what_a_dead_one_asked(took_s: float):
-    """Fenced, kept and fenced again: the first lease starts nothing, the one that it asks for itself does."""
+    """Fenced, kept and fenced again: the first lease starts nothing; the lease that it requests itself does."""
     host = TaskRunnerRig({"max_attempts": 1, "start_secs": 0.0, "backoff_s": [0.0]}, lease_s=30.0)
     with host.in_place():
         host.grant()
