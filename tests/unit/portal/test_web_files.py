@@ -1,4 +1,4 @@
-"""The portal's files keep their promises without a browser: both languages whole, no text in code, nothing inline."""
+"""Checks of the portal's files without a browser: both languages complete, no text in code, nothing inline."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def family(template: str) -> re.Pattern[str]:
 
 
 def test_every_key_stands_in_both_languages() -> None:
-    """A language that lags behind shows keys instead of words."""
+    """A language with missing texts shows keys instead."""
     english, chinese = (locale(language) for language in LANGUAGES)
     assert sorted(english) == sorted(chinese)
     assert not [key for key, text in {**english, **chinese}.items() if not text.strip()]
 
 
 def test_both_languages_fill_in_the_same_values() -> None:
-    """A {name} that one language forgot, or misspelt, is shown as it stands."""
+    """A {name} that one language lacks or misspells is shown literally."""
     english, chinese = (locale(language) for language in LANGUAGES)
     names = re.compile(r"\{\w+\}")
     different = [key for key in english if set(names.findall(english[key])) != set(names.findall(chinese[key]))]
@@ -105,7 +105,7 @@ def test_every_key_a_module_asks_for_exists(module: str) -> None:
 
 
 def test_every_text_is_used() -> None:
-    """A text nobody shows is translated for nothing."""
+    """An unused text is translated needlessly."""
     written = {literal[1:-1] for module in modules() for literal in literals(module)}
     families = [family(one) for one in written if re.match(r"[a-z]+\.\w*\$", one)]
     unused = [key for key in locale("en") if key not in written and not any(one.match(key) for one in families)]
@@ -124,7 +124,7 @@ def test_every_state_has_its_word_glyph_and_colour() -> None:
 
 @each("module", modules())
 def test_no_text_stands_in_code(module: str) -> None:
-    """What people read comes from the locales, or half of them can't read it."""
+    """All visible text comes from the locales, so that both languages are complete."""
     shown = [text for text in SHOWN.findall(code(module)) if re.search(r"[A-Za-z]{2}", re.sub(r"\$\{.*?\}", "", text))]
     assert [text for text in shown if text[1:-1] not in NAMES] == []
     suspicious = [
@@ -135,7 +135,7 @@ def test_no_text_stands_in_code(module: str) -> None:
 
 @each("module", modules())
 def test_data_enters_the_page_as_text_only(module: str) -> None:
-    """Worker output, ids and reasons are data: no way from a string to markup or code."""
+    """Worker output, ids and reasons are data: no string becomes markup or code."""
     assert TO_MARKUP.findall(code(module)) == []
 
 
@@ -171,14 +171,14 @@ def test_the_page_has_nothing_inline_and_nothing_foreign() -> None:
 
 @each("module", modules())
 def test_modules_import_only_their_own_kind(module: str) -> None:
-    """Nothing third-party, nothing from elsewhere; each import names a file that is there."""
+    """No third-party or remote code; each import names an existing file."""
     for wanted in re.findall(r"^import .*?from '([^']+)'", code(module), re.MULTILINE | re.DOTALL):
         assert wanted.startswith("."), wanted
         assert os.path.exists(os.path.join(WEB, os.path.dirname(module), wanted)), f"{module}: {wanted}"
 
 
 def test_what_is_of_others_is_what_was_pinned() -> None:
-    """scripts/vendor_web.sh copies it: nobody edited it, its licence is beside it, its version is the lock's."""
+    """scripts/vendor_web.sh copies it: unmodified, with its licence, in the version of the lock file."""
     folder = os.path.join(WEB, "vendor", "uplot")
     said = dict(reversed(line.split()) for line in read("vendor", "uplot", "SHA256SUMS").splitlines())
     assert sorted([*said, "SHA256SUMS"]) == sorted(os.listdir(folder)) and "LICENSE" in said
@@ -191,7 +191,7 @@ def test_what_is_of_others_is_what_was_pinned() -> None:
 
 
 def test_both_themes_define_the_same_colours() -> None:
-    """A colour that the dark theme forgot stays light; `auto` and `dark` must not drift apart."""
+    """A colour missing from the dark theme stays light; `auto` and `dark` must not diverge."""
     blocks = re.findall(r"\{([^{}]*--bg[^{}]*)\}", read("css", "tokens.css"))
     light, dark, automatic = (dict(re.findall(r"(--[\w-]+):\s*([^;]+);", block)) for block in blocks)
     assert sorted(light) == sorted(dark)

@@ -1,4 +1,4 @@
-"""The steps of playbooks/deploy.yaml, run as the playbook runs them, on this machine."""
+"""The steps of playbooks/deploy.yaml on this machine, run as the playbook runs them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from remote_agent.protocol.messages import secret_sha256
 
 
 class FakeClient:
-    """Answers as the manager does; its clock advances with each question, so that `last_seen` moves on."""
+    """Responds as the manager; its clock advances with each request, so that `last_seen` advances."""
 
     url = "http://manager:5000"
 
@@ -107,7 +107,7 @@ class FakeClient:
 
 
 class FakeHosts:
-    """What each host answers; a value that is an error is raised at the connection."""
+    """Each host's response; an error is raised at the connection."""
 
     def __init__(self) -> None:
         self.installed: dict[str, dict[str, Any]] = {}
@@ -373,7 +373,7 @@ def test_a_changed_worker_that_stays_down_ends_the_roll_out(
 
 
 def test_one_that_failed_before_and_does_so_again_ends_it_before_any_restart() -> None:
-    """On one host the worker is down, and its corrected form is as wrong: no healthy one is ended for it."""
+    """On one host the worker is down, and its new specification is also wrong: no healthy worker is stopped for it."""
     client = with_workers("changed", "a", "b", starts=None, restart_pending=True)
     client.worker_results["b"]["w-b"]["starts"] = 3
     client.views["w-b"].update(state="failed", attempt=3, restart_pending=False)
@@ -412,7 +412,7 @@ def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_noti
 
 
 def test_a_host_that_could_not_be_deployed_leaves_no_ghosts() -> None:
-    """Only where nothing was installed: one that has a secret may have an agent, one with known workers has a past."""
+    """Only where nothing was installed: a host with a secret may have an agent, one with known workers had one."""
     client, machines = FakeClient(["a", "b", "c", "d"]), FakeHosts()
     machines.errors = {name: HostUnreachable(f"{name}: refused") for name in ("a", "b", "c")}
     client.secrets["b"] = "0" * 64
@@ -562,7 +562,7 @@ def test_that_the_manager_reached_a_host_lately_is_believed_where_nothing_change
 
 
 def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_learns_what_runs_where() -> None:
-    """One that can't be read is left out; then the manager is not told that all were."""
+    """An unreadable host is skipped; the manager is then not told that all hosts were read."""
     client, machines = FakeClient(["a", "b", "c"]), FakeHosts()
     reported: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""What `doctor` says of the log archive and of GPUs, as the manager reports them."""
+"""The output of `doctor` about the log archive and GPUs, from the manager's reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`invoke fetch`: what it finds on a host, where it lands, what a hostile host can't do. Real installer sessions."""
+"""`invoke fetch`: selection on a host, local paths, limits of a hostile host. Real installer sessions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_host_can_name_no_place_outside_its_folder(tmp_path: Path, name: str) 
 
 
 class Lying:
-    """A host that sends what it likes."""
+    """A host that sends arbitrary data."""
 
     def __init__(self, *pieces: int) -> None:
         self._pieces = [*pieces]

@@ -1,4 +1,4 @@
-"""Waves, failure limits and going back: what a rollout touches and what it leaves alone."""
+"""Waves, failure limits and rollback: which hosts a rollout changes and which it does not."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_deployment_in_waves_is_checked_as_a_whole_and_declared_wave_by_wave()
 
 
 class Upgraded(FakeHosts):
-    """Each host's agent is upgraded; `heard_after_rollback` tells the client when it is back."""
+    """Each host's agent is upgraded; `heard_after_rollback`: heartbeats after the rollback."""
 
     def __init__(self, client: FakeClient) -> None:
         super().__init__()

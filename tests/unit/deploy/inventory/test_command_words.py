@@ -1,4 +1,4 @@
-"""What means something to a shell only is found in an inventory before it is an argument on a host."""
+"""Shell syntax in an inventory is found before it becomes an argument on a host."""
 
 from __future__ import annotations
 

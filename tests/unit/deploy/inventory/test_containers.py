@@ -1,4 +1,4 @@
-"""Containers in an inventory: the keys, what has to be on the host, and a note at a bare docker run."""
+"""Containers in an inventory: keys, prerequisites of the host, and a note for a bare docker run."""
 
 from __future__ import annotations
 

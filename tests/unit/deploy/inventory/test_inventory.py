@@ -1,4 +1,4 @@
-"""Inventories as Ansible reads them, and every mistake told with its place."""
+"""Inventories as Ansible reads them, and every mistake with its position."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mistake(tmp_path: Path, text: str, **files: str) -> str:
 
 
 def variable(tmp_path: Path, text: str, **files: str) -> str:
-    """The user of the first host: any variable shows precedence as well as another."""
+    """The user of the first host, as an example of precedence."""
     return next(iter(load(tmp_path, text, **files).hosts.values())).target.user
 
 
@@ -59,7 +59,7 @@ def test_bad_ranges_are_refused(pattern: str) -> None:
 
 
 def test_ranges_that_multiply_without_end_are_one_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comma left out makes two ranges one: 100 million hosts."""
+    """A missing comma merges two ranges: 100 million hosts."""
     path = tmp_path / "i.ini"
     path.write_text("gpu[1:9999][1:9999]\n")
     with pytest.raises(InventoryError, match=r"i\.ini:1: .*these ranges name more than 10000 hosts"):
@@ -73,7 +73,7 @@ def test_ranges_that_multiply_without_end_are_one_mistake(tmp_path: Path, monkey
 
 
 def test_files_of_variables_are_looked_for_once_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 hosts asked for those of their groups 10,000 times: seconds."""
+    """10,000 hosts that evaluate their groups' hosts 10,000 times: seconds."""
     (tmp_path / "group_vars").mkdir()
     (tmp_path / "group_vars" / "all.yml").write_text("ansible_port: 23\n")
     path = tmp_path / "i.ini"
@@ -434,7 +434,7 @@ def test_a_wrong_variable_of_an_ini_inventory_is_reported_with_its_line(tmp_path
 
 
 def test_each_worker_knows_the_line_that_declares_it(tmp_path: Path) -> None:
-    """The portal names it, with its whole path: those who read it have other working directories."""
+    """The portal shows its absolute path: readers have other working directories."""
     text = """all:
   vars:
     procguard_workers:

@@ -1,4 +1,4 @@
-"""Inventories that are not YAML: their mistakes are told with file, line and the next step; nothing else is run."""
+"""Inventories that are not YAML: mistakes have file, line and next step; nothing else is executed."""
 
 from __future__ import annotations
 

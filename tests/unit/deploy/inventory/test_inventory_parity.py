@@ -1,4 +1,4 @@
-"""The inventory is read as Ansible reads it: the same hosts, groups and variables as `ansible-inventory --list` says,
+"""The inventory is read as Ansible reads it: the same hosts, groups and variables as in `ansible-inventory --list`,
 and the same values of expressions as its templates have.
 
 A new shape is a new entry in shapes.py; what differs stands in DIFFERENT, and in docs/inventory.md with its reason.
@@ -39,7 +39,7 @@ RANGES = ["gpu[01:16].lan", "n[0:9:3]", "rack[a:f]", "r[1:2]n[08:11]", "x[c:c]y"
 
 
 def planted(name: str, folder: Path) -> list[str]:
-    """The shape's files; what is named to Ansible and to us."""
+    """The shape's files; the paths passed to Ansible and to ProcGuard."""
     if not SHAPES[name]:
         return [str(Path(__file__).parents[4] / "inventory" / "prod.yaml")]
     for path, text in SHAPES[name].items():
@@ -55,7 +55,7 @@ def planted(name: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Any]]:
-    """Shape -> what is named, and what Ansible says of it: all of them asked at once."""
+    """Shape -> its paths and Ansible's result; all shapes in one run."""
     home = tmp_path_factory.mktemp("ansible")
     (home / "password").write_text(PASSWORD)
     (home / "password").chmod(0o600)
@@ -150,7 +150,7 @@ def test_there_are_as_many_shapes_as_promised() -> None:
 
 @each("name", [name for name in SHAPES if not name.startswith("vault")])
 def test_every_shape_can_be_deployed_or_says_why_not(world: dict[str, Any], name: str) -> None:
-    """Read as a whole: every host has an id that the fleet takes, and an address."""
+    """Read completely: every host has a valid id and an address."""
     if name in STRICTER:
         return
     for host in model.load(world[name][0]).hosts.values():

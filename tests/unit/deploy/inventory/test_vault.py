@@ -1,4 +1,4 @@
-"""Ansible Vault: what nobody uses needs no password, what is used is decrypted, and nothing shows it."""
+"""Ansible Vault: unused values need no password, used ones are decrypted, and none is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle: the same bytes each time, and nothing but what a host needs."""
+"""The bundle: reproducible bytes, and only what a host needs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_many_sessions_need_at_once_is_made_once(monkeypatch: pytest.Monkey
 
 
 def test_what_is_made_ahead_is_what_is_made_here() -> None:
-    """In an interpreter of its own: with other threads nothing is made ahead."""
+    """In a separate interpreter: nothing is prepared in advance while other threads run."""
     code = (
         "from procguard.deploy.session import bundle; bundle.begin(); "
         "made = bundle._ahead.value(); bundle._ahead = None; "
@@ -176,7 +176,7 @@ NAMES = {OLD: "3.6.8", BROKEN: "broken", CRASHES: "broken", STRIPPED: "incomplet
 
 
 def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
-    """In words, of those that stand before the one that is taken."""
+    """As text, for those before the selected one."""
     if pythons.get(wanted) in (REAL, PYPY) or list(pythons.values()) == [PYPY]:
         return []
     return [f"{path.removeprefix('bin/')} ({NAMES[body]})" for path, body in pythons.items() if body in NAMES]

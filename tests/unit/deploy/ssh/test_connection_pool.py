@@ -1,4 +1,4 @@
-"""Connections at once are bounded, through one jump host even more so, and what hangs holds nobody up for ever."""
+"""Concurrent connections are bounded, more tightly through one jump host, and a hung one delays others only briefly."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_hangs_beyond_its_deadline_gives_its_turn_back_and_is_counted() -> 
 
 
 class Hanging:
-    """A connector whose hosts named "mute" accept and say nothing, beyond every deadline."""
+    """A connector whose hosts named "mute" accept connections and stay silent beyond every deadline."""
 
     def __init__(self) -> None:
         self.released = threading.Event()

@@ -1,4 +1,4 @@
-"""Where passwords and passphrases come from, and that they stay out of what is shown."""
+"""Sources of passwords and passphrases, which never appear in output."""
 
 from __future__ import annotations
 

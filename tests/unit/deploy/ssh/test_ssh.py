@@ -1,4 +1,4 @@
-"""SSH against a real sshd on a high port, run as whoever runs the tests: host keys, causes of failure, deadlines."""
+"""SSH against a real sshd of the current user on a high port: host keys, causes of failure, deadlines."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _mute_server() -> Iterator[int]:
 
 
 def test_making_a_connection_leaves_the_shared_configuration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All connections of a deploy share it: one that wrote to it would have it built anew under the others' eyes."""
+    """All connections of a deploy share it: a write by one would rebuild it while the others use it."""
     config = fabric.Config()
     assert config.base_ssh_config is not None
     merged: list[fabric.Config] = []

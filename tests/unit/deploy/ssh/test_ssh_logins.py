@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person without keys and without ssh-agent."""
+    """A user without keys and without ssh-agent."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -126,7 +126,7 @@ def test_ssh_agent_spares_the_question(locked: Target, ssh_agent: Path, server: 
 def test_identities_only_takes_the_named_key_from_an_agent_that_holds_too_many(
     locked: Target, ssh_agent: Path, server: Server, tmp_path: Path
 ) -> None:
-    """sshd cuts the connection after six keys; the right one would be the ninth."""
+    """sshd closes the connection after six keys; the correct one would be the ninth."""
     for number in range(8):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / f"k{number}"], check=True)
         subprocess.run(["ssh-add", "-q", tmp_path / f"k{number}"], check=True, capture_output=True)
@@ -304,7 +304,7 @@ def test_what_an_inventory_sets_for_ssh_is_followed_or_named() -> None:
 def test_a_sudo_that_wants_a_password_is_no_way_in_for_the_managers_own_ssh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither for a look nor for a start: of the agent there, nothing is known."""
+    """Neither for a probe nor for a start: nothing is known about the agent there."""
     target = sudo_that("right", tmp_path, monkeypatch)
     helper = SshHelper()
     try:
@@ -319,7 +319,7 @@ def test_a_sudo_that_wants_a_password_is_no_way_in_for_the_managers_own_ssh(
 def test_a_password_file_that_others_can_read_is_reported_of_each_host_until_it_is_corrected(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manager was started with it: its SSH helper goes on, and so does every other way to log in afterwards."""
+    """The manager was started with it: its SSH helper continues, and every other log-in method works afterwards."""
     file = tmp_path / "password"
     file.write_text("x\n")
     file.chmod(0o644)
@@ -339,7 +339,7 @@ def test_a_password_file_that_others_can_read_is_reported_of_each_host_until_it_
 def test_passwords_and_passphrases_are_asked_for_on_a_terminal_and_never_shown(
     locked: Target, server: Server, home: Path, tmp_path: Path
 ) -> None:
-    """`invoke doctor --ask-pass` as a person at a terminal sees it: questions, answers without an echo."""
+    """`invoke doctor --ask-pass` at a terminal: prompts without echo."""
     inventory = tmp_path / "inventory.yaml"
     inventory.write_text(
         "all:\n  hosts:\n    h1:\n"

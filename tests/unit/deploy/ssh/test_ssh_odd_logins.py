@@ -1,4 +1,4 @@
-"""Hosts whose log-in does not lead to a shell, or stalls: the message quotes what they said and names the step."""
+"""Hosts whose log-in does not reach a shell, or stalls: the message quotes their output and names the step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHERE = {"fleet_id": "f", "host": "host1"}
 
 @pytest.fixture
 def log_in(server: Server) -> Iterator[Any]:
-    """`log_in(command)`: whoever logs in gets this command, as with a ForceCommand or a start-up file."""
+    """`log_in(command)`: every log-in runs this command, as with a ForceCommand or a start-up file."""
     keys = server.authorized_keys
     own = keys.read_text()
 
@@ -39,7 +39,7 @@ def log_in(server: Server) -> Iterator[Any]:
 def hello(
     server: Server, tmp_path: Path, within_s: float = 60, connected: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """`within_s`: of the answer, once the log-in has succeeded and `connected` is over, however long that took."""
+    """`within_s`: limit for the response, from the successful log-in and the end of `connected` on."""
     with Connector().session(server.target, time.monotonic() + 60) as session:
         connected()
         return session.hello({**WHERE, "home": str(tmp_path)}, time.monotonic() + within_s)

@@ -1,4 +1,4 @@
-"""procguard_sync: what is read here, what arrives there, and what is never touched. Over real installer sessions."""
+"""procguard_sync: local selection, remote result, and files that are never changed. Over real installer sessions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 
 class Host:
-    """This machine as a host: each `bring` is a session of its own, as each deployment has."""
+    """This machine as a host: each `bring` is a separate session, as in a deployment."""
 
     def __init__(self, home: Path) -> None:
         self.where = {"fleet_id": "f-1", "host": "h", "home": str(home)}
@@ -76,7 +76,7 @@ def sync(project: Path, tmp_path: Path) -> Sync:
 
 
 def tree(folder: str) -> dict[str, Any]:
-    """Everything below, but ProcGuard's own record: path -> content, link target or None for a folder."""
+    """Everything below it except ProcGuard's record: path -> content, link target or None for a folder."""
     found: dict[str, Any] = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
@@ -139,7 +139,7 @@ def test_check_says_what_it_would_bring_and_makes_nothing(host: Host, sync: Sync
 
 @pytest.fixture
 def job(sync: Sync, host: Host) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker's process at work in the folder."""
+    """A worker's process that runs in the folder."""
     host.bring(sync)
     environment = {**os.environ, "PROCGUARD_WORKER_ID": "train-1"}
     with subprocess.Popen(["sleep", "60"], cwd=sync.dest, env=environment) as process:
@@ -308,8 +308,8 @@ def test_a_source_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(
     host: Host, project: Path, sync: Sync, tmp_path: Path, job: subprocess.Popen[bytes]
 ) -> None:
-    """`remote_agent.install code`, as the playbooks call it: a look first; only what differs, not under a job
-    unasked."""
+    """`remote_agent.install code`, as the playbooks call it: a check first; only differences, and not under a running
+    job unless requested."""
     from procguard.deploy.install import ansible
 
     untouched = os.stat(f"{sync.dest}/run.sh").st_ino

@@ -1,4 +1,4 @@
-"""Tunnels: which hosts have one, what is told of them, and that nobody is an operator at their end."""
+"""Tunnels: which hosts have one, their reports, and no operator rights at their end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class FakeProcess:
-    """Notes what it is told; `answer` plays what the real one would say."""
+    """Records its messages; `answer` simulates the real one's responses."""
 
     def __init__(self, on_news: Callable[[Json], None]) -> None:
         self.on_status = on_news

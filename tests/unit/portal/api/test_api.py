@@ -1,4 +1,4 @@
-"""What operators ask over HTTP: the seed's lines as they are, and every mistake answered with the next step."""
+"""The HTTP API of operators: the seed's commands unchanged, and the next step in the response to every mistake."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_tokens_are_listed_without_their_secret(server: RunningServer) -> None:
 
 
 def test_a_specification_is_shown_without_the_values_of_its_environment(server: RunningServer) -> None:
-    """What was declared, apart from what is usual; values in `env` and in a container's options may be secrets."""
+    """The declared specification without defaults; values in `env` and in a container's options may be secrets."""
     spec = {"command": "python a.py", "working_dir": "/srv", "env": {"TOKEN": "s3cret", "A": "1"}, "stop_grace_s": 3.0}
     options = ["--env", "KEY=s3cret", "-eK=s3cret", "--env=X=s3cret", "--ipc=host"]
     workers = [
@@ -266,7 +266,7 @@ def test_a_specification_is_shown_without_the_values_of_its_environment(server: 
 
 
 def test_a_worker_names_its_lines_of_the_inventory_and_what_waits_for_a_restart(server: RunningServer) -> None:
-    """Where an operator changes it, and whom that changes too; of their folders a viewer is not told."""
+    """Where an operator changes it, and which other workers that affects; paths are hidden from viewers."""
     place = "/home/ml/my inventory/prod.yaml"
 
     def declared(batch: int, line: int, lr: str) -> dict[str, Any]:
@@ -481,7 +481,7 @@ def test_another_users_request_from_this_machine_needs_a_token(server: RunningSe
 
 
 def test_a_forgotten_worker_takes_its_log_along(server: RunningServer) -> None:
-    """Its successor counts attempts from 1 again: old bytes in their place would swallow new ones."""
+    """Its successor counts attempts from 1 again: old bytes at the same offsets would hide new ones."""
     secret = server.deploy("gone", "gone1")
     server.beat("gone", secret, messages.WorkerReport("gone1", state="stopped", attempt=1))
     path = "/api/workers/gone1/logs?attempt=1&offset=0"
@@ -545,7 +545,7 @@ TO_TYPE = re.compile(r"(?:invoke|procguard|curl) [^，；。]*")
 
 
 def test_an_error_is_chinese_where_the_page_asks_for_it(server: RunningServer) -> None:
-    """Each mistake above, and what a route and the server itself refuse; its English stays beside it."""
+    """Each mistake above, and refusals of a route and of the server itself; the English text remains beside it."""
     chinese = {"Accept-Language": "zh-CN"}
     mistakes = [one[:3] for one in MISTAKES if one[1] != "/ws" and "wait=" not in one[1]]  # which pages don't ask
     more = [("GET", "/api/nowhere", None), ("PUT", "/api/remote-workers", None), ("GET", "/api/operations/o-1", None)]

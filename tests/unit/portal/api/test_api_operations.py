@@ -1,4 +1,4 @@
-"""Batch operations over HTTP: from the preview to the end, and every mistake answered with the next step."""
+"""Batch operations over HTTP: from the preview to the end, and the next step in the response to every mistake."""
 
 from __future__ import annotations
 

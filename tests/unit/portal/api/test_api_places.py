@@ -1,4 +1,4 @@
-"""Cordons and moves over HTTP and at the command line: what is accepted, what is refused and how it is said."""
+"""Cordons and moves over HTTP and at the command line: accepted and refused requests, and their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /api/live with `also`: what a page reads first comes in the same answer, and under the same rights."""
+"""GET /api/live with `also`: a page's first reads come in the same response, with the same permission checks."""
 
 from __future__ import annotations
 

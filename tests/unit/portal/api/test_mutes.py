@@ -1,4 +1,4 @@
-"""Mutes over HTTP: made by operators, seen by everyone, ended early, kept by the state."""
+"""Mutes over HTTP: created by operators, visible to everyone, ended early, stored in the state."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def server(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 def answer(server: RunningServer, path: str, **headers: str) -> tuple[int, Any]:
-    """Not by `ask`, which holds answers to the description of the tree as it is."""
+    """Not by `ask`, which checks responses against the description of the unmodified tree."""
     request = urllib.request.Request(f"http://localhost:{server.port}{path}", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:

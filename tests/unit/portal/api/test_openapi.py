@@ -68,7 +68,7 @@ def test_it_is_an_openapi_3_1_document_whose_references_lead_somewhere(server: R
 
 
 def test_the_query_is_read_only_as_it_is_declared() -> None:
-    """What a handler read by itself, no description would know of."""
+    """A parameter that a handler reads directly would be missing from the description."""
     found = []
     for folder in ("portal", "agent_api"):
         for path in (ROOT / "procguard" / folder).rglob("*.py"):
@@ -81,7 +81,7 @@ def test_the_query_is_read_only_as_it_is_declared() -> None:
 
 
 def test_every_declared_answer_and_body_is_described(server: RunningServer) -> None:
-    """No operation whose answer is only "an object", but the description of itself."""
+    """No operation except the description itself has a response that is only "an object"."""
     bare = []
     for path, operations in document()["paths"].items():
         for method, operation in operations.items():
@@ -163,7 +163,7 @@ def _shape(path: str) -> str:
 
 
 def _asked_by_client() -> set[str]:
-    """The addresses that procguard/client asks, as its f-strings say them."""
+    """The URLs that procguard/client requests, from its f-strings."""
     found = set()
     for path in (ROOT / "procguard" / "client").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""docs/protocol.md is true: every route the manager serves and every message on the wire is in it."""
+"""docs/protocol.md is complete: it contains every route of the manager and every message of the protocol."""
 
 from __future__ import annotations
 

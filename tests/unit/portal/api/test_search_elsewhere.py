@@ -1,4 +1,5 @@
-"""A search finds what the worker's present host does not hold: it moved, its host is away, its host has cut its log."""
+"""A search finds lines that the worker's current host lacks: it moved, its host is unreachable, or its log was
+trimmed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ AT = 1_790_000_000.0
 
 
 class Server(RunningServer):
-    """Its operator has a token: whose each of many connections is need not be looked up."""
+    """Its operator has a token, so that the owner of each connection need not be looked up."""
 
     operator = ""
 
@@ -52,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Host:
-    """A host whose agent beats, ships and answers searches by its own files, as the real one does."""
+    """A host whose agent sends heartbeats and logs and answers searches from its own files, as the real one does."""
 
     def __init__(self, server: Server, directory: Path, name: str) -> None:
         self.server, self.directory, self.name = server, directory / name, name
@@ -74,7 +75,7 @@ class Host:
                 self.server.ask("POST", f"{path}/searches", answer, secret=self.secret)
 
     def off(self) -> None:
-        """Its agent says nothing any more."""
+        """Its agent becomes silent."""
         self.on = False
         self._thread.join(20)
 
@@ -87,7 +88,7 @@ class Host:
         return run_search(sys.executable, search, directories, threading.Event())
 
     def write(self, worker: str, attempt: int, text: str, shipped: int = -1) -> None:
-        """The worker's output, here and, as far as it was shipped, at the manager."""
+        """The worker's output, on the host and, as far as it was sent, at the manager."""
         path = self.directory / worker / f"{attempt}.log"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -105,7 +106,7 @@ class Host:
 
 
 class Moved:
-    """`worker` ran attempts 1 and 2 on `old`, which does not let go of it yet; attempt 3 runs on `new`."""
+    """`worker` ran attempts 1 and 2 on `old`, which has not released it yet; attempt 3 runs on `new`."""
 
     def __init__(self, server: Server, directory: Path, unshipped: int = 0) -> None:
         number = next(NUMBER)
@@ -181,7 +182,7 @@ def test_the_parts_of_a_moved_worker_come_one_by_one(moved: Moved) -> None:
 
 
 def test_lines_that_only_the_host_before_still_holds_are_found(server: Server, tmp_path: Path) -> None:
-    """Its agent had not shipped "le 4" yet."""
+    """Its agent had not sent "le 4" yet."""
     moved = Moved(server, tmp_path, unshipped=5)
     found = moved.find()
     assert texts(found) == ALL and found["complete"]
@@ -189,7 +190,7 @@ def test_lines_that_only_the_host_before_still_holds_are_found(server: Server, t
 
 
 def test_an_agent_of_an_earlier_release_does_not_hide_what_ran_before(moved: Moved) -> None:
-    """It does not say what it holds; the manager knows since when the worker is there."""
+    """It does not report its files; the manager knows when the worker arrived there."""
     moved.new.forged = {"held": None}
     assert texts(moved.find()) == ALL
 
@@ -203,7 +204,7 @@ def test_a_host_cannot_rewrite_or_hide_what_ran_elsewhere_before(moved: Moved) -
 
 
 def test_what_a_host_has_given_back_to_its_disk_is_found_at_the_manager(moved: Moved) -> None:
-    """An attempt that went whole, and the beginning of one: also the line that the cut goes through, once."""
+    """An attempt that was deleted completely, and the beginning of another: also the line at the cut, once."""
     lines = [f"line {number:06} {'.' * 88}\n" for number in range(12_000)]
     moved.new.write(moved.worker, 4, "".join(lines))
     moved.new.write(moved.worker, 5, "gone at the host\n")
@@ -232,7 +233,7 @@ def test_the_lines_of_a_host_that_is_away_are_found_and_the_host_is_named(server
 
 
 def test_a_host_that_a_worker_left_is_asked_until_it_has_let_go_of_it(tmp_path: Path) -> None:
-    """And named where it can't be: lines may be left there that never came."""
+    """And named where it cannot be searched: unsent lines may be left there."""
     world = World(tmp_path)
     world.deploy({"h2": {"w1": {"command": "sleep 9"}}, "h1": {}})
     world.beat("h1")
@@ -265,7 +266,7 @@ def begun(world: World) -> Search:
 
 
 class Own:
-    """The manager's part alone: w1's host has never been heard of. `silent`: w2's is asked, and does not answer."""
+    """The manager's part alone: w1's host never connected. `silent`: w2's host is asked, and does not answer."""
 
     def __init__(self, directory: Path, silent: bool = False, **asked: Any) -> None:
         world = World(directory)

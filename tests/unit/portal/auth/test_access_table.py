@@ -1,4 +1,4 @@
-"""Every route × every method × every kind of caller that has no business there. Scenarios 7 and 25 of the chaos suite.
+"""Every route × every method × every kind of unauthorized caller. Scenarios 7 and 25 of the chaos suite.
 
 The routes are the running application's own; who may call each is what its declaration says. What a declaration may say
 is held by a rule with its exceptions written here by hand: reading is for viewers, changing for operators. So a new
@@ -81,7 +81,7 @@ READ_BY_METRICS_TOO = {"GET /metrics"}
 
 
 def by_rule(name: str) -> str:
-    """Who may call a route, as far as this test is concerned."""
+    """The callers permitted on a route, for this test."""
     if name in AGENTS_OWN:
         return AGENTS_OWN[name]
     if name in OPEN_TO_ANYONE:
@@ -131,7 +131,7 @@ def bearer(text: str) -> dict[str, str]:
 
 
 class Location:
-    """A manager with two hosts and a worker on each, and everything that callers show."""
+    """A manager with two hosts and a worker on each, and the credentials of callers."""
 
     def __init__(self, directory: Path) -> None:
         self.server = RunningServer(directory)
@@ -211,7 +211,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Location]:
 
 @contextlib.contextmanager
 def forwarder(port: int) -> Iterator[int]:
-    """`ssh -L`, in small: whoever connects to it reaches the manager through a socket of the manager's own user."""
+    """A minimal `ssh -L`: its clients reach the manager through a socket of the manager's own user."""
 
     def pump(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -280,7 +280,7 @@ def of_here(text: str) -> str:
 
 
 def state_of(server: RunningServer) -> Any:
-    """What no hostile request may change."""
+    """State that no hostile request may change."""
     workers = [(one["worker_id"], one["host"], one["desired"], one["generation"], one["state"]) for one in
                server.ask("GET", "/api/remote-workers").json["workers"]]  # fmt: skip
     hosts = [(one["agent"], one["cordoned"]) for one in server.ask("GET", "/api/hosts").json["hosts"]]
@@ -299,7 +299,7 @@ def test_what_is_served_is_what_is_declared(place: Location) -> None:
 
 
 def test_no_route_is_declared_more_open_than_the_rule() -> None:
-    """Reading is for viewers, changing for operators; what differs is named above, with intent."""
+    """Viewers read, operators change; the exceptions are named above."""
     wrong = {
         name: (route.who, by_rule(name))
         for route in all_routes()
@@ -350,7 +350,7 @@ def test_every_route_refuses_whoever_has_no_business_there(place: Location, chao
 
 
 def test_other_methods_do_nothing_for_anybody(place: Location) -> None:
-    """Also for who may act: what is no route is none with another verb either (a fix once forgot DELETE)."""
+    """Also for permitted callers: an unknown route is unknown with every method (a fix once omitted DELETE)."""
     known = set(place.server.routes())
     before, wire = state_of(place.server)[:3], Wire(place.server.port)
     for rule in sorted({rule for _, rule in known}):
@@ -527,7 +527,7 @@ def test_the_documented_curl_lines_are_served_as_they_stand(place: Location) -> 
 
 @pytest.mark.slow
 def test_who_may_act_is_served_everywhere(place: Location) -> None:
-    """Passed the gate means: answered by the route itself, be it with 400, 404 or 409."""
+    """A request is authorized if the route itself responds, even with 400, 404 or 409."""
     served = 0
     for caller in place.callers():
         if not caller.may - {SCRAPE, READ}:

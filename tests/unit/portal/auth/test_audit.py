@@ -1,4 +1,4 @@
-"""The audit: every change with who and from where; refusals cannot drive changes out; and what roles are told."""
+"""The audit: every change with its actor and origin; refusals cannot displace changes; visibility by role."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_the_audit_survives_a_restart_and_is_bounded(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_neither_the_answer_nor_the_managers_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The change itself is not acknowledged then: the fleet says so. The record follows when the disk takes it."""
+    """The change itself is not acknowledged then. The record follows when the disk accepts writes."""
 
     audit = opened(tmp_path)
     with monkeypatch.context() as while_full:

@@ -1,4 +1,4 @@
-"""Who is let in: each rule of the operator without a token, tokens, agents' secrets, browser sessions."""
+"""Authentication: each rule for operators without a token, tokens, agents' secrets, browser sessions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FakeSocket:
 
 
 class AccessRig:
-    """An Auth over a real fleet; `ask` builds the request of a local curl and changes what it is told to."""
+    """An Auth over a real fleet; `ask` builds the request of a local curl with the given changes."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ def test_a_connection_closed_before_it_was_accepted_has_no_owner() -> None:
 def test_a_busy_kernel_that_misses_a_connection_makes_nobody_a_stranger(
     family: socket.AddressFamily, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its quick answer reads the table without a lock: in masses of connections one may be missed, time and again."""
+    """The direct lookup reads the table without a lock: among many connections one may be missed repeatedly."""
     monkeypatch.setattr(peer_uid, "_ask", lambda _request: None)
     world = World(tmp_path)
     with listening(family, host) as server, socket.create_connection(server.getsockname()[:2]) as client:

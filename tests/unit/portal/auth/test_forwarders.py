@@ -1,5 +1,5 @@
-"""Whoever comes through a forwarder of the manager's own user is nobody, also with a local `Host`; who asks on the
-manager's machine, by an SSH session too, is its operator."""
+"""A caller through a forwarder of the manager's own user is unauthenticated, also with a local `Host`; a caller on the
+manager's machine, also in an SSH session, is an operator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 def ask(port: int, manager_port: int, method: str = "GET", path: str = "/api/remote-workers") -> tuple[int, str]:
-    """With the `Host` of who asks on the manager's machine."""
+    """With the `Host` of a local caller."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         body = b'{"command": "stop"}' if method == "POST" else None
@@ -164,14 +164,14 @@ def test_through_a_tunnel_a_token_opens_what_it_opens_everywhere(manager: Runnin
 
 @pytest.mark.slow
 def test_a_program_of_the_same_user_may_stand_in_between(manager: RunningServer) -> None:
-    """Who is at its other end is the manager's user on its own machine."""
+    """Its peer is the manager's user on the same machine."""
     with forwarder(manager.port) as through:
         assert ask(through, manager.port)[0] == 200
 
 
 @pytest.mark.slow
 def test_a_program_that_serves_itself_and_its_user_may_ask(manager: RunningServer) -> None:
-    """As the kernel of a notebook does, which has accepted connections of the notebook's server."""
+    """As the kernel of a notebook, which holds accepted connections of the notebook's server."""
     code = (
         "import http.client, socket, sys\n"
         "served = socket.create_server(('127.0.0.1', 0))\n"
@@ -219,7 +219,7 @@ print(one.recv(999).decode())
 
 @contextlib.contextmanager
 def probing_as(uid: int) -> Iterator[int]:
-    """A program of this user that says of each connection what it thinks of it."""
+    """A program of this user that reports its verdict on each connection."""
     process = subprocess.Popen([sys.executable, "-c", PROBE, str(uid)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -239,7 +239,8 @@ def said(port: int) -> str:
 @pytest.mark.slow
 @needs_root
 def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_see(sshd: Sshd) -> None:
-    """sshd shuts its processes to their own user: what nobody can be seen to hold is taken for a forward."""
+    """sshd's processes are not inspectable by their own user: a connection without a visible owner counts as
+    forwarded."""
     uid = pwd.getpwnam(OTHER).pw_uid
     with probing_as(uid) as port:
         with tunnel(sshd, "-L", port, user=OTHER) as through:

@@ -1,4 +1,4 @@
-"""What was opened with a token, a session or a secret ends with it, at once; and no longer than it takes to notice."""
+"""Streams opened with a token, a session or a secret end at once when it is revoked."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Location]:
 
 
 class Stream:
-    """A request whose answer is still coming. `begun` has read its first bytes."""
+    """A request with a response in progress. `begun` has read its first bytes."""
 
     def __init__(self, port: int, path: str, headers: dict[str, str], method: str = "GET") -> None:
         self.socket = socket.socket()
@@ -183,7 +183,7 @@ def test_what_others_opened_goes_on(place: Location) -> None:
 
 
 def test_an_operators_operations_are_begun_by_whom_they_were_shown_to(place: Location) -> None:
-    """Two tokens of one name are two people."""
+    """Two tokens with one name are two callers."""
     _, first = place.token("operator")
     _, second = place.token("operator")
     asked = {"command": "stop", "selector": "worker1"}
@@ -196,7 +196,7 @@ def test_an_operators_operations_are_begun_by_whom_they_were_shown_to(place: Loc
 
 
 class Uses:
-    """A fleet whose callers stand until `fallen` names their token or session."""
+    """A fleet whose callers are valid until `fallen` names their token or session."""
 
     def __init__(self) -> None:
         self.fallen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Browser sessions: whose log-ins end whose."""
+"""Browser sessions: which log-ins end which sessions."""
 
 from __future__ import annotations
 

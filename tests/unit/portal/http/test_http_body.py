@@ -1,4 +1,4 @@
-"""Bodies in chunks: understood as RFC 9112 says, and refused where they are framing without end."""
+"""Chunked bodies: parsed according to RFC 9112, and refused if the framing is unbounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of a request as it is understood. What is refused, and how: test_http_rules.py, against a running server."""
+"""Parsing of a request's head. Refusals are tested in test_http_rules.py, against a running server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_usual_request() -> None:
 
 
 def test_a_header_with_an_underscore_is_left_out() -> None:
-    """HTTP_X_FORWARDED_FOR must be what a proxy wrote, never what a client smuggled past it."""
+    """HTTP_X_FORWARDED_FOR must come from the proxy, never from a client that smuggled it through."""
     assert parsed(b"X_Forwarded_For: 1.2.3.4").fields == {"HTTP_HOST": "a"}
 
 

@@ -1,4 +1,4 @@
-"""Reading from a connection in whatever pieces it comes: the same bytes as from a file."""
+"""Reading from a connection in arbitrary pieces returns the same bytes as from a file."""
 
 from __future__ import annotations
 

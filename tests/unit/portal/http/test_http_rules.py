@@ -1,4 +1,4 @@
-"""HTTP/1.1 as RFC 9110 and RFC 9112 demand it, a table of requests against a running server (scenario 29).
+"""HTTP/1.1 according to RFC 9110 and RFC 9112: a table of requests against a running server (scenario 29).
 
 Each request is followed, in the same bytes, by a plain one: whether that is answered too says where the server believes
 the first one ends. Everything is sent twice, as a whole and byte by byte. Sources: the sections of the RFCs, the cases
@@ -27,7 +27,7 @@ def get(*lines: bytes, line: bytes = b"GET /healthz HTTP/1.1", host: bytes = b"H
 
 
 def post(*lines: bytes, body: bytes = b"") -> bytes:
-    """To a route that reads its body and then says that it is no object (bad_request): nothing is changed."""
+    """To a route that reads its body and refuses it as not an object (bad_request): nothing is changed."""
     return get(*lines, line=b"POST /api/operations/preview HTTP/1.1") + body
 
 
@@ -229,7 +229,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def answers(
     server: RunningServer, sent: bytes, pieces: bool, head_only: bool = False
 ) -> list[tuple[int, dict[str, str], bytes]]:
-    """What comes until the server ends the connection: (status, fields, body) of each answer."""
+    """Responses until the server ends the connection: (status, fields, body) of each."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -305,7 +305,7 @@ def test_expect_100_continue_is_answered(server: RunningServer, version: bytes, 
 
 
 def test_the_host_of_an_absolute_address_counts_and_not_the_field(server: RunningServer) -> None:
-    """RFC 9112, 3.2.2: what is asked for a foreign name is foreign, whatever Host says."""
+    """RFC 9112, 3.2.2: an absolute target with a foreign name is foreign, whatever Host contains."""
     own, foreign = (b"GET http://%s/api/tokens HTTP/1.1" % name for name in (b"localhost", b"evil.example"))
     assert [answers(server, get(b"Connection: close", line=line), False)[0][0] for line in (own, foreign)] == [200, 401]
 

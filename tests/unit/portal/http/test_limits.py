@@ -1,4 +1,4 @@
-"""Nobody takes the manager from the others: connections, headers, bodies, what waits for slow readers."""
+"""No caller can monopolize the manager: connections, headers, bodies, buffers of slow readers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def calm(server: RunningServer) -> RunningServer:
-    """The server once the connections of the test before have ended there too."""
+    """The server, once it has closed the connections of the previous test."""
 
     def few() -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -56,7 +56,7 @@ def calm(server: RunningServer) -> RunningServer:
 
 
 class Peer:
-    """A connection that says only what it is told to."""
+    """A connection that sends only the given bytes."""
 
     def __init__(self, port: int, data: bytes = b"") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 10)
@@ -129,7 +129,7 @@ def test_a_thousand_known_agents_behind_one_address_are_no_crowd() -> None:
 
 
 def test_nobody_is_sent_away_who_had_no_time_to_send_but_a_flood_has_an_end() -> None:
-    """After a restart a thousand agents of one NAT stand at the door in the same moment."""
+    """After a restart a thousand agents behind one NAT connect at the same moment."""
     book, cut = ConnectionLimiter(WebLimits(unproven_per_address=100, unproven_connections=1000)), []
     handles(book, "192.0.2.1", 400, cut, now=1.0)
     assert cut == []
@@ -190,7 +190,7 @@ def test_strangers_are_not_waited_for_long(calm: RunningServer) -> None:
 
 
 def test_an_evicted_request_is_not_carried_out_by_half(calm: RunningServer) -> None:
-    """Its headers never ended: what came of them is no request."""
+    """Its headers never ended: the received part is not a request."""
     half = b"POST /api/workers/worker1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with Peer(calm.port, half) as oldest:
         crowd = [Peer(calm.port) for _ in range(40)]  # four times the limit: nobody has time any more
@@ -378,7 +378,7 @@ def test_a_port_that_is_used_again_before_its_last_connection_has_ended_here_is_
 def test_a_connection_that_ended_by_itself_is_shut_down_without_harm_to_who_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever is let in has nothing to do with the one that had to go; and no descriptor more is needed for it."""
+    """The admitted connection is independent of the closed one, and needs no additional descriptor."""
     monkeypatch.setattr(pywsgi.WSGIServer, "do_handle", lambda *_: None)
     server = http_server.Server.__new__(http_server.Server)
     server.book = ConnectionLimiter(WebLimits(unproven_connections=8, unproven_per_address=4))

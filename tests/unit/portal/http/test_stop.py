@@ -1,4 +1,4 @@
-"""How a server ends: who asks nothing holds nobody up, whoever is being answered gets the answer."""
+"""Shutdown of a server: idle connections cause no delay, and responses in progress are completed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def connected(server: RunningServer) -> socket.socket:
 
 
 def test_idle_connections_end_at_once_while_a_request_in_flight_is_still_answered(tmp_path: Path) -> None:
-    """An agent's connection stands between two heartbeats; each stop waited out its whole grace for them."""
+    """An agent's connection is idle between two heartbeats; earlier, each stop waited for its whole grace period."""
     server = RunningServer(tmp_path)
     idle = [connected(server) for _ in range(IDLE)]
     with connected(server) as in_flight:

@@ -1,4 +1,4 @@
-"""A caller that never pauses has its share of each turn of the event loop, and everybody else has the rest."""
+"""A caller that never pauses gets its share of each event-loop iteration, and all others get the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def connection_handle(book: ConnectionLimiter, address: str = "a") -> Connection
 
 
 def used_before_another_is_served(*shares: Share) -> list[int]:
-    """How often each of these greenlets has spent a slice when a byte on a socket has been read."""
+    """The slices that each of these greenlets has used when a byte on a socket has been read."""
     ours, theirs = gevent.socket.socketpair()
     done = [0] * len(shares)
     served = gevent.event.Event()

@@ -1,4 +1,4 @@
-"""Every fault of gevent-websocket 0.10.1 that the one repaired module must not show, against the running manager."""
+"""Every bug of gevent-websocket 0.10.1 that the repaired module must not have, against the running manager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import Stopwatch, wait_until
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The manager, as it runs for everybody."""
+    """The manager with its usual configuration."""
     running = RunningManager(tmp_path_factory.mktemp("manager"))
     running.deploy("h1", "w1")
     yield running
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def pinging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The same, wired by a test that can't wait: pings twice a second, reaps after 1.5 s."""
+    """The same with short intervals: pings twice a second, reaps after 1.5 s."""
     running = RunningServer(tmp_path_factory.mktemp("server"), "test.ping_s=0.5", "test.reap_s=1.5")
     running.deploy("h1", "w1")
     yield running
@@ -143,8 +143,8 @@ def test_pongs_never_land_inside_a_data_frame(server: RunningServer) -> None:
 
 
 def test_many_senders_at_once_tear_no_frame_and_lose_none(server: RunningServer) -> None:
-    """A log, changes of the fleet, answers to nonsense and pongs, all wanting the same connection: each frame is whole,
-    and each topic's numbers follow one another."""
+    """A log, changes of the fleet, responses to invalid input and pongs on the same connection: each frame is
+    complete, and each topic's numbers follow one another."""
     with connect(server) as client:
         for topic in ("workers", "events", "logs:w1"):
             client.say({"t": "sub", "topic": topic})
@@ -353,7 +353,7 @@ def test_a_log_is_followed_without_cutting_characters(server: RunningServer) -> 
 
 
 def test_a_log_is_sent_by_credit_and_who_fell_behind_restarts(server: RunningServer) -> None:
-    """A page that does not draw is sent no more than it granted; what it missed is in the store."""
+    """A page that does not render is sent no more than its credit; missed data is in the store."""
     with connect(server) as client:
         client.say({"t": "sub", "topic": "logs:w1"})
         client.until("snap")

@@ -1,4 +1,4 @@
-"""WebSocket frames as RFC 6455 demands them, a table of bytes against the running manager (scenario 29).
+"""WebSocket frames according to RFC 6455: a table of bytes against the running manager (scenario 29).
 
 The cases are those of Autobahn's testsuite, 1 to 7 and 10, by its numbers; the frames are our own. The manager echoes
 nothing: that a message was understood as one shows in its answer, that a connection goes on in the answer to what
@@ -134,7 +134,7 @@ CASES: dict[str, tuple[bytes, object]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The manager, as it runs for everybody."""
+    """The manager with its usual configuration."""
     running = RunningManager(tmp_path_factory.mktemp("manager"))
     running.deploy("h1", "w1")
     yield running
@@ -150,7 +150,7 @@ def connect(server: RunningServer, **options: object) -> RawWebSocket:
 
 
 def check(client: RawWebSocket, expected: object) -> None:
-    """What comes next, and last: a close ends the connection; otherwise it goes on."""
+    """The next frame, and the last one: a close ends the connection; otherwise it continues."""
     if isinstance(expected, int):
         assert client.close_code() == expected and client.frame() is None
         return
@@ -198,6 +198,6 @@ def test_compression_is_never_negotiated(server: RunningServer) -> None:
 
 
 def test_no_subprotocol_is_made_up(server: RunningServer) -> None:
-    """RFC 6455, 4.2.2: only one that both sides know."""
+    """RFC 6455, 4.2.2: only a subprotocol that both sides support."""
     with connect(server, headers={"Sec-WebSocket-Protocol": "chat, superchat"}) as client:
         assert "sec-websocket-protocol" not in client.headers

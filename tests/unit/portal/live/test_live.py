@@ -45,7 +45,7 @@ class Shelf:
 
 
 def test_who_begins_a_log_gets_its_lines_first_and_then_what_came_meanwhile() -> None:
-    """Reading the last lines may take a while; nothing that arrives in it is lost, and nothing overtakes them."""
+    """Reading the last lines may take a while; nothing that arrives meanwhile is lost or sent before them."""
     topic, client, other = LogTopic("w1"), FakeClient(), FakeClient()
     topic.clients.add(other)
 

@@ -1,4 +1,4 @@
-"""The lists of the portal: one snapshot in columns, then frames of what changed, encoded once, and none of it wrong."""
+"""The lists of the portal: one snapshot in columns, then frames of changes, encoded once, and all consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.fleet_world import World
 
 
 class FakeClient:
-    """What a page would have after the frames it was given. `slow`: it refuses what may be left out."""
+    """A page's state after its frames. `slow`: it refuses frames that may be dropped."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -156,7 +156,7 @@ def test_a_frame_is_encoded_once_for_all_and_nothing_is_sent_where_nothing_chang
 
 
 def test_measures_are_sent_separately_and_whole_to_who_was_left_out() -> None:
-    """A slow reader misses a frame of measures; the next one that it is given tells all of them."""
+    """A slow reader misses a frame of measures; its next frame contains all of them."""
     shelf = Shelf(3)
     client, page = joined(shelf)
     shelf.measure("w0", 5)
@@ -306,7 +306,7 @@ def test_an_ended_launchers_worker_is_listed_as_the_api_shows_it(tmp_path: Path)
 
 
 def test_the_list_of_hosts_reports_that_a_disk_refuses_writes(tmp_path: Path) -> None:
-    """The page showed it, and no row ever said it."""
+    """The page showed it, but no row contained it."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
     world.beat("h1", disk_trouble="space", disk_path="/data")

@@ -1,4 +1,4 @@
-"""What every heartbeat changes is told to the live feed only while somebody looks; who looks again misses nothing."""
+"""Changes of every heartbeat reach the live feed only while there are viewers; a returning viewer misses nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Watcher(FakeClient):
 
 
 def watch(portal: Portal, name: str, monkeypatch: pytest.MonkeyPatch) -> FakeClient:
-    """One who has just loaded this list."""
+    """A viewer who has just loaded this list."""
     monkeypatch.setattr(tables, "SEEN_FOR_S", 30.0)
     client = Watcher()
     snapshot = json.loads(portal.hub.snapshot(name) or b"")

@@ -1,4 +1,4 @@
-"""Logs after a takeover: the new leader takes what comes, fetches what somebody reads, and marks what nobody has."""
+"""Logs after a takeover: the new leader stores new bytes, fetches bytes on demand, and marks bytes that are lost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_here_already_is_never_written_over(store: LogStore) -> None:
 
 
 def test_what_the_host_sends_once_more_fills_what_was_absent(store: LogStore) -> None:
-    """An agent that was restarted begins at the offset that it knows."""
+    """A restarted agent begins at its recorded offset."""
     store.append("w1", 1, "out", 4, b"two\n", 20.0)
     assert store.append("w1", 1, "out", 0, b"one\ntwo\nthree\n", 21.0) == 14
     assert texts(store) == ["one", "two", "three"]
@@ -88,7 +88,7 @@ def test_what_the_host_has_no_more_is_marked_with_its_size(store: LogStore) -> N
 
 
 def test_an_ended_attempt_is_known_from_its_host(store: LogStore) -> None:
-    """Nothing of it is shipped any more."""
+    """Nothing of it is sent any more."""
     store.announce("w1", 1, "out", 8, 10.0)
     store.announce("w1", 1, "out", 4, 10.0)  # told twice, or out of turn
     assert store.absent("w1") == [(1, "out", 0, 8)]
@@ -133,7 +133,7 @@ WHOLE = b"".join(b"line %d\n" % number for number in range(100))
 
 
 def followed(store: LogStore, resume: str, *runs: tuple[int, bytes]) -> list[str]:
-    """What a follower that goes on behind `resume` is shown, of lines that have their end."""
+    """The complete lines that a follower gets after `resume`."""
     follower = Follower("w1", LogQuery(as_json=True, resume=parse_resume(resume)), None)
     shown = follower.begin([], store)
     for offset, data in runs:
@@ -151,7 +151,7 @@ def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store:
 
 
 class _ComingHost:
-    """Its agent's first heartbeat comes after `rounds` rounds; then it has all that is asked for."""
+    """Its agent's first heartbeat comes after `rounds` rounds; then it has all requested bytes."""
 
     has_hosts, done = True, True
 
@@ -187,7 +187,7 @@ def test_who_followed_at_the_leader_before_waits_for_the_host(
 
 
 def test_who_waits_for_a_host_takes_no_turn_from_others(store: LogStore) -> None:
-    """Viewers that follow the logs of a host that never comes do not turn others' reading into markers."""
+    """Viewers that follow the logs of an absent host do not turn other readers' bytes into markers."""
     store.append("w1", 1, "out", 5_000, b"later\n", 20.0)
     absent_host = _ComingHost(rounds=10**6)
     fetcher = LogFetcher(absent_host, store)  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def agent_of(server: RunningServer, tmp_path: Path, urls: list[str]) -> Host:
 
 @pytest.mark.slow
 def test_a_log_has_no_unmarked_gap_after_the_leaders_disk_is_lost(tmp_path: Path, two_ports: list[int]) -> None:
-    """Two real managers with one state, a real agent that was told only the first one's address, and a worker that
+    """Two real managers with one state, a real agent that knows only the first one's address, and a worker that
     prints numbers. The first is killed and its logs are lost. At the second every line is there once: of the attempt
     that ran, of the one that had ended, and of a log that was followed."""
     urls = [f"http://127.0.0.1:{port}" for port in two_ports]
@@ -334,7 +334,7 @@ def test_a_log_has_no_unmarked_gap_after_the_leaders_disk_is_lost(tmp_path: Path
 
 
 def test_bytes_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
-    """Whatever a hostile agent sends as a part of a log."""
+    """Arbitrary parts of a log from a hostile agent."""
     (tmp_path / "a").mkdir()
     server = RunningServer(tmp_path / "a", "test.managers=http://127.0.0.1:1", "test.term=28000000")
     try:

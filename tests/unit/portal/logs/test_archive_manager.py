@@ -1,4 +1,4 @@
-"""The archive in a real manager, with a real agent: kills, a lost disk, and what an operator sees."""
+"""The archive in a real manager, with a real agent: kills, a lost disk, and the operator's view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archive in a bucket and with the shared database, as in a folder and with SQLite; and what a bucket may do."""
+"""The archive in a bucket with the shared database, and in a folder with SQLite; misbehaviour of buckets."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class Frozen(FolderStore):
 
 
 def test_what_a_bucket_deletes_by_itself_is_a_marked_gap(client: Any, tmp_path: Path) -> None:
-    """Its own lifecycle: no request fails, and the rest is shown."""
+    """The bucket's lifecycle rules delete objects: no request fails, and the rest is shown."""
     rig = ArchiveRig(tmp_path, BucketStore("pg-archive", "p", FLEET, REGION, KEYS))
     rig.write("w1", 1, numbered(0, 1_000))
     rig.archive_all()
@@ -291,7 +291,7 @@ def test_what_a_bucket_deletes_by_itself_is_a_marked_gap(client: Any, tmp_path: 
 
 
 def test_what_a_manager_wrote_after_its_term_does_no_harm(tmp_path: Path) -> None:
-    """The next leader knows nothing of the pieces, and archives the same bytes and more."""
+    """The next leader does not know the pieces, and archives the same bytes and more."""
     rig = ArchiveRig(tmp_path)
     rig.write("w1", 1, b"a" * 1_000)
     rig.archive_all()

@@ -1,6 +1,6 @@
 """Scenario 32: the object storage of the log archive fails in every way, under a real manager, agent and job.
 
-Truth is the file that the job has written on its host: what the archive gives back, to a manager that has lost its
+The reference is the file that the job has written on its host: what the archive returns, to a manager that has lost its
 disk, is the same byte for byte.
 """
 

@@ -1,4 +1,4 @@
-"""Logs beyond one disk: what is archived is read as if it had never left, and nothing else is."""
+"""Logs beyond one disk: archived logs are read as if they were local, and nothing else is."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_log_larger_than_its_bound_leaves_the_disk_and_is_read_whole(tmp_path:
 
 
 def test_what_came_while_the_index_was_made_again_hides_nothing(rig: ArchiveRig) -> None:
-    """It takes longer than logs are refused: the agent sends what it still has, and marks the rest as lost."""
+    """It takes longer than the agent's retention: the agent sends its remaining bytes, and marks the rest as lost."""
     downloads = filled(rig)
     rig.archive_all()
     whole = rig.download("w1")
@@ -218,7 +218,7 @@ def test_an_archive_that_is_away_costs_its_bound_and_is_reported_once(tmp_path: 
 
 
 def test_a_manager_that_is_killed_in_an_upload_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """At any moment of it: before, after, and while the index is written."""
+    """At any step: before, after, and while the index is written."""
     (tmp_path / "shared").mkdir()
     place, random_ = FailingStore(tmp_path / "shared"), random.Random(7)
     rig, whole = ArchiveRig(tmp_path, place), {one: b"" for one in ("w1", "w2", "w3")}

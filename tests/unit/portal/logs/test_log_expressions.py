@@ -1,4 +1,4 @@
-"""`logs?regex=`: nobody's expression holds the manager, and nobody holds more of its threads than a share."""
+"""`logs?regex=`: no expression blocks the manager, and no caller uses more than its share of threads."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_expression_over_a_long_line_holds_nobody_up(server: RunningServer) -
 
 
 def test_following_with_an_expression_holds_nobody_up(server: RunningServer) -> None:
-    """Lines that come are matched one by one as well: that too is no work of the event loop."""
+    """New lines are matched one by one: that does not run on the event loop either."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("GET", f"{LOGS}?follow=1&tail=0&attempt=2&regex={quote(RUNS_AWAY)}")
     response = connection.getresponse()
@@ -86,7 +86,7 @@ def test_following_with_an_expression_holds_nobody_up(server: RunningServer) -> 
 
 @pytest.mark.slow
 def test_the_worst_that_the_dialect_allows_holds_nobody_up_and_ends(server: RunningServer) -> None:
-    """An automaton too large for its memory, on lines that give it no rest: many at once, while heartbeats come."""
+    """An automaton that exceeds its memory on adversarial lines: many at once, while heartbeats arrive."""
     ship(server, (b"ab" * 8000 + b"\n") * 3, attempt=3)
     hostile = quote("(?:a|b){900}c")
     statuses, worst_s = meanwhile(server, f"{LOGS}?attempt=3&regex={hostile}", count=6)

@@ -1,4 +1,4 @@
-"""A follower sees each byte once, lines whole, and the line that is being written as it grows."""
+"""A follower sees each byte once, complete lines, and the last line as it grows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Reader:
         self.said = self.follower.begin(store.tail("w1", keep_partial=True), store).decode()
 
     def write(self, data: bytes, stream: str = "out", attempt: int = 1, at: float = 1.0) -> str:
-        """What the reader is sent for it."""
+        """The bytes sent to the reader for it."""
         self.store.append("w1", attempt, stream, self.store.lengths("w1").get(f"{attempt}.{stream}", 0), data, at)
         said = self.follower.next_chunk().decode()
         self.said += said

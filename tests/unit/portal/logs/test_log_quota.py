@@ -1,4 +1,4 @@
-"""The manager's disk is not a worker's to fill: its own oldest bytes go, and the log says how many."""
+"""A worker cannot fill the manager's disk: its own oldest bytes are deleted, and the log states how many."""
 
 from __future__ import annotations
 

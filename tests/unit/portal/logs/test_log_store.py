@@ -1,4 +1,4 @@
-"""The workers' logs on the manager's disk: nothing twice, nothing silently missing, everything bounded."""
+"""The workers' logs on the manager's disk: nothing duplicated, nothing silently missing, everything bounded."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_worker_that_is_gone_leaves_no_bytes_to_a_later_one_of_its_name(tmp_pa
 
 
 def test_a_backlog_keeps_the_times_it_was_written_at(store: LogStore) -> None:
-    """Shipped hours later in one piece, beside another stream that came in time."""
+    """Sent hours later in one piece, beside another stream that arrived in time."""
     store.append("w1", 1, "err", 0, b"e at 150\n", 150.0)
     store.append("w1", 1, "out", 0, b"o at 100\no at 200\no at 300\n", 100.0, times=[(9, 200.0), (18, 300.0)])
     assert texts(store) == ["o at 100", "e at 150", "o at 200", "o at 300"]
@@ -217,7 +217,7 @@ def test_times_of_bytes_that_are_stored_already_are_skipped_with_them(store: Log
 
 
 def killed_before_its_bytes_were_there(store: LogStore, torn: bytes) -> None:
-    """A store that wrote down the times of "two" and "three" and then nothing more."""
+    """A store that recorded the times of "two" and "three" and then nothing more."""
     store.append("w1", 1, "out", 0, b"one\n", 100.0)
     (index,) = Path(store._directory).glob("*/1.out.idx")
     with open(index, "ab") as file:
@@ -248,7 +248,7 @@ def test_times_of_bytes_that_a_full_disk_refused_do_not_mix_with_the_next_ones(
 
 
 def test_a_new_agents_rough_times_never_lie_before_what_is_stored(tmp_path: Path, store: LogStore) -> None:
-    """It spreads what came unwatched from its predecessor's last note on, which is older than what that one shipped."""
+    """It interpolates times from its predecessor's last record on, which is older than the bytes that that one sent."""
     store.append("w1", 1, "out", 0, b"one\n", 100.0)
     store.append("w1", 1, "out", 4, b"two\nthree\n", 97.0, times=[(4, 99.0)])
     again = LogStore(str(tmp_path / "logs"), sync=no_sync, in_thread=here)
@@ -305,7 +305,7 @@ def test_a_progress_bar_of_hours_shows_its_last_state_and_where_its_line_begins(
 
 
 def test_what_comes_next_overwrites_a_bar_that_ends_in_a_carriage_return(store: LogStore) -> None:
-    """Said to the portal, which appends the live pieces to the text."""
+    """Reported to the portal, which appends the live pieces to the text."""
     store.append("w1", 1, "out", 0, b"10%\r20%\r", 10.0)
     (line,) = store.tail("w1")
     assert line.text == "20%" and line.as_json()["text"] == "20%\r"

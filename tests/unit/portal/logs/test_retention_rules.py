@@ -1,4 +1,4 @@
-"""`logs.retention`: what leaves, and what never does."""
+"""`logs.retention`: what is deleted, and what never is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/metrics says what the fleet does, in a form that Prometheus reads."""
+"""/metrics describes the fleet in Prometheus's format."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_each_manager_has_a_registry_of_its_own(tmp_path: Path) -> None:
 
 
 def test_usage_of_hosts_workers_and_gpus(tmp_path: Path) -> None:
-    """What was not measured has no sample, rather than a zero."""
+    """A missing measurement has no sample instead of a zero."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "true"}}})
     gpu = messages.GpuUsage(3, utilization_percent=97.0, power_w=412.5, worker_id="w1")

@@ -1,4 +1,4 @@
-"""Templates that want all there is get an error with their name, within seconds; the others have what they need."""
+"""Templates without bounds get an error with their name, within seconds; others have the resources they need."""
 
 # ruff: noqa: E501 -- a template is a line
 from __future__ import annotations

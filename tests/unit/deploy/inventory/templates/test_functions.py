@@ -1,4 +1,4 @@
-"""What Ansible's collections and lookups add, which ansible-core alone cannot be asked about. The rest stands beside
+"""Filters and lookups of Ansible's collections, which ansible-core alone cannot verify. The rest stands beside
 ansible-core in test_inventory_parity.py."""
 
 from __future__ import annotations
