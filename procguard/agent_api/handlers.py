@@ -185,7 +185,7 @@ class AgentApi:
         self._offer: Offer | None = None
         self._sessions = sessions
         self._why_not_here = why_not_here
-        self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # by worker
+        self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # keyed by worker id
 
     def offer_by(self, offer: Offer) -> None:
         """`offer(agent_id, key, peer)`: returns the zmq channel's offer to an agent; `key`: the agent's proven CURVE

@@ -89,7 +89,7 @@ class HttpCall(Call):
         )
         self._environ = environ
         self._access = access
-        self._body: bytes | None = None  # after it was read
+        self._body: bytes | None = None  # None until it has been read
 
     @property
     def proven(self) -> bool:

@@ -16,7 +16,7 @@ Ending = Literal["", "peer_closed", "superseded", "stopping", "revoked"]
 
 _READABLE = 1  # libev's EV_READ
 _PEEK = 2  # MSG_PEEK
-_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # from the kernel's enum
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # values of the kernel's enum
 FIRST_POLL_S, POLL_INTERVAL_S = 0.1, 1.0
 
 

@@ -223,7 +223,7 @@ class MockChannel:
             self._signal.set()
 
     def _loop(self) -> None:
-        interval_s = 0.0  # the first heartbeat at once
+        interval_s = 0.0  # the first heartbeat is sent at once
         while True:
             everybody = not self._signal.wait(interval_s) or interval_s == 0.0
             self._signal.clear()

@@ -15,7 +15,7 @@ from procguard.errors import ConfigError
 UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, LookupError, AttributeError, TypeError)
 
 
-MAX_DEPTH = 100  # of nested brackets and braces
+MAX_DEPTH = 100  # limit on the nesting of brackets and braces
 
 
 def check_depth(text: str) -> None:

@@ -68,7 +68,7 @@ class FleetState:
         self.failing = Signal[[Transaction, WorkerRecord]]()
         self.agents_by_id = self._agents.rows
         self.workers_by_id = self._workers.rows
-        self.gang_records = self._gangs.rows  # by group
+        self.gang_records = self._gangs.rows  # keyed by group
         self.more_tables: list[Callable[[], Tables]] = []  # tables of services that store data other than records
         self.agent_status: dict[str, AgentObserved] = {}
         self.worker_status: dict[str, WorkerObserved] = {}

@@ -105,7 +105,7 @@ class Demo:
         self._urls: list[str] = []  # URLs of the managers, in the same order
         self._wanted_port = port
         self._ending = ending
-        self._managers: dict[int, subprocess.Popen[bytes]] = {}  # by index in _urls
+        self._managers: dict[int, subprocess.Popen[bytes]] = {}  # keyed by the index in _urls
         self._deployment: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:

@@ -43,7 +43,7 @@ LOOK_S = 0.1  # interval at which a standby reads the leader's row
 FOLLOW_S = 0.5  # minimum interval of reading changes
 REGISTER_S = 1.0
 POLL_LATE_S = 1.0  # a poll that took longer gives no information about the time before
-MAX_URLS = 16  # in replies
+MAX_URLS = 16  # limit on the URLs in a reply
 MAX_URLS_EACH = 4
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Seat:
         self.urls, self.about = urls, about
         self.own_grace_s = grace_s
         self.others: list[OtherManager] = []  # all registered managers, including this one
-        self.row: LeaderRow | None = None  # as last read
+        self.row: LeaderRow | None = None  # the row as it was last read
         self.unreachable = ""  # why the database did not answer the last call
         self.ended = False  # the term according to the database
         self.fenced = gevent.event.Event()  # the same, as an event for waiting greenlets
@@ -92,7 +92,7 @@ class Seat:
         self._followed = self._registered = float("-inf")
         self._free_since: float | None = None
         self._twin = ""
-        self._edition = 0  # of `others`
+        self._edition = 0  # the number of the current version of `others`
         self._urls: tuple[tuple[str, int], list[str]] = (("", -1), [])
         self.released = False
 

@@ -22,7 +22,7 @@ from remote_agent.runner.leases import boottime_ns
 from remote_agent.system import paths
 from remote_agent.telemetry.host import host_facts
 
-MAX_EVENTS = 500  # per heartbeat
+MAX_EVENTS = 500  # limit per heartbeat
 LONGEST_SLEEP_S = 5.0
 REMOVE_ANYWAY_S = 120.0  # a removed worker whose log the manager does not accept is forgotten after this time
 LAST_WORDS_S = 5.0  # how long a leaving launcher tries to ship the last log bytes and the last report

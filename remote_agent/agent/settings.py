@@ -36,7 +36,7 @@ class AgentSettings:
     release: str = ""
     python: str = ""
     base_env: dict[str, str] = field(default_factory=dict, repr=False)
-    manager_ca: str = field(default="", repr=False)  # of https: tls.Trust
+    manager_ca: str = field(default="", repr=False)  # the trust of https, as tls.Trust reads it
     manager_any_name: bool = False
     tunnel_url: str = ""  # the one of manager_urls that leads into the manager's tunnel
 

@@ -52,7 +52,7 @@ class LogSearcher:
         """`directory_of(worker_id)`: the directory of its attempts' logs, or None for an unknown worker."""
         for search in searches:
             if search.search_id in self._seen:
-                continue  # a duplicate
+                continue  # received before
             self._seen.append(search.search_id)
             directories = [[one, place] for one in search.workers for place in [directory_of(one)] if place is not None]
             with self._lock:

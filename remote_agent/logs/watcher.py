@@ -275,7 +275,7 @@ class LogFiles:
         """True if it has grown."""
         try:
             size = os.stat(file.path).st_size
-        except FileNotFoundError:  # somebody cleaned up
+        except FileNotFoundError:  # the file was deleted by a user
             file.complete = True
             return False
         grown = size != file.size
@@ -387,7 +387,7 @@ class LogFiles:
     def _keep_room(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
         """Reserve space in the log of a running attempt ahead of its output; release it in an ended one."""
         if file.complete:
-            return  # somebody cleaned up
+            return  # the file was deleted by a user
         if self._ended(worker, file, now):
             if file.reserved > file.size:
                 self._give_room_back(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from remote_agent.protocol.hints import Any
 
-sha256: Any  # as hashlib.sha256
+sha256: Any  # the same as hashlib.sha256
 try:
     from _sha2 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]  # CPython 3.12 and later
 except ImportError:

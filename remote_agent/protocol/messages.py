@@ -49,7 +49,7 @@ LAUNCHER_PREFIX = "launcher:"
 MAX_WAIT_S = 25.0
 ZMQ_INLINE_BYTES = 64 * 1024  # a larger body is announced before it is sent over zmq
 MAX_LOG_POST_BYTES = 4 * 1024 * 1024
-MAX_LOG_METRICS = 16  # per worker
+MAX_LOG_METRICS = 16  # limit per worker
 METRIC_PREFIX = "metrics."  # prefix of a metric's name where other names are possible
 LOG_METRIC_NAME = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 
@@ -230,7 +230,7 @@ class ExitRecord:
     line_offset: int = 0
     # Background processes that the command left when it ended, and that were terminated.
     left: int = 0
-    left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
+    left_names: list[str] = field(default_factory=list)  # the names of some of them: ["nginx"]
     reason_code: str = ""
     reason_params: dict[str, Any] = field(default_factory=dict)
     detail_code: str = ""
@@ -257,7 +257,7 @@ class WorkerUsage:
     written_bytes_per_s: Union[float, None] = None
     gpus: list[int] = field(default_factory=list)  # assigned to it or used by it
     gpu_percent: Union[float, None] = None  # mean over these
-    gpu_memory_bytes: Union[int, None] = None  # of its own processes
+    gpu_memory_bytes: Union[int, None] = None  # GPU memory of the worker's own processes
 
 
 @record

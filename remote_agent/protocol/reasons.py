@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TEXT = "text"  # a free text, or a sentence of a release without codes
 MAX_CODE_CHARS = 64
 MAX_PARAMS = 16
-MAX_ITEMS = 16  # of a list
-MAX_PARAM_CHARS = 4096  # of all texts together
+MAX_ITEMS = 16  # limit on the items of a list
+MAX_PARAM_CHARS = 4096  # limit on the length of all texts together
 MAX_DEPTH = 6
 LARGEST = 1e15
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 class PostStop:
     def __init__(self, hooks: list[Hook], launch: Callable[[Hook], child.Launch]) -> None:
-        self.pid = 0  # of the running hook
-        self.until = 0.0  # its deadline
+        self.pid = 0  # the pid of the running hook
+        self.until = 0.0  # the deadline of the hook
         self.problems: list[str] = []
         self.done: list[str] = []  # kinds of the hooks that succeeded
         self._left = list(hooks)

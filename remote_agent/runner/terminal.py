@@ -45,7 +45,7 @@ class Terminal:
         """`log`: open for appending; duplicated. `cookie`: of the attempt. `uid`: the owner of the terminal; -1: this
         process. Raises OSError naming PTMX if the host has no terminal left."""
         self._cookie = cookie
-        self.keeper = 0  # its pid; 0: none
+        self.keeper = 0  # the keeper's pid; 0: no keeper
         self._revive_at = 0.0
         self._asked = 0
         self._ending = False

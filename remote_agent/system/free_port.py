@@ -9,7 +9,7 @@ import os
 import socket
 
 FIRST_PORT, PORTS = 20_000, 10_000
-MOST_TRIES = 4  # per heartbeat
+MOST_TRIES = 4  # limit per heartbeat
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
 

@@ -30,7 +30,7 @@ SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 KEYCTL_JOIN_SESSION_KEYRING = 1
 # The base of a user's environment. Nothing else of the agent's is included, because it may contain root's secrets.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OF_THE_HOST = ("LANG", "LANGUAGE", "TZ")  # and LC_*
+OF_THE_HOST = ("LANG", "LANGUAGE", "TZ")  # together with LC_*
 
 
 def become(run_as: dict[str, object]) -> None:

@@ -18,7 +18,7 @@ def begin_small() -> None:
     """Call before the first thread and most imports. Uses one heap for all threads, and returns large blocks (logs,
     responses) to the kernel when they are freed; no effect without glibc. Garbage collection is rare until `settle`,
     because imports create little garbage and collections would take a tenth of the start-up time."""
-    if hasattr(gc, "set_threshold"):  # not in PyPy
+    if hasattr(gc, "set_threshold"):  # PyPy has no such function
         gc.set_threshold(_SELDOM, *_USUAL[1:])
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
@@ -29,7 +29,7 @@ def begin_small() -> None:
 
 def settle() -> None:
     """Call after start-up: returns unused memory to the kernel and exempts the remaining objects from collections."""
-    if hasattr(gc, "freeze"):  # not in PyPy
+    if hasattr(gc, "freeze"):  # PyPy has no such function
         gc.freeze()
     if hasattr(gc, "set_threshold"):
         gc.set_threshold(*_USUAL)

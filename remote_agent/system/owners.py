@@ -110,7 +110,7 @@ def _of_outside(uid: int) -> bool:
 def _open_to_others(folder: os.stat_result) -> bool:
     """Whether users other than root and the owner may replace entries of the directory."""
     if folder.st_mode & stat.S_ISVTX:
-        return False  # each its own
+        return False  # sticky: users may replace only their own entries
     return bool(folder.st_mode & 0o002) or bool(folder.st_mode & 0o020 and _has_members(folder.st_gid))
 
 

@@ -201,7 +201,7 @@ def keep_runtime_dir(known: str, home: str, fleet_id: str, host: str, launcher_w
 
 def _ensure_runtime_dir(path: str) -> None:
     base = os.path.dirname(path)
-    if base not in SHARED:  # the system's own
+    if base not in SHARED:  # those in SHARED belong to the system
         ensure_private_dir(base)
     ensure_private_dir(path)
 

@@ -170,9 +170,9 @@ class RouterPort:
         try:
             self._receive(received, most)
             if most == MESSAGES_AT_ONCE:
-                gevent.get_hub().loop.run_callback(self.read_sockets)  # the others first
+                gevent.get_hub().loop.run_callback(self.read_sockets)  # let the other greenlets run first
         except zmq.Again:
-            pass  # no more messages
+            pass  # there are no more messages
         except zmq.ZMQError as exc:
             log.warning("zmq port failed error=%s", exc)
         self._came = max(len(received), self._came // 2)

@@ -34,8 +34,8 @@ class HostResult:
     workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences", "state", …}
     started: dict[str, Started] = field(default_factory=dict)  # expected to start; emptied once checked
     notes: list[str] = field(default_factory=list)  # shown in the recap; no changes
-    report: Json = field(default_factory=dict)  # of install/__main__.py
-    code: list[Brought] = field(default_factory=list)  # of procguard_sync
+    report: Json = field(default_factory=dict)  # as install/__main__.py reports it
+    code: list[Brought] = field(default_factory=list)  # the folders that procguard_sync copied
     recovery_ssh: Json = field(default_factory=dict)  # {"ok", "reason"}
     seconds: float = 0.0
 

@@ -20,7 +20,7 @@ from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
 EXTENSIONS = ("", ".yml", ".yaml", ".json")  # extensions of files in group_vars/ and host_vars/
-MOST_HOSTS = 100_000  # per inventory
+MOST_HOSTS = 100_000  # limit per inventory
 ALL, UNGROUPED = "all", "ungrouped"
 PRIORITY = "ansible_group_priority"
 

@@ -31,7 +31,7 @@ from procguard.deploy.session.ahead import Ahead
 # packed separately, because a session needs half of them. Nothing is freed that ends with the process.
 _BOOT = """
 import gc, marshal, sys, zlib
-if hasattr(gc, "set_threshold"):  # not in PyPy
+if hasattr(gc, "set_threshold"):  # PyPy has no such function
     gc.set_threshold(100000)
 from importlib.machinery import ModuleSpec
 from importlib.util import MAGIC_NUMBER

@@ -47,7 +47,7 @@ class Enrolment:
         self._placement = placement
         self._tokens = tokens
         self._secrets = secrets
-        self._pending: dict[str, PendingLauncher] = {}  # by secret_sha256
+        self._pending: dict[str, PendingLauncher] = {}  # keyed by secret_sha256
 
     def register(
         self,

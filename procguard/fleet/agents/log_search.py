@@ -217,7 +217,7 @@ class LogSearches:
         if search is None or part is None:
             raise NotFound(f"no request is waiting for search {result.search_id[:40]!r}", "nothing to do")
         if part.status not in OPEN:
-            return  # a duplicate
+            return  # a duplicate answer
         part.status, part.reason = result.status, reason_of(result.reason)
         part.found, part.bytes, part.elapsed_s = result.found, result.bytes, result.elapsed_s
         part.held = result.held

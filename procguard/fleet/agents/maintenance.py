@@ -77,7 +77,7 @@ class AgentMaintenance:
         try:
             seq = self._emit_event("agent_maintenance", host, asked, actor)
             self._spawn(lambda: self._carry_out(action, agent, actor))
-        except BaseException:  # the disk refused
+        except BaseException:  # the disk refused the write
             del self._busy[host]
             raise
         return seq

@@ -69,7 +69,7 @@ class GangRecord(Record):
     members: Mapping[str, Mark] = field(default_factory=dict)
     master_addr: str = ""
     master_port: int = 0
-    reason: Reason = NONE  # of the phase
+    reason: Reason = NONE  # the reason of the phase
     delay_s: float = 0.0  # restarting: minimum delay of the launch after `since`
     since: float = 0.0  # wall time of the phase
     incident: GangFailure | None = None  # the last one

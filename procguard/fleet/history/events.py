@@ -120,7 +120,7 @@ class _Newest:
         self._of_manager = max(1, keep // 2)
         self._few = max(1, keep // FEW_OF)
         self.by_seq: OrderedDict[int, Event] = OrderedDict()
-        self._seqs: dict[str, deque[int]] = {}  # by source
+        self._seqs: dict[str, deque[int]] = {}  # keyed by source
         self._sources: OrderedDict[int, str] = OrderedDict()  # all events except the manager's, oldest first
         self._with_count: dict[int, dict[str, None]] = {}  # number of events -> sources with that number
         self._most = 0

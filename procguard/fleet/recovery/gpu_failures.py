@@ -23,8 +23,8 @@ from remote_agent.protocol.messages import GpuFault
 
 ACTOR = "failure handler"
 AGAIN_S = 3600.0  # minimum interval between events of the same fault of the same GPU
-MAX_KNOWN = 64  # per agent
-EVENTS_PER_HOUR = 60  # per agent
+MAX_KNOWN = 64  # limit per agent
+EVENTS_PER_HOUR = 60  # limit per agent
 MAX_CORDONED = 64  # GPUs of a host; beyond, a fault cordons the host
 
 

@@ -188,7 +188,7 @@ class SavingProcess:
         self._pid = 0
         self._began = 0.0
         self.took_s = 0.0
-        self.failed = False  # the last one that ended
+        self.failed = False  # whether the last process to end has failed
 
     def start(self, database: str, path: str, niceness: str) -> None:
         self._began = time.monotonic()

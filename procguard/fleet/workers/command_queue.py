@@ -134,7 +134,7 @@ class CommandQueue:
 
     def undelivered(self, agent_id: str, after_seq: int, session: tuple[int, float]) -> list[CommandRecord]:
         """Commands not yet delivered to this agent process, in order."""
-        if agent_id not in self._of_agent:  # as nearly always
+        if agent_id not in self._of_agent:  # the usual case
             return []
         found = [
             record
@@ -180,7 +180,7 @@ class CommandQueue:
     def converged(self, tx: Transaction, report: messages.WorkerReport) -> list[CommandRecord]:
         """Finish the start and stop commands that this report shows to be done."""
         done: list[CommandRecord] = []
-        if report.worker_id not in self._of_worker:  # as nearly always
+        if report.worker_id not in self._of_worker:  # the usual case
             return done
         for record in self.open_of_worker(report.worker_id):
             if report.generation < record.generation or record.by_manager:

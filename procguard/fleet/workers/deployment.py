@@ -65,7 +65,7 @@ class FoundWorker(BaseModel):
     """What the files on a host record about one worker, read over SSH."""
 
     worker_id: str = Field(max_length=256)
-    alive: StrictBool = False  # its runner lives
+    alive: StrictBool = False  # its runner is alive
 
 
 class InventoryNamed(BaseModel):

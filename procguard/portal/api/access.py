@@ -34,7 +34,7 @@ LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
 # Scopes for which a browser session may create tokens. None of them may deploy, so that a stolen session cannot be
 # used to run arbitrary commands.
 BROWSER_SCOPES = ("viewer", "enroll", "metrics")
-LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
+LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # limits per token
 
 
 TOKEN_SCOPE_PATTERN = f"^(?:{'|'.join(SCOPES)}|{AGENT_SCOPE}{messages.AGENT_ID_PATTERN[1:-1]})$"

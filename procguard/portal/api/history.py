@@ -28,7 +28,7 @@ from procguard.portal.logs.query import parse_since
 from remote_agent.protocol import states
 
 LAST_WORDS_LINES = 50  # last log lines of a failed attempt, to which its event links
-LINES_PER_PIECE = 200  # of an export
+LINES_PER_PIECE = 200  # lines per piece of an export
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from remote_agent.protocol import messages
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
 
-JsonLine = dict[str, Any]  # a FoundLine
+JsonLine = dict[str, Any]  # a FoundLine as JSON
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.store.interface import Fenced, Line, NotDurable, Store
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # per known caller; for all unauthenticated callers together
-LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
+LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # limits per token
 MAX_PATH_CHARS = 300
 ASKS = "procguard.asks"  # key in a request's environment: the caller, also if it was refused
 
@@ -35,7 +35,7 @@ class _Share(NamedTuple):
     """The limits of one kind of record. `part`: share of the bytes on disk."""
 
     log: str
-    kept: int  # in memory
+    kept: int  # records kept in memory
     part: float
 
 

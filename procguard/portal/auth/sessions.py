@@ -20,7 +20,7 @@ COOKIE = "procguard_session"
 CSRF_HEADER = "HTTP_X_PROCGUARD_CSRF"  # X-ProcGuard-CSRF, as WSGI names it
 SESSION_TTL_S = 12 * 3600.0  # since last use
 MAX_SESSIONS_PER_TOKEN = 200
-MAX_SESSIONS = 1_000  # of each role
+MAX_SESSIONS = 1_000  # limit per role
 MAX_LIFE_S = 7 * 24 * 3600.0  # absolute lifetime; then the token is required again
 
 Role = Literal["operator", "viewer"]
@@ -31,7 +31,7 @@ class BrowserSession:
     """`handle` identifies it where the id, a secret, must not appear. `session_id`: "" in a restored session."""
 
     session_id: str
-    digest: str  # of its id
+    digest: str  # the digest of its id
     csrf: str
     token_sha256: str
     name: str

@@ -14,7 +14,7 @@ from gevent.socket import socket
 from procguard.admission.turns import work_of
 
 AT_ONCE_BYTES = 16 * 1024
-LARGE_BYTES = 256 * 1024  # of a body
+LARGE_BYTES = 256 * 1024  # a body of this size counts as large
 
 
 def _nothing(_work: int) -> None:

@@ -55,7 +55,7 @@ def _answer(environ: dict[str, Any], path: str, allowed: Sequence[str]) -> dict[
     app: bottle.Bottle = environ["bottle.app"]
     own = {name: value for name, value in environ.items() if not name.startswith("bottle.") and name not in _NOT_PASSED}
     quoted, _, own["QUERY_STRING"] = path.partition("?")
-    own["PATH_INFO"] = unquote(quoted, "latin-1")  # in WSGI's form
+    own["PATH_INFO"] = unquote(quoted, "latin-1")  # as WSGI requires it
     own["REQUEST_METHOD"], own["wsgi.input"] = "GET", io.BytesIO()
     try:
         route, _ = app.router.match(own)

@@ -30,7 +30,7 @@ SECURITY_HEADERS = [
     ("Server", "ProcGuard"),
 ]
 
-NO_STORE = ("Cache-Control", "no-store")  # of every response under /api/
+NO_STORE = ("Cache-Control", "no-store")  # set in every response under /api/
 
 StartResponse = Callable[..., Any]
 Counter = Callable[[str, str, int, float], None]  # (route, method, status, seconds)

@@ -49,7 +49,7 @@ def is_inner(name: str, net: str = NET) -> bool:
     ports = os.path.join(net, name, "brif")
     try:
         return not any(_leads_out(os.path.join(net, port)) for port in os.listdir(ports))
-    except OSError:  # no bridge
+    except OSError:  # the interface is not a bridge
         return False
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 MAX_LINE_BYTES = 8192  # the request line, and each header
 MAX_FIELDS = 100
-MAX_PARAMETERS = 100  # in the address
+MAX_PARAMETERS = 100  # limit on the parameters of a URL
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Methods are case-sensitive (RFC 9110, 9.1), and all known ones are in capitals; a target contains no control character
@@ -26,7 +26,7 @@ _JOINED_BY = {"HTTP_COOKIE": "; "}
 _ONCE = ("CONTENT_LENGTH", "HTTP_HOST", "HTTP_AUTHORIZATION", "HTTP_TRANSFER_ENCODING")
 _NAMES: dict[bytes, str] = {}  # name as received -> WSGI name
 _LINES: dict[bytes, tuple[str, str]] = {}  # cache of valid headers: an agent repeats nearly all of them in each request
-_HOSTS: set[str] = set()  # that were good
+_HOSTS: set[str] = set()  # Host values that were valid
 _KEPT = {"HTTP_HOST", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT", "HTTP_USER_AGENT", "CONTENT_TYPE", "CONTENT_LENGTH"}
 _MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # limits the memory used by invented names
 _MAX_LINES, _MAX_LINE_KEPT_BYTES = 1_000, 64
@@ -140,7 +140,7 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
         raw_name, colon, raw_value = line.partition(b":")
         if not colon:
             if not line:
-                continue  # the empty line
+                continue  # the empty line after the head
             raise BadHead("a header without a colon")
         name = _NAMES.get(raw_name) or _name(raw_name)
         value = raw_value.strip(b" \t")

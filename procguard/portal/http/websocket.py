@@ -338,7 +338,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self._answer(refusal)
             return
         self.upgrade_connection()
-        self.write(b"")  # the 101
+        self.write(b"")  # sends the response 101
         self._serve(guard)
 
     def _asks_for_websocket(self, guard: Guard) -> bool:

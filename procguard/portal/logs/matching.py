@@ -30,7 +30,7 @@ class Matching:
         self._reading = gevent.threadpool.ThreadPool(1)
         self._scanning = gevent.threadpool.ThreadPool(1)
         self._following = gevent.threadpool.ThreadPool(1)
-        self._scans: Counter[str] = Counter()  # by caller
+        self._scans: Counter[str] = Counter()  # keyed by caller
         self._follows: Counter[str] = Counter()
 
     def read(self, text: str, ignore_case: bool = False) -> Expression:

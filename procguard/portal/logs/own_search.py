@@ -50,7 +50,7 @@ class OwnSearch:
         self._deadline = search.ends_at - ANSWER_GRACE_S / 2
         self._budget = ScanBudget(MAX_SCAN_BYTES)
         self._todo: deque[tuple[str, Wanted]] = deque()
-        self._lines: list[tuple[float, int, LogMatch]] = []  # a heap: the newest
+        self._lines: list[tuple[float, int, LogMatch]] = []  # a heap of the newest matches
         self._found = 0
         self._problem: tuple[str, Reason] = ("", NONE)
         self._archive_left = ARCHIVE_BYTES

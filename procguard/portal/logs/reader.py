@@ -27,7 +27,7 @@ BLOCK_RECORDS = 64  # records of an index that are read at once
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024  # longer lines are truncated and marked
 MAX_SCAN_BYTES = 128 * 1024 * 1024  # per request, e.g. for a regular expression without matches
-MAX_SCAN_S = 10.0  # the same
+MAX_SCAN_S = 10.0  # the same limit in seconds
 NARROWER = "narrow it down with since=, attempt= or stream="
 
 

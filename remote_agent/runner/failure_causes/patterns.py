@@ -106,7 +106,7 @@ EXCEPTIONS = {
 }  # fmt: skip
 # Exceptions that report only that another process failed: a traceback above may name the cause.
 LAUNCHERS = ("ChildFailedError", "CalledProcessError", "ProcessExitedException", "BrokenProcessPool")
-OF_ANOTHER = (  # by its message
+OF_ANOTHER = (  # recognized by its message
     "see root cause above",
     "see stack trace for root cause",
     "exited unexpectedly",

@@ -65,8 +65,8 @@ class WorkerProcesses:
         self._ooms = OomCounter()
         self._job: Job | None = None  # of a container that runs below this runner
         self._in_container = in_container
-        self._namespace: PidNamespace | None = None  # of a fenced container
-        self._post_stop: hooks.PostStop | None = None  # after the last attempt
+        self._namespace: PidNamespace | None = None  # set for a fenced container
+        self._post_stop: hooks.PostStop | None = None  # runs after the last attempt
         self._terminal: Terminal | None = None  # of an attempt with `tty`, until none of its processes is left
         self._died: dict[int, int] | None = None  # while a container starts, its conmon may be among them
 

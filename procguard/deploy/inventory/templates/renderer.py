@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 20
 MAX_CHARS = 1024 * 1024  # of a value, or of all its parts together
 MAX_ITEMS = 100_000
-MAX_VALUES = 1_000_000  # per host
+MAX_VALUES = 1_000_000  # limit per host
 OMIT = "__omit_place_holder__8f2c5d1e"  # a variable with exactly this value is treated as undefined
 
 

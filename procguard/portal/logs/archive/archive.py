@@ -32,8 +32,8 @@ from procguard.portal.logs.archive.objects import Chunk, Piece
 from procguard.portal.logs.reader import TimesOf, holes
 from remote_agent.protocol.messages import directory_name
 
-OBJECT_BYTES = 8 * 1024 * 1024  # of logs, before compression
-MAX_STREAMS = 10_000  # in one object
+OBJECT_BYTES = 8 * 1024 * 1024  # log bytes per object, before compression
+MAX_STREAMS = 10_000  # limit on the streams of one object
 BETWEEN_UPLOADS_S = 1.0
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 LATE_UPLOAD_S = 300.0  # after a crash, an upload of this age that has not arrived is given up
