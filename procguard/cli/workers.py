@@ -12,7 +12,7 @@ from procguard.cli.contexts import connect
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
 from procguard.console.terminal import say, say_as_is
-from procguard.errors import PartlyFailed, UsageError
+from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
 
@@ -150,7 +150,10 @@ def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
         words = chosen(output.lang)
         explained = manager.explain(worker, words.language)
         events = manager.events(worker=worker, limit=description.EVENTS)
-        declared = manager.specification(worker)["declared"]
+        try:
+            declared = manager.specification(worker).get("declared")
+        except NotFound:  # of an earlier manager
+            declared = None
         for line in description.lines(words.translated(view), explained, events, _now(), words, declared):
             say_wrapped(line)
 
