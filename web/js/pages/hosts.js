@@ -180,7 +180,7 @@ function columns() {
 const FITS = {
   host: { text: (host) => shownName(host), weight: 600 },
   memory: { pattern: () => t('overview.of', { some: '888 MiB', all: '888 GiB' }) },
-  gpus: { text: (host) => (host.gpus ? `${t('hosts.gpus_short', { some: host.gpus, all: host.gpus })} · 100 %` : '') },
+  gpus: { text: (host) => (host.gpus ? gpusAndLoad(t('hosts.gpus_short', { some: host.gpus, all: host.gpus }), 100) : '') },
 };
 
 function shownName(host) {
@@ -202,7 +202,11 @@ function gpuText(host) {
   if (!host.gpus) return host.gpu_trouble ? t('hosts.gpu_unreadable') : t('none');
   const used = t('hosts.gpus_short', { some: usage(host, 'gpus_used') || 0, all: host.gpus });
   const busy = usage(host, 'gpu_percent');
-  return busy === null ? used : `${used} · ${formatPercent(busy)}`;
+  return busy === null ? used : gpusAndLoad(used, busy);
+}
+
+function gpusAndLoad(used, percent) {
+  return `${used} · ${formatPercent(percent)}`;
 }
 
 function gpuTitle(host) {
