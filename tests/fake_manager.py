@@ -405,8 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer(status, said)
         elif words[3] == "heartbeat":
             manager.received.append(words[2])
-            whole = messages.decode(messages.AgentHeartbeat, value)  # agents omit empty fields
-            answer(200, manager.heartbeat(messages.encode(whole)))
+            beat = messages.decode(messages.AgentHeartbeat, {"agent_id": words[2], **value})  # omits empty fields
+            answer(200, manager.heartbeat(messages.encode(beat)))
         else:
             answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))
 
