@@ -142,9 +142,16 @@ class _Loop:
                     )
                 )
                 self.done[group.kind] = max(group.last_seq, self.done.get(group.kind, 0))
-            finally:
-                self.sending, self.sending_seq, self.message = 0, None, None
+            except gevent.GreenletExit:
+                raise  # not delivered: the next run of the manager sends this message
+            except Exception:
+                self._sent()
+                raise
+            self._sent()
         gevent.sleep(self.target.min_interval)
+
+    def _sent(self) -> None:
+        self.sending, self.sending_seq, self.message = 0, None, None
 
     def _deliver(self, message: Message) -> None:
         began, delay_s = clock.read().monotonic, RETRY_FIRST_S

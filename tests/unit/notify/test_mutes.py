@@ -106,11 +106,40 @@ def test_an_end_that_was_not_sent_is_sent_once_by_the_next_leader_with_the_same_
         following.resume(kept, history, NOW.wall)
         following.start()
         with gevent.Timeout(5):
-            while following.tables() == {"notifier": {"oncall": {"seq": 4}}}:
+            while following.tables() != {"notifier": {"oncall": {"seq": 5}}}:
                 gevent.sleep(0.01)
         following.stop()
-        assert following.tables() == {"notifier": {"oncall": {"seq": 5}}}
     after = leader()
     after.resume(following.tables()["notifier"], history, NOW.wall)
     assert after.views()[0]["queued"] == 0
     assert ids == ["f-1-finished-5"] * 2  # the second one never learnt that the first had sent it: the same id
+
+
+def test_an_end_whose_last_lines_are_awaited_when_the_manager_stops_is_sent_by_the_next_one() -> None:
+    sent: list[str] = []
+
+    def send(_target: AlertTarget, made: Message, _now: Now) -> Outcome:
+        sent.append(made.message_id)
+        return Outcome(True, "ok")
+
+    def run() -> Notifier:
+        return Notifier([target(events=["finished"], group_wait=0.0)], lambda: "f-1", lambda: "", send=send)
+
+    history = [{**finished("w1", seq=5), "at": iso(NOW.wall)}]
+    first = run()
+    first.resume({"oncall": {"seq": 4}}, [], NOW.wall)
+    first.start()
+    first.take(history[0])
+    with gevent.Timeout(5):
+        while "message" not in first.tables()["notifier"]["oncall"]:
+            gevent.sleep(0.01)
+    first.stop()
+    assert sent == []
+    following = run()
+    following.resume(first.tables()["notifier"], history, NOW.wall)
+    following.start()
+    with gevent.Timeout(5):
+        while not sent:
+            gevent.sleep(0.01)
+    following.stop()
+    assert sent == ["f-1-finished-5"]
