@@ -27,4 +27,4 @@ def test_every_route_is_there_with_who_may_what_it_takes_and_answers(rig: Manage
     expect(page.get_by_text("No routes match.")).to_be_visible()
     page.get_by_role("searchbox").fill("register")
     page.get_by_role("combobox", name="Language").select_option("zh-CN")
-    expect(page.get_by_text("登记一个手动启动的 worker")).to_be_visible()
+    expect(page.get_by_text("注册一个手动启动的 worker")).to_be_visible()
