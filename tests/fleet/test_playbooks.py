@@ -113,7 +113,7 @@ def test_check_mode_says_what_it_would_do_and_does_nothing(world: World) -> None
 
 
 def test_deploy_changes_each_host_once_and_then_nothing(world: World) -> None:
-    recap, text = world.play("deploy")
+    recap, text = world.play("deploy", "-vvv")  # shows the input of each command
     assert changed(recap) == {"localhost": 0, **dict.fromkeys(NODES, 2)}, text  # the code and the agent
     assert [host.path(f"{CODE}/train.py").read_text() for host in world.fleet.hosts] == ["print(1)\n"] * 2
     assert all(counts["failed"] == counts["unreachable"] == 0 for counts in recap.values())
