@@ -1,4 +1,4 @@
-"""docs/architecture.md answers its questions by paths that can be followed: every step is there, and each leads on."""
+"""docs/architecture.md answers its questions by call paths: every step exists and leads to the next."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_file_that_the_page_names_is_there() -> None:
 
 
 def test_every_definition_that_the_page_names_is_there() -> None:
-    """`Class.method`, or `module.function`; what is no definition, such as a key, has nothing of these forms."""
+    """`Class.method`, or `module.function`; other names, such as keys, do not have these forms."""
     held: set[str] = set()
     for path in (one for root in ("procguard", "remote_agent") for one in (REPOSITORY / root).rglob("*.py")):
         if path.stem in SHORT or str(path.relative_to(REPOSITORY)) in TEXT:

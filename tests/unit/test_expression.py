@@ -1,5 +1,4 @@
-"""One dialect of regular expressions: the manager's RE2 and the hosts' Python `re` find the same,
-or it is refused."""
+"""One dialect of regular expressions: the manager's RE2 and the hosts' `re` match the same, or it is refused."""
 
 import re
 import time
@@ -24,7 +23,7 @@ TEXTS = [
 
 
 def both(pattern: str, text: str, ignore_case: bool = False) -> tuple[bool, bool]:
-    """(what the manager says, what a host says)."""
+    """(the manager's result, a host's result)."""
     read = expression.read(pattern, ignore_case)
     return read.found_in(text), re.compile(read.for_hosts).search(text) is not None
 

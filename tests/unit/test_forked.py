@@ -1,4 +1,4 @@
-"""Servers of tests come from a fork server: they start, end and fail as processes of their own."""
+"""Servers of tests come from a fork server: they start, end and fail as separate processes."""
 
 from __future__ import annotations
 

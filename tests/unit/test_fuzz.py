@@ -1,8 +1,8 @@
-"""Bad input is a clear error, whatever it is: configuration, selectors, messages, stored files.
+"""Any bad input is a clear error: configuration, selectors, messages, stored files.
 
-Each case is a real document with something strange in it: characters changed, or a part replaced by another kind of
-value. What was found stays below as an @example. What reads the bytes of others is fuzzed by coverage, inventories
-and frames too: scripts/test_fuzz_targets.py.
+Each case is a real document with a mutation: characters changed, or a part replaced by another kind of value. What was
+found stays below as an @example. What reads the bytes of others is fuzzed by coverage, inventories and frames too:
+scripts/test_fuzz_targets.py.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def garbled(draw: Any, text: str) -> bytes:
 
 
 def only(kinds: type[BaseException] | tuple[type[BaseException], ...], act: Callable[[], Any]) -> None:
-    """It works, or fails with one of these, which says something in one short piece of text."""
+    """It works, or fails with one of these errors and a short message."""
     try:
         act()
     except kinds as exc:

@@ -1,4 +1,4 @@
-"""Messages name the command that works where they are read."""
+"""Messages name the command that works for their reader."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_an_installed_manager_names_its_own_program(installed: None, text: str, 
 
 
 def test_a_checkout_names_invoke_and_its_scripts() -> None:
-    """A manager that is installed otherwise answers in its own form; the command line shows it in this one."""
+    """A manager with another installation uses its own form; the command line converts it."""
     assert hints.commands("procguard token create, procguard ps") == "invoke token.create, invoke ps"
     assert hints.commands("start it: procguard manager --daemon") == "start it: ./start_manager.sh --daemon"
     assert hints.commands("invoke manager, ./start_worker.sh") == "invoke manager, ./start_worker.sh"
 
 
 def test_an_installed_command_names_documents_where_they_lie(installed: None) -> None:
-    """…and only to who is on this machine: `commands` is for everybody."""
+    """…and only for users of this machine: `commands` is for all."""
     found = hints.local("see docs/protocol.md, docs/nothing.md")
     assert found == f"see {resources.path('docs', 'protocol.md')}, docs/nothing.md"
     assert hints.commands("see docs/protocol.md") == "see docs/protocol.md"

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the sources: no cycles, and services are known by their classes.
+"""Imports, read from the sources: no cycles, and services are typed by their classes.
 
 Each import counts: those under TYPE_CHECKING, which hide a cycle from Python but not from a reader, and those within
 functions, which only put it off.
@@ -40,7 +40,7 @@ def modules() -> dict[str, ast.Module]:
 
 @functools.cache
 def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
-    """Of the kinds that count here; each tree is walked once."""
+    """Imports of the counted kinds; each tree is walked once."""
     return tuple(node for node in ast.walk(tree) if isinstance(node, COUNTED))
 
 

@@ -1,4 +1,4 @@
-"""JSON and YAML as the world writes them, on each of our readers: understood or refused in words, each within 0.1 s of
+"""JSON and YAML documents on each parser: accepted or refused with a message, each within 0.1 s of
 processor time, and never answered by a 5xx (scenario 29).
 
 The cases are in the manner of JSONTestSuite (y_: must be taken, n_: must be refused, i_: either) and of the YAML test
@@ -102,7 +102,7 @@ ODD_YAML = {
 
 
 def within_bounds(act: Callable[[], Any]) -> Any:
-    """What it gives, or the ProcGuardError or WireError that it raises; a slow one is tried once more alone."""
+    """Its result, or the ProcGuardError or WireError that it raises; a slow case is repeated alone."""
     for attempt in (1, 2):
         began = time.process_time()
         try:
@@ -175,7 +175,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.mark.slow
 @pytest.mark.chaos(29)
 def test_no_body_is_answered_by_a_5xx(server: RunningServer, chaos_report: ChaosReport) -> None:
-    """Every case as the body of an operator's, an agent's and a stranger's request, over one connection."""
+    """Every case as the body of an operator's, an agent's and an unauthenticated request, over one connection."""
     asked = 0
     agent = "secret-of-h1"
     for name, data in JSON.items():

@@ -1,4 +1,4 @@
-"""docs/glossary.md holds: no identifier has a replaced name, and no text has one of the phrases below."""
+"""docs/glossary.md is followed: no identifier has a replaced name, and no text has one of the phrases below."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_the_glossary_has_each_term_in_both_languages() -> None:
 
 
 def prose_of(path: Path) -> str:
-    """What is written for people: a document as a whole; the strings and comments of Python; all of a page's module."""
+    """Text for readers: whole documents; strings and comments of Python; whole modules of the portal."""
     source = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         return source

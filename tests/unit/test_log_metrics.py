@@ -1,4 +1,4 @@
-"""`metrics` of a worker: what may be declared, and what is refused in one line."""
+"""`metrics` of a worker: valid declarations, and errors of one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_is_no_use_or_could_hold_a_host_up_is_refused_in_one_line(case: tup
 
 
 def test_groups_capture_the_same_in_both_engines() -> None:
-    """Of whatever is not refused for its cost: `re` may run away with the rest."""
+    """Only of expressions that are not refused for their cost: `re` may not terminate on others."""
     for pattern in UNDERSTOOD:
         read = expression.read(pattern, captures=True)
         host, manager = re.compile(read.for_hosts), re2.compile(pattern)
@@ -70,7 +70,7 @@ def test_groups_capture_the_same_in_both_engines() -> None:
 
 
 def made(random: Random, depth: int) -> str:
-    """An expression out of few characters, so that its parts get into each other's way."""
+    """An expression of few characters, so that its parts overlap."""
     kind = random.random()
     if depth == 0 or kind < 0.3:
         return random.choice(["a", "b", "[ab]", ".", "[^a]", "ab", "c"])

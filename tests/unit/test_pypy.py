@@ -1,4 +1,4 @@
-"""The agent's side on Debian's pypy3, a Python 3.9 without pytest: hosts have what they have.
+"""The agent's side on Debian's pypy3, a Python 3.9 without pytest.
 
 A real agent and a real runner under that interpreter, against the fake manager.
 """
@@ -107,7 +107,7 @@ def pypy_host(tmp_path: Path, manager: FakeManager) -> Iterator[Host]:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda one: one.__name__[5:])
 def test_on_pypy(behaviour: Callable[[Host, FakeManager], None], pypy_host: Host, manager: FakeManager) -> None:
-    """Log bytes exactly once, adoption, sweeping, converging: the same promises as on CPython."""
+    """Log bytes exactly once, adoption, sweeping, convergence: the same guarantees as on CPython."""
     behaviour(pypy_host, manager)
 
 

@@ -1,4 +1,4 @@
-"""A table that is one test names the rows that fail, tries all of them, and has the fixtures of its test."""
+"""A table test names its failing rows, runs all of them, and has the fixtures of its test."""
 
 from __future__ import annotations
 

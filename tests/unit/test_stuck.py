@@ -1,4 +1,4 @@
-"""A test that nothing ends, tried in runs of its own."""
+"""A hanging test, in separate pytest runs."""
 
 from __future__ import annotations
 

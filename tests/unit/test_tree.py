@@ -1,4 +1,4 @@
-"""The tree reads as a table of contents: every package says what it is, is small, and is in an import contract."""
+"""The tree as a table of contents: every package is described, small, and in an import contract."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_package_holds_few_modules_or_says_why_not() -> None:
 
 
 def test_no_package_of_remote_agent_imports_anything() -> None:
-    """Agent and runner load only what they use: what an `__init__` imports, every process has."""
+    """Agent and runner load only what they use: every process loads the imports of an `__init__`."""
     found = [
         shown(one / "__init__.py")
         for one in PACKAGES
@@ -70,7 +70,7 @@ def test_no_two_classes_have_one_name() -> None:
 
 
 def test_every_package_is_in_an_import_contract() -> None:
-    """Layers over `procguard` and `remote_agent` that leave nothing out, in the order in which imports may go."""
+    """Complete layers over `procguard` and `remote_agent`, in the permitted order of imports."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     layers = [one for one in project["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
     for root in ROOTS:

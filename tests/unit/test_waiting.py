@@ -1,4 +1,4 @@
-"""The stopwatch that holds bounds in seconds on a busy machine."""
+"""The stopwatch for time bounds on a busy machine."""
 
 from __future__ import annotations
 

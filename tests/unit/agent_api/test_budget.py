@@ -1,4 +1,4 @@
-"""Only so many bytes of bodies are in memory at once, and who waits is served in turn."""
+"""The bytes of bodies in memory are bounded, and waiting requests are served in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent asks is answered alike on every channel: HTTP, zmq and the in-process mock.
+"""Requests of agents get the same responses on every channel: HTTP, zmq and the in-process mock.
 
 Each test runs on all three. Where a channel could answer differently, the same request goes by HTTP as well.
 """
@@ -72,7 +72,7 @@ def as_http(world: World, secret: str, method: str, path: str, body: Any) -> tup
 
 
 def comparable(answer: tuple[int, dict[str, Any]]) -> tuple[int, Any]:
-    """Without what differs from request to request, and without the step that names a header of HTTP."""
+    """Without parts that differ between requests, and without the next step that names an HTTP header."""
     status, data = answer
     error = data.get("error")
     if isinstance(error, dict):
@@ -360,7 +360,7 @@ def test_one_who_asks_a_lot_does_not_keep_another_waiting(world: World) -> None:
 
 @pytest.mark.slow
 def test_after_a_manager_was_killed_the_next_one_takes_the_same_secrets(world: World) -> None:
-    """The last one here: it ends the manager of all the others."""
+    """The last test: it stops the manager of all others."""
     secret = world.deploy("again", "again-w1")
     logs = world.link("again", secret, logs=True)
     assert logs.ask("POST", "/api/workers/again-w1/logs?attempt=1&offset=0", b"kept")[0] == 200

@@ -1,4 +1,4 @@
-"""Held requests: woken by news, by a newer request, by their peer's close; pipelined bytes are no close."""
+"""Long polls: woken by changes, by a newer request, by their peer's close; pipelined bytes are not a close."""
 
 from __future__ import annotations
 

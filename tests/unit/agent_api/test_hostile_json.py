@@ -1,4 +1,4 @@
-"""The worst JSON that each kind of caller may send costs no more than a multiple of the largest honest message.
+"""The most expensive JSON of each kind of caller costs at most a multiple of the largest honest message.
 
 Measured in CPU time of this thread, beside an anchor in the same run: an agent's heartbeat of 2,000 workers.
 """
@@ -66,7 +66,7 @@ def test_no_registration_of_a_stranger_takes_long(name: str, anchor_s: float) ->
 
 
 def test_events_that_are_none_are_given_up_at_the_first() -> None:
-    """256 KiB of them took four seconds, 1 MiB twenty-one: pydantic collected five mistakes of each."""
+    """Before, 256 KiB of them took four seconds and 1 MiB 21 s: pydantic collected five mistakes of each."""
     body = b'{"agent_id":"a","events":[' + b"{}," * 59_000 + b"{}]}"
     began = time.thread_time()
     with pytest.raises(ProcGuardError, match=r"events\.0\.worker_id"):

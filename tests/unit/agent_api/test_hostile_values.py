@@ -1,5 +1,4 @@
-"""Whatever stands in an inventory, a value stays one word of a command, and a host never gets at the keys of whoever
-deploys to it."""
+"""Any inventory: a value stays one word of a command, and a host never gets access to the operator's keys."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ BOUNDED = settings(
 
 @pytest.fixture
 def fake_sudo(tmp_path: Path) -> Path:
-    """A sudo that says what it was given, a word a line."""
+    """A sudo that prints its arguments, one per line."""
     program = tmp_path / "bin" / "sudo"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
@@ -105,7 +104,7 @@ RUNS = "x;touch${IFS}$MARK;"
 @pytest.mark.parametrize("way", ["inventory", "ssh_config", "match_exec", "jump", "jump_in_ssh_config"])
 @pytest.mark.parametrize("where", ["host", "user", "alias"])
 def test_a_host_s_names_run_no_code_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, where: str) -> None:
-    """A ProxyCommand with a shell in it, as people write them: OpenSSH puts %h, %r and %n there as they are."""
+    """A typical ProxyCommand with a shell in it: OpenSSH inserts %h, %r and %n unquoted."""
     monkeypatch.setenv("MARK", str(tmp_path / "ran"))
     shell = 'sh -c "echo %h %r %n >/dev/null; exit 1"'
     configs = {

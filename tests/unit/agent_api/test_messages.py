@@ -1,4 +1,4 @@
-"""Bodies read in one pass: the same messages and the same refusals as step by step."""
+"""Bodies decoded in one pass: the same messages and errors as step by step."""
 
 from __future__ import annotations
 

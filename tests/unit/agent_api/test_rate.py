@@ -1,4 +1,4 @@
-"""The bound on how often: a burst, then a steady pace, for a bounded number of addresses."""
+"""Rate limits: a burst, then a steady rate, for a bounded number of addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_floods_of_addresses_are_bounded() -> None:
 
 
 def test_an_ipv6_network_of_one_machine_is_one_address_to_every_limit() -> None:
-    """Whoever has one address of a /64 has all of them: 2^64 buckets, or places, are none."""
+    """The owner of one address of a /64 has all of them: 2^64 buckets would be no limit."""
     limits = WebLimits(registrations_at_once=3, unproven_per_address=4)
     agent_api = AgentApi(None, None, None, limits)  # type: ignore[arg-type]
     for number in range(3):

@@ -1,4 +1,4 @@
-"""`--lang zh`, end to end: what each command prints, its help and its errors hold no English sentence of ours."""
+"""`--lang zh`, end to end: output, help and errors of each command contain no English sentence of ProcGuard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def english_in(text: str) -> list[str]:
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileManager]:
-    """Answers every route by its schema; what others wrote is X1."""
+    """Answers every route according to its schema; texts of others are X1."""
     monkeypatch.setattr(every_answer, "HOSTILE", "X1")
     monkeypatch.setattr(fake_manager, "FakeManager", HostileManager)
     with fake_manager.running() as one:

@@ -1,4 +1,5 @@
-"""`--lang zh`, of what needs hosts: the recap of a deployment, the steps of `doctor`, mistakes in a specification."""
+"""`--lang zh` of commands that need hosts: the recap of a deployment, the steps of `doctor`, mistakes in a
+specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mistakes with `--lang zh` against a real manager, and each route's refusals: no English sentence of ours is left."""
+"""Mistakes with `--lang zh` against a real manager, and each route's refusals: no English sentence of ProcGuard
+remains."""
 
 from __future__ import annotations
 

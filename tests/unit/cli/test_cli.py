@@ -1,4 +1,4 @@
-"""The operator's tasks as programs: exit codes, help, selectors, and nothing done by mistake."""
+"""The operator's commands as programs: exit codes, help, selectors, and protection against mistakes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(url: str, *words: str, module: str = "procguard") -> subprocess.Complete
 def test_a_word_that_begins_with_a_dash_never_acts(
     manager: FakeManager, verb: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an option, or help; never a worker of that name."""
+    """It is an option, or help; never the name of a worker."""
     monkeypatch.setenv("PROCGUARD_MANAGER_URL", manager.url)
     for words in ([verb, value], [verb, "train-1", value]):
         assert process.guarded(lambda words=words: app.run(words)) == (1 if value == "-x" else 0)  # type: ignore[misc]
@@ -239,7 +239,7 @@ def test_ages_and_sizes_are_for_people() -> None:
 
 
 def test_gpus_of_workers_and_hosts_fit_a_table_cell() -> None:
-    """Which ones and how busy; how many of a host's are in somebody's use."""
+    """Which GPUs and how busy; how many of a host's GPUs are in use."""
     assert tables._gpus_of_worker({"gpus": [0, 3], "gpu_percent": 96.6}) == "0,3: 97 %"
     assert tables._gpus_of_worker({"gpus": [1], "gpu_percent": None}) == "1"
     assert tables._gpus_of_worker({}) == "" and tables._gpus_of_host({}) == ""
@@ -336,7 +336,7 @@ def every_command() -> Iterator[tuple[str, CliCommand]]:
 
 
 def test_a_letter_means_one_option_and_no_command_makes_up_its_own() -> None:
-    """`deploy -o` was once --rotate-secrets, because the letter was free; -o is --output everywhere else."""
+    """`deploy -o` was --rotate-secrets, although -o is --output in every other command."""
     used: dict[str, set[str]] = {}
     for path, command in every_command():
         letters = [one.letter for one in command.options if one.letter]

@@ -1,4 +1,4 @@
-"""`invoke forget`: what is gone for good leaves the list; what may still be running is not forgotten by accident."""
+"""`invoke forget`: permanently lost workers leave the list; possibly running ones are not forgotten by accident."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def worker(worker_id: str, host: str, state: str, last_known: str = "") -> dict[
 
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeManager, list[str]]]:
-    """gpu1 is away with `busy` and `idle`; `laptop` is a launcher that has ended; gpu2 is connected."""
+    """gpu1 is unreachable with `busy` and `idle`; `laptop` is a launcher that has ended; gpu2 is connected."""
     forgotten: list[str] = []
     with fake_manager.running() as manager:
         workers = [

@@ -1,4 +1,4 @@
-"""Several managers at the command line: a state moves to PostgreSQL and back; who leads is shown and changed."""
+"""Several managers at the command line: a state moves to PostgreSQL and back; the leader is shown and changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""start, stop, restart, kill of many: shown first, confirmed where much would end, told by cause, with exit codes."""
+"""start, stop, restart, kill of many: preview, confirmation of large effects, results by cause, exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAUSE = {"result": "failed", "cause": None, "message": "exit code 3", "count": 2
 
 
 class Fleet:
-    """A manager that answers operations: what it was asked, and what becomes of it."""
+    """A manager that answers operations: its requests and their results."""
 
     def __init__(self, manager: FakeManager) -> None:
         self.manager = manager

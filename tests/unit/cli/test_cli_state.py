@@ -1,4 +1,5 @@
-"""invoke state: look, backup, export, import, migrate, rebuild; never over what is there, nor against a manager."""
+"""invoke state: show, backup, export, import, migrate, rebuild; never over existing files or beside a running
+manager."""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_resync
 def test_going_back_to_an_older_release_begins_with_the_copy_from_before_the_migration(
     state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As docs/operations.md says: a later release migrates, this one refuses that in words and takes the copy."""
+    """As in docs/operations.md: a later release migrates; this one refuses its state with a message and imports the
+    copy."""
     before = loaded(state).tables
     with monkeypatch.context() as later:
         later.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "CREATE TABLE extra (one TEXT)"))

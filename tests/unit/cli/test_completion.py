@@ -1,4 +1,4 @@
-"""What the next word may be: commands, options, and ids that the manager knows."""
+"""Completions of the next word: commands, options, and ids known to the manager."""
 
 from __future__ import annotations
 

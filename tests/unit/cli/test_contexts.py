@@ -1,4 +1,4 @@
-"""Managers by name: which one a command talks to, and with which token."""
+"""Managers by name: the one that a command uses, and its token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--lang zh` and LANG: what the commands print of the fleet is Chinese; names and commands to type are as they are."""
+"""`--lang zh` and LANG: output about the fleet is Chinese; names and commands are unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = re.compile(r"python train\.py[^,;]*|(?:invoke|procguard) [a-z. ]+")
 
 
 def free_texts(value: Any) -> Iterator[str]:
-    """What others wrote, or older releases: shown as it is, longest first."""
+    """Texts of users or older releases, shown unchanged; longest first."""
     if isinstance(value, list):
         for one in value:
             yield from free_texts(one)

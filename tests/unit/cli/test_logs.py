@@ -1,4 +1,4 @@
-"""The logs of several workers are merged by time, each line after its worker's name."""
+"""The logs of several workers are merged by time, each line with its worker's name."""
 
 from __future__ import annotations
 

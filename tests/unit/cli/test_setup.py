@@ -1,4 +1,4 @@
-"""init writes what validate and deploy read; playbooks come with the places of this installation."""
+"""init writes files that validate and deploy read; playbooks contain the paths of this installation."""
 
 from __future__ import annotations
 

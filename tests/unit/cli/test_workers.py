@@ -1,4 +1,4 @@
-"""ps, top, describe and wait: what they show, and when waiting ends."""
+"""ps, top, describe and wait: output, and the end of waiting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeManager]:
 
 
 def show(manager: FakeManager, *views: list[dict[str, Any]]) -> None:
-    """Each look at the workers is answered with the next of `views`, at the end with the last."""
+    """Each request for the workers gets the next of `views`, at the end the last one."""
     left = list(views)
     manager.routes["GET /api/remote-workers"] = lambda body: (
         200,
@@ -51,7 +51,7 @@ def test_wait_ends_when_all_are_there(manager: FakeManager, capsys: pytest.Captu
 def test_wait_gives_up_where_no_waiting_helps(
     manager: FakeManager, capsys: pytest.CaptureFixture[str], state: str, wanted: str, desired: str
 ) -> None:
-    """At once, though it could wait for a day."""
+    """At once, although it could wait for a day."""
     show(manager, [worker("a", state, desired=desired), worker("b", wanted)])
     assert run("wait", "*", "--for", wanted, "--timeout", "86400") == 2
     assert f"1 of 2 not {wanted}: a ({state}); why: invoke explain a" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""ManagerClient: errors of the interface become the errors people meet."""
+"""ManagerClient: errors of the API become user-facing errors."""
 
 from __future__ import annotations
 

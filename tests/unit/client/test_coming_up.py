@@ -1,4 +1,4 @@
-"""Which workers have come up, how long that is waited for, and which line says why one has not."""
+"""Waiting for workers to come up: results, time limit, and the error line of one that does not."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_wait_and_no_wait() -> None:
 
 
 class Manager:
-    """Answers with one view after the other; the last one repeats."""
+    """Returns one view after the other; the last one repeats."""
 
     def __init__(self, *views: dict[str, Any], log: str = "") -> None:
         self.views, self.log, self.asked = list(views), log, 0

@@ -1,4 +1,4 @@
-"""procguard.Client: the examples of its document run, its types are the manager's own."""
+"""procguard.Client: the examples of its document run, and its types match the manager's."""
 
 from __future__ import annotations
 

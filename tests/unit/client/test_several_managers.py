@@ -1,4 +1,4 @@
-"""A client that knows several managers: it finds the one that leads, and its token goes to none but these."""
+"""A client with several managers: it finds the leader, and sends its token to these managers only."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_takeover_is_waited_for(managers: tuple[FakeManager, FakeManager]) -> 
 
 
 def test_a_change_that_broke_off_is_not_made_again_elsewhere(managers: tuple[FakeManager, FakeManager]) -> None:
-    """Whether the first manager did it is not known."""
+    """It is unknown whether the first manager carried it out."""
     first, second = managers
     second.routes["POST /api/workers/w1/command"] = lambda _: (202, {"command_id": "c-1"})
 
@@ -132,7 +132,7 @@ def test_a_place_that_is_none_is_refused(text: str) -> None:
 
 @pytest.mark.slow
 def test_a_followed_log_goes_on_at_the_next_manager_without_a_gap_or_a_doubled_line(tmp_path: Path) -> None:
-    """Two real managers that have the same log. The first ends in the middle, and more is written meanwhile."""
+    """Two real managers with the same log. The first ends midway, and more is written meanwhile."""
     made = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""The configuration: the seed's keys, and every mistake shown at once with its place, value and expectation."""
+"""The configuration: the seed's keys, and all mistakes reported at once with path, value and expectation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_example_file_and_built_in_values_are_the_same() -> None:
 
 
 def test_commented_additions_of_the_example_are_their_defaults() -> None:
-    """Removing the comment signs changes nothing: what the example shows is true."""
+    """Removing the comment signs changes nothing: the example shows the defaults."""
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     keys = ("trust_local:", "advertise:", "logs:", "keep_attempts:", "keep_local:")
     opened = [line.replace("# ", "", 1) if line.strip(" #").startswith(keys) else line for line in lines]
@@ -57,7 +57,7 @@ def test_configuration_is_frozen() -> None:
 
 
 def test_file_then_overrides_then_flags(tmp_path: Path) -> None:
-    """What stands nearer to the person wins."""
+    """The most specific source takes precedence."""
     path = written(tmp_path, "web: {port: 1111, host: 10.0.0.1}\nmonitoring: {interval: 2}\n")
     assert schema.load(path).web.port == 1111
     assert schema.load(path, ["web.port=2222"]).web.port == 2222
@@ -150,7 +150,7 @@ def test_yaml_syntax_error_names_file_and_line(tmp_path: Path) -> None:
 
 
 def test_key_given_twice_is_refused(tmp_path: Path) -> None:
-    """Plain YAML takes the last one silently, and the first is what people look at."""
+    """Plain YAML silently uses the last one, while readers see the first."""
     path = written(tmp_path, "web:\n  port: 1\n  port: 2\n")
     assert mistakes_of(path) == [f"{path}:3: not valid YAML: 'port' is given twice (first in line 2)"]
 

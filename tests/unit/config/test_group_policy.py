@@ -1,4 +1,4 @@
-"""What may be said of groups: in the configuration, in an inventory; every mistake with its place."""
+"""Keys of groups in the configuration and in an inventory; every mistake with its position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start without configuration uses one place per user, wherever it is typed; a configuration means what it says."""
+"""A start without a configuration uses one state per user from any directory; a configuration is used as written."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_stop_that_stops_nothing_shows_in_the_exit_code(capsys: pytest.CaptureFi
 
 
 def test_the_stop_line_names_the_state_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Typed as it stands, from anywhere, it finds the same lock."""
+    """The unchanged command finds the same lock from any directory."""
     settings = schema.load(None, [f"state.state_file={tmp_path}/my state.yaml"])
     words = daemon.stop_line(settings)
     assert words == f"./start_manager.sh --stop --set 'state.state_file={tmp_path}/my state.yaml'"

@@ -1,4 +1,4 @@
-"""Tables fit the terminal: nothing is wider, and what matters stays."""
+"""Tables fit the terminal: nothing is wider, and important columns stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One record, one line: nobody writes lines of their own into the manager's log, or sequences for a terminal."""
+"""One record, one line: no caller can inject lines or terminal sequences into the manager's log."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_greenlet_that_fails_is_a_record(capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_a_stranger_forges_no_line_of_the_managers_log(tmp_path: Path) -> None:
-    """The host name of an unknown launcher, a path and a header; what an agent says of its worker."""
+    """The host name of an unknown launcher, a path and a header; an agent's report on its worker."""
     manager = RunningManager(tmp_path)
     try:
         body = {"worker_id": "w1", "command": "true", "host": FORGED, "secret_sha256": "a" * 64}

@@ -1,4 +1,4 @@
-"""A disk without room and a reader that has gone end a command with one line or none, never with a traceback."""
+"""A full disk or a closed pipe ends a command with at most one line, never with a traceback."""
 
 from __future__ import annotations
 

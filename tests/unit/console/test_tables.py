@@ -1,4 +1,4 @@
-"""What `invoke status` and `invoke hosts` show at one glance."""
+"""The output of `invoke status` and `invoke hosts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No text of a stranger steers the operator's terminal: every field of every answer, error, banner and log line."""
+"""No untrusted text controls the operator's terminal: every field of every response, error, banner and log line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Terminal:
 
 
 def shown(action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a terminal gets while `action` runs; the exit of a program is no failure."""
+    """The output to a terminal while `action` runs; the exit of a program is not a failure."""
     screen = Terminal()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "3000")
@@ -81,7 +81,7 @@ def shown(action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def check(text: str, evil: bool = True) -> None:
-    """Nothing but our own styles steers, nothing is markup, and no line begins with what a stranger wrote."""
+    """Only ProcGuard's styles control the terminal, nothing is markup, and no line begins with untrusted text."""
     left = OURS.sub("", text)
     bad = [one for one in left if one != "\n" and (not one.isprintable() and one not in "\u3000\u00a0")]
     assert not bad, (sorted(set(bad)), left[:2000])
@@ -95,7 +95,7 @@ def check(text: str, evil: bool = True) -> None:
 
 
 def sample(schema: dict[str, Any], hostile_enums: bool, depth: int = 0) -> Any:
-    """A value as the description has it, with HOSTILE for each text."""
+    """A value of the described shape, with HOSTILE for each text."""
     if "$ref" in schema:
         return sample(document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]], hostile_enums, depth + 1)
     if "anyOf" in schema:
@@ -119,7 +119,7 @@ def sample(schema: dict[str, Any], hostile_enums: bool, depth: int = 0) -> Any:
 
 
 class HostileManager(FakeManager):
-    """Answers as the description says, in shape; `wrong`: every answer is an error."""
+    """Responses of the described shape; `wrong`: every response is an error."""
 
     wrong = hostile_enums = False
 
@@ -262,7 +262,7 @@ def test_no_field_of_a_deployment_s_results_steers_the_terminal(monkeypatch: pyt
 
 
 class RudeServer:
-    """Listens where sshd should, and says something else before anybody has seen its key."""
+    """Listens at sshd's port, and sends other data before the key exchange."""
 
     def __init__(self, banner: bytes) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -335,7 +335,7 @@ def test_the_manager_s_own_start_and_the_launcher_s_messages_are_clean_too(
 
 
 def test_what_is_printed_unescaped_is_clean_in_a_task() -> None:
-    """A forgotten call: print() in a task, and the traceback of a bug."""
+    """Unwrapped output: print() in a task, and the traceback of a bug."""
     with pytest.MonkeyPatch.context() as patch:
 
         def careless() -> None:

@@ -1,4 +1,4 @@
-"""Chinese texts as if one person wrote them: terms of docs/glossary.md, one form of address, full-width punctuation."""
+"""Consistency of Chinese texts: terms of docs/glossary.md, one form of address, full-width punctuation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def prose(document: str) -> Iterator[tuple[int, str]]:
-    """The lines of a document that are no code, no link's address, no markup."""
+    """The lines of a document without code, link targets and markup."""
     is_code = False
     for number, line in enumerate(document.split("\n"), 1):
         if line.startswith("```"):

@@ -1,4 +1,4 @@
-"""Messages: each sentence that is shown has its Chinese, each Chinese its sentence; hostile text costs little."""
+"""Messages: each visible sentence has a translation and vice versa; hostile text costs little."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def filled(text: str, values: list[str]) -> str:
 
 @pytest.mark.parametrize("language_of", ["ours", "libraries"])
 def test_each_message_is_found_again_with_its_values(language_of: str) -> None:
-    """With values of each kind of message: no other key takes it."""
+    """With values of each kind of message: no other key matches it."""
     wrong = {}
     for key, chinese in (OURS if language_of == "ours" else libraries.CHINESE).items():
         values = [f"‹{number}›" for number in range(key.count("{}"))]

@@ -1,4 +1,4 @@
-"""What earlier releases stored as sentences: it loads, and is shown as it is."""
+"""Sentences stored by earlier releases are loaded and shown unchanged."""
 
 from __future__ import annotations
 

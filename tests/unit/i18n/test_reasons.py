@@ -1,4 +1,4 @@
-"""Reasons: each code has a sentence in both languages, and each place that makes one gives what its sentence needs."""
+"""Reasons: each code has a sentence in both languages, and each call passes the parameters of its sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call(NamedTuple):
 
 
 def nodes(folder: str, text: str) -> Iterator[tuple[Path, ast.AST]]:
-    """Of the modules in which this expression finds something: reading all takes seconds."""
+    """Of the modules that this expression matches: reading all takes seconds."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         if re.search(text, source):
@@ -81,7 +81,7 @@ def test_each_code_has_a_sentence_in_both_languages() -> None:
 
 
 def test_no_template_needs_what_the_other_language_does_not_name_but_ssh() -> None:
-    """SSH's own message names ports and files; its Chinese names the host. A message without a code brings both."""
+    """SSH's own message names ports and files; its Chinese names the host. A message without a code contains both."""
     for code in CODES:
         if not code.startswith("ssh") and code != "message":
             assert needed(code) - {"n"} == needed(code, "zh") - {"n"}, code
@@ -124,7 +124,7 @@ def test_no_sentence_is_written_where_a_reason_is_recorded(folder: str) -> None:
 
 
 def test_each_code_is_used() -> None:
-    """A code of the manager's that nothing makes any more may go; hosts of older releases still send theirs."""
+    """An unused code of the manager may be removed; hosts of older releases still send theirs."""
     patterns = [call.pattern for call in calls("procguard") if call.pattern != ".+"]
     source = "\n".join(
         path.read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def test_a_reason_within_a_reason_is_rendered_in_the_same_language() -> None:
 
 
 def test_a_sentence_of_an_older_release_is_shown_as_it_is() -> None:
-    """State, histories and agents of releases that knew no codes hold sentences."""
+    """States, histories and agents of releases without codes contain sentences."""
     old = protocol.read({"reason": "exit code 1 after 3 s; restarts are off"})
     assert (old, old.code) == ("exit code 1 after 3 s; restarts are off", "text")
     assert reasons.written({"reason": "exit code 1"}, "zh") == "exit code 1"

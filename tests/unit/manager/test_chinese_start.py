@@ -1,4 +1,4 @@
-"""Starts of the manager, the demo and a launcher, in Chinese: no English sentence of ours is left."""
+"""Starts of the manager, the demo and a launcher, in Chinese: no English sentence of ProcGuard remains."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def background(tmp_path: Path) -> Iterator[schema.Config]:
 def test_daemon_is_ready_and_named_when_start_returns(
     background: schema.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """start returns 0 only once /readyz answers; status then says where, and exits 0."""
+    """start returns 0 only once /readyz responds; status then shows the address and exits with 0."""
     running = daemon.find(background)
     assert running is not None and daemon.is_ready(running.url)
     assert Path(background.state_directory, "manager.pid").read_text() == f"{running.pid}\n"
@@ -122,7 +122,7 @@ def test_stop_never_signals_a_stranger_with_the_managers_old_pid(tmp_path: Path)
 
 
 def test_lock_is_not_inherited_by_programs_the_manager_starts(tmp_path: Path) -> None:
-    """Else an SSH helper that outlives the manager would keep the next manager out."""
+    """Otherwise an SSH helper that outlives the manager would block the next manager."""
     settings, _ = settings_in(tmp_path)
     lock = daemon.lock_state(settings)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)

@@ -1,4 +1,4 @@
-"""The demo: three example workers through the real manager, deployer and installer, and nothing left afterwards."""
+"""The demo: three example workers with the real manager, deployer and installer, and nothing left afterwards."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def end_by_the_next_demo(home: Path) -> None:
 
 
 def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
-    """kill -9 of the demo leaves manager, agent and workers; the next start, told to end at once, takes them along."""
+    """kill -9 of the demo leaves manager, agent and workers; the next start removes them, even if it is ended at
+    once."""
     process, url = running
     left = [processes.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
     process.kill()

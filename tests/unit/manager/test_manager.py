@@ -60,7 +60,7 @@ class Started:
 
 @pytest.mark.slow
 def test_a_state_that_lost_its_last_changes_starts_and_says_so(tmp_path: Path) -> None:
-    """The event comes while the state is read, before there is a fleet that could say whom it is about."""
+    """The event occurs while the state is read, before there is a fleet."""
     first = Started(tmp_path)
     first.process.kill()
     first.process.wait()
@@ -86,7 +86,7 @@ def test_an_archive_without_credentials_refuses_the_start_and_leaves_the_state_a
 
 @pytest.mark.slow
 def test_without_trust_in_local_users_the_first_token_lies_in_a_private_file(tmp_path: Path) -> None:
-    """Otherwise nobody could ever make one. A later start makes no second one."""
+    """Otherwise no token could ever be created. A later start creates no second one."""
     path = tmp_path / "operator.token"
     path.write_text("an earlier one")
     path.chmod(0o644)  # as a backup may bring it back

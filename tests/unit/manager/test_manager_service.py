@@ -1,4 +1,4 @@
-"""What starts the manager at boot, with stand-ins for cron and systemd; and the switch that tells when it is dead."""
+"""Starting the manager at boot, with fake cron and systemd; and the dead man's switch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def program(directory: Path, name: str, body: str) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with nothing but sh's own and what a test puts there; a home of its own."""
+    """A PATH with only sh's programs and those of a test; a separate home."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("cat", "rm", "grep"):

@@ -1,4 +1,4 @@
-"""When a leader that hears none of its agents hands over, and to whom."""
+"""When a leader without heartbeats of its agents hands over, and to which standby."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The leader's seat on a real PostgreSQL: who takes it when, what a former leader can do, what a standby knows."""
+"""Leader election on a real PostgreSQL: takeovers, fencing of a former leader, knowledge of a standby."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_standby_waits_while_the_beat_changes_and_leads_once_it_does_not(seat_
 
 
 def test_beats_go_on_while_the_event_loop_is_held(seat_of: dict[str, Seat], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a state of ten thousand agents that is read."""
+    """As when the state of ten thousand agents is read."""
     monkeypatch.setattr(seats, "BEAT_S", TAKEOVER_S / 4)
     m1, m2 = seat_of["m1"], seat_of["m2"]
     m2.poll()
@@ -322,7 +322,7 @@ def test_the_password_may_come_from_the_environment(place: DatabasePlace, monkey
 def test_a_manager_takes_the_password_out_of_its_environment(
     place: DatabasePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs of an agent that it starts on its own machine would read it there."""
+    """Jobs of an agent on the manager's own machine could read it there."""
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     found = several.place_of(schema.load(None, [f"state.database={place.url}"]))
     assert "PGPASSWORD" not in os.environ
@@ -379,7 +379,7 @@ def test_one_manager_alone_loads_no_driver_of_postgresql() -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_frozen_ends_a_call_in_time_and_a_new_connection_works_afterwards(server: Postgres) -> None:
-    """It still acknowledges TCP, so only our own clock ends the call: in a process that gevent has patched."""
+    """It still acknowledges TCP, so only a client-side timeout ends the call: in a process patched by gevent."""
     place = DatabasePlace(server.url(server.database()), str(server.password))
     script = """
 from gevent import monkey; monkey.patch_all()

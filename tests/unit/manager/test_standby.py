@@ -1,4 +1,4 @@
-"""What a manager answers while it stands by."""
+"""The responses of a standby."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_where_nobody_leads_reads_are_not_redirected(standby: StandbyServer) -> 
 
 
 def test_the_more_agents_there_are_the_longer_each_is_asked_to_wait(standby: StandbyServer) -> None:
-    """10,000 agents that have lost their leader take no more than 5,000 hellos a second of who is about to lead."""
+    """10,000 agents that have lost their leader cause at most 5,000 hellos a second at the next leader."""
     few = ask(standby, "GET", "/api/hello")[2]
     standby._seat.warm.tables["agents"] = {f"h{number}": {} for number in range(10_000)}
     many = ask(standby, "GET", "/api/hello")[2]

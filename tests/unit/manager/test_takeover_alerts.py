@@ -1,4 +1,4 @@
-"""A leader that is killed while it sends alerts: its successor on the same PostgreSQL neither loses nor doubles one."""
+"""A leader is killed while it sends alerts: its successor on the same PostgreSQL neither loses nor duplicates one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORKERS = [f"w{number}" for number in range(5)]  # a message shows the ends of f
 
 
 class Manager(RunningManager):
-    """One of several: it leads, or stands by."""
+    """One of several managers: the leader or a standby."""
 
     def _ready(self) -> bool:
         deadline = time.monotonic() + 60
@@ -72,7 +72,7 @@ class Fleet:
         return next(name for name, one in self.managers.items() if one is leader)
 
     def end(self, worker: str, attempt: int) -> None:
-        """It has finished, and its agent starts it again in the next breath."""
+        """It has finished, and its agent restarts it immediately."""
         self.seq[worker] += 1
         exited = messages.ExitRecord(attempt, 0, at=time.time(), duration_s=5.0)
         reason = "finished: exit code 0 after 5.0 s"
@@ -90,7 +90,7 @@ class Fleet:
         self.events = [one for one in self.events if one.seq > acked.get(one.worker_id, 0)]
 
     def try_beat(self, rss: int = 1) -> bool:
-        """True once whatever had happened is acknowledged."""
+        """True once everything that had happened is acknowledged."""
         for manager in self.managers.values():
             with contextlib.suppress(OSError, AssertionError, ValueError):
                 self.beat(manager, rss)
@@ -98,7 +98,7 @@ class Fleet:
 
 
 def received(sink: HttpSink) -> dict[str, list[tuple[str, int]]]:
-    """Of each message id the ends that it is about; a message that was on its way comes again as the same."""
+    """The ends of workers per message id; a message in progress is sent again unchanged."""
     found: dict[str, list[tuple[str, int]]] = {}
     for posted in sink.posted:
         message: dict[str, Any] = posted.json

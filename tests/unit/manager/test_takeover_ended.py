@@ -16,7 +16,7 @@ from tests.ports import free_port
 
 @pytest.mark.slow
 def test_a_signal_that_comes_while_a_manager_takes_over_is_not_lost(tmp_path: Path) -> None:
-    """It met neither the standby, which was over, nor the leader, which had not begun to listen for signals."""
+    """The signal arrived after the standby had ended and before the leader handled signals."""
     with postgres_server.cluster() as server:
         settings = [
             f"state.database={server.url(server.database())}", f"state.database_password_file={server.password}",

@@ -1,4 +1,4 @@
-"""Which events become alerts for whom, and how many messages."""
+"""Which events become alerts for which targets, and in how many messages."""
 
 from __future__ import annotations
 

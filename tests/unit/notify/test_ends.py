@@ -1,4 +1,4 @@
-"""A real manager, launchers and a webhook: who is told, how soon, and with what, when a worker is over."""
+"""A real manager, launchers and a webhook: targets, delay and contents of messages when a worker ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a message for each kind of target, and what the services answer."""
+"""The format of a message for each kind of target, and the services' responses."""
 
 from __future__ import annotations
 

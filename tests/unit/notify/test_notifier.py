@@ -1,4 +1,4 @@
-"""The loop: what is sent together, tried again, given up; and what the next leader sends."""
+"""The loop: grouping, retries, giving up; and the messages of the next leader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.notify.alert_examples import NOW, event, failed, target
 
 
 class Endpoint:
-    """Stands in for all services: keeps what it is sent, answers as scripted."""
+    """A fake for all services: records messages, answers as scripted."""
 
     def __init__(self, *outcomes: Outcome) -> None:
         self.outcomes = list(outcomes)

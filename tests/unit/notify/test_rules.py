@@ -1,4 +1,4 @@
-"""Alerts on measurements: what fires, for how long it must last, what ends it, and what a restart does to it."""
+"""Alerts on measurements: conditions, minimum duration, end, and the effect of a restart."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_a_real_manager_sends_an_alert_and_its_end_and_repeats_neither_after_a_r
         manager.beat("alpha", secret, report, started_at=1.0)
 
     def ids() -> set[str]:
-        """A message that was on its way when a manager ended comes again, as the same."""
+        """A message in progress when a manager ended is sent again unchanged."""
         return {one.json["id"] for one in sink.posted}
 
     def sent(number: int, rss: int) -> bool:

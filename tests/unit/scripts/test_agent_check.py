@@ -1,4 +1,4 @@
-"""What a host's bare Python does not have is found in remote_agent (scripts/agent_check.py)."""
+"""Uses of modules that a bare Python lacks are found in remote_agent (scripts/agent_check.py)."""
 
 from __future__ import annotations
 

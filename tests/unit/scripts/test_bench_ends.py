@@ -1,4 +1,4 @@
-"""A benchmark that is cut off ends what it started, also where the task that started it was killed."""
+"""An interrupted benchmark ends its processes, also if its parent task was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benches compare with: load at a given rate, and a processor as slow as another machine's."""
+"""References of benchmarks: load at a given rate, and a processor as slow as another machine's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Slow(threading.Thread):
 
 
 def test_a_delay_counts_from_when_the_request_was_due() -> None:
-    """A server that does 50 a second is asked for 200: those behind wait for those before, and it shows."""
+    """A server that handles 50 requests a second gets 200: queueing is visible in the latencies."""
     server = Slow(20, 0.02)
     server.start()
     found = paced.drive(server.port, 20, 200.0, 1.0)

@@ -1,4 +1,4 @@
-"""The frame of the chaos suite: each scenario of the document has a test and the reverse; no figure is left out."""
+"""The framework of the chaos suite: each scenario of the document has a test and vice versa; no figure is missing."""
 
 from __future__ import annotations
 

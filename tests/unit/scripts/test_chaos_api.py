@@ -1,5 +1,5 @@
-"""Whatever is asked of the HTTP interface is answered as its description says, and never with a 5xx: schemathesis makes
-requests of /api/openapi.json, good ones and wrong ones, for a manager whose workers are made up.
+"""Every response of the HTTP API matches its description, and none is a 5xx: schemathesis generates valid and invalid
+requests from /api/openapi.json, for a manager with simulated workers.
 
 That manager has no hosts, no SSH and no notifications, and writes only into its own directory: nothing can be harmed.
 """
@@ -42,7 +42,7 @@ def as_described() -> list[Any]:
 
 
 class Asker:
-    """Sends cases and holds each answer to the description."""
+    """Sends cases and checks each response against the description."""
 
     def __init__(self, server: RunningServer, secret: str) -> None:
         import requests
@@ -74,7 +74,7 @@ class Asker:
         api_truth.check(case.method, target, response.status_code, kind, response.content)
 
     def _make_meaningful(self, case: Any) -> None:
-        """Ids that nobody has are refused early: half of the requests name something that is there."""
+        """Unknown ids are refused early, so half of the requests use existing ones."""
         if case.method == "DELETE" or case.path.endswith("/credentials") or self._random.random() < 0.5:
             return
         for name, value in (("worker_id", "worker1"), ("agent_id", "alpha"), ("host", "alpha")):
@@ -83,7 +83,7 @@ class Asker:
 
     @staticmethod
     def _bound(case: Any) -> None:
-        """What is held open or streams without end is not what this is about."""
+        """Long polls and unbounded streams are excluded."""
         if isinstance(case.query, dict):
             case.query.pop("follow", None)
             if "wait" in case.query:
@@ -91,7 +91,7 @@ class Asker:
 
 
 def strategies() -> list[tuple[str, Callable[[], Any]]]:
-    """For each operation its good requests, and its wrong ones where there is anything to get wrong."""
+    """Valid requests of each operation, and invalid ones if it has parameters."""
     import schemathesis
     from schemathesis.generation import GenerationMode
 

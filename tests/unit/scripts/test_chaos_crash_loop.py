@@ -1,4 +1,4 @@
-"""A job that dies whenever it is started, for ten minutes of simulated time: the real fleet's settings, the real
+"""A job that crashes at every start, for ten minutes of simulated time: the real fleet's settings, the real
 TaskRunner and decider, a made-up child and clock."""
 
 from __future__ import annotations

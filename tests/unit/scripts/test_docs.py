@@ -1,4 +1,4 @@
-"""The documents say what is true: every key is documented, both READMEs show the same commands, and these exist."""
+"""The documents are accurate: every key is documented, both READMEs show the same commands, and these exist."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_pictures_are_those_of_the_script_and_each_is_shown() -> None:
 
 
 def test_every_environment_variable_is_documented() -> None:
-    """Those that people set or find; the demo's and the tests' own are nobody's business."""
+    """Variables for users; those of the demo and the tests are internal."""
     private = {"PROCGUARD_CI_MARK", "PROCGUARD_DEMO_DATA", "PROCGUARD_DEMO_HTTP_PORT", "PROCGUARD_VARIABLES"}
     private.add("PROCGUARD_QUICK_TESTS")  # tests/sizes.py
     private.add("PROCGUARD_WEB_BUNDLE")  # of who builds a wheel: docs/decisions/0053

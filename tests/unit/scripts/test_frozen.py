@@ -1,4 +1,4 @@
-"""What a release has promised stays: no name on the wire, no key, command or field of the API is lost or changed."""
+"""Compatibility: no wire name, key, command or field of the API of a release is removed or changed."""
 
 from __future__ import annotations
 

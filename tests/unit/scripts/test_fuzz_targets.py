@@ -1,4 +1,4 @@
-"""What fuzzing begins with and has found is run again on each target, and some more: `invoke fuzz` does it for as long
+"""The seeds and findings of fuzzing are replayed on each target, with some mutations: `invoke fuzz` runs as long
 as it is told, guided by coverage."""
 
 from __future__ import annotations

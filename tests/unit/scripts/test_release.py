@@ -1,4 +1,4 @@
-"""The files of a release belong together; the workflows that make them name what exists."""
+"""The files of a release are consistent; its workflows name existing files."""
 
 from __future__ import annotations
 

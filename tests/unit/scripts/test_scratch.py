@@ -1,4 +1,4 @@
-"""The tests write in memory only where there is room for a whole run."""
+"""The tests use memory as a disk only if there is space for a whole run."""
 
 from __future__ import annotations
 

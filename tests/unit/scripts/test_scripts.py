@@ -1,6 +1,6 @@
-"""The scripts people start: they set themselves up once, cost nothing afterwards, and hand arguments on unharmed.
+"""User-facing scripts: they set themselves up once, start quickly afterwards, and pass arguments unchanged.
 
-A stand-in interpreter records its calls, so that no test here waits for a package index.
+A fake interpreter records its calls, so that no test waits for a package index.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def test_nothing_of_the_set_up_reaches_the_environment_of_workers(checkout: Path
 
 
 def test_bare_python_hands_over_to_the_script(checkout: Path) -> None:
-    """`python -m procguard.main …` as documented, with a Python that has none of our packages (-S: no site)."""
+    """`python -m procguard.main …` as documented, with a Python without the required packages (-S: no site)."""
     shutil.copytree(REPOSITORY / "procguard", checkout / "procguard", ignore=shutil.ignore_patterns("__pycache__"))
     words = [sys._base_executable, "-S", "-m", "procguard.main", "--set", "a b=c d"]  # type: ignore[attr-defined]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The checks of `invoke check` about security find what they are for (scripts/security_check.py)."""
+"""The security checks of `invoke check` find their targets (scripts/security_check.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chaos suite's oracle itself: it sees every overlap, and only overlaps."""
+"""The chaos suite's oracle: it detects every overlap, and only overlaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workflows: each step is a script that bash reads, no checkout keeps a token, each job ends by itself."""
+"""The workflows: each step is valid bash, no checkout keeps a token, each job has a time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every attack of the zoo against a running server: no turn of its event loop is long, and others are answered.
+"""Every attack of the zoo against a running server: no event-loop iteration is long, and others get responses.
 
 The bound is on the CPU time that the loop's thread takes in one turn, so that a busy machine fails nothing here. The
 anchor, measured in the same process before the attacks, is what an honest heartbeat of a large agent costs.
@@ -76,7 +76,7 @@ def test_nothing_that_one_peer_sends_holds_the_manager(zoo: Zoo, name: str) -> N
 
 
 def longest_turn_ms(zoo: Zoo, attack: Attack) -> float:
-    """Of the event loop while it is attacked and others ask."""
+    """Measurements of the event loop during attacks and other requests."""
     answered = 0
     zoo.server.longest_turn_ms()
     with attacked(zoo, attack, SECONDS) as counts:

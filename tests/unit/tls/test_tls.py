@@ -1,4 +1,4 @@
-"""https: the manager's own CA and files of others, who believes them, and what somebody hears who does not."""
+"""https: the manager's own CA and other certificates, clients that trust them, and errors of those that do not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def beat() -> Any:
 
 
 def write_pair(directory: Path, issuer: authority.Authority, names: list[str], until: datetime) -> tuple[Path, Path]:
-    """A certificate and key as somebody else's CA would hand them out."""
+    """A certificate and key as a third-party CA would issue them."""
     ca, ca_key = issuer._load_ca()
     key, _ = authority._issue(ca, ca_key, names, NOW)
     alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
@@ -246,7 +246,7 @@ def test_a_held_request_over_tls_is_noticed_when_it_closes(server: RunningServer
 
 
 def test_a_client_that_says_goodbye_before_it_closes_is_noticed_too(server: RunningServer) -> None:
-    """curl and browsers send close_notify; behind those bytes the end of the connection has to be looked for."""
+    """curl and browsers send close_notify; the end of the connection follows those bytes."""
 
     def followers() -> bool:
         return b"procguard_log_followers 0" not in server.ask("GET", "/metrics").body
@@ -461,7 +461,7 @@ def test_what_the_proxy_serves_outside_is_what_counts(tmp_path: Path) -> None:
 def test_tools_find_a_manager_of_this_machine_though_another_user_took_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's directory is neither written to nor believed; the next place does."""
+    """Another user's directory is neither written nor trusted; the next candidate is used."""
     shared = [tmp_path / "tmp", tmp_path / "var-tmp"]
     for one in shared:
         one.mkdir()

@@ -1,5 +1,5 @@
-"""The zmq channel beside what test_channel_conformance.py holds all channels to: who may connect at all, and that
-nothing which can be sent to its ports does more than end the connection it came on."""
+"""The zmq channel in addition to test_channel_conformance.py: who may connect, and that nothing which can be sent to
+its ports does more than end the connection it came on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def healthy(world: World) -> None:
-    """Somebody else is served as ever."""
+    """Other peers are served as usual."""
     status, _ = ZmqLink(world, "h1", "secret-of-h1").ask("GET", "/api/agents/h1/commands?wait=0", timeout_s=5.0)
     assert status == 200
 
@@ -109,7 +109,7 @@ def test_another_agents_secret_is_refused_on_ones_own_connection(world: World) -
 
 
 def test_a_socket_that_names_itself_is_ignored(world: World) -> None:
-    """Its name could be that of another connection, with the secret that one has shown."""
+    """Its name could be that of another, authenticated connection."""
     offer_key = zmq.curve_keypair()
     offer = offered(world, "h1", z85.decode(offer_key[0]).hex())
     with dealer(
@@ -212,7 +212,7 @@ def test_what_is_no_request_is_reported_so(world: World) -> None:
 
 
 def test_what_is_asked_again_and_again_is_answered_each_time_for_itself(world: World) -> None:
-    """As agents write their headers: the same text but for the id, which is the answer's too."""
+    """As agents write their headers: the same text except for the id, which the response repeats."""
     link = ZmqLink(world, "h1", "secret-of-h1")
     assert link.ask("GET", "/api/agents/h1/commands?wait=0")[0] == 200  # with the secret
 
@@ -322,7 +322,7 @@ _LINKS: dict[int, tuple[ZmqLink, int]] = {}
 
 
 def _fuzzed(world: World) -> ZmqLink:
-    """A connection for a few messages: what was announced and never sent counts among its unanswered requests."""
+    """A connection for a few messages: announced but unsent messages count as unanswered requests."""
     link, used = _LINKS.get(id(world), (None, 0))
     if link is None or used >= 6:
         if link is not None:
@@ -398,7 +398,8 @@ def descriptors(world: World) -> int:
 
 @pytest.mark.slow
 def test_strangers_that_say_nothing_do_not_fill_the_manager_with_connections(tmp_path: Path) -> None:
-    """libzmq accepts without a limit, before any proof: whoever says nothing for longest goes, and members stay."""
+    """libzmq accepts connections without a limit, before any proof: the longest silent one is closed, authenticated
+    ones stay."""
     world = World("zmq", tmp_path, "web.limits.unproven_per_address=8")
     try:
         world.deploy("h1", "w1")
