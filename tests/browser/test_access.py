@@ -1,4 +1,4 @@
-"""The portal over https; and for somebody who may only look: all is there to see, nothing to press, and it says why."""
+"""The portal over https, and for a viewer: everything is visible, actions are disabled, with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTING = re.compile("^(Start|Stop|Restart|Kill|Approve|Deny|Check|Cordon|Purge)(
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
-    """Of which single modules can be missing."""
+    """The modules, each of which may be missing."""
     with one_worker(tmp_path_factory.mktemp("modules"), bundled=False) as made:
         yield made
 

@@ -1,4 +1,4 @@
-"""Administration and groups: what the API knows of tokens, mutes, routes, the audit, groups and managers, on a page."""
+"""Administration and groups: tokens, mutes, routes, the audit, groups and managers on pages, as in the API."""
 
 from __future__ import annotations
 

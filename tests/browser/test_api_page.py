@@ -1,4 +1,4 @@
-"""The page of the HTTP interface: read from its own description, in both languages, nothing from elsewhere."""
+"""The page of the HTTP API: generated from its OpenAPI description, in both languages, without remote content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every page (places.py) of a small fleet (world.py) looks: nothing wider than the screen, no word that is cut when
+"""How every page (places.py) of a small fleet (world.py) looks: nothing wider than the screen, and no word cut off if
 a language needs more room than English."""
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ LAID_OUT = "() => new Promise((done) => requestAnimationFrame(() => requestAnima
 
 @pytest.mark.parametrize("locale", ["en", "zh-CN"])
 def test_no_page_is_wider_than_the_screen(world: World, guest: Visitor, locale: str) -> None:
-    """From a phone to a desk: a page never scrolls sideways, and actions stay in reach. Opened as on a phone, then made
-    wider; test_axe.py has those that are opened on a desk."""
+    """From a phone to a desktop: a page never scrolls horizontally, and actions stay visible. Opened at phone width,
+    then widened; test_axe.py opens pages at desktop width."""
     page = guest.open(world.rig.url, locale=locale, width=390, height=800)
     for place in PORTAL_PAGES:
         page.set_viewport_size({"width": 390, "height": 800})
@@ -59,7 +59,7 @@ _ACCENTED = str.maketrans("aceinouyACEINOUY", "áçéíñóúýÁÇÉÍÑÓÚÝ"
 
 
 def lengthened(text: str) -> str:
-    """A third longer, with a visible end, and {names} and plural forms as they were."""
+    """A third longer, with a visible end, and unchanged {names} and plural forms."""
     return "|".join(_longer(form) for form in text.split("|"))
 
 
@@ -101,7 +101,7 @@ CUT = """() => {
 
 @pytest.mark.parametrize("width", [1440, 390])
 def test_no_word_is_cut_in_a_language_that_needs_more_room(world: World, guest: Visitor, width: int) -> None:
-    """With every text a third longer, and its end marked, each end is still to be seen."""
+    """With every text a third longer and its end marked, each end is still visible."""
     texts = json.loads((WEB / "locales" / "en.json").read_text(encoding="utf-8"))
     longer = {key: lengthened(text) for key, text in texts.items()}
 
@@ -120,7 +120,7 @@ def test_no_word_is_cut_in_a_language_that_needs_more_room(world: World, guest: 
 
 
 def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: Visitor) -> None:
-    """Means and peaks of whole steps, also those that end while it is looked at: no moments among them."""
+    """Means and peaks of whole steps, also of steps that end while the page is open: no single samples."""
     answers: list[list[float]] = []
 
     def answer(route: Route) -> None:
@@ -170,7 +170,7 @@ def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor
 
 
 def measured(route: Route) -> None:
-    """Ten minutes of a worker that writes its loss and its step into its log."""
+    """Ten minutes of a worker that logs its loss and step."""
     worker = route.request.url.partition("/workers/")[2].partition("?")[0]
     at = [time.time() - 600 + 10 * number for number in range(60)]
     number = int(worker[-1])
@@ -260,7 +260,7 @@ NUMBERS = """async () => {
 
 
 def test_the_list_of_workers_says_progress_and_the_last_numbers_unasked(world: World, visitor: Visitor) -> None:
-    """Their columns are there with the first worker that has any, and not before."""
+    """Their columns appear with the first worker that has any."""
     page = visitor.open(f"{world.rig.url}/#/workers")
     expect(page.locator(".workers-table .table-body .table-row").first).to_be_visible()
     expect(page.get_by_role("columnheader", name="Progress")).to_have_count(0)
@@ -327,7 +327,7 @@ BOXES = """(selectors) => Object.fromEntries(selectors.flatMap((selector) => {
 
 
 def test_nothing_on_the_key_pages_has_moved(world: World, visitor: Visitor) -> None:
-    """`PROCGUARD_WRITE_LAYOUT=1` writes down where everything stands now; look at the pages first."""
+    """`PROCGUARD_WRITE_LAYOUT=1` records the current layout; check the pages first."""
     page = visitor.open(world.rig.url)
     found: dict[str, dict[str, list[int]]] = {}
     for width in (1440, 1024, 390):
@@ -343,7 +343,7 @@ def test_nothing_on_the_key_pages_has_moved(world: World, visitor: Visitor) -> N
 
 
 def moved(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """What stands elsewhere, is of another width, came or is gone."""
+    """Elements with another position or width, and added or removed ones."""
     differences = []
     for name in sorted({*expected, *found}):
         before, now = expected.get(name, {}), found.get(name, {})

@@ -1,6 +1,6 @@
-"""Nothing for axe to find on any page, in either theme and language: what a theme changes (contrast) and a language
-(names) do not act on each other, two looks see all four. A file of its own: it takes as long as the other
-looks at all pages (test_appearance.py), and files run side by side."""
+"""axe finds nothing on any page, in both themes and languages: the effects of a theme (contrast) and a language
+(names) are independent, so two runs cover all four. A separate file, because it takes as long as the other checks at
+all pages (test_appearance.py), and files run side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.mark.parametrize(("locale", "theme"), [("en", "light"), ("zh-CN", "dark")])
 def test_axe_finds_nothing_on_any_page(world: World, guest: Visitor, locale: str, theme: str) -> None:
-    """Names, roles, contrast, order of headings; and nothing is wider than a desk's screen."""
+    """Names, roles, contrast, order of headings; and nothing is wider than a desktop screen."""
     page = guest.open(world.rig.url, locale=locale, theme=theme)
     found = []
     for place in PORTAL_PAGES:

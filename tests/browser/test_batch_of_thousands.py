@@ -1,5 +1,5 @@
-"""Nine tenths of a fleet are ended through the page: preview, both numbers in the question, progress, those that do not
-end, and these once more. Whose end fails is planted by name. Stopping 9,000 takes minutes: pytest -m long.
+"""Nine tenths of a fleet are stopped through the page: preview, both numbers in the dialog, progress, workers that do
+not stop, and a retry of these. Failing workers are selected by name. Stopping 9,000 takes minutes: pytest -m long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 
 def spec(host: int, number: int) -> dict[str, Any]:
-    """Every tenth worker of a host is to live."""
+    """Every tenth worker of a host stays running."""
     made = default_spec(host, number)
     return {**made, "labels": {**made["labels"], "spared": "no" if number % 10 else "yes"}}
 
@@ -98,7 +98,7 @@ def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], direct
 
 
 def test_nine_tenths_of_a_fleet_are_killed_through_the_page(tmp_path: Path, visitor: Visitor) -> None:
-    """The short form: a refused kill is known at once, a stop that is not heard only after its time."""
+    """The short form: a refused kill fails at once, a stop without effect only after its timeout."""
     planted = [f"gpu-{host:05d}-w{1 + host % 9}" for host in (3, 17, 29)]
     end_nine_tenths("kill", 30, 10, planted, tmp_path, visitor)
 

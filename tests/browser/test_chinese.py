@@ -1,4 +1,4 @@
-"""No English sentence of ours on any page in Chinese: reasons, actors and all else are in the page's language."""
+"""No English sentence of ProcGuard on any page in Chinese: reasons, actors and all texts are in the page's language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The portal as a wheel delivers it: bundled, few requests, nothing asked for twice, and every page whole."""
+"""The portal of a wheel: bundled, few requests, none duplicated, and every page complete."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def test_every_page_is_reloaded_by_three_requests(wheel: ManagerRig, visitor: Vi
 
 
 def opened(page: Page) -> None:
-    """With all that it reads first."""
+    """With all of its first reads."""
     settled(page)
     page.wait_for_load_state("networkidle")
 
 
 def test_every_page_works_from_the_bundle_in_both_languages(wheel: ManagerRig, visitor: Visitor) -> None:
-    """What is loaded later too; a chunk that is missing would be an error in the console, which fails the test."""
+    """Also lazily loaded parts; a missing chunk would be an error in the console, which fails the test."""
     for locale in ("en", "zh-CN"):
         page = visitor.open(f"{wheel.url}/#/workers", locale=locale)
         for name in PAGES:

@@ -1,4 +1,4 @@
-"""The list of workers with hundreds of rows: the keyboard alone, filters to include and exclude, columns, what is gone.
+"""The list of workers with hundreds of rows: keyboard only, filters to include and exclude, columns, lost workers.
 
 The manager is real, the hosts are simulated: 20 hosts with 15 workers each.
 """
@@ -59,8 +59,8 @@ def test_only_rows_in_sight_exist_and_all_are_counted(fleet: tuple[ManagerRig, S
 
 
 def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
-    """Making rows costs several times what filling them costs: scrolling would stutter. In the document they stand as
-    on the screen, for who has it read aloud, though not while it moves."""
+    """Creating rows costs several times as much as filling them, so scrolling would stutter. Their order in the
+    document is that on the screen, for screen readers, except while it scrolls."""
     page = workers_page(fleet, visitor)
     grid = page.get_by_role("grid", name="Workers")
     locations = """node => [...node.querySelectorAll('.table-body .table-row')].filter((row) => !row.hidden)
@@ -135,7 +135,7 @@ def test_ranges_and_all_are_picked_with_keys(fleet: tuple[ManagerRig, Swarm], vi
 
 
 def test_the_focus_follows_the_worker_not_the_row(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
-    """Sorted by state, a worker that fails jumps to the top while somebody is on it; a slip of a row would act on
+    """Sorted by state, a failing worker jumps to the top while it has the focus; an offset of one row would act on
     another worker."""
     rig, _ = fleet
     page = workers_page(fleet, visitor, "?sort=state")
@@ -239,7 +239,7 @@ def test_anything_is_reached_by_typing_its_name(fleet: tuple[ManagerRig, Swarm],
 
 
 def test_an_agent_never_seen_is_not_gone_so_soon(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
-    """Nobody declares them any more, but their host may be one that has run them since before this manager's start."""
+    """No inventory declares them any more, but their host may have run them since before this manager's start."""
     rig, _ = fleet
     olds = [{"worker_id": f"old-{number}", "spec": {"command": "x"}} for number in range(3)]
     declared: dict[str, Any] = {"hosts": [{"host": "old", "ssh": {}, "workers": olds}]}

@@ -1,4 +1,4 @@
-"""The host's page cares for its agent: restart, upgrade, its own log. The demo is real: manager, agent, jobs."""
+"""The host's page maintains its agent: restart, upgrade, its own log. Manager, agent and jobs are real."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: M
 def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
     demo: ManagerRig, visitor: Visitor, locale: str, theme: str
 ) -> None:
-    """Its manager's release is another one, as the page is told here; then it turns out that it is not."""
+    """The page is served a different release of the manager first, and the real one afterwards."""
 
     def another(route: Route) -> None:
         answer = route.fetch()

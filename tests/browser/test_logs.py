@@ -1,4 +1,4 @@
-"""Logs as a person reads them: several at once in the order of time, searched in the page and on all hosts; what was
+"""Logs in the portal: several at once ordered by time, searches in the page and on all hosts; recoveries and
 brought back and why; output that is not kind. In real Chromium on a real manager."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run_job(rig: ManagerRig, worker_id: str, code: str) -> None:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
-    """Two workers that print all the time, one that fails and fails, and one whose output is hostile."""
+    """Two workers that print continuously, one that fails repeatedly, and one with hostile output."""
     made = ManagerRig(tmp_path_factory.mktemp("logs"))
     try:
         made.start_manager("recovery.max_recovery_attempts=1")
@@ -90,7 +90,7 @@ def rows(page: Page) -> list[list[str]]:
 
 
 def test_two_logs_are_one_in_the_order_of_their_times(rig: ManagerRig, visitor: Visitor) -> None:
-    """A job that spans hosts reads as one story; each line says whose it is, and its stream's order is kept."""
+    """A job across hosts is one merged log; each line names its worker, and the order of its stream is kept."""
     page = visitor.open(f"{rig.url}/#/logs?w=worker1,worker2")
     wait_until(lambda: {row[1] for row in rows(page)} >= {"worker1", "worker2"}, 30, "lines of both")
     shown = rows(page)
@@ -162,7 +162,7 @@ def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to
 
 
 def test_output_that_is_not_kind_shows_as_text(rig: ManagerRig, visitor: Visitor) -> None:
-    """Markup, escape sequences, links, marks that turn text round, no text at all, 19 MB on one line."""
+    """Markup, escape sequences, links, bidirectional marks, binary data, 19 MB on one line."""
     page = visitor.open(f"{rig.url}/#/worker/hostile")
     text = page.locator(".log-line .log-text")
     expect(text.filter(has_text="after it all")).to_be_visible()
@@ -191,7 +191,7 @@ def test_output_that_is_not_kind_shows_as_text(rig: ManagerRig, visitor: Visitor
 
 
 def test_what_strangers_say_of_themselves_shows_as_text(rig: ManagerRig, visitor: Visitor) -> None:
-    """A launcher that nobody has approved chooses its command, and the manager takes no id that is not one."""
+    """An unapproved launcher chooses its command; the manager accepts only valid ids."""
     page = visitor.open(f"{rig.url}/#/hosts")
     settled(page)
     asking = {"worker_id": "stranger", "command": "<img src=x onerror=window.hacked=1>\u202e", "host": "gpu9"}
@@ -211,7 +211,7 @@ def test_what_strangers_say_of_themselves_shows_as_text(rig: ManagerRig, visitor
 
 
 def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(rig: ManagerRig, visitor: Visitor) -> None:
-    """Typed, answered as the hosts answer, each line with its time and whose it is; one click further is the log."""
+    """Entered, answered host by host, each line with its time and worker; one click opens the log."""
     page = visitor.open(f"{rig.url}/#/search")
     settled(page)
     field = page.get_by_label("Search for")
@@ -307,7 +307,7 @@ BOXES = """(frame) => [...frame.querySelectorAll('.log-line')]
 
 
 def test_a_level_a_range_and_wrapping_are_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:
-    """Errors alone; two hours alone, or any other range; long lines whole, none over another."""
+    """Errors only; two hours or any other range; long lines complete, without overlap."""
     page = visitor.open(f"{rig.url}/#/worker/crawler")
     page.get_by_label("Level").select_option("error")
     errors = page.locator(".log-line:not(.is-marker) .log-text")
@@ -441,7 +441,7 @@ def test_every_control_of_a_page_is_reached_by_tab(rig: ManagerRig, visitor: Vis
 
 
 def test_a_log_that_lost_its_oldest_attempts_says_so(rig: ManagerRig, visitor: Visitor) -> None:
-    """Rotated: said where the lines would have stood."""
+    """Rotated: a marker in place of the lines."""
     page = visitor.open(f"{rig.url}/#/overview")
     shown = page.evaluate("""async () => {
       const { LogModel } = await import('/static/js/logmodel.js');
@@ -530,7 +530,7 @@ def test_the_ring_holds_fifty_thousand_lines_and_32_megabytes(rig: ManagerRig, v
 
 
 def test_an_expression_that_is_too_slow_for_the_page_is_given_up_and_said_so(rig: ManagerRig, visitor: Visitor) -> None:
-    """It holds up its author's page alone, and only once."""
+    """It blocks only its author's page, and only once."""
     page = visitor.open(f"{rig.url}/#/logs?w=worker1")
     settled(page)
     wait_until(lambda: len(rows(page)) > 3, 30, "its lines")

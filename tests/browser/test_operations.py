@@ -1,4 +1,4 @@
-"""Batch operations in the browser: pick, see whom it means, confirm, follow to the causes, retry; with mouse and keys.
+"""Batch operations in the browser: select, preview, confirm, inspect causes, retry; with mouse and keys.
 
 The manager is real, the hosts are simulated: 3 hosts with 12 workers each, some of which refuse a restart.
 """
@@ -175,7 +175,7 @@ IMPATIENT = """(() => {
 
 
 def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: ManagerRig, visitor: Visitor) -> None:
-    """Nine thousand workers on a busy machine: longer than the 15 s after which other requests are given up."""
+    """Nine thousand workers on a busy machine: longer than the 15 s timeout of other requests."""
     page = workers_page(fleet, visitor)
     page.add_init_script(IMPATIENT)
     page.reload()
@@ -194,7 +194,7 @@ def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: ManagerRig, visit
 
 
 def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """Nobody declares them any more, and they finished: 24 workers, so that the number is asked for."""
+    """Undeclared and finished: 24 workers, so that the dialog asks for the number."""
     empty_rig.start_manager()
     with Swarm(empty_rig.url, 1, 24, seed=3, prefix="old", keep=True) as swarm:
         swarm.wait_running(60)
@@ -237,7 +237,7 @@ def test_it_goes_with_the_keyboard_alone(fleet: ManagerRig, visitor: Visitor) ->
 def test_axe_finds_nothing_and_nothing_is_too_wide(
     fleet: ManagerRig, visitor: Visitor, locale: str, theme: str
 ) -> None:
-    """The list while some are picked, and the question; test_appearance.py has the operations' own pages."""
+    """The list with a selection, and the dialog; test_appearance.py has the operations' own pages."""
     for width in (1440, 390):
         page = workers_page(fleet, visitor, locale=locale, theme=theme, width=width)
         page.locator(".table-body .pick").first.click()
@@ -254,7 +254,7 @@ def check(page: Page, where: str) -> None:
 
 
 def test_an_operation_is_one_row_of_the_events_which_unfolds(fleet: ManagerRig, visitor: Visitor) -> None:
-    """What its workers report because of it is within; filters by operation and worker ask the manager."""
+    """Events that it causes are part of it; filters by operation and worker query the manager."""
     token = fleet.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "host=gpu-00002"})["token"]
     begun = fleet.ask("POST", "/api/operations", {"token": token, "reason": "one row"})
     name = str(begun["operation_id"])
@@ -286,7 +286,7 @@ def test_an_operation_is_one_row_of_the_events_which_unfolds(fleet: ManagerRig, 
 
 
 def test_what_failed_is_grouped_by_its_cause_and_restarted_at_once(fleet: ManagerRig, visitor: Visitor) -> None:
-    """From Overview: why it failed is named there; all with one cause are acknowledged, and restarted, together."""
+    """From Overview: the cause is shown there; all workers with one cause are acknowledged and restarted together."""
     failing = [f"gpu-0000{host}-w{number}" for host in range(HOSTS) for number in (1, 4)]
     fleet.swarm.crash(failing)
     wait_until(
@@ -337,7 +337,7 @@ def test_what_failed_is_grouped_by_its_cause_and_restarted_at_once(fleet: Manage
 
 
 def test_the_lines_for_another_value_are_quoted_and_nothing_is_sent(fleet: ManagerRig, visitor: Visitor) -> None:
-    """What is typed is quoted as YAML and as a template's text need it, the command as a shell needs it."""
+    """Input is quoted for YAML and templates, the command for a shell."""
     inventory = "/home/ml/it's mine/prod.yaml"
     changed = {**spec(2, 3), "env": {"LR": "0.1", "SEED": "3"}}
     specs = {f"gpu-00002-w{n}": changed if n == 3 else spec(2, n) for n in range(EACH)}
@@ -454,7 +454,7 @@ def test_a_worker_is_moved_to_a_host_that_is_named(fleet: ManagerRig, visitor: V
 
 
 def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: ManagerRig, visitor: Visitor) -> None:
-    """After everything that the other tests did to this fleet."""
+    """After the actions of the other tests on this fleet."""
 
     def total(query: str) -> int:
         return int(fleet.ask("GET", f"/api/remote-workers?limit=1&{query}")["total"])
@@ -518,7 +518,7 @@ def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: Ma
 
 
 def pages_of_others(fleet: ManagerRig, page: Page, count: Locator) -> None:
-    """GPUs, groups, a host, operations, recovery and administration, beside what the API says of each."""
+    """GPUs, groups, a host, operations, recovery and administration, compared with the API."""
     gpus = fleet.ask("GET", "/api/gpus")["gpus"]
     page.goto(f"{fleet.url}/#/gpus")
     free = sum(gpu["state"] == "free" for gpu in gpus)

@@ -1,4 +1,4 @@
-"""The key pages beside their pictures in tests/golden/pictures, and texts that are cut on any page with a list.
+"""The key pages compared with tests/golden/pictures, and texts that are cut off on any page with a list.
 
 Of a fleet with names of 20 and more letters, with failures and with numbers from logs. `PROCGUARD_WRITE_PICTURES=1`
 writes the pictures; look at them before they are committed.
@@ -88,7 +88,7 @@ class Photographer:
         self._browser, self._fleet = browser, fleet
 
     def open(self, view: str) -> Page:
-        """The page of a view, held still."""
+        """The page of a view, without animation."""
         name, width, theme, locale = VIEWS[view]
         address, ready = KEY_PAGES[name]
         context = self._browser.new_context(
@@ -206,7 +206,7 @@ CUT = """([shortened, hidden]) => {
 
 @pytest.mark.parametrize("locale", ["en", "zh-CN"])
 def test_no_name_number_or_state_is_cut_in_a_list(fleet: ManagerRig, visitor: Visitor, locale: str) -> None:
-    """On a desk and on a small one: a reason is shortened, names of more than 20 letters are not."""
+    """At desktop width and at a smaller one: a reason is shortened, names of more than 20 letters are not."""
     page = visitor.open(fleet.url, locale=locale)
     cut = {}
     for width in (1440, 1024):

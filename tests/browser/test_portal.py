@@ -1,4 +1,4 @@
-"""The portal as a person meets it, in real Chromium on a real manager: see, act, read, lose the connection, log in."""
+"""The portal in real Chromium on a real manager: view, act, read logs, lose the connection, log in."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def log_lines(page: Page) -> list[str]:
 def test_a_click_on_restart_shows_the_next_attempt_and_its_log_without_reload(
     rig: ManagerRig, visitor: Visitor, locale: str
 ) -> None:
-    """The main job seen from the browser: running, restarted by a click, running again, and its output."""
+    """The main use in the browser: a running worker, restarted by a click, running again, and its output."""
     words = WORDS[locale]
     page = visitor.open(f"{rig.url}/#/workers?cols=host,attempt,since", locale=locale)
     row = page.get_by_role("row").filter(has_text="worker1")
@@ -78,7 +78,7 @@ def last_number(page: Page) -> int:
 
 
 def test_last_seen_follows_the_agent_though_its_worker_does_not_change(rig: ManagerRig, visitor: Visitor) -> None:
-    """A stopped worker stays as it is for hours; its agent is heard all the while."""
+    """A stopped worker is unchanged for hours, while its agent sends heartbeats."""
     rig.ask("POST", "/api/workers/worker1/command", {"command": "stop"})
     try:
         wait_until(lambda: rig.worker("worker1")["state"] == "stopped", 15, "stopped")
@@ -94,7 +94,7 @@ def test_last_seen_follows_the_agent_though_its_worker_does_not_change(rig: Mana
 
 
 def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(rig: ManagerRig, visitor: Visitor) -> None:
-    """A reader is not dragged along, cannot miss that the log is paused, and returns with one click."""
+    """A reader's position is kept, the paused log is visible, and one click returns to the end."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     wait_until(lambda: last_number(page) > 60, 30, "more lines than fit")
     page.locator(".log-scroll").hover()
@@ -109,7 +109,7 @@ def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(rig: ManagerRig, v
 
 
 def test_every_line_of_an_attempt_is_there_once(rig: ManagerRig, visitor: Visitor) -> None:
-    """Stored lines and live pieces meet without a gap and without doubles, on both streams."""
+    """Stored lines and live pieces join without gaps and duplicates, on both streams."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     page.get_by_label("Attempt", exact=True).select_option(str(rig.worker("worker1")["attempt"]))
     wait_until(lambda: last_number(page) > 40, 30, "lines")
@@ -143,7 +143,7 @@ LINES_AT = """async (scroller, top) => {
 
 
 def test_stop_asks_first_and_cancel_changes_nothing(rig: ManagerRig, visitor: Visitor) -> None:
-    """A job of weeks is one slip away: the question names worker and host, and Cancel has the focus."""
+    """Protection against a wrong click: the dialog names worker and host, and Cancel has the focus."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
     before = rig.worker("worker1")
@@ -159,7 +159,7 @@ def test_stop_asks_first_and_cancel_changes_nothing(rig: ManagerRig, visitor: Vi
 
 
 def test_stopped_and_started_again_from_the_page(rig: ManagerRig, visitor: Visitor) -> None:
-    """Stop and start converge; the page offers exactly what makes sense in each state."""
+    """Stop and start converge; the page offers exactly the valid actions of each state."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
     page.get_by_role("button", name="Stop").click()
@@ -176,7 +176,7 @@ def test_stopped_and_started_again_from_the_page(rig: ManagerRig, visitor: Visit
 
 
 def test_filters_live_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:
-    """A filtered view can be sent to a colleague; what matches nothing says so and how to get out."""
+    """A filtered view has a shareable URL; an empty result is stated, with a way to clear the filter."""
     page = visitor.open(f"{rig.url}/#/workers?state=failed&q=train")
     expect(page.get_by_text("0 of 1 match")).to_be_visible()
     page.get_by_role("button", name="Clear filters").first.click()
@@ -189,7 +189,7 @@ def test_filters_live_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:
 
 
 def test_the_language_can_be_changed_and_stays(rig: ManagerRig, visitor: Visitor) -> None:
-    """?lang wins over the browser's wish; the switch wins over both, and is remembered."""
+    """?lang takes precedence over the browser's language; the switch takes precedence over both, and is stored."""
     page = visitor.open(f"{rig.url}/?lang=zh-CN#/overview", locale="en-GB")
     expect(page.locator("h1")).to_have_text("总览")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
@@ -216,7 +216,7 @@ TOO_WIDE = """() => {
 
 
 def test_an_empty_fleet_says_what_to_type(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """The first thing a new user sees is the command that gets them further."""
+    """A new user first sees the next command to run."""
     empty_rig.start_manager()
     page = visitor.open(f"{empty_rig.url}/")
     expect(page.get_by_text("invoke init ml@gpu01 ml@gpu02")).to_be_visible()
@@ -228,7 +228,7 @@ def test_an_empty_fleet_says_what_to_type(empty_rig: ManagerRig, visitor: Visito
 def test_data_stay_while_the_manager_is_away_and_are_live_again_when_it_returns(
     empty_rig: ManagerRig, visitor: Visitor
 ) -> None:
-    """A restart of the manager under an open page: nothing goes blank, the badge says how old, no reload is needed."""
+    """A restart of the manager with an open page: data stays, the badge shows its age, no reload is needed."""
     empty_rig.start_manager()
     empty_rig.start_worker("worker1")
     page = visitor.open(f"{empty_rig.url}/#/workers")
@@ -253,7 +253,7 @@ def test_data_stay_while_the_manager_is_away_and_are_live_again_when_it_returns(
 
 
 def test_the_log_goes_on_across_a_restart_of_the_manager(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """What the worker wrote meanwhile is there when the manager is back: no line lost, none twice, no reload."""
+    """Output during the manager's absence appears on its return: no line lost or duplicated, no reload."""
     empty_rig.start_manager()
     empty_rig.start_worker("worker1")
     page = visitor.open(f"{empty_rig.url}/#/worker/worker1")
@@ -278,7 +278,7 @@ def test_the_log_goes_on_across_a_restart_of_the_manager(empty_rig: ManagerRig, 
 
 
 def test_a_load_that_fails_leaves_no_hole_in_the_log(rig: ManagerRig, visitor: Visitor) -> None:
-    """Pieces that come live wait for the stored lines before them, which are asked for again."""
+    """Live pieces wait for the stored lines before them, which are requested again."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     wait_until(lambda: last_number(page) > 0, 30, "lines")
     refused: list[str] = []
@@ -298,7 +298,7 @@ def test_a_load_that_fails_leaves_no_hole_in_the_log(rig: ManagerRig, visitor: V
 
 
 def test_the_log_can_be_downloaded(rig: ManagerRig, visitor: Visitor, tmp_path: Path) -> None:
-    """The whole attempt as a file, byte for byte as the worker wrote it."""
+    """The whole attempt as a file, byte-identical to the worker's output."""
     page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
     with page.expect_download() as waiting:
@@ -311,7 +311,8 @@ def test_the_log_can_be_downloaded(rig: ManagerRig, visitor: Visitor, tmp_path: 
 
 
 def test_from_elsewhere_one_logs_in_with_a_token(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """Without the rights of the manager's user: a token is asked for, a wrong one refused in words, log-out ends it."""
+    """Without the rights of the manager's user: a token is required, a wrong one is refused with a message, log-out
+    ends the session."""
     empty_rig.start_manager()
     token: dict[str, Any] = empty_rig.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})
     assert empty_rig.manager is not None
@@ -366,7 +367,7 @@ def test_a_manager_for_this_machine_alone_says_so_where_nothing_runs_yet(
 
 
 def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """Why, and for how long. A manager that is away is said so, and noticed when it is back."""
+    """The reason, and the duration. An unreachable manager is reported, and its return is detected."""
     empty_rig.start_manager("web.trust_local=false")
     page = visitor.open(f"{empty_rig.url}/")
     page.clock.install()
@@ -410,7 +411,7 @@ def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig:
 
 
 def test_a_waiting_launcher_is_shown_with_its_fingerprint_and_approved(empty_rig: ManagerRig, visitor: Visitor) -> None:
-    """Hand-started elsewhere: the page shows who asks and the fingerprint to compare; one click lets it run."""
+    """Started by hand on another machine: the page shows origin and fingerprint; one click approves it."""
     empty_rig.start_manager()
     page = visitor.open(f"{empty_rig.url}/#/hosts")
     settled(page)
@@ -501,6 +502,6 @@ def piece(offset: int, text: str, **more: object) -> dict[str, object]:
     ],
 )
 def test_the_log_model(rig: ManagerRig, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
-    """Every byte once, in its place, whatever order store and live tell it in."""
+    """Every byte once, in its place, in any order of stored and live pieces."""
     page = visitor.open(f"{rig.url}/#/overview")
     assert page.evaluate(LOG_MODEL, steps)["lines"] == lines

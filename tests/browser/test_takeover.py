@@ -1,4 +1,4 @@
-"""A page whose manager is lost, among several: it goes to the next one with its view, or stays behind one name."""
+"""A page whose manager is lost, among several: it opens the next one with its view, or stays behind one name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIEW = "#/workers?q=w1"
 
 @pytest.fixture
 def managers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunningServer]]:
-    """Two that lead, as a page sees them before and after a takeover."""
+    """Two leaders, as a page sees them before and after a takeover."""
     ports = [free_port(), free_port()]
     named = request.param.format(*ports)
     made = []
@@ -56,7 +56,7 @@ def test_with_two_names_the_page_goes_to_the_next_manager_and_keeps_its_view(
 def test_behind_one_name_the_page_stays_and_reconnects_to_the_new_leader(
     managers: list[RunningServer], visitor: Visitor, tmp_path: Path
 ) -> None:
-    """The managers' own addresses are not the page's: whichever answers here is the leader of the moment."""
+    """The page's address is shared by the managers: the current leader responds there."""
     first, second = managers
     page = visitor.open(f"http://127.0.0.1:{first.port}/{VIEW}")
     row = page.get_by_role("row").filter(has_text="w1")

@@ -1,4 +1,4 @@
-"""What people on call come for, as clicks from Overview: each task within its number of clicks.
+"""Tasks of on-call users as clicks from Overview: each within its number of clicks.
 
 Typing is none; a click, a choice in a list and a confirmation are one each. The manager is real, so is the job that
 fails with a CUDA error; the hosts with GPUs are simulated.

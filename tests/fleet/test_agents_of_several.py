@@ -1,4 +1,4 @@
-"""Real agents and jobs, a followed log and a client of two managers on one PostgreSQL, whose leader is lost."""
+"""Real agents and jobs, a followed log and a client with two managers on one PostgreSQL, whose leader is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server() -> Iterator[Postgres]:
 
 
 def deploy(leader: OneOfSeveral, folder: Path, number: int) -> Host:
-    """A host with its agent and one job; of the managers the agent knows the leader's address alone."""
+    """A host with its agent and one job; the agent knows only the leader's address."""
     name, job = f"h{number}", [sys.executable, "-u", "-c", PRINTER]
     worker = {"worker_id": f"w{number}", "spec": {"command": job, "stop_grace_s": 0.5}}
     declared = {"hosts": [{"host": name, "ssh": {"hostname": "127.0.0.1", "port": 1}, "workers": [worker]}]}
@@ -78,7 +78,7 @@ def answered(leader: OneOfSeveral) -> bool:
 def test_agents_and_a_followed_log_go_on_at_the_next_leader(
     server: Postgres, tmp_path: Path, chaos_report: ChaosReport, harm: str
 ) -> None:
-    """All agents are answered within 10 s, no child is touched, a followed log misses and doubles nothing."""
+    """All agents get responses within 10 s, no child is affected, a followed log misses and duplicates nothing."""
     took: list[float] = []
     hosts: list[Host] = []
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Agents and launchers that turned hostile say whatever they like. Nothing of anybody else's changes, is told or ends.
+"""Hostile agents and launchers send arbitrary messages. Nothing of others changes, is disclosed or ends.
 
 The fleet is real: a manager, a host with jobs that stamp. The hostile ones have what an approved agent and launcher
 have, and know more than they could: ids, epochs, commands and searches of others. What they send: hostile_messages.py.
@@ -135,7 +135,7 @@ class Fleet:
         assert self.manager.request("PUT", f"/api/agents/{host}/credentials", digest)[0] == 200
 
     def _search(self) -> str:
-        """A search through everybody's logs, which the hostile ones leave open; returns its id. Its lines go to `found`
+        """A search through all logs, which the hostile ones do not answer; returns its id. Its lines go to `found`
         when it ends."""
         search = http.client.HTTPConnection("127.0.0.1", self.manager.port, timeout=90)
         search.request("GET", "/api/log-search?text=line&format=jsonl&timeout=30&limit=2000")
@@ -159,7 +159,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def received(self, agent_id: str, report: protocol.WorkerReport) -> Iterator[None]:
-        """Its heartbeats go on meanwhile."""
+        """Its heartbeats continue meanwhile."""
         over = threading.Event()
 
         def go_on() -> None:
@@ -178,7 +178,7 @@ class Fleet:
     # ------------------------------------------------------------------------------------------ what must not change
 
     def snapshot(self) -> dict[str, Any]:
-        """All of others: what the manager has of them and shows, their logs' beginnings, their processes."""
+        """State of others: the manager's records and views, the beginnings of their logs, their processes."""
         found: dict[str, Any] = {}
         for worker_id in self.victims:
             view = self.manager.worker(worker_id)

@@ -1,4 +1,4 @@
-"""Wall clocks jump by an hour and by ten years, on hosts and manager: nothing changes but what is displayed."""
+"""Wall clocks jump by an hour and by ten years, on hosts and manager: only displayed times change."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, clock: WallClock) -> Iterato
 def test_clock_jumps_change_nothing_but_what_is_displayed(
     world: World, clock: WallClock, chaos_report: ChaosReport
 ) -> None:
-    """Manager and hosts jump apart and together; commands still act; nobody is taken for dead."""
+    """Manager and hosts jump separately and together; commands still work; no host is declared lost."""
     node1, node2 = world.fleet.hosts
     same = {name: stamps.only_child(host, name) for name, host in (("keeps", node1), ("fenced", node2))}
     agents = [jobs.agents(host) for host in world.fleet.hosts]
@@ -85,7 +85,7 @@ def test_clock_jumps_change_nothing_but_what_is_displayed(
 
 
 def assert_displayed(world: World, manager_off_s: float, host_off_s: float) -> None:
-    """The clocks really are off: that much of a jump is to be seen."""
+    """The clocks really differ: the jump is visible."""
     shown = datetime.fromisoformat(world.manager.get("/api/hosts")["server_time"]).timestamp()
     assert abs(shown - time.time() - manager_off_s) < 60
     assert abs(float(world.fleet[0].run("date +%s").stdout) - time.time() - host_off_s) < 60
@@ -104,7 +104,7 @@ def command(world: World, command_id: str) -> str:
 
 
 def alive(world: World, same: dict[str, object]) -> bool:
-    """Everybody is connected and every untouched child is the one it was."""
+    """All agents are connected, and every child that was not restarted is the same process."""
     states = {one["host"]: one["agent_state"] for one in world.manager.get("/api/hosts")["hosts"]}
     assert set(states.values()) == {"connected"}, states
     assert all(child.is_alive() for child in same.values())  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def alive(world: World, same: dict[str, object]) -> bool:
 def test_a_restart_that_nobody_carries_out_expires_in_its_own_time_whatever_the_clock_says(
     world: World, clock: WallClock, chaos_report: ChaosReport
 ) -> None:
-    """Not at once when the clock leaps forward, and not never when it leaps back."""
+    """Neither at once when the clock jumps forward, nor never when it jumps back."""
     node1 = world.fleet[0]
     (agent,) = jobs.agents(node1)
     took = []

@@ -1,4 +1,4 @@
-"""Workers in containers of a real podman on a real host: whatever is killed, there is at most one of each."""
+"""Workers in containers of a real podman on a real host: whatever is killed, at most one of each exists."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def everything(host: FleetHost) -> Iterator[HostProcess]:
 
 
 def processes(host: FleetHost, worker_id: str) -> dict[str, HostProcess]:
-    """What of the worker can be killed: its job, its conmon, its runner."""
+    """The worker's processes to kill: its job, its conmon, its runner."""
     found = {}
     for one in everything(host):
         program = one.command.partition(" ")[0]

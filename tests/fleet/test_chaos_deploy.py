@@ -1,4 +1,4 @@
-"""Two people deploy one host at the same moment: it has one agent and one child afterwards, whoever was first."""
+"""Two users deploy one host at the same moment: it has one agent and one child afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fleet
 
 @pytest.mark.chaos(13)
 def test_two_deploys_at_once_make_one_agent_and_one_child(tmp_path: Path, chaos_report: ChaosReport) -> None:
-    """In turn onto a bare host and over what the two before left."""
+    """Alternately onto a bare host and over the result of the previous two."""
     with World(tmp_path, hosts=1) as world, ThreadPoolExecutor(2) as both:
         (node1,) = world.fleet.hosts
         inventory = jobs.write_inventory(

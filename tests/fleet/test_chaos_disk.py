@@ -1,4 +1,4 @@
-"""The manager's own disk: the power goes, the space runs out, a sync fails. Scenarios 5 and 21."""
+"""The manager's own disk: power cuts, no space, failed syncs. Scenarios 5 and 21."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_disk_has_power_again_though_another_namespace_still_holds_it(tmp_path
 
 
 class Trouble:
-    """A manager with its state on a disk of its own, and an agent that goes on with its heartbeats."""
+    """A manager with its state on a separate disk, and an agent that continues its heartbeats."""
 
     def __init__(self, place: Path, kind: str, environment: dict[str, str]) -> None:
         place.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ class Trouble:
             return dict(json.load(answer))
 
     def change(self) -> int:
-        """One operator's command: 202 and durable, or 503 and said why."""
+        """One operator's command: 202 and durable, or 503 with the reason."""
         self._turn += 1
         worker, verb = WORKERS[self._turn % len(WORKERS)], "stop" if self._turn % 3 else "start"
         status, body = self.manager.request("POST", f"/api/workers/{worker}/command", {"command": verb})
@@ -138,7 +138,8 @@ class Trouble:
         wait_until(lambda: all(self.change() == 503 for _ in range(12)), 60, "changes are refused", every_s=0.0)
 
     def live_through(self, restore: Callable[[], object]) -> float:
-        """While the disk refuses, the rest goes on. Returns how long after `restore` changes were taken again."""
+        """While the disk refuses writes, the rest continues. Returns how long after `restore` changes were accepted
+        again."""
         for _ in range(5):
             assert self.change() == 503
             assert self.beat()["assignments"] is None
@@ -159,7 +160,7 @@ class Trouble:
         return f"{self.refused} changes refused, 0 acknowledged falsely, 0 torn; taken again after {slowest_s:.1f} s"
 
     def judge(self) -> None:
-        """Kill it: what was acknowledged is there, and nothing is torn."""
+        """Kill it: acknowledged changes are present, and no file is torn."""
         self.manager.kill()
         found = loaded(self.state)
         assert found.intact, found.notes

@@ -1,7 +1,7 @@
-"""A worker in fence mode whose host is cut off, frozen or without power: it ends there before it runs elsewhere.
+"""A fenced worker whose host is partitioned, frozen or without power: it ends there before it runs elsewhere.
 
-Two pairs of hosts with a task each; the hosts of a pair are each other's spare, so the task moves to and fro. The pairs
-fail side by side, each in its own way, and change roles with every round. Everything is judged by stamps.
+Two pairs of hosts with a task each; the hosts of a pair are each other's spare, so the task moves back and forth. The
+pairs fail side by side, each in its own way, and change roles with every round. Everything is judged by stamps.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Pair:
         self.replaced_s: list[float] = []
 
     def place(self) -> tuple[FleetHost, FleetHost]:
-        """Where the task runs, and the other host; both heard, the task settled."""
+        """The task's host and the other host; both are connected, and the task is settled."""
         for host in self.hosts:
             self.world.wait_connected(host.name)
         name = self.world.settled(self.task)["host"]
@@ -103,7 +103,7 @@ class Scenario:
         return [one for pair in self.pairs for one in pair.ran()]
 
     def reported(self) -> str:
-        """In words; the bound is checked here."""
+        """As text; the bound is checked here."""
         took_s = [one for pair in self.pairs for one in pair.replaced_s]
         assert max(took_s) <= REPLACED_WITHIN_S, took_s
         return f"replaced after at most {max(took_s):.1f} s in {len(took_s)} failures (bound {REPLACED_WITHIN_S:g} s)"
@@ -132,8 +132,8 @@ def lose_power(pair: Pair) -> None:
 
 
 def freeze_agent(pair: Pair) -> None:
-    """For twice heartbeat_timeout and out of SSH's reach, with a command in its connection: it wakes up to a right that
-    its worker no longer has. The runner ends the child meanwhile, alone."""
+    """For twice heartbeat_timeout and unreachable over SSH, with a command in its connection: it resumes with a lease
+    that its worker no longer has. The runner alone ends the child meanwhile."""
     here, other = pair.place()
     (agent,) = jobs.agents(here)
     began_ns = time.monotonic_ns()
@@ -150,7 +150,7 @@ def freeze_agent(pair: Pair) -> None:
 
 
 class Thaws:
-    """Whole hosts that were frozen: how long the stale copies ran on when they thawed."""
+    """Frozen hosts: how long stale copies keep running after the thaw."""
 
     def __init__(self) -> None:
         self.stale_ms: list[float] = []
@@ -172,7 +172,7 @@ class Thaws:
 
 @pytest.mark.chaos(1)
 def test_a_host_that_is_cut_off_or_dead_is_replaced_without_overlap(world: World, chaos_report: ChaosReport) -> None:
-    """Nobody tells the old host to stop its worker: the lease does. Back in the network it starts nothing."""
+    """The lease stops the worker on the old host, without a command. Back in the network the host starts nothing."""
     scenario = Scenario(world)
     for number in chaos_report.rounds(short=1, long=20):
         scenario.round(number, lambda pair: cut_off(pair, "both"), lose_power)
@@ -183,7 +183,7 @@ def test_a_host_that_is_cut_off_or_dead_is_replaced_without_overlap(world: World
 
 @pytest.mark.chaos(8)
 def test_a_network_that_works_in_one_direction_only_doubles_nothing(world: World, chaos_report: ChaosReport) -> None:
-    """Once the manager hears nothing and the host hears everything, once the other way round."""
+    """One-way partitions: once towards the manager, once towards the host."""
     scenario = Scenario(world)
     for number in chaos_report.rounds(short=1, long=10):
         scenario.round(number, lambda pair: cut_off(pair, "to manager"), lambda pair: cut_off(pair, "from manager"))
@@ -194,7 +194,8 @@ def test_a_network_that_works_in_one_direction_only_doubles_nothing(world: World
 
 @pytest.mark.chaos(9)
 def test_what_was_frozen_wakes_up_to_a_right_that_it_no_longer_has(world: World, chaos_report: ChaosReport) -> None:
-    """An agent alone: nothing stale runs. A whole host can't fence itself: how long its copy runs on is measured."""
+    """A frozen agent: nothing stale runs. A frozen host cannot fence itself: the running time of its copy is
+    measured."""
     scenario, thaws = Scenario(world), Thaws()
     for number in chaos_report.rounds(short=1, long=10):
         scenario.round(number, freeze_agent, thaws.freeze_host)

@@ -1,5 +1,5 @@
-"""Strangers and slow readers want the whole manager; its agents notice nothing. The agents are simulated, their manners
-real (scripts/swarm); the flood is a process of its own (tests/flood.py). Needs no root."""
+"""Unauthenticated floods and slow readers attack the manager; its agents are not affected. The agents are simulated
+with the real protocol (scripts/swarm); the flood is a process of its own (tests/flood.py). Needs no root."""
 
 from __future__ import annotations
 
@@ -134,13 +134,13 @@ def test_agents_notice_nothing_of_a_flood(tmp_path: Path, chaos_report: ChaosRep
 
 
 def samples(swarm: Swarm) -> list[tuple[float, float]]:
-    """(when a heartbeat was sent, how long its answer took)"""
+    """(time of a heartbeat, duration of its response)"""
     flat = swarm.samples()["beats"]
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def usual(manager: Manager, connections: float) -> bool:
-    """Nothing of the flood is left, and it answers as before."""
+    """Nothing of the flood remains, and the manager responds as before."""
     began = time.monotonic()
     with contextlib.suppress(OSError, AssertionError):
         client = RawWebSocket(manager.port, timeout_s=2)

@@ -1,4 +1,4 @@
-"""A gang restarts while one of its members is cut off: ranks of two epochs never compute side by side."""
+"""A gang restarts while one of its members is partitioned: ranks of two epochs never run concurrently."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def wait_for_launch(world: World, before: int) -> None:
 
 
 def give_attempts_back(world: World) -> None:
-    """An operator's start does; otherwise each restart of the gang would wait longer than the one before."""
+    """An operator's start resets it; otherwise each restart of the gang would wait longer than the previous one."""
     world.manager.command(MEMBERS[0], "stop")
     for name in MEMBERS:
         world.manager.wait_worker(name, "stopped", 40)
@@ -58,8 +58,8 @@ def give_attempts_back(world: World) -> None:
 
 @pytest.mark.chaos(14)
 def test_a_gang_with_a_member_cut_off_never_runs_two_epochs_at_once(world: World, chaos_report: ChaosReport) -> None:
-    """One member is killed, or restarted by an operator, while another one is out of reach, which returns now before,
-    now after its lease's end."""
+    """One member is killed, or restarted by an operator, while another one is partitioned, which returns sometimes
+    before, now after its lease's end."""
     took_s = []
     for number in chaos_report.rounds(short=1, long=10):
         by_operator = number % 3 == 2

@@ -1,4 +1,4 @@
-"""Two hosts on one NFS-like home: each minds its own workers; locks and sockets lie on host-local disks."""
+"""Two hosts on one NFS-like home: each manages its own workers; locks and sockets are on host-local disks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def running(host: FleetHost) -> list[str]:
-    """The stamping workers on this host, by the kernel's word."""
+    """The stamping workers on this host, from the kernel's process table."""
     return sorted(one.command.split()[4] for one in host.processes(stamps.STAMP_PATH) if "stamp.py" in one.command)
 
 
@@ -47,7 +47,7 @@ def settled(world: World) -> None:
 
 @pytest.mark.chaos(24)
 def test_hosts_that_share_a_home_run_only_their_own_workers(world: World, chaos_report: ChaosReport) -> None:
-    """Also when both agents are killed at once, and when one host loses power while the other goes on."""
+    """Also if both agents are killed at once, and if one host loses power while the other keeps running."""
     node1, node2 = world.fleet.hosts
     settled(world)
     for _round in chaos_report.rounds(short=1, long=10):

@@ -1,6 +1,6 @@
 """The host's own disk, under procguard_home, has no space or no inodes left. Scenario 21.
 
-The disk is small and holds nothing but the agent's things; what the jobs note of their starts lies on another one.
+The disk is small and contains only the agent's files; the jobs record their starts on another one.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def starts(host: FleetHost, name: str) -> int:
 
 
 def alive(host: FleetHost, name: str) -> list[int]:
-    """By the kernel's word."""
+    """From the kernel's process table."""
     return [one.pid for one in host.processes(f" {name}") if one.command.startswith("python3 -c")]
 
 
 def marked_losses(text: str, name: str) -> int:
-    """Asserts that whatever is missing stands at a marker that says how much. Returns the bytes that markers name."""
+    """Asserts that every missing part has a marker with its size. Returns the bytes in markers."""
     before, marked, lost = -1, False, 0
     for line in text.splitlines():
         found = re.fullmatch(r".*procguard: ([\d,]+) bytes of this log were dropped.*", line)
@@ -98,7 +98,7 @@ def agent_again(world: World) -> None:
 
 
 def agent_alone(world: World) -> None:
-    """The same while the manager is away: it has nothing to go by but what lies on its host."""
+    """The same without the manager: the agent has only the files on its host."""
     host = world.fleet[0]
     world.manager.stop()
     for agent in jobs.agents(host):
@@ -114,7 +114,7 @@ def kinds(world: World, kind: str) -> int:
 
 
 class Round:
-    """Workers of their own, and one fault after the other while the disk refuses everything."""
+    """Separate workers, and one fault after the other while the disk refuses everything."""
 
     def __init__(self, world: World, what: str, number: int) -> None:
         self.world, self.what = world, what
@@ -142,7 +142,7 @@ class Round:
         return time.monotonic() - began
 
     def let_end(self) -> None:
-        """What ends by itself ends while nothing can be written."""
+        """Jobs that finish do so while nothing can be written."""
         for name, code in ((self.once, 0), (self.budget, 1)):
             self.host.path(f"/var/tmp/{name}.end").write_text(str(code))
         self.manager.wait_worker(self.once, "exited", 15)
@@ -154,7 +154,7 @@ class Round:
         assert self.manager.host(self.host.name)["disk_trouble"] == self.what
 
     def nothing_is_undone(self) -> None:
-        """Agents come and go: with what they find on the full disk nothing is started again."""
+        """Agents restart: from the files on the full disk they start nothing again."""
         for restart in (agent_again, agent_alone):
             restart(self.world)
             self.world.stays(lambda: not alive(self.host, self.kills) and not alive(self.host, self.stops), 1)
@@ -167,7 +167,7 @@ class Round:
         assert [one["worker_id"] for one in views if one["state"] == "running"] == [self.prints]
 
     def recover(self) -> float:
-        """Seconds from there being room until a stopped worker runs again, started as ever."""
+        """Seconds from free space until a stopped worker runs again after a normal start."""
         began = time.monotonic()
         wait_until(lambda: self.manager.host(self.host.name)["disk_trouble"] == "", 15, "the manager knows of the room")
         self.manager.command(self.stops, "start")

@@ -1,4 +1,5 @@
-"""A job's user attacks its agent, on a real host: what root alone may read is read by nobody, and root runs nothing."""
+"""A job's user attacks its agent, on a real host: files of root stay unreadable, and root executes nothing of the
+user."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ env
 
 
 def furnish(fleet: Fleet) -> None:
-    """The user's folder, its traps, and the names it takes before the first agent comes."""
+    """The user's folder, its traps, and the names it squats before the first agent starts."""
     one = fleet[0]
     for host in fleet.hosts:
         host.path("/srv").chmod(0o755)
@@ -185,7 +186,7 @@ def as_games(node: FleetHost, command: str) -> None:
 
 
 def assert_nobody_knows(world: World, node: FleetHost, text: str, folders: list[Path]) -> None:
-    """The canary is where root put it, and nowhere else: on the host, with the manager, in what was said."""
+    """The canary is only where root put it: not elsewhere on the host, at the manager, or in any output."""
     assert CANARY not in text
     for folder in (world.directory, *folders):
         run = subprocess.run(["grep", "-rlF", CANARY, str(folder)], capture_output=True, text=True, check=False)
@@ -198,7 +199,7 @@ def assert_nobody_knows(world: World, node: FleetHost, text: str, folders: list[
 def test_job_that_shares_its_agent_s_user_harms_that_agent_s_workers_alone(
     world: World, chaos_report: ChaosReport
 ) -> None:
-    """It kills its agent and its runner, rewrites its files, and speaks with its secret."""
+    """It kills its agent and its runner, rewrites its files, and uses its secret."""
     node, shared = world.fleet.hosts
     ruin = (
         "for d in ~/.procguard/*/*; do for f in $d/agent.json $d/assignments.json $d/journal.jsonl $d/workers/*/*.json "

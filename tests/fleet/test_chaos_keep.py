@@ -1,6 +1,6 @@
-"""Cables, agents and an sshd fail; a worker in keep mode is the same process before, during and after.
+"""Network links, agents and an sshd fail; a worker in keep mode is the same process before, during and after.
 
-One world for all of it: nobody restarts its workers, so from the first scenario to the last each is one process.
+One world for all scenarios: no worker is restarted, so each is one process from the first scenario to the last.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.mark.chaos(2)
 def test_a_partition_leaves_a_worker_in_keep_mode_alone(world: World, chaos_report: ChaosReport) -> None:
-    """The same pid before, during and after; nobody starts a second one; the log has no hole."""
+    """The same pid before, during and after; no second one is started; the log has no gap."""
     host, other = world.fleet[0], world.fleet[1]
     child = stamps.only_child(host, "keeps-1")
     attempt = world.settled("keeps-1")["attempt"]
@@ -58,7 +58,7 @@ def test_a_partition_leaves_a_worker_in_keep_mode_alone(world: World, chaos_repo
 def test_a_killed_agent_is_suspected_at_once_and_its_successor_adopts_the_same_child(
     world: World, chaos_report: ChaosReport
 ) -> None:
-    """Found missing by its closed connection, started over SSH by the manager: there is no cron and no systemd here."""
+    """Detected by its closed connection, started over SSH by the manager: there is no cron and no systemd."""
     host = world.fleet[0]
     child, attempt = stamps.only_child(host, "keeps-1"), world.manager.worker("keeps-1")["attempt"]
     suspected_s, adopted_s = [], []
@@ -89,7 +89,7 @@ def test_a_killed_agent_is_suspected_at_once_and_its_successor_adopts_the_same_c
 
 @pytest.mark.chaos(19)
 def test_a_silent_sshd_slows_nobody_and_each_attempt_ends(world: World, chaos_report: ChaosReport) -> None:
-    """Its agent is killed, so the manager has to try. Another host's dead agent is brought back meanwhile."""
+    """Its agent is killed, so the manager has to recover it. Another host's dead agent is restarted meanwhile."""
     node1, node2 = world.fleet.hosts
     child, neighbour = stamps.only_child(node1, "keeps-1"), stamps.only_child(node2, "keeps-2")
     answered_s: list[float] = []

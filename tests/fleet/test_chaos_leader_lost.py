@@ -1,5 +1,5 @@
-"""Scenario 30 on real hosts: the leader of two managers is cut off from its agents while it has its database, and its
-machine loses power. Each manager has an address of its own on the hosts' network."""
+"""Scenario 30 on real hosts: the leader of two managers is partitioned from its agents but not from its database, and
+its machine loses power. Each manager has an address of its own on the hosts' network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def answered(leader: OneOfSeveral) -> bool:
-    """Every agent is heard by it, and its worker runs."""
+    """It receives heartbeats of every agent, and each worker is running."""
     hosts = leader.get("/api/hosts")["hosts"]
     states = [one["state"] for one in leader.get("/api/remote-workers")["workers"]]
     return all(one["agent_state"] == "connected" for one in hosts) and states == ["running"] * HOSTS

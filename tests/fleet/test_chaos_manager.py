@@ -1,4 +1,4 @@
-"""The manager dies, or is away for long: children run on, and what it acknowledged still holds."""
+"""The manager dies, or is absent for long: children keep running, and acknowledged changes stay valid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 class Sender(threading.Thread):
-    """Sends one worker's commands one after the other until the manager is gone. Notes what was acknowledged."""
+    """Sends one worker's commands one after the other until the manager ends. Records acknowledgements."""
 
     def __init__(self, world: World, worker_id: str, verbs: tuple[str, ...], pause_s: float) -> None:
         super().__init__(daemon=True)
@@ -71,7 +71,7 @@ class Sender(threading.Thread):
 @pytest.mark.alone
 @pytest.mark.chaos(4)
 def test_a_manager_killed_at_any_moment_keeps_what_it_acknowledged(world: World, chaos_report: ChaosReport) -> None:
-    """start and stop go on flying while it is killed; restarts are carried out once each."""
+    """start and stop are sent continuously while it is killed; each restart is carried out once."""
     quiet = {name: stamps.only_child(world.host(f"node{name[-1]}"), name) for name in ("keeps-1", "fenced-2")}
     ready_s, acknowledged, restarts, lost = [], 0, [], []
     for _round in chaos_report.rounds(short=3, long=30):
@@ -142,7 +142,7 @@ def expired(world: World, command_id: str) -> bool:
 def test_children_outlive_a_manager_that_is_away_and_nobody_is_started_when_it_returns(
     world: World, chaos_report: ChaosReport
 ) -> None:
-    """Away for almost five times heartbeat_timeout (long: ten minutes); sshd's own log counts the logins."""
+    """Absent for almost five times heartbeat_timeout (long: ten minutes); sshd's own log counts the logins."""
     names = ("keeps-1", "again", *FLIPPED)
     for name in names:
         world.settled(name)

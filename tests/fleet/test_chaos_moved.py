@@ -1,4 +1,4 @@
-"""A worker was moved; then its old host is pruned, undeployed, added again, renamed, off: the job goes on untouched."""
+"""A worker was moved; then its old host is pruned, undeployed, added again, renamed, off: the job is not affected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 class Retirement:
-    """What is done to the worker's `old` host while it runs on `new`, where the inventory declares it."""
+    """Actions on the worker's `old` host while it runs on `new`, where the inventory declares it."""
 
     def __init__(self, world: World, old: str, new: str) -> None:
         self.world, self.old, self.new = world, world.host(old), world.host(new)
@@ -56,7 +56,7 @@ class Retirement:
         self.well("deploy")
 
     def renamed(self) -> None:
-        """The same machine under another name; its old name is gone from the inventory."""
+        """The same machine under another name; its old name is no longer in the inventory."""
         other = self.inventory(old_name="renamed")
         self.well("deploy", inventory=other)
         self.well("deploy", "--prune", inventory=other)

@@ -1,4 +1,4 @@
-"""Requests and answers between agents and manager are lost, doubled, late and out of order."""
+"""Requests and responses between agents and manager are lost, duplicated, delayed and reordered."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def proxy(world: World) -> Iterator[ChaosProxy]:
 def test_a_bad_network_makes_no_command_act_twice_and_everything_converges(
     world: World, proxy: ChaosProxy, chaos_report: ChaosReport
 ) -> None:
-    """Restarts are counted by the starts that the kernel's clock saw, against what the manager says became of them."""
+    """Restarts are counted by starts in the kernel's clock, and compared with the manager's results."""
     host = world.fleet[0]
     restarts: dict[str, list[str]] = {"again-1": [], "again-2": []}
     flips, converged_s = 0, []
@@ -93,7 +93,7 @@ def test_a_bad_network_makes_no_command_act_twice_and_everything_converges(
 
 
 def final(world: World, command_id: str) -> str:
-    """What became of the command, "" while it is open."""
+    """The command's result, "" while it is pending."""
     status = world.manager.get(f"/api/commands/{command_id}")["status"]
     return status if status in ("done", "failed", "expired") else ""
 

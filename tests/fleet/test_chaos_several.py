@@ -1,4 +1,4 @@
-"""Scenarios 30 and 31: the leader of several managers is lost, frozen or cut off; their database is harmed.
+"""Scenarios 30 and 31: the leader of several managers is lost, frozen or partitioned; their database is damaged.
 
 Acknowledged changes are declarations of hosts with a worker each; the oracle is what the next leader knows, the terms
 in the managers' logs and the epochs of all workers.
@@ -45,7 +45,7 @@ def server() -> Iterator[Postgres]:
 
 
 def check(world: SeveralManagers, leader: OneOfSeveral, declarer: Declarer) -> None:
-    """Nothing acknowledged is lost, no epoch was granted twice, terms only rise."""
+    """No acknowledged change is lost, no epoch is granted twice, terms only increase."""
     known = workers_of(leader)
     assert [name for name in declarer.acknowledged if name not in known] == []
     assert len(set(known.values())) == len(known)
@@ -176,7 +176,7 @@ def test_every_agent_is_answered_again_and_no_worker_is_touched(
 def test_both_managers_are_upgraded_one_after_the_other_under_load(
     server: Postgres, tmp_path: Path, chaos_report: ChaosReport
 ) -> None:
-    """Each is stopped and started again, as an upgrade does, while changes and heartbeats go on."""
+    """Each is stopped and restarted, as in an upgrade, while changes and heartbeats continue."""
     agents = 300 if chaos_report.long else 40
     gaps: list[float] = []
     with SeveralManagers(tmp_path, server) as world, one_address(world) as url:

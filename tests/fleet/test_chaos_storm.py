@@ -1,5 +1,5 @@
-"""A whole fleet loses its manager at once, and comes back to it. The agents are simulated; their manners are real: the
-swarm speaks through the agents' own conversation (remote_agent.agent.session). Needs no root."""
+"""A whole fleet loses its manager at once, and reconnects. The agents are simulated with the real protocol: the
+swarm uses the agents' own session (remote_agent.agent.session). Needs no root."""
 
 from __future__ import annotations
 

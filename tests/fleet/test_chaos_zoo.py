@@ -1,6 +1,6 @@
-"""One hostile connection of every kind, one after the other; the manager's agents notice nothing (tests/zoo.py).
+"""One hostile connection of every kind, one after the other; the manager's agents are not affected (tests/zoo.py).
 
-Agents are simulated, their manners real (scripts/swarm); each attack is a process of its own, and so is a bare pywsgi,
+Agents are simulated with the real protocol (scripts/swarm); each attack is a separate process, and so is a bare pywsgi,
 asked as often as the agents speak, that says what this machine can do meanwhile. Needs no root.
 """
 
@@ -38,7 +38,7 @@ def fenced_spec(host: int, number: int) -> dict[str, Any]:
 
 
 class Asker:
-    """Asks one address again and again on one connection and notes how long each answer took."""
+    """Requests one address repeatedly on one connection and records the duration of each response."""
 
     def __init__(self, port: int, path: str) -> None:
         self.delays_s: list[float] = []

@@ -84,7 +84,7 @@ def test_code_arrives_before_its_worker_starts_and_results_come_back(
 
 
 def _fetch_back(operator: Operator, inventory: Path, fleet: Fleet, tmp_path: Path) -> None:
-    """The results, of those that are there: one without an sshd is named and hides nobody."""
+    """The results of all reachable hosts: one without an sshd is named and does not hide others."""
     hosts: dict[str, dict[str, Any]] = {host.name: {"ansible_host": host.address} for host in fleet.hosts[:3]}
     hosts["node3"]["ansible_port"] = 2
     path = jobs.write_inventory(tmp_path / "fetch.yaml", hosts, {"ansible_user": "root"})
@@ -100,7 +100,7 @@ def _fetch_back(operator: Operator, inventory: Path, fleet: Fleet, tmp_path: Pat
 def test_a_host_without_room_for_the_code_starts_nothing(
     fleet: Fleet, manager: Manager, operator: Operator, tmp_path: Path
 ) -> None:
-    """And names it; its gang's other member waits with it, while who is in no gang goes on."""
+    """And names it; the other member of its gang waits too, while workers outside the gang continue."""
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "data.bin").write_bytes(os.urandom(3_000_000))
     node1, node2 = fleet[0], fleet[1]

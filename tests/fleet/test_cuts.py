@@ -1,4 +1,4 @@
-"""The broken cables of the chaos suite are broken in the direction that they say, and silently."""
+"""The network cuts of the chaos suite drop packets silently, in the specified direction."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def reaches_host(host: FleetHost) -> bool:
-    """Whether a packet from here arrives there. UDP: nothing has to come back."""
+    """Whether a packet from here arrives there. UDP needs no response."""
     host.run("rm -f /tmp/heard")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(20):
@@ -43,7 +43,7 @@ def reaches_host(host: FleetHost) -> bool:
 
 
 def reaches_manager(host: FleetHost) -> bool:
-    """The other way. A send that fails would be no silent cut."""
+    """The other direction. A failing send would not be a silent cut."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
         here.bind((host.fleet.manager_address, 0))
         here.settimeout(0.5)

@@ -79,7 +79,7 @@ def said(run: Run) -> str:
 
 
 def test_first_deploy_runs_every_worker_on_its_own_host_once(deployed: Deployed) -> None:
-    """Also where two hosts share one home: each runs only its own, with one agent."""
+    """Also if two hosts share one home: each runs only its own workers, with one agent."""
     assert deployed.first.returncode == 0, said(deployed.first)
     for host in deployed.fleet.hosts:
         view = deployed.manager.wait_worker(worker_of(host.name), "running")
@@ -99,7 +99,7 @@ def test_first_deploy_reports_each_host_and_whether_recovery_works(deployed: Dep
 
 
 def test_the_logs_of_all_hosts_are_searched_where_they_lie(deployed: Deployed) -> None:
-    """Each host answers for its own worker, also those that share one home; by the installed release."""
+    """Each host reports its own worker, also with a shared home; by the installed release."""
     for host in deployed.fleet.hosts:
         deployed.manager.wait_worker(worker_of(host.name), "running")
     found = deployed.operator.invoke("search", "1$", "--since", "1h", "--limit", "5000")
@@ -124,7 +124,7 @@ def test_second_deploy_changes_nothing(deployed: Deployed) -> None:
 
 
 def test_changed_command_waits_for_a_restart_and_undeclared_worker_runs_on(deployed: Deployed) -> None:
-    """A redeploy never touches a child by itself; --restart-changed and --prune say so."""
+    """A redeploy never affects a child unless --restart-changed or --prune is given."""
     node1 = deployed.fleet[0]
     extra = jobs.counting("extra")
     assert deployed.deploy(deployed.hosts(extra)).returncode == 0
@@ -166,7 +166,7 @@ def test_operators_stop_survives_a_redeploy(deployed: Deployed) -> None:
 
 
 def test_a_dead_host_fails_alone(deployed: Deployed) -> None:
-    """Exit code 2 and the host's name; what is new for the others arrives there."""
+    """Exit code 2 and the host's name; the other hosts get their changes."""
     deployed.fleet[1].power_cut()
     try:
         began = time.monotonic()
@@ -198,7 +198,7 @@ def test_unknown_host_key_is_refused_with_the_command_that_adds_it(deployed: Dep
 
 
 def test_recovery_over_ssh_no_when_only_the_operator_has_the_key(deployed: Deployed, tmp_path: Path) -> None:
-    """The manager of somebody without keys: the deploy works, and says that the manager could not repair the host."""
+    """A manager without SSH keys: the deploy works, and reports that the manager cannot recover the host."""
     nobody = Operator.with_keys(tmp_path / "nobody", None, deployed.fleet.known_hosts)
     (tmp_path / "manager").mkdir()
     inventory = jobs.write_inventory(

@@ -1,4 +1,4 @@
-"""Every command of tutorial, how-tos and README, typed in their order on two real hosts, in both forms."""
+"""Every command of tutorial, how-tos and README, run in their order on two real hosts, in both forms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def control_lines() -> list[str]:
 
 
 class Reader:
-    """Somebody with a folder of their own who types what a page says. Their hosts have other names than the page's."""
+    """A user with a folder who runs a page's commands. The hosts have other names than the page's."""
 
     def __init__(self, folder: Path, fleet: Fleet, form: str) -> None:
         self.folder = folder / "work"
@@ -102,7 +102,7 @@ class Reader:
         )  # fmt: skip
 
     def after(self, line: str) -> None:
-        """What the page has a person do between two commands, and what this machine needs."""
+        """Manual steps of the page between two commands, and prerequisites of this machine."""
         if line.startswith("procguard init "):
             config = self.folder / "procguard.yaml"
             config.write_text(config.read_text().replace("port: 5000", f"port: {self._port}"))

@@ -1,4 +1,4 @@
-"""A group that fails and restarts as one, on three real hosts and a spare: every instance stamped by one clock."""
+"""A group that fails and restarts together, on three real hosts and a spare: every instance stamped by one clock."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_manager_killed_in_the_middle_of_an_incident_goes_on_and_starts_nothin
 
 
 def test_a_lost_hosts_member_goes_to_the_spare_with_its_rank_and_all_restart(world: World) -> None:
-    """Once its lease has surely ended, and not before; the host that comes back has no right to it any more."""
+    """Once its lease has ended, and not before; the returning host has no lease for it any more."""
     before = together(world)
     lost = world.host("node2")
     cut_at = time.monotonic()

@@ -1,5 +1,5 @@
-"""GPUs that fail under a gang and under a single worker, on real hosts with real agents. Driver and kernel log are
-stand-ins: a nvidia-smi that names two GPUs, and a FIFO in place of /dev/kmsg with lines as the kernel writes them."""
+"""GPU failures of a gang and of a single worker, on real hosts with real agents. Driver and kernel log are fakes: a
+nvidia-smi that names two GPUs, and a FIFO in place of /dev/kmsg with lines as the kernel writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fleet itself: what the other tests trust in."""
+"""The fleet itself: the foundation of the other tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def can_connect(host: FleetHost, timeout_s: float = 0.5) -> bool:
 
 
 def test_a_host_has_its_own_name_address_files_and_process_ids(three: Fleet) -> None:
-    """Nothing of the machine outside shows: not its processes, not its homes, not this checkout."""
+    """Nothing of the machine outside is visible: neither its processes, nor its homes, nor this checkout."""
     host = three[0]
     seen = host.ssh(f"hostname; pwd; ls ~ /tmp /home/alice {REPOSITORY}; ps ax | wc -l; ip -o -4 addr; ip route")
     assert seen.returncode == 0, seen.stderr
@@ -67,7 +67,7 @@ def test_both_users_log_in_with_the_operators_key(three: Fleet) -> None:
 
 
 def test_an_unknown_host_key_is_refused(three: Fleet, tmp_path: Path) -> None:
-    """The known_hosts file is what makes ssh trust a host, nothing else."""
+    """ssh trusts a host only by the known_hosts file."""
     command = [word.replace(str(three.known_hosts), str(tmp_path / "empty")) for word in three[0].ssh_command()]
     refused = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     assert refused.returncode == 255
@@ -107,7 +107,7 @@ def test_cable_out_silences_the_network_and_no_process(three: Fleet) -> None:
 
 
 def test_freeze_stops_every_process_and_thaw_wakes_only_those(three: Fleet) -> None:
-    """What a test had stopped before stays stopped."""
+    """Processes that a test had stopped stay stopped."""
     host = three[0]
     host.run("sleep 1000.5 >/dev/null 2>&1 & sleep 1000.6 >/dev/null 2>&1 &")
     stopped = wait_until(lambda: host.processes("sleep 1000.5"), 5, "first sleeper")[0]
@@ -162,7 +162,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("keeper_too", [False, True], ids=["keeper cleans", "the next fleet cleans"])
 def test_a_fleet_whose_tests_were_killed_disappears(keeper_too: bool, three: Fleet) -> None:
-    """Two fleets at once don't collide, and the stale one goes whole while the living one is untouched."""
+    """Two fleets at once do not collide, and the stale one is removed completely while the live one is not affected."""
     with subprocess.Popen(
         [sys.executable, "-c", DYING_TESTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     ) as tests:

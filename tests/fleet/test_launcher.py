@@ -74,7 +74,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def approved(scene: Scene) -> Launcher:
-    """A launcher on node1 that waited for approval and got it; how it waited is checked on the way."""
+    """A launcher on node1 that waited for approval and got it; its waiting is checked too."""
     launcher = scene.launch(scene.fleet[0])
     pending = wait_until(
         lambda: [one for one in scene.manager.get("/api/agents")["agents"] if one["agent_state"] == "pending"],
@@ -99,7 +99,7 @@ def test_it_runs_nothing_until_approved_and_then_runs_here(scene: Scene, approve
 def test_the_same_id_from_another_host_waits_and_whoever_approves_it_sees_the_holder(
     scene: Scene, approved: Launcher
 ) -> None:
-    """A stranger is not told where the worker runs."""
+    """An unauthenticated caller does not learn where the worker runs."""
     scene.manager.wait_worker("by-hand", "running", 20)
     other = scene.launch(scene.fleet[1])
     wait_until(lambda: "waits for approval" in other.said(), 20, "it waits")

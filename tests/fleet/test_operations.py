@@ -1,4 +1,4 @@
-"""Many workers at once on real hosts: a rolling restart that a bad release stops, its retry, a cancelled stop."""
+"""Many workers at once on real hosts: a rolling restart halted by a bad release, its retry, a cancelled stop."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @dataclass
 class Meeting:
-    """A manager of one tree; what is typed and what runs on the host is of the other."""
+    """A manager of one tree; commands and agents are of the other."""
 
     manager: Manager
     environment: dict[str, str]

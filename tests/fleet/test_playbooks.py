@@ -1,4 +1,4 @@
-"""The shipped playbooks on two real hosts: what they do is what `invoke` does, and twice is as good as once."""
+"""The shipped playbooks on two real hosts: the same results as `invoke`, and idempotent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class World:
     folder: Path
 
     def play(self, name: str, *options: str, checkout: Path = REPOSITORY) -> tuple[dict[str, dict[str, int]], str]:
-        """Host -> {"ok", "changed", "failed", …} of the recap, and everything that was said."""
+        """Host -> {"ok", "changed", "failed", …} of the recap, and all output."""
         run = subprocess.run(
             [
                 sys.executable, "-m", "ansible", "playbook", "-i", str(self.inventory),

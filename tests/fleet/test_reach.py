@@ -1,4 +1,5 @@
-"""Every way in, against real hosts: passwords, keys with a passphrase, jumps, sudo, dropbear; and no secret shows."""
+"""Every log-in method, against real hosts: passwords, keys with a passphrase, jumps, sudo, dropbear; no secret is
+visible."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """node1 is what one jumps through; node2 also takes passwords, on another port, and has dropbear on a third."""
+    """node1 is the jump host; node2 also accepts passwords, on another port, and has dropbear on a third."""
     require_fleet()
     require_programs("sudo", "dropbear", "dropbearkey", "openssl")
     with Fleet(3) as fleet:
@@ -137,7 +138,7 @@ ODD_VALUE = 'it\'s "quoted" $HOME `x` \\ 你好'
 
 @dataclass(frozen=True)
 class Way:
-    """One host of the inventory: where, as whom, how, and who runs its worker."""
+    """One host of the inventory: address, users, method, and the user of its worker."""
 
     host: int
     user: str
@@ -263,7 +264,7 @@ def test_every_way_in_at_once_and_no_process_list_shows_a_secret(world: World) -
 
 
 def test_every_refusal_is_one_line_that_says_what_to_do(world: World) -> None:
-    """A wrong password, none, a key that stays locked, no or a wrong password for sudo: each host says its own."""
+    """A wrong password, none, a locked key, no or a wrong password for sudo: each host has its own error."""
     all_ways = ways(world)
     chosen = {
         "none-given": replace(all_ways["password"], variables={"ansible_port": PASSWORD_PORT}),

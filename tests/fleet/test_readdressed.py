@@ -1,4 +1,4 @@
-"""A manager whose address changed is found again: recovery gives each agent the new one. Jobs notice nothing."""
+"""A manager with a new address is found again: recovery sends it to each agent. Jobs are not affected."""
 
 from __future__ import annotations
 

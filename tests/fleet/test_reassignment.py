@@ -1,4 +1,4 @@
-"""Spares take over what a lost host ran, and the host that comes back finds its right gone: on real hosts."""
+"""Spares take over the workers of a lost host, and the returning host has lost its leases: on real hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dies comes back, once; what only seems dead is left alone. On real hosts, by real failures."""
+"""Dead processes are restarted, once; unreachable ones are not affected. On real hosts, with real failures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def node2(running: Manager, fleet: Fleet) -> FleetHost:
 
 
 def settled_host(manager: Manager, host: FleetHost) -> FleetHost:
-    """The host with its agent heard and its worker running, whatever the test before did."""
+    """The host with its agent connected and its worker running, whatever the previous test did."""
     manager.wait_worker(f"on-{host.name}", "running", 30)
     wait_until(lambda: manager.host(host.name)["agent_state"] == "connected", 30, f"{host.name} connected")
     return host
@@ -80,7 +80,7 @@ def test_killed_child_is_restarted_by_its_runner_and_counted_with_its_reason(
 
 
 def test_killed_agent_comes_back_over_ssh_and_readopts_the_same_child(running: Manager, node2: FleetHost) -> None:
-    """Not a line of its log is lost or doubled, though it printed all the while."""
+    """No line of its log is lost or duplicated, although it printed continuously."""
     child, agent = jobs.only_child(node2, "on-node2"), the_agent(node2)
     before = running.worker("on-node2")
     node2.kill(agent)
@@ -100,7 +100,7 @@ def test_killed_agent_comes_back_over_ssh_and_readopts_the_same_child(running: M
 
 
 def assert_log_is_whole(manager: Manager, host: FleetHost, worker_id: str, attempt: int) -> None:
-    """Every line that this attempt had printed by now stands in the manager's log, once and in order."""
+    """Every line that this attempt has printed is in the manager's log, once and in order."""
     printed = jobs.numbers(attempt_log(host, worker_id, attempt).read_text(), worker_id)[-1]
 
     def arrived() -> list[int]:
@@ -123,7 +123,7 @@ def attempt_log(host: FleetHost, worker_id: str, attempt: int) -> Path:
 def test_power_cut_shows_unknown_in_time_and_after_power_on_the_worker_runs_once(
     running: Manager, fleet: Fleet
 ) -> None:
-    """Nothing is restarted elsewhere meanwhile; node3 shares its home with node4, which must not care."""
+    """Nothing is restarted elsewhere meanwhile; node3 shares its home with node4, which must not be affected."""
     node3, node4 = settled_host(running, fleet[2]), settled_host(running, fleet[3])
     neighbour, before = jobs.only_child(node4, "on-node4"), running.worker("on-node3")
     began = time.monotonic()
@@ -168,7 +168,7 @@ def test_cable_out_and_in_keeps_the_same_child_and_its_whole_log(running: Manage
 
 
 def test_frozen_host_is_unknown_and_thaws_with_the_same_child(running: Manager, node2: FleetHost) -> None:
-    """A hung machine accepts connections and says nothing: the manager keeps answering, and nothing is doubled."""
+    """A hung machine accepts connections and stays silent: the manager keeps responding, and nothing is duplicated."""
     child = jobs.only_child(node2, "on-node2")
     node2.freeze()
     try:

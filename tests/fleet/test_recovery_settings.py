@@ -1,4 +1,4 @@
-"""The seed's recovery settings, obeyed on a real host: max_recovery_attempts and enable_auto_recovery."""
+"""The seed's recovery settings on a real host: max_recovery_attempts and enable_auto_recovery."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def last_lines(manager: Manager, path: str) -> list[str]:
 
 
 def test_a_crash_loop_ends_after_max_recovery_attempts(fleet: Fleet, operator: Operator, tmp_path: Path) -> None:
-    """One start and two restarts, then failed with a reason; a person's start gives it a new chance."""
+    """One start and two restarts, then failed with a reason; an operator's start gives it a new budget."""
     with Manager(tmp_path, operator.environment, ["recovery.max_recovery_attempts=2"]) as manager:
         script = "sh -c 'seq 1 60; echo out of paper; exit 3'"
         crashing = {"worker_id": "crashing", "command": script, "restart": {"backoff_s": [0, 0.1]}}

@@ -1,4 +1,4 @@
-"""A local user of an agent's host listens at an address that the manager has, too, and passes everything on to it.
+"""A local user of an agent's host listens at an address that the manager also has, and relays everything to it.
 
 docker0 is 172.17.0.1 on every machine. Whoever may open a port on the agent's host stands between the agent and its
 manager there: proof and all.
@@ -41,7 +41,7 @@ class World:
         return self.fleet[0]
 
     def listen(self) -> None:
-        """alice, who is nobody on this host, begins to relay."""
+        """alice, an unprivileged user of this host, starts to relay."""
         port = self.manager.port
         self.host.run(f"ip address replace {self.bridge_address}/32 dev lo")
         program = self.host.path("/tmp/relay.py")
@@ -107,7 +107,7 @@ def assert_nothing_was_given_away(one: World) -> None:
 
 @pytest.mark.parametrize("advertised", [False, True])
 def test_a_local_user_who_relays_gets_no_word_of_the_agent(tmp_path: Path, advertised: bool) -> None:
-    """Deployed while he listens: the agent takes the way that is the manager's own, whether the bridge's address was
+    """Deployed while the relay listens: the agent uses the manager's own address, whether the bridge's address was
     only the machine's or a careless operator has advertised it."""
     with world(tmp_path, advertised=advertised) as one:
         one.listen()

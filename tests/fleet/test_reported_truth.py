@@ -1,4 +1,4 @@
-"""What a deployment says is so: exit code 2 and the reason where a worker does not come up, on three hosts."""
+"""A deployment's report is true: exit code 2 and the reason if a worker does not come up, on three hosts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_start_and_restart_of_one_worker_say_whether_it_came_up(world: World) ->
 
 
 def test_a_corrected_worker_gets_a_new_budget_from_its_deployment(world: World) -> None:
-    """Also where all of it was spent."""
+    """Also if the whole budget was used."""
     spec = {"worker_id": "w07", "command": "false", "restart": {"max_attempts": 0}}
     workers = twenty(SLEEP)
     workers["node2"] = [spec if one["worker_id"] == "w07" else one for one in workers["node2"]]

@@ -228,7 +228,7 @@ def test_each_way_of_starting_the_manager_works_as_printed(checkout: Checkout, l
 
 
 def test_the_manager_as_a_daemon_works_as_printed(checkout: Checkout) -> None:
-    """It returns at once, answers, refuses a second one on the same state, and --stop ends it."""
+    """It returns at once, serves, refuses a second one on the same state, and --stop ends it."""
     try:
         checkout.run(DAEMON)
         wait_until(checkout.answers, 30, "the daemon", every_s=0.1)

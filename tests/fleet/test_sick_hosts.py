@@ -1,4 +1,4 @@
-"""A fleet of which a few are always sick: each is named with its cause, and nobody else waits or suffers for it."""
+"""A fleet with a few faulty hosts: each is named with its cause, and no other host is delayed or affected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = "/small"  # a full disk
 
 @dataclass
 class Sick:
-    """The first seven of a fleet. `codes`: host -> what may be said of it."""
+    """The first seven of a fleet. `codes`: host -> its possible error codes."""
 
     fleet: Fleet
     operator: Operator
@@ -46,7 +46,7 @@ class Sick:
         return self.codes
 
     def _change_key(self, host: FleetHost, other: FleetHost) -> None:
-        """As the operator sees it: the key they know of this host is another's."""
+        """For the operator: the known key of this host is another's."""
         known = self.operator.home / ".ssh" / "known_hosts"
         lines = [line.split(" ", 1) for line in known.read_text().splitlines()]
         keys = dict(lines)

@@ -1,4 +1,4 @@
-"""The manager's state is lost for good, with its backups: the fleet is taken over, and nothing runs twice."""
+"""The manager's state is lost permanently, with its backups: the fleet is adopted, and nothing runs twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fleet.chaos_world import World
 @pytest.mark.fleet
 @pytest.mark.timeout(240)
 def test_a_rebuilt_state_takes_over_what_runs_at_the_next_deployment(tmp_path: Path) -> None:
-    """As docs/operations.md says it: the id from a host, `invoke state.rebuild`, start, deploy."""
+    """As in docs/operations.md: the id from a host, `invoke state.rebuild`, start, deploy."""
     with World(tmp_path, hosts=1) as world:
         host = world.fleet.hosts[0]
         world.deploy({host.name: [stamps.stamping("w1")]})
@@ -42,7 +42,8 @@ def test_a_rebuilt_state_takes_over_what_runs_at_the_next_deployment(tmp_path: P
 @pytest.mark.fleet
 @pytest.mark.timeout(240)
 def test_after_a_rebuild_a_worker_that_had_moved_is_not_started_where_it_was_declared(tmp_path: Path) -> None:
-    """The hosts are read over SSH: what runs elsewhere is refused, what runs nowhere waits for an operator."""
+    """The hosts are read over SSH: workers that run elsewhere are refused, those that run nowhere wait for an
+    operator."""
     with World(tmp_path, hosts=2) as world:
         one, two = world.fleet.hosts
         declared = {one.name: [stamps.stamping("moved"), stamps.stamping("idle")], two.name: []}
@@ -83,7 +84,7 @@ def test_after_a_rebuild_a_worker_that_had_moved_is_not_started_where_it_was_dec
 @pytest.mark.fleet
 @pytest.mark.timeout(240)
 def test_a_restored_older_state_learns_from_the_grant_where_a_worker_is(tmp_path: Path) -> None:
-    """It moved after the backup: its process runs on, its former host starts nothing, and it obeys the manager."""
+    """It moved after the backup: its process keeps running, its former host starts nothing, and it accepts commands."""
     with World(tmp_path, hosts=2) as world:
         one, two = world.fleet.hosts
         world.deploy({one.name: [stamps.stamping("w1")], two.name: []})

@@ -1,4 +1,4 @@
-"""A fleet over https with the manager's own CA: deployed, revoked, rotated, and what a manager with another CA gets."""
+"""A fleet over https with the manager's own CA: deployment, revocation, rotation, and a manager with another CA."""
 
 from __future__ import annotations
 

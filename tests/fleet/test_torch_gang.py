@@ -108,7 +108,7 @@ def test_a_torch_job_on_three_hosts_goes_on_from_its_checkpoint_after_a_power_cu
 
 
 def wait_or_report(world: World, predicate: Callable[[], int], timeout_s: float, what: str) -> int:
-    """As wait_until; a failure shows what the job and its gang said."""
+    """As wait_until; a failure shows the output of the job and its gang."""
     try:
         return wait_until(predicate, timeout_s, what, every_s=0.2)
     except AssertionError as exc:
@@ -117,13 +117,13 @@ def wait_or_report(world: World, predicate: Callable[[], int], timeout_s: float,
 
 
 def step_of(world: World) -> int:
-    """The last step that rank 0 has written down."""
+    """The last step that rank 0 has recorded."""
     found = re.findall(r"^.*step (\d+) loss", world.manager.log_text("train-node1"), re.MULTILINE)
     return int(found[-1]) if found else 0
 
 
 def began_at(world: World) -> int:
-    """The step from which rank 0 went on, 0 while it has not."""
+    """The step from which rank 0 resumed, 0 before that."""
     found = re.findall(r"begins at step (\d+)", world.manager.log_text("train-node1"))
     return int(found[-1]) if found else 0
 

@@ -68,7 +68,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def world(running: World) -> World:
-    """No host is trusted yet, and the manager runs."""
+    """No host is trusted yet, and the manager is running."""
     running.known_hosts.unlink(missing_ok=True)
     if running.manager.process is None:
         running.manager.start()

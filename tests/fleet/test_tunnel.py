@@ -1,4 +1,4 @@
-"""A host that cannot reach the manager works through the manager's own SSH, and comes back however that breaks."""
+"""A host that cannot reach the manager works through the manager's own SSH, and recovers from every failure of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class World:
         return self.operator.invoke("deploy", "--hosts", str(self.inventory), timeout_s=90)
 
     def relays(self) -> list[Any]:
-        """Whatever listens for the agent on the host: the relay alone, as no command line tells it apart."""
+        """The listener for the agent on the host: only the relay, because command lines do not distinguish it."""
         return [one for one in self.host.processes("-I -S -c") if one.command.startswith("python3")]
 
     def back(self, timeout_s: float = 30) -> float:
@@ -124,7 +124,7 @@ def test_through_the_tunnel_everything_works(world: World) -> None:
 
 
 def test_nobody_is_an_operator_at_the_end_of_a_tunnel(world: World) -> None:
-    """Root on the host has the manager's own SSH at hand, and yet gets no more than an agent's secret is good for."""
+    """Root on the host has access to the manager's SSH session, but gets only the rights of an agent's secret."""
     port = world.tunnel()["port"]
     token = world.operator.invoke("token.create", "--name", "t").stdout.split()
     secret = next(word for word in token if len(word) > 30)
@@ -168,7 +168,7 @@ def test_a_tunnel_that_is_killed_comes_back_and_the_child_notices_nothing(world:
 
 @pytest.mark.long
 def test_a_relay_that_hangs_is_replaced(world: World) -> None:
-    """Its connection is dead and nobody told it: what comes anew ends it, on the same port."""
+    """Its connection is silently dead: a new one replaces it, on the same port."""
     [relay] = world.relays()
     world.host.kill(relay, signal.SIGSTOP)
     world.tunnel_process().send_signal(signal.SIGKILL)
@@ -178,7 +178,7 @@ def test_a_relay_that_hangs_is_replaced(world: World) -> None:
 
 
 def test_a_killed_agent_is_missed_at_once_and_started_over_ssh(world: World) -> None:
-    """A closed connection is a signal, also through a tunnel; nothing on the host would bring the agent back."""
+    """A closed connection is a signal, also through a tunnel; nothing on the host would restart the agent."""
     [agent] = jobs.agents(world.host)
     child = jobs.only_child(world.host, WORKER)
     world.host.kill(agent)
@@ -191,7 +191,7 @@ def test_a_killed_agent_is_missed_at_once_and_started_over_ssh(world: World) -> 
 
 @pytest.mark.long
 def test_a_short_cut_of_the_cable_breaks_nothing(world: World) -> None:
-    """TCP carries on where it was: the same tunnel, the same port, no event."""
+    """TCP continues: the same tunnel, the same port, no event."""
     before = world.tunnel()
     world.host.cable_out()
     time.sleep(1.5)
@@ -202,7 +202,7 @@ def test_a_short_cut_of_the_cable_breaks_nothing(world: World) -> None:
 
 @pytest.mark.long
 def test_a_cut_that_both_ends_notice_is_over_soon_after_the_cable_is_back(world: World) -> None:
-    """Nothing is heard for half a minute: both ends give up, and nobody tells the host's sshd."""
+    """Silence for half a minute: both ends give up, and the host's sshd is not notified."""
     child, port = jobs.only_child(world.host, WORKER), world.tunnel()["port"]
     [relay] = world.relays()
     world.host.cable_out()

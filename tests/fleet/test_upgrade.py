@@ -1,4 +1,4 @@
-"""`invoke upgrade` and `invoke rollback` on four real hosts: one goes first, and no job notices any of it."""
+"""`invoke upgrade` and `invoke rollback` on four real hosts: one is first, and no job is affected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = subprocess.CompletedProcess[str]
 
 
 def release(folder: Path, file: str, addition: str) -> Path:
-    """A checkout whose agent differs from ours: `addition` at the end of one of its modules."""
+    """A checkout with a different agent: `addition` at the end of one of its modules."""
     for name in ("procguard", "remote_agent", "scripts", "playbooks"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "tasks.py", folder / "tasks.py")

@@ -18,7 +18,7 @@ needs_sshd = pytest.mark.skipif(find_sshd() is None and os.environ.get("CI") != 
 
 @needs_sshd
 def test_deploy_kill_restart_log_and_undeploy_through_an_ordinary_sshd(tmp_path: Path) -> None:
-    """The whole way once: inventory, SSH, agent, child, log; then everything of it is gone again."""
+    """The whole path once: inventory, SSH, agent, child, log; then everything is removed."""
     (tmp_path / "sshd").mkdir()
     (tmp_path / "manager").mkdir()
     job = tmp_path / "count.py"

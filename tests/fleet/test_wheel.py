@@ -1,4 +1,4 @@
-"""The wheel is the product: built, installed alone as a normal user in an empty folder, it does everything.
+"""The wheel is complete: built and installed alone as a normal user in an empty folder, everything works.
 
 The checkout is hidden from what runs: in the mount namespace of each command an empty file system lies over it.
 """
@@ -96,7 +96,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def account(wheel: Path) -> Iterator[Account]:
-    """Also proof that it installs with what it names, and nothing of ours around it."""
+    """Also verifies that it installs with its declared dependencies only."""
     require_fleet()
     require_programs("unshare", "setpriv", "ssh")
     base = Path(tempfile.mkdtemp(prefix="pgw", dir="/tmp"))

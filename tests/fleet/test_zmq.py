@@ -1,4 +1,4 @@
-"""The zmq channel between real hosts: two whose agents' Python has pyzmq, and one that has not."""
+"""The zmq channel between real hosts: two whose agents' Python has pyzmq, and one without it."""
 
 from __future__ import annotations
 

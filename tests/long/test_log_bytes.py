@@ -1,4 +1,4 @@
-"""What a worker writes arrives as it wrote it, as soon as it wrote it; shown as a person wants to read it."""
+"""A worker's output arrives unchanged and promptly, and is rendered readably."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def rig() -> Iterator[Rig]:
 
 
 class Following(threading.Thread):
-    """`follow=1` as a browser or curl has it; notes what came when."""
+    """`follow=1` as in a browser or curl; records data with times."""
 
     def __init__(self, rig: Rig, worker_id: str) -> None:
         super().__init__(daemon=True)
@@ -139,7 +139,7 @@ def test_python_jobs_log_live_by_default_and_stderr_is_kept_apart(rig: Rig) -> N
 
 
 def test_the_workers_own_word_on_buffering_counts(rig: Rig) -> None:
-    """Seen beside its twin that has printed everything by now."""
+    """Compared with its twin, which has printed everything by now."""
     wait_until(lambda: "no end" in rig.manager.log_text("both"), 30, "the twin's last words")
     text = rig.manager.log_text("buffered")
     assert "out" not in text and "err 0" in text, "Python buffers stdout, not stderr"

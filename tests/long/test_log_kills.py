@@ -1,4 +1,4 @@
-"""No line lost, none doubled, the child never held up: while its agent and its manager are killed again and again.
+"""No line lost or duplicated, the child never blocked, while its agent and its manager are killed repeatedly.
 
 Short forms run always, the long ones by `pytest -m long`.
 """
@@ -138,7 +138,7 @@ def test_a_million_lines_pass_twenty_kills_of_agent_and_manager(folder: Path) ->
 
 
 def test_two_hundred_thousand_lines_wait_for_a_manager_while_the_agent_is_restarted(folder: Path) -> None:
-    """The manager is away all the while; on its return everything arrives once, with the times it was written at."""
+    """The manager is absent throughout; on its return everything arrives once, with the original times."""
     notes = folder / "notes"
     with Rig(folder / "rig") as rig:
         rig.declare(
@@ -166,7 +166,8 @@ def test_two_hundred_thousand_lines_wait_for_a_manager_while_the_agent_is_restar
 
 
 def test_what_a_manager_that_is_away_too_long_misses_is_marked_with_its_size(folder: Path) -> None:
-    """keep_local bounds what waits, too: the oldest goes, the child is not held up, the log says how much."""
+    """keep_local also limits unsent bytes: the oldest are deleted, the child is not blocked, the log states how
+    many."""
     notes, pad, keep = folder / "notes", "x" * 500, MIB
     with Rig(folder / "rig", f"logs.keep_local={keep}") as rig:
         rig.declare(

@@ -29,7 +29,7 @@ def test_a_stopped_process_is_reported_as_suspect_and_left_alone(host: Host, man
 def test_a_job_that_falls_silent_is_suspect_after_a_minute_and_clear_when_it_prints(
     host: Host, manager: FakeManager, tmp_path: Path
 ) -> None:
-    """Nothing was configured: its own rhythm says it."""
+    """Nothing is configured: its own rhythm decides."""
     gate = tmp_path / "silent"
     script = f"while true; do [ -e {gate} ] || echo step; sleep 0.5; done"
     manager.assign("w1", script, shell=True)

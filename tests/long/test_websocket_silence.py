@@ -1,4 +1,4 @@
-"""A browser that vanished without a word, with the manager's own times."""
+"""A browser that vanished silently, with the manager's default timeouts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
 
 
 def test_the_manager_pings_after_15_s_and_reaps_after_45(tmp_path: Path) -> None:
-    """It costs a connection for less than a minute; a frame that nobody answers is the only sign of it."""
+    """It holds a connection for less than a minute; an unanswered ping is the only sign of it."""
     manager = RunningManager(tmp_path)
     try:
         began = time.monotonic()
