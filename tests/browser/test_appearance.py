@@ -301,7 +301,7 @@ def test_times_are_shown_in_utc_where_that_is_chosen(world: World, visitor: Visi
     expect(time_of).to_have_attribute("title", re.compile("UTC"))
 
 
-# What stands where on the key pages. Boxes, not pixels: what a release of Chromium or a font changes in the shape of
+# The layout of the key pages. Boxes, not pixels: what a release of Chromium or a font changes in the shape of
 # letters is no change of the layout, and a box that moved says which one did.
 LAYOUT = Path(__file__).resolve().parents[1] / "golden" / "layout.json"
 TOLERANCE_PX = 8
@@ -316,7 +316,7 @@ KEY_PARTS = {
     "notifications": [".tabs", ".admin-sections > *", ".mutes-table .table-head .cell"],
     "groups": [".tabs", ".toolbar"],
 }
-# Left edge and width of each in sight: how far down it stands depends on how much there is above it.
+# Left edge and width of each in sight: its vertical position depends on the content above it.
 BOXES = """(selectors) => Object.fromEntries(selectors.flatMap((selector) => {
   const shown = [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility());
   return shown.slice(0, 14).map((node, at) => {

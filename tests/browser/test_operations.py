@@ -431,7 +431,7 @@ def test_old_agents_are_upgraded_together_until_one_fails(fleet: ManagerRig, vis
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("gpu-00000 first")
     dialog.get_by_role("button", name=f"Upgrade these {HOSTS}").click()
-    notice = page.locator(".notice.is-error")  # nobody can log in to hosts that are simulated
+    notice = page.locator(".notice.is-error")  # simulated hosts accept no log-in
     expect(notice).to_contain_text(f"Stopped at gpu-00000: 0 of {HOSTS} agents upgraded", timeout=60_000)
     assert [one.rpartition("/api/")[2] for one in asked] == ["hosts/gpu-00000/upgrade-agent"]
     visitor.forgive("409")
@@ -477,7 +477,7 @@ def test_no_page_states_a_total_or_an_absence_that_the_api_contradicts(fleet: Ma
     if failing:
         expect(badge).to_have_text(str(failing))
     no_recoveries = page.get_by_text("No automatic restarts yet.")
-    causes = "signal,agent_lost,lost,exit_code,reassigned"  # a move is among the latest, whoever asked for it
+    causes = "signal,agent_lost,lost,exit_code,reassigned"  # a move is among the latest, from any actor
     recoveries = fleet.ask("GET", f"/api/events?cause={causes}&limit=1")["events"]
     expect(no_recoveries).to_be_visible(visible=not recoveries)
 

@@ -70,7 +70,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
                 wait_until(lambda one=worker, to=state: made.worker(one)["state"] == to, 30, f"{worker} is {state}")
             workers = [{"worker_id": f"{HOST}-00002-w{number}", "spec": spec(2, number)} for number in range(4)]
             declared = {"host": f"{HOST}-00002", "ssh": {"hostname": "10.20.30.40"}, "workers": workers}
-            made.ask("POST", "/api/deployments", {"hosts": [declared]})  # its address stands beside its name
+            made.ask("POST", "/api/deployments", {"hosts": [declared]})  # its address is beside its name
             made.ask("POST", "/api/tokens", {"scope": "viewer", "name": "wall-screen-of-the-lab"})
             made.ask("POST", "/api/mutes", {"select": f"host={HOST}*", "for_s": 7200, "note": "a new data set"})
             yield made

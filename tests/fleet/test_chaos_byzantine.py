@@ -227,7 +227,7 @@ def test_no_message_of_a_hostile_agent_or_launcher_has_an_effect_on_another(
             after = fleet.snapshot()
             assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
             assert [failure for one in fleet.attackers for failure in one.failures] == []
-        # What they wrote into the logs of others: nothing. The numbered lines are whole, and nothing stands between.
+        # They wrote nothing into the logs of others: the numbered lines are complete, with nothing between them.
         for worker_id in ("kept", "fenced", "left"):
             text = world.manager.log_text(worker_id, "&attempt=" + str(world.manager.worker(worker_id)["attempt"]))
             assert "forged" not in text

@@ -141,7 +141,7 @@ def test_whatever_is_killed_no_worker_has_two_containers(world: World, chaos_rep
             kill(world, what)
             kills += 1
             for worker_id, attempt in before.items():
-                if what not in ("agent", "conmon"):  # then its job goes on
+                if what not in ("agent", "conmon"):  # then its job continues
                     wait_until(lambda: world.manager.worker(worker_id)["attempt"] > attempt, 60, f"again after {what}")  # noqa: B023
                 assert world.settled(worker_id, 60)["attempt"] == attempt + (what not in ("agent", "conmon"))
     for worker_id in WORKERS:

@@ -235,7 +235,7 @@ def test_real_programs_killed_in_every_way_run_once_at_most(world: World, chaos_
         nonlocal kills
         for name in names:
             there = parts(host, name)
-            if what in there or what != "conmon":  # which may have been killed before, and its job goes on
+            if what in there or what != "conmon":  # which may have been killed before while its job continues
                 host.kill(there[what])
                 kills += 1
 

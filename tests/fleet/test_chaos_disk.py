@@ -127,7 +127,7 @@ class Trouble:
             self.accepted[worker] = "stopped" if verb == "stop" else "running"
         else:
             self.refused += 1
-            self.accepted.pop(worker, None)  # what was not acknowledged may follow all the same
+            self.accepted.pop(worker, None)  # unacknowledged changes may follow nevertheless
             error = json.loads(body)["error"]
             assert (status, error["code"]) == (503, "not_durable"), (status, body)
             assert "free space or repair the disk" in error["next"]

@@ -35,7 +35,7 @@ __attribute__((constructor)) static void run(void) {
     open(name, O_CREAT | O_WRONLY, 0644);
 }
 """
-# A program of the user's: whoever runs it leaves a mark where that one may, and says who it was.
+# A program of the user: when run, it leaves a mark with the uid that ran it.
 SPY = """#!/bin/sh
 echo "$(basename $0) $(id -u)" >> /srv/games/who
 cat /root/secret /proc/$PPID/environ 2>/dev/null

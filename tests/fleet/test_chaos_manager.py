@@ -106,7 +106,7 @@ def test_a_manager_killed_at_any_moment_keeps_what_it_acknowledged(world: World,
     # By the number of the attempt: a child that the next restart ended at once has left no stamp.
     attempts = [one.attempt for one in stamps.instances(world.stamps("again"))]
     restarted = int(world.manager.worker("again")["attempt"]) - min(attempts)
-    # Of a command whose answer was lost nobody knows the id: it may have been carried out too.
+    # The id of a command is unknown if its response was lost: it may have been carried out.
     rounds = len(ready_s)
     assert len(done) <= restarted <= len(done) + rounds, (done, attempts)
     assert stamps.overlap_ms(stamps.instances(world.stamps("again", *FLIPPED, *quiet))) == 0

@@ -63,7 +63,7 @@ def test_code_arrives_before_its_worker_starts_and_results_come_back(
         assert not host.path(f"{THERE}/out").exists()
         assert manager.worker(f"job-{host.name}")["restarts_total"] == 0  # its code was there before its first start
 
-    # a new release of the code: not under the running jobs, until somebody says so
+    # a new release of the code: not under running jobs unless requested
     (source / "job.py").write_text(JOB.replace("1", "2"))
     before = {host.name: host.path(f"{THERE}/job.py").read_text() for host in (near, far)}
     run = operator.invoke("deploy", "--hosts", str(inventory), "--diff")

@@ -63,7 +63,9 @@ class Reader:
             (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
             (programs / name).chmod(0o755)
         self._path = f"{programs}:{os.environ['PATH']}"
-        if form == "invoke":  # invoke looks for tasks.py where it is typed; the script lies beside it in a checkout
+        if (
+            form == "invoke"
+        ):  # invoke looks for tasks.py in the current directory; the script is beside it in a checkout
             (self.folder / "tasks.py").symlink_to(REPOSITORY / "tasks.py")
             (self.folder / "start_manager.sh").write_text(f'exec "{sys.executable}" -P -m procguard.main "$@"\n')
             (self.folder / "start_manager.sh").chmod(0o755)

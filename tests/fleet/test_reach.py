@@ -95,7 +95,7 @@ def with_dropbear(host: FleetHost) -> list[str]:
     return [f"[{host.address}]:{DROPBEAR_PORT} {found[0]}", ""]
 
 
-# ------------------------------------------------------------------------------------------- nobody sees a secret
+# ---------------------------------------------------------------------------------------------------- no visible secret
 
 
 class Watcher(threading.Thread):

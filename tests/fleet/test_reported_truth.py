@@ -139,7 +139,7 @@ def test_another_state_does_not_double_what_runs(world: World, tmp_path: Path) -
         insisted = elsewhere.invoke("deploy", "--hosts", inventory, "--another-fleet", "--limit", "node1")
         assert insisted.returncode == 0, said(insisted)
         assert len(stamps.children(world.host("node1"), "solo")) == 2
-        assert "ok=1  changed=0" in recap(deploy(world, "--limit", "node1"))  # and this fleet's deployments go on
+        assert "ok=1  changed=0" in recap(deploy(world, "--limit", "node1"))  # and this fleet's deployments continue
         assert elsewhere.invoke("undeploy", "--hosts", inventory, "--limit", "node1").returncode == 0
     assert stamps.only_child(world.host("node1"), "solo") == mine
 

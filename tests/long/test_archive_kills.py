@@ -107,7 +107,7 @@ def test_kills_of_manager_and_server_lose_and_double_nothing(tmp_path: Path, mon
         manager.process.kill()
         manager.process.wait()
         shutil.rmtree(tmp_path / "m" / "logs")
-        host.kill_agent()  # nobody else can help
+        host.kill_agent()  # no other manager can do it
         for lost in ("the disk", "the index too"):
             if lost == "the index too":
                 manager.close()

@@ -112,7 +112,7 @@ def check_lines_through_kills(folder: Path, lines: int, per_s: float, kills: int
         f"{most_disk / MIB:.1f} MiB of a log of {most_log / MIB:.1f} MiB (keep_local {keep / MIB:.0f} MiB); {found}"
     )
     assert data.count(b"\n") == lines and (lost, doubled) == (0, 0) and not gaps
-    # While the agent is dead nobody punches: what is written in that time comes on top.
+    # A dead agent punches no holes: bytes written meanwhile are added.
     assert most_disk <= keep + 2 * MIB + 3 * per_s * (len(pad) + 8)
     assert found["worst_gap_ms"] <= MAX_GAP_MS * wait_s, found
 

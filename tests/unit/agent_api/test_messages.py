@@ -80,7 +80,7 @@ def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, 
         outcome(lambda text: decode.read(messages.AgentHeartbeat, text), body),
         outcome(step_by_step, body),
     )
-    if isinstance(expected, str) and not isinstance(found, str):  # what is not a number stood where nobody reads it
+    if isinstance(expected, str) and not isinstance(found, str):  # the invalid number was in a key that is not read
         expected = outcome(step_by_step, json.dumps({"agent_id": "h1", **finite(value)}).encode())
     assert found == expected
 

@@ -75,7 +75,7 @@ def test_a_delivered_command_is_not_sent_twice_to_the_same_agent_process(world: 
     first = world.beat("h1", world.report("w1"))
     assert [one.command_id for one in first.commands] == [record.command_id]
     assert world.beat("h1", world.report("w1"), commands_seq=first.commands[0].seq).commands == []
-    # A reply that was lost on the way: the agent has not seen that seq, so it is told again.
+    # A lost reply: the agent has not seen that seq, so it is sent again.
     assert world.beat("h1", world.report("w1"), commands_seq=0).commands != []
 
 

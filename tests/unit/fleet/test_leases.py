@@ -140,7 +140,7 @@ def test_stopped_is_an_end_only_where_it_is_to_be_stopped(world: World) -> None:
     run(world, state="stopped")
     assert gone(world) == ""
     world.fleet.workers.command("w1", "stop", "anna", world.now)
-    assert gone(world) == ""  # the stop has not been heard of
+    assert gone(world) == ""  # the stop has not been reported
     run(world, state="stopped")
     assert "stopped" in gone(world)
 

@@ -103,7 +103,7 @@ def test_an_exception_takes_everything_back_and_notifies_nobody(world: World, mo
         raise Interrupted
     assert everything(state) == before
     assert (reported, commits.made) == ([], [])
-    world.fleet.workers.command("w1", "stop", "tester", world.now)  # and all goes on
+    world.fleet.workers.command("w1", "stop", "tester", world.now)  # and everything continues
     assert world.fleet.state.worker("w1")["desired"] == "stopped"
 
 

@@ -17,7 +17,7 @@ from tests.rows import each
 REPOSITORY = Path(__file__).parents[3]
 DOCUMENTS = (REPOSITORY / "README.zh-CN.md", *sorted((REPOSITORY / "docs").glob("*.zh-CN.md")))
 HAN = "[\u4e00-\u9fff]"
-# What stands in no Chinese text: why, or what stands there instead.
+# Terms that no Chinese text may contain: the reason, or the replacement.
 REPLACED = {
     "您": "你",
     "集群": "机群",

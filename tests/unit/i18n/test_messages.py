@@ -103,7 +103,7 @@ def test_each_message_is_found_again_between_a_place_and_a_next_step() -> None:
     for key in list(OURS)[:: max(1, step)]:
         if (
             "\n" in key or key != key.strip() or key.startswith(("{}: {}", "{}:{}"))
-        ):  # nobody can tell whose name is whose
+        ):  # the values cannot be assigned unambiguously
             continue
         chinese = OURS[key]
         values = [f"‹{number}›" for number in range(key.count("{}"))]

@@ -26,7 +26,7 @@ def other(name: str, asked: int | None, seen_s: float = 0.5) -> OtherManager:
         (0, 100, [other("m2", 3), other("m3", 90)], "m3"),
         (10, 100, [other("m2", 90)], "m2"),
         (11, 100, [other("m2", 89)], ""),  # a lost switch, not a lost leader
-        (0, 100, [other("m2", 0)], ""),  # nobody reaches the standby either
+        (0, 100, [other("m2", 0)], ""),  # no agent reaches the standby either
         (5, 100, [other("m2", 5)], ""),
         (0, 100, [other("m2", None)], ""),  # of a release that does not count
         (0, 100, [other("m2", 100, seen_s=30.0)], ""),  # it is away

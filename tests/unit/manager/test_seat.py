@@ -111,7 +111,7 @@ def test_a_leader_whose_event_loop_hangs_stops_its_beats(
     m1, m2 = seat_of["m1"], seat_of["m2"]
     beats = gevent.spawn(m1.beat_forever)
     ends = time.monotonic() + 3 * TAKEOVER_S
-    while time.monotonic() < ends:  # the loop goes on
+    while time.monotonic() < ends:  # the loop continues
         assert not m2.poll()
         gevent.sleep(0.01)
     assert leads_within(m2, 6 * TAKEOVER_S), "no greenlet has a turn in here"

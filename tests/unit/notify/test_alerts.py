@@ -224,7 +224,7 @@ def test_a_host_is_reported_only_when_it_stays_out_of_reach_and_then_its_return_
     gathering.take(event("agent_unreachable"), 0.0)
     assert gathering.ripen(10.0) == 60.0 and not gathering.waiting
     gathering.take(event("agent_connected"), 20.0)
-    assert gathering.ripen(100.0) is None and not gathering.waiting  # nobody was told of either
+    assert gathering.ripen(100.0) is None and not gathering.waiting  # no message was sent for either
     gathering.take(event("agent_unreachable", host="gpu02"), 200.0)
     assert gathering.ripen(261.0) is None
     gathering.take(event("agent_connected", host="gpu02"), 300.0)

@@ -427,7 +427,7 @@ def test_wrong_tokens_wait_by_the_clients_address_that_the_proxy_reports(behind:
         status, said, _ = address_seen(behind, X_Forwarded_For="203.0.113.9, 10.1.2.3")
     assert status == 429 and "203.0.113.9" in said
     assert address_seen(behind, X_Forwarded_For="203.0.113.10")[0] == 401
-    # what stands left of the first untrusted hop is the client's own invention
+    # entries left of the first untrusted hop may be forged by the client
     assert address_seen(behind, X_Forwarded_For="198.51.100.1, 203.0.113.9")[0] == 429
 
 

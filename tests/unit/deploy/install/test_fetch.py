@@ -28,7 +28,7 @@ def there(tmp_path: Path) -> Path:
     (folder / "sub" / "b.csv").write_bytes(os.urandom(600_000))
     (folder / "notes.txt").write_text("n")
     (folder / "latest").symlink_to("sub/b.csv")
-    os.mkfifo(folder / "pipe")  # opening it would wait for ever
+    os.mkfifo(folder / "pipe")  # opening it would block indefinitely
     os.utime(folder / "a.csv", (1_600_000_000, 1_600_000_000))
     return folder
 

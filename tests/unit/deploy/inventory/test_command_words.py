@@ -51,7 +51,7 @@ def test_a_mistake_names_the_word(command: str, word: str) -> None:
         "python train.py --epochs 100",
         "python -c 'import os; print(1 > 0 and 2 | 3)'",
         'python -c "a = b && c"',
-        "grep '|' '~/x' \"$HOME\"",  # quoted: meant as it stands
+        "grep '|' '~/x' \"$HOME\"",  # quoted: literal
         "curl http://host/?a=1&b=2",
         "app --filter a=>b --sep=';' --arrow ->",
         "app --price 5$ --pattern ^a$ --home~ x~y backup~",

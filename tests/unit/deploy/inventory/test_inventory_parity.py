@@ -24,7 +24,7 @@ from tests.unit.deploy.inventory.shapes import PASSWORD, SHAPES, SOURCES
 
 pytestmark = pytest.mark.slow
 
-# Shapes that Ansible reads with a warning and without some of what stands there: what we say instead.
+# Shapes that Ansible reads with a warning and incompletely: ProcGuard's messages.
 STRICTER = {
     "yaml: an unknown key of a group": "unknown key host in group g",
     "yaml: a group that is text": "group k must be a mapping",

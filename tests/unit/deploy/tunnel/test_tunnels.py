@@ -132,7 +132,7 @@ def test_a_host_that_is_forgotten_has_none(rig: Rig) -> None:
     rig.deploy({"host": "h1", "tunnel": True})
     rig.world.fleet.agents.forget("h1", "tester", rig.world.now)
     assert rig.sent("drop") == ["h1"]
-    rig.process.on_status({"agent_id": "h1", "state": "up", "port": 1})  # said before it heard of that
+    rig.process.on_status({"agent_id": "h1", "state": "up", "port": 1})  # sent before it received that
 
 
 def test_who_deploys_waits_for_the_tunnel(rig: Rig) -> None:

@@ -28,7 +28,7 @@ class Room:
         self.answers: dict[str, Result] = {}
         self.asked: list[str] = []
         self.begun: list[Callable[[], None]] = []
-        self.returns = True  # another life of the agent is heard a moment later
+        self.returns = True  # a new process of the agent sends a heartbeat shortly afterwards
         self.maintenance = AgentMaintenance(
             self.world.fleet,
             run_ssh=self.hand,

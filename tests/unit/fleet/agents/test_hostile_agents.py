@@ -251,7 +251,7 @@ def test_a_stranger_learns_of_no_worker_by_registering_its_name(world: World) ->
     assert "h1" not in str(taken)
     with pytest.raises(Conflict, match="held by h1"):  # the operator learns it
         world.fleet.agents.enrolment.approve("launcher:w1", "tester", world.now)
-    with pytest.raises(Conflict, match="held by h1"):  # and whoever has the right to register
+    with pytest.raises(Conflict, match="held by h1"):  # and any caller that may register
         world.register("w1", trusted=True)
 
 
@@ -264,7 +264,7 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
     assert reply.status == "pending"
     waiting = {pending.agent_id for pending in world.fleet.agents.enrolment.waiting().values()}
     assert waiting == {"launcher:n1", "launcher:n2", "launcher:n3", "launcher:mine"}
-    with pytest.raises(Conflict, match="launchers are already pending"):  # the crowd gets no more than it has
+    with pytest.raises(Conflict, match="launchers are already pending"):  # the other agents get no further share
         world.register("n9", trusted=False, peer="10.0.0.9", secret_sha256="9" * 64)
 
 

@@ -103,7 +103,7 @@ def test_a_request_ended_by_the_manager_itself_is_no_sign(world: World) -> None:
 
 def test_when_the_manager_itself_was_late_everybody_gets_that_much_longer(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
-    assert world.watched(monitor, 30.0) == []  # frozen for 30 s: nobody is called dead for it
+    assert world.watched(monitor, 30.0) == []  # frozen for 30 s: no host is declared lost because of it
     assert ticks(monitor, world, 8) == []
     assert {f.subject for f in ticks(monitor, world, 3) if f.kind == "unreachable"} == {"h1", "h2", "h3", "h4", "h5"}
 

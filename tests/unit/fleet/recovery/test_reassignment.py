@@ -354,7 +354,7 @@ def test_a_gangs_lost_member_goes_to_a_spare_only_once_the_gang_is_held_and_all_
 def test_two_members_of_one_gang_go_to_two_spares(tmp_path: Path) -> None:
     ticking = TickingWorld(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
     member = {**FENCED, "group": "trainers"}
-    busy = {"x1": {"command": "x"}, "x2": {"command": "x"}}  # s2 has more to do, and takes the second one all the same
+    busy = {"x1": {"command": "x"}, "x2": {"command": "x"}}  # s2 has more tasks, but takes the second one nevertheless
     hosts = {"h1": {"w1": member}, "h2": {"w2": member}, "h3": {"w3": member}, "s1": {}, "s2": busy}
     ticking.world.deploy(hosts, spares={"s1": True, "s2": True})
     ticking.run(40.0)

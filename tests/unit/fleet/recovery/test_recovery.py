@@ -94,7 +94,7 @@ def test_a_probe_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
     assert decide(incident(last_heartbeat=85.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
     assert (
         decide(incident(), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
-    )  # not heard in this run of the manager
+    )  # no heartbeat in this run of the manager
 
 
 def test_an_agent_found_frozen_is_probed_again_when_its_time_is_over() -> None:
@@ -122,7 +122,7 @@ def handler(
 ) -> FailureHandler:
     settings = settings or world.settings
     monitor = ProcessMonitor(world.fleet, settings, world.now)
-    while monitor.in_grace(world.now):  # heartbeats go on until the grace after the manager's start is over
+    while monitor.in_grace(world.now):  # heartbeats continue until the grace period after the manager's start ends
         world.pass_time(1.0)
         for agent_id, seen in world.fleet.state.agent_status.items():
             if seen.heartbeat is not None:

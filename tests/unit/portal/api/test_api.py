@@ -23,7 +23,7 @@ from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
-FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any more
+FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be no longer a local operator
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
-FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any more
+FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be no longer a local operator
 WORKERS = ("w1", "w2", "w3")
 
 

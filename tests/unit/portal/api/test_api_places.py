@@ -15,7 +15,7 @@ from tests import fake_manager
 from tests.server_process import RunningServer
 from tests.unit.cli.test_cli import run
 
-FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any more
+FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be no longer a local operator
 
 
 @pytest.fixture(scope="module")

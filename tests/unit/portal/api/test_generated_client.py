@@ -37,7 +37,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The client's package, as openapi-python-client makes it."""
     folder = tmp_path_factory.mktemp("client")
     (folder / "openapi.json").write_text(json.dumps(document()))
-    (folder / "config.yml").write_text("post_hooks: []\n")  # nothing is formatted: nobody reads it
+    (folder / "config.yml").write_text("post_hooks: []\n")  # not formatted, because it is not read
     command = [
         sys.executable,
         "-m",

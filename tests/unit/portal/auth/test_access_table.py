@@ -168,7 +168,7 @@ class Location:
         viewer_cookie, viewer_csrf = self.log_in("viewer")
         operators_browser = {"Cookie": operator_cookie, "X-ProcGuard-CSRF": operator_csrf, "Host": "m.example"}
         viewers_browser = {"Cookie": viewer_cookie, "X-ProcGuard-CSRF": viewer_csrf, "Host": "m.example"}
-        far = "X-Forwarded-For"  # what is forwarded is nobody's local request
+        far = "X-Forwarded-For"  # a forwarded request is not a local one
         reads, act = frozenset({READ, SCRAPE}), frozenset({READ, SCRAPE, ACT, AGENT_OR_ACT, ENROL})
         own = frozenset({AGENT, AGENT_OR_ACT})
         forwarding = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via", "X-Real-IP")
@@ -260,7 +260,7 @@ def requests_of(place: Location) -> Iterator[tuple[str, str, str, Row]]:
     """(method, rule, target, row): every route, HEAD where there is GET, destructive ones last."""
     routes = place.server.routes()
     for method, rule in sorted(routes, key=lambda one: (one[0] not in SAFE, one[0] == "DELETE", "revoke" in one[1])):
-        row = ROWS.get(f"{method} {rule}", Row(ACT))  # one without a row is told above
+        row = ROWS.get(f"{method} {rule}", Row(ACT))  # one without a row is reported above
         target = place.fill(rule) + of_here(row.query)
         if rule == "/api/log-search":
             target += "&select=no-such-worker"  # or each waits six seconds for hosts that do not search

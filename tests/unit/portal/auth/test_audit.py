@@ -313,7 +313,7 @@ def test_a_change_and_its_record_are_one_commit(tmp_path: Path, monkeypatch: pyt
     world.fleet.workers.command("w1", "stop", "me", world.now)
     audit.end(202)
     assert commits == [["events", "audit"]]
-    world.fleet.workers.command("w1", "start", "me", world.now)  # by nobody's request
+    world.fleet.workers.command("w1", "start", "me", world.now)  # without a request
     assert commits[1:] == [["events"]]
     audit.begin(asked, Principal("operator", "me"), {"worker_id": "w1"}, 202)
     audit.end(409)  # refused before anything was changed

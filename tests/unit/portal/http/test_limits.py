@@ -193,7 +193,7 @@ def test_an_evicted_request_is_not_carried_out_by_half(calm: RunningServer) -> N
     """Its headers never ended: the received part is not a request."""
     half = b"POST /api/workers/worker1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with Peer(calm.port, half) as oldest:
-        crowd = [Peer(calm.port) for _ in range(40)]  # four times the limit: nobody has time any more
+        crowd = [Peer(calm.port) for _ in range(40)]  # four times the limit: no caller has time left
         assert b"202" not in oldest.answer().split(b"\r\n")[0]  # the Date may hold it
         for peer in crowd:
             peer.socket.close()

@@ -18,7 +18,7 @@ from tests.server_process import RunningManager, RunningServer
 
 CONTINUATION = 0
 ANSWERED = "answered"  # a message was understood, and answered
-IGNORED = "ignored"  # nothing is answered, the connection goes on
+IGNORED = "ignored"  # no response, the connection stays open
 WORLD = "Hello-µ@ßöäüàá-UTF-8!!".encode()
 SUBSCRIBE = b'{"t":"sub","topic":"workers"}'
 

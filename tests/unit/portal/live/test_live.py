@@ -170,7 +170,7 @@ def test_what_changed_unseen_is_in_the_snapshot_of_whoever_comes_next() -> None:
     shelf.topic.flush()
     known = shelf.topic.seq
     shelf.views["w1"] = {"worker_id": "w1", "state": "running"}
-    shelf.topic.skip()  # nobody looked: the change came without its view
+    shelf.topic.skip()  # no viewers: the change came without its view
     shelf.topic.subscribe(client, known)
     assert [message["t"] for message in client.messages] == ["snap"]
     assert client.messages[0]["items"] == [{"worker_id": "w1", "state": "running"}]

@@ -93,7 +93,7 @@ def test_who_comes_after_a_time_unseen_sees_the_newest_and_what_follows(
         beat(percent)
     portal.fleet.state.bus.workers.subscribe(reported.append)
     beat(4.0)
-    assert reported == []  # nobody looks, and that is known
+    assert reported == []  # there are no viewers, and the hub knows it
     client = FakeClient()
     assert portal.hub.subscribe(client, "workers", 0) == ""
     assert shown(portal.reported(client, "snap"), worker_id, "items") == 4.0

@@ -63,7 +63,7 @@ def test_a_manager_that_lost_its_disk_shows_every_archived_line(rig: ArchiveRig)
         rig.tail(one)
         assert rig.store.tail(one, 10_000) == tails[one]  # with offsets, times and the marker of what was lost
     assert rig.archive.status.waiting_bytes == 0  # nothing is uploaded twice
-    assert rig.store.length("w1", 2, "out") == 6_000 * 61  # from where on its agent goes on
+    assert rig.store.length("w1", 2, "out") == 6_000 * 61  # the offset from which its agent continues
     rig.store.append("w1", 2, "out", 6_000 * 61, b"on\n", 3_000.0)
     assert rig.tail("w1", 2)[-1] == "on"
 

@@ -311,7 +311,7 @@ def test_what_comes_next_overwrites_a_bar_that_ends_in_a_carriage_return(store: 
     assert line.text == "20%" and line.as_json()["text"] == "20%\r"
 
 
-# ------------------------------------------------------------------------------------------ what lies beside the bytes
+# ----------------------------------------------------------------------------------------------- files beside the bytes
 
 
 def test_an_index_has_a_bound_whatever_times_are_said(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:

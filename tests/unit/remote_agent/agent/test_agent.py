@@ -87,7 +87,7 @@ def test_commands_act_once_on_the_attempt_they_mean(host: Host, manager: FakeMan
     first = manager.command("w1", "restart", 1)
     wait_until(lambda: manager.result(first), what="its result")
     wait_until(lambda: manager.report("w1")["attempt"] == 2, what="attempt 2")
-    host.kill_agent()  # the new process is told every command again
+    host.kill_agent()  # the new process gets every command again
     host.start()
     late = manager.command("w1", "restart", 2, ttl_s=0.0)
     wrong = manager.command("w1", "kill", 1)

@@ -157,7 +157,7 @@ def test_lease_that_answers_what_was_sent_before_the_end_is_worth_nothing(host: 
     host.start()
     running(manager)
     manager.withheld.add("w1")  # from now on
-    os.kill(host.status("w1")["runner_pid"], signal.SIGTERM)  # stopped, not held: whoever may start it, does
+    os.kill(host.status("w1")["runner_pid"], signal.SIGTERM)  # stopped, not held: a host with a lease may start it
     wait_until(lambda: manager.state("w1") == "stopped", what="stopped")
     beats = len(manager.beats)
     wait_until(lambda: len(manager.beats) > beats + 3, what="some heartbeats")

@@ -83,7 +83,7 @@ def test_half_a_number_is_none_until_nothing_follows(tmp_path: Path) -> None:
     log = WrittenLog(tmp_path)
     assert log.printed(b"loss 0.1") == {}
     assert log.printed(b"25\nloss 0.")["loss"][0] == 0.125
-    assert log.printed(b"", times=2)["loss"][0] == 0.0  # a prompt, or a bar that stands still
+    assert log.printed(b"", times=2)["loss"][0] == 0.0  # a prompt, or a stalled progress bar
     assert log.printed(b"75\n")["loss"][0] == 0.75
 
 

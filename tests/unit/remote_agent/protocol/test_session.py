@@ -333,7 +333,7 @@ def test_the_manager_proves_itself_only_under_a_name_that_leads_to_it(server: Ru
 @pytest.mark.parametrize(
     ("url", "peer", "arrived_at", "direct", "good"),
     [
-        ("http://10.0.0.5:5000", "10.0.0.9", "10.0.0.5", True, True),  # as it is told
+        ("http://10.0.0.5:5000", "10.0.0.9", "10.0.0.5", True, True),  # as scripted
         ("http://172.17.0.1:5000", "10.0.0.9", "10.0.0.5", True, False),  # relayed by who listens there on 10.0.0.9
         ("http://172.17.0.1:5000", "172.17.0.4", "172.17.0.1", True, True),  # a container of this machine
         ("http://[fd00::5]:5000", "10.0.0.9", "10.0.0.5", True, False),

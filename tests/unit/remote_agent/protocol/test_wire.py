@@ -37,7 +37,7 @@ PEOPLES_OWN_KEYS = (
     "message_params",
     "suspect_params",
 )  # dictionaries where no key is unknown
-RETIRED = {"agent_heartbeat": {"knows"}}  # keys that nobody sends or reads any more; messages with them are understood
+RETIRED = {"agent_heartbeat": {"knows"}}  # obsolete keys; messages with them are still accepted
 FILES = sorted(GOLDEN.glob("*.json"))
 
 

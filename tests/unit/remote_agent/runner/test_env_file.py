@@ -82,7 +82,7 @@ def test_missing_file_and_what_is_no_file_are_named(tmp_path: Path) -> None:
         read_env_file(str(tmp_path / "none"))
     with pytest.raises(NotStarted, match=r"is not a file|cannot be read: Is a directory"):
         read_env_file(str(tmp_path))
-    os.mkfifo(tmp_path / "pipe")  # nobody writes: reading it would hang
+    os.mkfifo(tmp_path / "pipe")  # it has no writer: reading it would hang
     with pytest.raises(NotStarted, match="is not a file"):
         read_env_file(str(tmp_path / "pipe"))
 

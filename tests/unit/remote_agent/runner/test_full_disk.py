@@ -199,7 +199,7 @@ def test_status_shows_no_process_that_is_dead(rig: Rig, disk: Disk) -> None:
     rig.kill_runner()
     worker = WorkerHandle("w1", rig.worker_dir, rig.runtime_dir)
     worker.read_status()
-    assert (worker.report().state, worker.report().pid) == ("running", pid)  # nobody watches it, but it runs
+    assert (worker.report().state, worker.report().pid) == ("running", pid)  # unsupervised, but running
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not alive(pid), 5, "its death")
     assert (worker.report().state, worker.report().pid) == ("backoff", None)
@@ -238,7 +238,7 @@ def test_the_newest_copy_counts_wherever_it_is(tmp_path: Path) -> None:
         assert state_files.read(worker) == state
     state_files.keep_in_runtime(runtime, worker, states[4])
     assert state_files.read(worker, runtime) == states[4]
-    # A runner of an earlier release knows no `writes`: its change of state is newer all the same.
+    # A runner of an earlier release has no `writes`: its change of state is newer nevertheless.
     paths.write_json(paths.state_file(worker), {"event_seq": 6, "state": "stopped"})
     assert (state_files.read(worker, runtime) or {})["state"] == "stopped"
 
@@ -321,7 +321,7 @@ def test_room_that_was_set_aside_is_given_back_when_the_attempt_is_over(disk_pat
     assert log.stat().st_blocks * 512 < MIN_AHEAD_BYTES and log.read_bytes() == b"printed\n"
 
 
-# --------------------------------------------------------------------------------------------------- who is told
+# -------------------------------------------------------------------------------------------------------- notifications
 
 
 @pytest.mark.parametrize("what", ["space", "inodes", "read_only"])

@@ -20,7 +20,7 @@ from tests.unit.runner_rig import FOREVER, Rig
 from tests.waiting import wait_until
 
 VALUES = [
-    (None, 5.0, (False, 5.0)),  # where the job stands
+    (None, 5.0, (False, 5.0)),  # the job's progress
     (5.0, 6.0, (True, 6.0)),
     (5.0, 5.0, (False, 5.0)),
     (5.0, 3.0, (False, 5.0)),  # another attempt repeats the steps of the one before

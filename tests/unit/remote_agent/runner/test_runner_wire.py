@@ -31,7 +31,7 @@ GOLDEN = Path(ROOT) / "tests" / "wire" / "runner-v1"
 FILES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(GOLDEN.glob("*.json"))}
 OPERATIONS = {name: value for name, value in FILES.items() if name.startswith("op.")}
 STATUSES = {name: value for name, value in FILES.items() if name.startswith("status.")}
-EARLIER_RELEASES = ("e752ebf",)  # commits whose runners may still keep somebody's job
+EARLIER_RELEASES = ("e752ebf",)  # commits whose runners may still supervise a job
 FOREVER = "echo up; exec sleep 1000"
 
 

@@ -22,7 +22,7 @@ BURN = "while True: pass"
 MIB = 1024 * 1024
 
 
-# Stands in for the runner: the parent of the measured tree, and of nothing else (pytest has other tests' children).
+# A fake runner: the parent of the measured tree only (pytest has other tests' children).
 RUNNER = "import subprocess,sys; subprocess.call([sys.executable,'-c',*sys.argv[1:]])"
 
 
