@@ -187,4 +187,5 @@ def audit(
             say_json(one, indent=None)
         else:
             who = f"{one['actor'] or shown('somebody')} {shown('from')} {one['address']}"
-            say_as_is(f"{one['at']} {one['kind']:7} {one['status']} {who}: {shown(one['what'])}")
+            request, separator, message = one["what"].partition(": ")
+            say_as_is(f"{one['at']} {one['kind']:7} {one['status']} {who}: {request}{separator}{shown(message)}")

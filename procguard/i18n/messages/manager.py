@@ -283,6 +283,9 @@ CHINESE: dict[str, str] = {
     "too many large bodies at once": "同时有许多请求发送很大的请求体",
     # notify/formats.py
     "HTTP {}, but not what {} answers: {}": "HTTP {}，但不是 {} 的应答：{}",
+    # portal/auth/audit.py
+    "{} more refusals before this one": "此前还有 {} 次被拒绝",
+    "and {} more log-ins and log-outs of this token before this one": "此前该令牌还有 {} 次登录和退出",
     # notify/notifier.py
     "no notifications are configured": "没有配置通知",
     "see docs/notifications.md": "见 docs/notifications.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,6 +27,7 @@ from procguard.portal.api.resource import Moment, RequestBody, Resource, Service
 from procguard.portal.auth.access import cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.auth.audit import ASKS, Record
 from procguard.portal.auth.sessions import COOKIE, Role
+from procguard.runtime.cooperative import Pace
 from remote_agent.protocol import messages
 from remote_agent.protocol.messages import secret_sha256
 
@@ -192,9 +194,15 @@ class AccessApi(Resource):
         """Who changed what, and from where.
 
         The newest changes, log-ins and refusals, oldest first; `kind` is `change`, `refused`, `login` or `logout`;
-        filters as for events.
+        filters as for events. Refusals are in the language of Accept-Language.
         """
-        return AuditTrail([_audit_view(record) for record in self._audit.find(query.wanted(), query.limit)])
+        rest, views = Pace(), list[Change]()
+        in_language = functools.cache(_in_callers_language)  # the same refusals repeat
+        for record in self._audit.find(query.wanted(), query.limit):
+            rest()
+            what = record["reason"] if record["kind"] == "change" else in_language(record["reason"])
+            views.append(_audit_view(record, what))
+        return AuditTrail(views)
 
     # ------------------------------------------------------------------------------------------------ browsers
 
@@ -312,8 +320,14 @@ def _token_view(tokens: Tokens, record: TokenRecord) -> Token:
     )
 
 
-def _audit_view(record: Record) -> Change:
-    """The API form of an entry of the audit log."""
+def _in_callers_language(text: str) -> str:
+    """A refusal, "POST /api/login: MESSAGE", with its message in the language of the current request."""
+    request, separator, message = text.partition(": ")
+    return request + separator + http_io.in_callers_language(message)
+
+
+def _audit_view(record: Record, what: str) -> Change:
+    """The API form of an entry of the audit log. `what`: in the language of the current request."""
     evidence = record["evidence"] if isinstance(record["evidence"], dict) else {}
     return Change(
         seq=record["seq"],
@@ -322,7 +336,7 @@ def _audit_view(record: Record) -> Change:
         actor=record["actor"],
         via=evidence.get("via") or None,
         address=evidence.get("from"),
-        what=record["reason"],
+        what=what,
         worker_id=record["worker_id"],
         host=record["host"],
         status=int(record["after"] or 0),

@@ -108,7 +108,8 @@ class Audit:
         caller: Principal | None = environ.get(ASKS)
         more = self._refusals.suppressed(caller.identity if caller is not None else "", clock.read().monotonic)
         if more is not None:
-            what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
+            omitted = [f"{more} more refusals before this one"] if more else []
+            what = "; ".join([exc.message, *omitted])
             self._add(_REFUSED, "refused", environ, exc.http_status, caller, what)
             self._flush(_REFUSED)
 

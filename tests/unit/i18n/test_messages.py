@@ -31,8 +31,7 @@ DATA = {
     "nginx -g 'daemon off;'", "redis-server --daemonize no", "valkey-server --daemonize no",
     "celery worker (without --detach)",
     "A host, or a launcher started by hand; one that waits for approval has `fingerprint`.",  # of a route
-    "handing over", "(and {} more refusals before this one)",  # written into the audit
-    "and {} more log-ins and log-outs of this token before this one",
+    "handing over",  # written into the audit
     "Description=ProcGuard manager ({})",
 }  # fmt: skip
 

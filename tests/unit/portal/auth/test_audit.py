@@ -95,6 +95,16 @@ def test_log_ins_refusals_and_log_outs_stand_there(server: RunningServer) -> Non
     assert "is a viewer" in trail(server, kind="refused")[-1]["what"]
 
 
+def test_refusals_are_in_the_language_of_the_reader(server: RunningServer) -> None:
+    viewer = make_token(server, "viewer")["token"]
+    for _ in range(REFUSALS_AT_ONCE + 2):
+        server.ask("POST", "/api/workers/worker1/command", {"command": "stop"}, FAR, secret=viewer)
+    answer = server.ask("GET", "/api/audit?kind=refused", headers={"Accept-Language": "zh-CN"})
+    last = answer.json["audit"][-1]["what"]
+    assert last == "POST /api/workers/worker1/command: token laptop 是只读用户"
+    assert "is a viewer" in trail(server, kind="refused")[-1]["what"]
+
+
 def test_a_viewers_session_says_so_and_sees(server: RunningServer) -> None:
     answer = server.ask("POST", "/api/login", {"token": make_token(server, "viewer")["token"]}, FAR)
     browser = {**FAR, "Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
