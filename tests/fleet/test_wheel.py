@@ -191,7 +191,7 @@ def test_the_lines_of_the_readme_install_it(account: Account, wheel: Path, place
     said = printed_until(started, "Ctrl-C stops")
     started.send_signal(signal.SIGINT)
     said += started.communicate(timeout=60)[0]
-    assert "nothing of it is left" in said, said
+    assert "nothing is left" in said, said
     account.run("sh", "-c", f"cd {folder} && {init.split('#')[0]}", **more)
     assert "gpu02" in (folder / "inventory.yaml").read_text()
 
@@ -244,7 +244,7 @@ def test_demo_shows_every_page_and_leaves_nothing(account: Account) -> None:
     shown = account.run("procguard", "ps", PROCGUARD_MANAGER_URL=url)
     assert shown.count("● running") == 3, shown
     demo.send_signal(signal.SIGINT)
-    assert "nothing of it is left" in demo.communicate(timeout=60)[0]
+    assert "nothing is left" in demo.communicate(timeout=60)[0]
     assert [path for path in account.home.rglob("*") if path.is_file()] == []
 
 
