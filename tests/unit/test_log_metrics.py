@@ -162,7 +162,7 @@ def test_nothing_that_is_taken_costs_more_than_its_bound() -> None:
 def test_names_and_numbers_of_metrics_are_bounded() -> None:
     assert "17 expressions, at most 16" in log_metrics.mistakes({f"m{n}": "(a)" for n in range(17)})[0]
     for name in ("", "a b", "a/b", 'a"', "1a", "a" * 41, "größe"):
-        assert "is no name" in log_metrics.mistakes({name: "(a)"})[0]
+        assert "is not a valid name" in log_metrics.mistakes({name: "(a)"})[0]
 
 
 def test_the_check_itself_is_quick() -> None:

@@ -61,7 +61,7 @@ def test_without_a_turn_until_the_deadline_it_is_said() -> None:
     pool = ConnectionPool(most=1)
     with (
         pool.connection("", soon()),
-        pytest.raises(PoolExhausted, match="1 connections"),
+        pytest.raises(PoolExhausted, match="1 connection attempts"),
         pool.connection("", time.monotonic() + 0.05),
     ):
         raise AssertionError("there was room")

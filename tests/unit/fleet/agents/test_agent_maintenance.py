@@ -74,7 +74,7 @@ def test_an_upgrade_that_does_not_reconnect_is_rolled_back(room: Room) -> None:
     room.returns = False
     room.maintenance.begin("upgrade", "h1", "olga")
     kind, reason, _ = room.work()[-1]
-    assert kind == "agent_upgrade_failed" and reason.endswith("not heard; back to release aa")
+    assert kind == "agent_upgrade_failed" and reason.endswith("but it sends no heartbeat; back to release aa")
     assert room.asked == ["upgrade", "rollback"]
 
 

@@ -218,7 +218,7 @@ def test_a_manager_whose_state_another_one_has_opened_refuses_and_ends(manager: 
 
     status, body = manager.request("POST", "/api/tokens", {"scope": "viewer", "name": "screen"})
 
-    assert status == 503 and b"another manager has opened this state" in body
+    assert status == 503 and b"another manager has since opened this state" in body
     wait_until(lambda: manager.process.poll() is not None, 20, "it ends")  # type: ignore[union-attr]
     put(other, a=1)
     other.close()

@@ -168,7 +168,7 @@ def test_no_longer_declared_by_its_home_a_guest_is_left_alone_and_belongs_to_its
     lose(world)
     reassign(world)
     reported = world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"]["w1"]
-    assert reported["result"] == "elsewhere" and "lives on s1" in reported["message"]
+    assert reported["result"] == "elsewhere" and "runs on s1" in reported["message"]
     assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
     assert world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"] == {}
     assert world.deploy({"s1": {}}, prune=True)["hosts"]["s1"]["workers"]["w1"]["result"] == "removed"

@@ -125,7 +125,7 @@ def test_a_place_that_is_there_already_is_not_left_for_a_better_one(candidates):
 
 def test_a_directory_of_everybody_s_is_neither_used_nor_closed(tmp_path):
     tmp_path.chmod(0o1777)
-    with pytest.raises(paths.UnsafeDirectory, match="everybody's"):
+    with pytest.raises(paths.UnsafeDirectory, match="is writable by every user"):
         paths.ensure_private_dir(str(tmp_path))
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
     tmp_path.chmod(0o700)

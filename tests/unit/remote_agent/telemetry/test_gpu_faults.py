@@ -156,7 +156,7 @@ def test_cordoned_gpus_are_given_to_nobody_also_after_a_restart(tmp_path: Path) 
     allocator.cordon(["GPU-0", "#2"])
     for _ in range(2):
         assert allocator.take("w1", 2, four, None) == "" and allocator.of("w1") == [1, 3]
-        assert allocator.take("w2", 1, four, None).startswith("waits for 1 GPU: GPU 0 is cordoned; GPU 1 is handed")
+        assert allocator.take("w2", 1, four, None).startswith("waits for 1 GPU: GPU 0 is cordoned; GPU 1 is allocated")
         allocator.release("w1")
         allocator.cordon(None)  # of a manager that knows of no cordons
         allocator = GpuAllocator(str(tmp_path), Readings(), {})
