@@ -10,14 +10,13 @@ from __future__ import annotations
 import bisect
 import functools
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import re2
 
 from procguard.errors import UsageError
-from procguard.expression_cost import NOTHING, Characters, Either, Node, Ranges, Repeat, Sequence
+from procguard.expression_cost import NOTHING, Characters, Either, Node, Ranges, Repeat, Sequence, merged
 
 MAX_CHARS = 512
 MAX_LITERAL_CHARS = 2 * MAX_CHARS  # maximum length of a literal text with a backslash before each character
@@ -246,7 +245,7 @@ class _Translation:
             self._literal(ord(one))
 
     def _set(self, ranges: Ranges) -> None:
-        self._add(_ranges_written(ranges), True, Characters(_merged(ranges)))
+        self._add(_ranges_written(ranges), True, Characters(merged(ranges)))
 
     def _literal(self, code: int) -> None:
         if self._flags.fold and len(orbit := _orbit(code)) > 1:
@@ -402,7 +401,7 @@ class _Translation:
                     raise ValueError("a range is reversed")
                 found += self._folded([(low, high)])
         self._at += 1
-        return _complement(found) if negated else _merged(found)
+        return _complement(found) if negated else merged(found)
 
     def _class_code(self) -> int:
         one = self._text[self._at]
@@ -415,26 +414,16 @@ class _Translation:
     def _folded(self, ranges: Ranges) -> Ranges:
         if not self._flags.fold:
             return list(ranges)
-        return _merged([*ranges, *(one for low, high in ranges for one in _other_cases(low, high))])
+        return merged([*ranges, *(one for low, high in ranges for one in _other_cases(low, high))])
 
 
 def _unknown_class(name: str) -> Ranges:
     raise ValueError(f"there is no class {name}")
 
 
-def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    found: Ranges = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return found
-
-
 def _complement(ranges: Ranges) -> Ranges:
     found, begin = [], 0
-    for low, high in _merged(ranges):
+    for low, high in merged(ranges):
         if begin < low:
             found.append((begin, low - 1))
         begin = high + 1
@@ -444,7 +433,7 @@ def _complement(ranges: Ranges) -> Ranges:
 
 
 def _ranges_written(ranges: Ranges) -> str:
-    ranges = _merged(ranges)
+    ranges = merged(ranges)
     if not ranges:
         return "(?:(?!))"  # matches nothing
     if ranges == [(0, MAX_CODE_POINT)]:

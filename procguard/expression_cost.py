@@ -142,7 +142,7 @@ class Automaton:
         members: dict[int, list[int]] = {}
         for at, repeat in self.repeat_of.items():
             members.setdefault(repeat, []).append(at)
-        taken = {repeat: _union(one for at in all_of for one in self.ranges[at]) for repeat, all_of in members.items()}
+        taken = {repeat: merged(one for at in all_of for one in self.ranges[at]) for repeat, all_of in members.items()}
         powers: dict[int, int] = {}
         for repeat in sorted(members):  # in the order of the expression: paths lead forward
             before = [1] if self._leads(first, taken[repeat], repeat) else [0]
@@ -193,7 +193,8 @@ class Automaton:
         return False
 
 
-def _union(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same characters as sorted ranges without overlaps."""
     found: Ranges = []
     for low, high in sorted(ranges):
         if found and low <= found[-1][1] + 1:
