@@ -326,7 +326,17 @@ def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[st
 
 def in_callers_language(text: str) -> str:
     """A message of ProcGuard in the language of the current request."""
-    return hints.commands(localized(text, _language(accept_language())))
+    return in_language(text, callers_language())
+
+
+def callers_language() -> str:
+    """The language of the current request: "en" or "zh"."""
+    return _language(accept_language())
+
+
+def in_language(text: str, language: str) -> str:
+    """A message of ProcGuard in a language, with the commands as this installation has them."""
+    return hints.commands(localized(text, language))
 
 
 def _language(accept_language: str | None) -> str:

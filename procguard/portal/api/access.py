@@ -31,6 +31,7 @@ from procguard.runtime.cooperative import Pace
 from remote_agent.protocol import messages
 from remote_agent.protocol.messages import secret_sha256
 
+KEPT_REFUSALS = 4_096  # translations kept in memory; the audit keeps 2,000 refusals there
 TOKEN_PREFIX = "pg-"  # noqa: S105 -- the prefix of every token
 LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
 # Scopes for which a browser session may create tokens. None of them may deploy, so that a stolen session cannot be
@@ -196,12 +197,11 @@ class AccessApi(Resource):
         The newest changes, log-ins and refusals, oldest first; `kind` is `change`, `refused`, `login` or `logout`;
         filters as for events. Refusals are in the language of Accept-Language.
         """
-        rest, views = Pace(), list[Change]()
-        in_language = functools.cache(_in_callers_language)  # the same refusals repeat
+        rest, views, language = Pace(), list[Change](), http_io.callers_language()
         for record in self._audit.find(query.wanted(), query.limit):
             rest()
-            what = record["reason"] if record["kind"] == "change" else in_language(record["reason"])
-            views.append(_audit_view(record, what))
+            is_change = record["kind"] == "change"
+            views.append(_audit_view(record, record["reason"] if is_change else _refusal(record["reason"], language)))
         return AuditTrail(views)
 
     # ------------------------------------------------------------------------------------------------ browsers
@@ -320,10 +320,12 @@ def _token_view(tokens: Tokens, record: TokenRecord) -> Token:
     )
 
 
-def _in_callers_language(text: str) -> str:
-    """A refusal, "POST /api/login: MESSAGE", with its message in the language of the current request."""
+@functools.lru_cache(maxsize=KEPT_REFUSALS)
+def _refusal(text: str, language: str) -> str:
+    """A refusal, "POST /api/login: MESSAGE", with its message in a language. Cached across requests, because a
+    translation takes up to a millisecond and viewers may ask for thousands."""
     request, separator, message = text.partition(": ")
-    return request + separator + http_io.in_callers_language(message)
+    return request + separator + http_io.in_language(message, language)
 
 
 def _audit_view(record: Record, what: str) -> Change:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
 from procguard.errors import Refused
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
+from procguard.portal.api import access
 from procguard.portal.api.access import LOG_INS_AT_ONCE
 from procguard.portal.auth import audit as audit_module
 from procguard.portal.auth.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit
@@ -103,6 +105,14 @@ def test_refusals_are_in_the_language_of_the_reader(server: RunningServer) -> No
     last = answer.json["audit"][-1]["what"]
     assert last == "POST /api/workers/worker1/command: token laptop 是只读用户"
     assert "is a viewer" in trail(server, kind="refused")[-1]["what"]
+
+
+def test_a_refusal_is_translated_once_however_often_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    translated: list[str] = []
+    monkeypatch.setattr(http_io, "in_language", lambda text, _language: translated.append(text) or text)
+    for _ in range(3):
+        assert access._refusal("POST /api/login: read ever again", "zh") == "POST /api/login: read ever again"
+    assert translated == ["read ever again"]
 
 
 def test_a_viewers_session_says_so_and_sees(server: RunningServer) -> None:
