@@ -272,7 +272,7 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
 
 
 def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> None:
-    """The agent with the most data loses its own oldest data, and is told when its share of the disk is full."""
+    """The agent with the most data loses its oldest data; an event warns when its share of the disk is full."""
     world.emit("worker_state", reason="mine", worker_id="w1", source="h1")
     mine = world.fleet.state.events()[-1]
     for number in range(60):
