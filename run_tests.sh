@@ -88,26 +88,37 @@ scripts/setup_web.sh || in_language "run_tests: tests of the bundled portal are 
 # Everything a test writes lands in one folder that is gone afterwards, and so do the caches and settings that a browser
 # or a checker would make in the user's home.
 scratch=$("$procguard_python" scripts/scratch.py)
-trap 'rm -rf "$scratch"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || :; wait; rm -rf "$scratch"' EXIT
 export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config" XDG_DATA_HOME="$scratch/data"
 unset PYTHONDONTWRITEBYTECODE # the tests start Python a thousand times; byte code makes each start faster
 if [ $# -gt 0 ]; then
     "$procguard_python" -m pytest --basetemp "$scratch/p" "$@"
     exit
 fi
-# Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run on their own:
-# Chromium aborts requests when a network interface appears or disappears (ERR_NETWORK_CHANGED), as with each test host.
-# Tests with a bound in seconds run one after another, or two at a time if they mostly wait; the static checks run beside
-# those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends with its last file.
+# Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run beside the others,
+# in a network of their own: Chromium aborts requests when a network interface appears or disappears
+# (ERR_NETWORK_CHANGED), as with each test host. Their deadlines are long, so the others go first.
+# Tests with a bound in seconds run afterwards, one after another, or two at a time if they mostly wait; the static checks
+# run beside those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends with its
+# last file.
 tests=0
 static=0 # a failed check does not keep the tests from running: one run shows everything
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
-side_by_side() { run -n "$1" --max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25 "${@:2}"; }
-side_by_side 5 tests --ignore=tests/browser -m 'not alone and not pair'
-side_by_side 4 tests/browser
+spread=(--max-worker-restart=3 --dist=loadfile --no-loadscope-reorder --durations=25)
+own_network=()
+if unshare --net true 2>/dev/null; then # as root; others have no test hosts
+    own_network=(unshare --net sh -c 'ip link set lo up && exec "$@"' sh)
+fi
+nice -n 5 "${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
+    >"$scratch/browser" 2>&1 &
+browser=$!
+run -n 5 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not pair'
+wait $browser || tests=$?
+cat "$scratch/browser"
 nice -n 19 "$procguard_python" scripts/dev_tasks.py static >"$scratch/static" 2>&1 &
-side_by_side 2 tests/fleet -m pair --dist=load
-wait $! || static=$?
+static_checks=$!
+run -n 2 "${spread[@]}" tests/fleet -m pair --dist=load
+wait $static_checks || static=$?
 cat "$scratch/static"
 run tests/fleet -m alone
 if [ "$tests" != 0 ]; then exit "$tests"; fi

@@ -1,7 +1,8 @@
 """What every test run does.
 
 Continuous integration tries the same hypothesis examples each time; elsewhere hypothesis looks on, and what it finds
-becomes an @example. And a run takes back the control groups of runners that ended without a chance to remove theirs.
+becomes an @example. And a run takes back the control groups of runners that ended without a chance to remove theirs; of
+runs side by side, the last one does.
 
 In `invoke check` a test that costs seconds of processor time fails: there are thousands of them.
 
@@ -12,9 +13,11 @@ the kernel refuses to remove it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Generator
 from typing import Any
 
@@ -54,6 +57,7 @@ QUICK_TEST_CPU_S = 4.0
 GARBAGE = (20_000, 20, 20)
 gc.disable()  # while thousands of tests are collected: all of that stays
 _BEFORE = pytest.StashKey[set[str]]()
+_PRESENT = pytest.StashKey[int]()  # a lock that runs of pytest with the same temporary folder share
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,13 +68,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[_BEFORE] = set(control_groups())
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[_PRESENT] = present = os.open(tempfile.gettempdir(), os.O_RDONLY)
+        fcntl.flock(present, fcntl.LOCK_SH)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     forked.close()
     if hasattr(session.config, "workerinput"):
         return  # one of several processes side by side: the first of them does it when all are done
-    for path in set(control_groups()) - session.config.stash.get(_BEFORE, set()):
+    present, before = session.config.stash[_PRESENT], session.config.stash[_BEFORE]
+    try:
+        fcntl.flock(present, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(set(control_groups()) - before)
+    except BlockingIOError:
+        pass  # another run goes on: the group of a job between two starts is empty as well
+    finally:
+        os.close(present)
+
+
+def _remove(groups: set[str]) -> None:
+    for path in groups:
         with contextlib.suppress(OSError):
             os.rmdir(path)
 
