@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections import defaultdict
 from collections.abc import Generator
+from time import monotonic  # as it is before a test replaces it
 from typing import Any, NamedTuple
 
 import pytest
@@ -44,7 +44,7 @@ class Cost(NamedTuple):
 def now() -> Cost:
     times = os.times()
     others = times.children_user + times.children_system + _of_the_living()
-    return Cost(time.monotonic(), times.user + times.system, others)
+    return Cost(monotonic(), times.user + times.system, others)
 
 
 def _of_the_living() -> float:

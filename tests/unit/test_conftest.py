@@ -1,15 +1,16 @@
-"""What every test run does at its end."""
+"""What every test run does at its end, and what it measures."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests import conftest, forked
+from tests import conftest, costs, forked
 
 
 def test_of_two_runs_side_by_side_the_last_removes_the_control_groups_that_are_left(
@@ -31,3 +32,9 @@ def test_of_two_runs_side_by_side_the_last_removes_the_control_groups_that_are_l
     assert {path.name for path in groups.iterdir()} == {"earlier", "ours"}
     conftest.pytest_sessionfinish(sessions[1])
     assert {path.name for path in groups.iterdir()} == {"earlier"}
+
+
+def test_costs_are_measured_by_the_real_clock_where_a_test_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = costs.now()
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    assert (costs.now() - began).wall >= 0.0
