@@ -36,7 +36,7 @@ class Started:
             command += ["--set", word]
         with open(output, "wb") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
-        found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), 20, "the manager's greeting")
+        found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), 60, "the manager's greeting")
         self.url = found[1]
 
     def __enter__(self) -> Started:
@@ -127,7 +127,7 @@ def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_pa
     finally:
         os.umask(before)
     try:
-        wait_until(lambda: re.search(r"portal +(\S+)\n", (own / "out.txt").read_text()), 30, "the manager's greeting")
+        wait_until(lambda: re.search(r"portal +(\S+)\n", (own / "out.txt").read_text()), 60, "the manager's greeting")
         port = int(re.search(r"portal +\S+:(\d+)", (own / "out.txt").read_text())[1])
         context = ssl._create_unverified_context()
 

@@ -483,7 +483,7 @@ def test_another_user_of_the_machine_is_refused_also_when_it_has_gone(
                 now = refusals(server)
                 return all(now.get(key, 0) == counted.get(key, 0) + 1 for key in {(one[0], one[1]) for one in closed})
 
-            wait_until(all_refused, 20, "each of the vanished requests was refused with 401", every_s=0.1)
+            wait_until(all_refused, 60, "each of the vanished requests was refused with 401", every_s=0.1)
     with forwarder(server.port) as port:
         wire, forwarded = Wire(port), 0
         for method, _, target, row in closed:
