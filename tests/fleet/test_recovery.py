@@ -12,7 +12,7 @@ from tests.fleet import jobs
 from tests.fleet.hosts import Fleet, FleetHost
 from tests.fleet.manager import Manager, Operator
 from tests.fleet.processes import HostProcess
-from tests.waiting import wait_until
+from tests.waiting import Stopwatch, wait_until
 
 pytestmark = pytest.mark.fleet
 
@@ -173,9 +173,9 @@ def test_frozen_host_is_unknown_and_thaws_with_the_same_child(running: Manager, 
     node2.freeze()
     try:
         running.wait_worker("on-node2", "unknown", HEARTBEAT_TIMEOUT_S + 10)
-        began = time.monotonic()
+        watch = Stopwatch(running.process.pid)
         running.get("/api/hosts")
-        assert time.monotonic() - began < 1.0  # the manager answers meanwhile
+        assert watch.seconds < 1.0  # the manager answers meanwhile
     finally:
         node2.thaw()
     running.wait_worker("on-node2", "running", 45)
