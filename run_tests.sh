@@ -112,7 +112,7 @@ fi
 nice -n 5 "${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
     >"$scratch/browser" 2>&1 &
 browser=$!
-run -n 5 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not pair'
+run -n 6 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not pair'
 wait $browser || tests=$?
 cat "$scratch/browser"
 nice -n 19 "$procguard_python" scripts/dev_tasks.py static >"$scratch/static" 2>&1 &

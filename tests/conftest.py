@@ -47,7 +47,7 @@ LONGEST += ["test_chaos_fence", "test_gangs", "test_upgrade", "test_agent_memory
 LONGEST += ["test_tunnel", "test_chaos_several", "test_chaos_manager", "test_worker_launcher", "test_reach"]
 LONGEST += ["test_chaos_disk", "test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm"]
 LONGEST += ["test_inventory_parity", "test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_conformance"]
-LONGEST += ["test_agent_gpus"]
+LONGEST += ["test_agent_gpus", "test_stuck", "test_zoo", "test_pypy"]
 
 # What one test may take of the processor in `invoke check`, with the processes it has waited for. The dearest takes a
 # third of it on a quiet machine, so that a busy one, which makes processor time longer too, fails nothing here.
