@@ -98,9 +98,9 @@ fi
 # Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run beside the others,
 # in a network of their own: Chromium aborts requests when a network interface appears or disappears
 # (ERR_NETWORK_CHANGED), as with each test host. Their deadlines are long, so the others go first.
-# Tests with a bound in seconds run afterwards, one after another, or two at a time if they mostly wait; the static checks
-# run beside those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends with its
-# last file.
+# Tests with a bound in seconds run afterwards, one after another, or three at a time if they mostly wait; the static
+# checks run beside those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends
+# with its last file.
 tests=0
 static=0 # a failed check does not keep the tests from running: one run shows everything
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
@@ -112,12 +112,12 @@ fi
 nice -n 5 "${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
     >"$scratch/browser" 2>&1 &
 browser=$!
-run -n 6 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not pair'
+run -n 6 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not few'
 wait $browser || tests=$?
 cat "$scratch/browser"
 nice -n 19 "$procguard_python" scripts/dev_tasks.py static >"$scratch/static" 2>&1 &
 static_checks=$!
-run -n 2 "${spread[@]}" tests/fleet -m pair --dist=load
+run -n 3 "${spread[@]}" tests/fleet -m few --dist=load
 wait $static_checks || static=$?
 cat "$scratch/static"
 run tests/fleet -m alone

@@ -71,7 +71,7 @@ def answered(leader: OneOfSeveral) -> bool:
     return all(one["agent_state"] == "connected" for one in hosts) and states == ["running"] * AGENTS
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP", "SIGTERM"])

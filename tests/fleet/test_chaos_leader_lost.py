@@ -49,7 +49,7 @@ def instances(leader: OneOfSeveral) -> dict[str, tuple[int, int, int]]:
     return {one["worker_id"]: (one["epoch"], one["attempt"], one["pid"]) for one in found}
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 def test_a_leader_that_hears_no_agent_hands_over_and_one_without_power_is_replaced(

@@ -55,7 +55,7 @@ def check(world: SeveralManagers, leader: OneOfSeveral, declarer: Declarer) -> N
     assert not kinds & {"recovery", "agent_unreachable"}, "a recovery began because of a takeover"
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 @pytest.mark.parametrize("harm", HARMS)
@@ -98,7 +98,7 @@ def test_a_standby_takes_over_and_no_acknowledged_change_is_lost(
     )
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 def test_of_three_managers_one_leads_whoever_is_lost_and_promote_is_as_quick_as_a_takeover(
@@ -135,7 +135,7 @@ def test_of_three_managers_one_leads_whoever_is_lost_and_promote_is_as_quick_as_
     )
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
@@ -170,7 +170,7 @@ def test_every_agent_is_answered_again_and_no_worker_is_touched(
     )
 
 
-@pytest.mark.pair
+@pytest.mark.few
 @pytest.mark.timeout(300)
 @pytest.mark.chaos(30)
 def test_both_managers_are_upgraded_one_after_the_other_under_load(
