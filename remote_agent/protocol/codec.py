@@ -8,7 +8,7 @@ from __future__ import annotations
 from remote_agent.protocol.hints import TYPE_CHECKING, Any
 from remote_agent.protocol.reasons import Reason, accepted
 from remote_agent.protocol.reasons import fields as reason_fields
-from remote_agent.protocol.records import empty_defaults, names
+from remote_agent.protocol.records import empty_defaults, names, values_of
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -37,7 +37,7 @@ class Codec:
 
         The code and the parameters of a reason are stored beside its text; empty metrics are omitted.
         """
-        values = self._plain_items(vars(message).items())
+        values = self._plain_items(values_of(message).items())
         for name in self._absent_where_empty & values.keys():
             if not values[name]:
                 del values[name]
@@ -48,7 +48,7 @@ class Codec:
         heartbeats, most of whose fields are empty."""
         values: dict[str, Any] = {}
         usual = empty_defaults(type(message))
-        for name, value in vars(message).items():
+        for name, value in values_of(message).items():
             kind = type(value)
             if kind is Reason:
                 if value:
@@ -91,8 +91,8 @@ class Codec:
         """The message with its texts converted to reasons; this also bounds what an agent sends."""
         values = vars(message)
         for name, its_code, its_params in self._reasons.get(type(message), ()):
-            if values[its_code]:
-                made = accepted(values[name], values[its_code], values[its_params])
+            if getattr(message, its_code):
+                made = accepted(getattr(message, name), getattr(message, its_code), getattr(message, its_params))
                 values[name], values[its_code], values[its_params] = made, made.code, made.params
         return message
 

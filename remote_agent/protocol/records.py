@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from remote_agent.protocol import hints
 
-__all__ = ["empty_defaults", "field", "names", "record"]
+__all__ = ["empty_defaults", "field", "names", "record", "values_of"]
 
 TYPE_CHECKING = False  # type checkers treat it as typing.TYPE_CHECKING
 if TYPE_CHECKING:
@@ -67,6 +67,13 @@ def names(cls: type[Any]) -> tuple[str, ...]:
     return tuple(cls.__record_fields__)
 
 
+def values_of(one: Any) -> dict[str, Any]:
+    """The values of a record by field. A decoder may leave a default to the class; it is included."""
+    values = vars(one)
+    fields = getattr(one, "__record_fields__", values)
+    return values if len(values) == len(fields) else {name: getattr(one, name) for name in fields}
+
+
 def empty_defaults(cls: type[Any]) -> dict[str, Any]:
     """The defaults of a record's class that are empty (None, 0, "", an empty list), by field; not to be changed."""
     found: dict[str, Any] | None = cls.__dict__.get("__record_empty_defaults__")
@@ -115,7 +122,12 @@ def _compiled_init(cls: type[Any]) -> Callable[..., None]:
 
 
 def _same(self: Any, other: object) -> Any:
-    return vars(self) == vars(other) if other.__class__ is self.__class__ else NotImplemented
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    mine, theirs = vars(self), vars(other)
+    if mine.keys() != theirs.keys():
+        mine, theirs = values_of(self), values_of(other)
+    return mine == theirs
 
 
 def _shown(self: Any) -> str:

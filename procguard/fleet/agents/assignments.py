@@ -14,6 +14,7 @@ from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.model.records import ResolvedSpec, WorkerRecord, fenced
 from procguard.fleet.state import FleetState
 from remote_agent.protocol import messages
+from remote_agent.protocol.records import values_of
 
 
 class AssignmentBuilder:
@@ -89,7 +90,7 @@ class AssignmentBuilder:
     def _comparable(self, assignment: messages.Assignment) -> dict[str, Any]:
         """The assignment as input for the digest; its specification is represented by the specification's own
         digest."""
-        comparable = dict(vars(assignment))
+        comparable = dict(values_of(assignment))
         observed = self._state.worker_status.get(assignment.worker_id)
         same = observed is not None and observed.resolved is not None and observed.resolved.spec is assignment.spec
         comparable["spec"] = observed.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]

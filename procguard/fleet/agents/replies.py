@@ -54,16 +54,17 @@ class ReplyBuilder:
         return reply
 
     def base(self, agent_id: str) -> messages.AgentReply:
+        state, settings, cordons = self._state, self._state.settings, self._state.agents_by_id[agent_id].gpu_cordons
         return messages.AgentReply(
-            fleet_id=self._state.fleet_id,
-            interval_s=self._state.interval_s(agent_id),
-            assignments_rev=self._assignments.rev(agent_id),
-            keep_local_bytes=self._state.settings.keep_local_bytes,
-            keep_attempts=self._state.settings.keep_attempts,
-            log_gather_s=self._state.settings.log_gather_s(len(self._state.workers_by_id)),
-            managers=list(self._state.leadership.manager_urls()),
-            term=self._state.leadership.term,
-            cordoned_gpus=sorted(self._state.agent(agent_id).gpu_cordons),
+            state.fleet_id,
+            state.interval_s(agent_id),
+            self._assignments.rev(agent_id),
+            keep_local_bytes=settings.keep_local_bytes,
+            keep_attempts=settings.keep_attempts,
+            log_gather_s=settings.log_gather_s(len(state.workers_by_id)),
+            managers=[*state.leadership.manager_urls()],
+            term=state.leadership.term,
+            cordoned_gpus=sorted(cordons) if cordons else [],
         )
 
     def nothing_new(self, rev: str) -> messages.AgentReply:

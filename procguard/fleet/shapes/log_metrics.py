@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from remote_agent.protocol.records import values_of
+
 if TYPE_CHECKING:
     from remote_agent.protocol.messages import LogMetric, WorkerReport
 
 
 def listed(report: WorkerReport | None) -> list[dict[str, Any]]:
-    return [dict(vars(one)) for one in report.metrics] if report is not None else []
+    return [dict(values_of(one)) for one in report.metrics] if report is not None else []
 
 
 def values(report: WorkerReport | None) -> dict[str, float | None] | None:

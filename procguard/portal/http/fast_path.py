@@ -56,7 +56,7 @@ class FastPath:
         # Unique per request, like those of the middleware, but without a system call for random bytes.
         self._numbers = itertools.count(secrets.randbits(32))
         self._prefix = secrets.token_hex(4)
-        self._second, self._usual_head, self._other_head = 0, "", ""
+        self._second, self._usual_head, self._other_head = 0, b"", b""
 
     def find(self, method: str, path: str) -> FoundFastPath | None:
         """`path`: as received, without a query."""
@@ -87,17 +87,19 @@ class FastPath:
             name, mac = signed.header(status, body)
             more += f"{name}: {mac}\r\n"
         self._count(found.rule, environ["REQUEST_METHOD"], status, time.perf_counter() - began)
-        end = f"{more}X-Request-Id: {identifier}\r\nContent-Length: {len(body)}\r\n\r\n"
-        return (self._head(status) + end).encode("latin-1") + body
+        end = f"{more}X-Request-Id: {identifier}\r\nContent-Length: {len(body)}\r\n\r\n".encode("latin-1")
+        return b"".join((self._head(status), end, body))
 
-    def _head(self, status: int) -> str:
+    def _head(self, status: int) -> bytes:
         """The status line and the headers that are the same for all responses of this second."""
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._other_head = f"{_HEAD}Date: {formatdate(second, usegmt=True)}\r\n"
-            self._usual_head = f"HTTP/1.1 200 OK\r\n{self._other_head}"
-        return self._usual_head if status == 200 else f"HTTP/1.1 {status} {responses[status]}\r\n{self._other_head}"
+            self._other_head = f"{_HEAD}Date: {formatdate(second, usegmt=True)}\r\n".encode("latin-1")
+            self._usual_head = b"HTTP/1.1 200 OK\r\n" + self._other_head
+        if status == 200:
+            return self._usual_head
+        return f"HTTP/1.1 {status} {responses[status]}\r\n".encode("latin-1") + self._other_head
 
 
 def _refusal(response: bottle.HTTPResponse) -> tuple[int, str, bytes]:

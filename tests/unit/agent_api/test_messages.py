@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from procguard.agent_api import decode, http_io
 from procguard.errors import UsageError
+from procguard.fleet.shapes import log_metrics
 from remote_agent.protocol import messages
 from tests.sizes import examples
 
@@ -63,6 +64,26 @@ def outcome(read: Any, body: bytes) -> Any:
 )
 def test_one_pass_gives_what_step_by_step_gives(body: bytes) -> None:
     assert outcome(lambda text: decode.read(messages.AgentHeartbeat, text), body) == outcome(step_by_step, body)
+
+
+def test_a_decoded_report_equals_and_encodes_as_one_that_was_made() -> None:
+    """The decoder leaves simple defaults to the class."""
+    read = decode.read(messages.AgentHeartbeat, json.dumps(BEAT).encode())
+    made = messages.AgentHeartbeat("h1", at=1.0, facts=messages.HostFacts(cpus=4))
+    usage = messages.WorkerUsage(cpu_percent=1.5, rss_bytes=10)
+    made.workers.append(messages.WorkerReport("w1", "running", pid=7, usage=usage))
+    assert read == made
+    assert made == read
+    assert messages.encode(read) == messages.encode(made)
+    assert messages.encode_short(read) == messages.encode_short(made)
+    read.workers[0].pid = 8
+    assert read != made
+
+
+def test_a_metric_without_a_value_is_shown_without_one() -> None:
+    body = json.dumps({**BEAT, "workers": [{**REPORT, "metrics": [{"name": "loss"}]}]}).encode()
+    (shown,) = log_metrics.listed(decode.read(messages.AgentHeartbeat, body).workers[0])
+    assert shown == {"name": "loss", "value": None, "at": 0.0, "total": None, "eta_s": None, "trouble": ""}
 
 
 VALUES = st.recursive(
