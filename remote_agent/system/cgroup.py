@@ -1,11 +1,13 @@
 """A control group (v2) per worker, if this user may create one: the kernel tracks the tree and can kill it atomically.
 
 The runner joins the group before the first start, so that every child is created inside it without a race and
-without cost at a restart (moving a process takes milliseconds). To kill the tree, the runner leaves the group, kills
-the whole group (`cgroup.kill`, atomic: no fork escapes), and joins it again before the next start. If a runner died,
-its tree remains in the group; the next runner, still outside, finds and kills it there, regardless of changes to
-environment, session or parents. If a prerequisite is missing (v1 only, no permission, a kernel before 5.14), all
-calls do nothing, and only the other methods of process_tree apply. Knows no states, and no files but the kernel's.
+without cost at a restart. Moving a process takes about 15 ms, in which the kernel waits for all CPUs: a podman client,
+which takes longer than that until it starts a process, is started first and moved with the runner. To kill the tree,
+the runner leaves the group, kills the whole group (`cgroup.kill`, atomic: no fork escapes), and joins it again before
+the next start. If a runner died, its tree remains in the group; the next runner, still outside, finds and kills it
+there, regardless of changes to environment, session or parents. If a prerequisite is missing (v1 only, no permission, a
+kernel before 5.14), all calls do nothing, and only the other methods of process_tree apply. Knows no states, and no
+files but the kernel's.
 """
 
 from __future__ import annotations
@@ -92,6 +94,18 @@ class WorkerGroup:
         if self.path and not self._inside:
             self._inside = _write(_procs(self.path), b"0")
 
+    def join_with_descendants(self) -> None:
+        """Join the group with the processes that have already been started. Repeated until no further one is found,
+        because one outside may start another until it is moved."""
+        if self._inside:
+            return
+        self.join()
+        moved: set[int] = set()
+        while self._inside and (outside := set(_descendants(os.getpid())) - moved):
+            for pid in outside:
+                _write(_procs(self.path), b"%d" % pid)
+            moved |= outside
+
     def kill(self) -> None:
         """SIGKILL to everything inside, at one instant. This process leaves the group first."""
         if self._inside and not self._step_out():
@@ -123,6 +137,19 @@ def _read_pids(path: str) -> list[int]:
             return [int(line) for line in file]
     except (OSError, ValueError):
         return []
+
+
+def _descendants(pid: int) -> list[int]:
+    """The pids below a process, without a scan of all processes of the host."""
+    found = [pid]
+    for one in found:
+        try:
+            for thread in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{thread}/children", "rb") as file:
+                    found += [int(word) for word in file.read().split()]
+        except OSError:  # it has ended
+            pass
+    return found[1:]
 
 
 def _write(path: str, data: bytes) -> bool:

@@ -79,6 +79,7 @@ class WorkerProcesses:
     def start(self, assignment: TaskAssignment, number: int, now: float) -> Attempt:
         """Start the first process of attempt `number`: a pre_start hook or the command. Raises StartFailed."""
         before, self._job, self._died = assignment.hooks("pre_start"), None, None
+        joins_first = True
         try:
             if assignment.container is not None:
                 from remote_agent.runner.task import container
@@ -86,10 +87,14 @@ class WorkerProcesses:
                 removed = self._post_stop is not None and container.REMOVE in self._post_stop.done
                 before = [*before, *container.steps(assignment.container, number, removed)]
                 self._died = {}
+                joins_first = before[0].get("kind") != container.RUN
             launch = self._build(assignment, number, before[0] if before else None)
-            self._group.join()
+            if joins_first:
+                self._group.join()
             self._limit_group(assignment)
             attempt = Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
+            if not joins_first:  # OOM kills of podman are counted in the group above, which includes this one
+                self._group.join_with_descendants()
             self._terminal = launch.terminal
             return attempt
         except child.NotStarted as exc:

@@ -203,6 +203,24 @@ def test_everything_inside_dies_at_one_instant_but_not_we(group: WorkerGroup, ma
     assert not os.path.exists(group.path)
 
 
+def test_what_was_started_before_the_group_was_joined_is_moved_into_it(group: WorkerGroup, mark: str):
+    """Children and grandchildren in sessions of their own, and what they start later."""
+    script = f"(setsid sleep {mark} & exec setsid sleep {mark}) & sleep {mark} & read line; sleep {mark}"
+    child = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdin=subprocess.PIPE)
+    wait_until(lambda: len(marked(mark)) == 4, 10, "the shell and three below it")
+    early = set(marked(mark))
+    group.join_with_descendants()
+    assert set(group.members()) >= early | {child.pid}
+    assert child.stdin
+    child.stdin.write(b"on\n")
+    child.stdin.flush()
+    wait_until(lambda: len(marked(mark)) == 5, 10, "one that was started later")
+    assert set(group.members()) >= set(marked(mark))
+    group.kill()
+    assert child.wait(5) == -9
+    wait_until(lambda: not marked(mark), 5, "their end")
+
+
 def test_without_a_right_there_is_no_group_and_no_word(tmp_path: Path, monkeypatch):
     """A v1 host, a container with a read-only /sys, a kernel before cgroup.kill."""
     monkeypatch.setattr(cgroup, "MOUNTS", (str(tmp_path / "nothing"),))

@@ -13,7 +13,7 @@ import pytest
 
 from remote_agent.protocol.messages import WorkerUsage
 from remote_agent.runner import control
-from remote_agent.system import paths, processes
+from remote_agent.system import cgroup, paths, processes
 from remote_agent.telemetry import container_group
 from remote_agent.telemetry.procfs import ProcMeter
 from tests.unit.podman_host import IMAGE, PodmanHost
@@ -81,6 +81,22 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_runner_and_conmon_are_in_the_workers_control_group(rig: Boxed) -> None:
+    """Although podman is started before the runner has joined. On a host with cgroup v2 alone, podman moves conmon; the
+    job always has a group of its own."""
+    rig.box(FOREVER).run()
+    state = rig.until("running")
+    if not state["cgroup"]:
+        pytest.skip("no writable cgroup v2 with cgroup.kill here")
+    inside = set(cgroup._read_pids(state["cgroup"]))
+    assert state["runner_pid"] in inside
+    if os.path.exists("/sys/fs/cgroup/unified"):
+        assert rig.conmon() in inside
+    rig.stop()
+    rig.nothing_left()
+    assert not os.path.exists(state["cgroup"])
 
 
 def test_its_output_is_in_the_log_byte_for_byte_and_its_exit_code_counts(rig: Boxed) -> None:
