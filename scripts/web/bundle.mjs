@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
 
 const WEB = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..', 'web');
+const CHARTS = 'vendor/uplot/uPlot.esm.js'; // loaded with the first chart
 
 function fail(message) {
   console.error(`bundle: ${message}`);
@@ -25,7 +26,15 @@ const sheets = [...page.matchAll(/<link rel="stylesheet" href="\/static\/([^"]+)
 if (!sheets.length) fail('web/index.html names no style sheet');
 
 const common = { bundle: true, minify: true, write: false, outdir: out, absWorkingDir: WEB, logLevel: 'warning', target: ['es2022', 'chrome111', 'firefox113', 'safari16.4'], legalComments: 'none' };
-const modules = await esbuild.build({ ...common, entryPoints: ['js/main.js'], format: 'esm', splitting: true, metafile: true, entryNames: '[name]-[hash]', chunkNames: '[name]-[hash]' });
+const named = { ...common, format: 'esm', entryNames: '[name]-[hash]' };
+const charts = await esbuild.build({ ...named, entryPoints: [CHARTS] });
+const chartsName = basename(charts.outputFiles[0].path);
+// What modules import dynamically is bundled into the same file, except for the charts: pages are small.
+const apart = {
+  name: 'charts apart',
+  setup: (build) => build.onResolve({ filter: /\/uPlot\.esm\.js$/ }, ({ kind }) => (kind === 'dynamic-import' ? { path: `./${chartsName}`, external: true } : null)),
+};
+const modules = await esbuild.build({ ...named, entryPoints: ['js/main.js'], plugins: [apart] });
 const early = await esbuild.build({ ...common, entryPoints: ['js/early.js'], entryNames: '[name]-[hash]' });
 const style = await esbuild.build({ ...common, stdin: { contents: sheets.map((one) => `@import "./${one}";`).join('\n'), resolveDir: WEB, loader: 'css' }, entryNames: 'style-[hash]' });
 
@@ -40,14 +49,11 @@ function put(name, content) {
   writeFileSync(join(out, `${name}.br`), brotliCompressSync(content, { params: { [constants.BROTLI_PARAM_QUALITY]: 11 } }));
 }
 
-for (const one of [...modules.outputFiles, ...early.outputFiles, ...style.outputFiles]) put(basename(one.path), one.contents);
+for (const one of [...modules.outputFiles, ...charts.outputFiles, ...early.outputFiles, ...style.outputFiles]) put(basename(one.path), one.contents);
 const icon = readFileSync(join(WEB, 'icon.svg'));
 const iconName = `icon-${createHash('sha256').update(icon).digest('hex').slice(0, 8)}${extname('icon.svg')}`;
 put(iconName, icon);
 
-const outputs = Object.entries(modules.metafile.outputs).map(([path, output]) => [basename(path), output]);
-const [main, entry] = outputs.find(([, output]) => output.entryPoint === 'js/main.js');
-const preload = entry.imports.filter((one) => one.kind === 'import-statement').map((one) => basename(one.path));
 const first = (built) => basename(built.outputFiles[0].path);
-const manifest = { main, preload, early: first(early), style: first(style), icon: iconName, files: files.sort() };
+const manifest = { main: first(modules), early: first(early), style: first(style), icon: iconName, files: files.sort() };
 writeFileSync(join(out, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);

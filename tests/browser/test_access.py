@@ -98,3 +98,33 @@ def test_a_module_that_did_not_come_is_fetched_again_and_if_that_fails_the_page_
     expect(page.locator(".badge.is-live")).to_be_visible()
     expect(said).to_have_count(0)
     visitor.forgive("ERR_FAILED")
+
+
+def test_a_page_whose_module_fails_to_load_says_so_and_is_loaded_again(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open("about:blank")
+    page.route("**/js/pages/groups.js", lambda route: route.abort("failed"))
+    page.goto(f"{rig.url}/#/workers")
+    expect(page.get_by_role("grid", name="Workers")).to_be_visible()
+    page.goto(f"{rig.url}/#/groups")
+    said = page.get_by_role("alert")
+    expect(said).to_contain_text("The manager cannot be reached")
+    page.go_back()
+    expect(page.get_by_role("grid", name="Workers")).to_be_visible()
+    page.go_forward()
+    expect(said).to_be_visible()
+    assert violations(page) == ""
+    page.unroute("**/js/pages/groups.js")
+    said.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("searchbox", name="Filter groups")).to_be_visible()
+    visitor.forgive("ERR_FAILED")
+
+
+def test_the_modules_of_other_pages_are_loaded_after_the_first_page(rig: ManagerRig, visitor: Visitor) -> None:
+    """So that they open although the manager has ended."""
+    page = visitor.open("about:blank")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_request("**/js/pages/admin.js", timeout=60_000):
+        page.goto(f"{rig.url}/#/workers")
+        expect(page.get_by_role("link", name="worker1")).to_be_visible()
+        assert not [one for one in asked if one.endswith(("/pages/gpus.js", "/pages/admin.js"))]

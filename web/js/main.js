@@ -1,7 +1,7 @@
 /** Entry point of the portal: language, session, live data, and one page at a time. Wires all modules. */
 
 import { bringAhead, forgetAhead, pathsAhead } from './ahead.js';
-import { get, onLoggedOut, post, setCsrf } from './api.js';
+import { ApiError, get, onLoggedOut, post, setCsrf } from './api.js';
 import { errorBox, notifyError } from './dialogs.js';
 import { h, paced } from './dom.js';
 import { loadFields } from './fields.js';
@@ -9,52 +9,19 @@ import { chooseUtc } from './format.js';
 import { chooseLanguage, expectLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
-import { adminPage } from './pages/admin.js';
-import { apiPage } from './pages/api.js';
-import { comparePage } from './pages/compare.js';
-import { eventsPage } from './pages/events.js';
-import { gpusPage } from './pages/gpus.js';
-import { groupsPage } from './pages/groups.js';
-import { hostPage } from './pages/host.js';
-import { hostsPage } from './pages/hosts.js';
+import { isPage, loadOthers, loadPage, pageNamed } from './pages.js';
 import { loginPage } from './pages/login.js';
-import { logsPage } from './pages/logs.js';
-import { operationPage } from './pages/operation.js';
-import { operationsPage } from './pages/operations.js';
-import { overviewPage, overviewPaths } from './pages/overview.js';
-import { recoveryPage } from './pages/recovery.js';
-import { searchPage } from './pages/search.js';
-import { workerPage } from './pages/worker.js';
-import { workersPage } from './pages/workers.js';
 import { setRole } from './rights.js';
 import { go, onRoute, readRoute } from './router.js';
 import { Shell, languageSwitch } from './shell.js';
 import { Store } from './store.js';
 import { Visits } from './visits.js';
 
-const PAGES = {
-  overview: overviewPage,
-  workers: workersPage,
-  worker: workerPage,
-  groups: groupsPage,
-  compare: comparePage,
-  hosts: hostsPage,
-  host: hostPage,
-  gpus: gpusPage,
-  logs: logsPage,
-  search: searchPage,
-  operations: operationsPage,
-  operation: operationPage,
-  recovery: recoveryPage,
-  events: eventsPage,
-  api: apiPage,
-  admin: adminPage,
-};
-const OF_ONE = ['worker', 'host', 'operation']; // pages that require an id
 const LISTS = ['workers', 'hosts'];
 const TOPICS = ['operations', 'events'];
 const TICK_MS = 1000; // ages and countdowns
 const DRAW_EVERY_MS = 80; // minimum interval between drawings
+const LOAD_OTHERS_AFTER_MS = 3000; // time after the first page at which the modules of the others are loaded
 
 class App {
   constructor() {
@@ -83,15 +50,19 @@ class App {
 
   async start() {
     const language = expectLanguage(initialLanguage());
-    const asked = this.ask();
+    const route = readRoute();
+    const page = loadPage(isPage(route) ? route.page : 'overview');
+    const asked = this.ask(route.page);
     asked.catch(() => {}); // `enter` handles the result
-    await loadLanguage(language);
+    await Promise.all([loadLanguage(language), page]);
     await this.enter(asked);
+    setTimeout(() => loadOthers().catch(() => {}), LOAD_OTHERS_AFTER_MS); // opening a page tries again
   }
 
   /** Requests the session, the lists and the first requests of the page in one response, and the fields of the lists. */
-  async ask() {
-    const paths = pathsAhead(readRoute().page === 'overview' ? overviewPaths() : []);
+  async ask(page = readRoute().page) {
+    const usual = page === 'overview' ? (await import('./pages/overview.js')).overviewPaths() : [];
+    const paths = pathsAhead(usual);
     const path = '/api/live';
     const asked = paths.length ? `${path}?${new URLSearchParams({ also: JSON.stringify(paths) })}` : path;
     const [{ session, also: answers, ...lists }] = await Promise.all([get(asked, { quiet401: true }), loadFields()]);
@@ -205,13 +176,17 @@ class App {
 
   route() {
     if (!this.shell) return;
-    const returned = this.visits.turn(this.page);
     const route = readRoute();
-    const make = PAGES[route.page];
-    if (!make || (OF_ONE.includes(route.page) && !route.id)) {
+    if (!isPage(route)) {
       go('overview');
       return;
     }
+    const make = pageNamed(route.page);
+    if (!make) {
+      this.loadRoute(route.page);
+      return;
+    }
+    const returned = this.visits.turn(this.page);
     const place = `${route.page}/${route.id}`;
     if (this.page && this.place === place && this.page.setQuery) {
       this.page.setQuery(route.query);
@@ -229,6 +204,21 @@ class App {
     if (this.page.started) this.page.started();
     if (moved) this.page.node.querySelector('h1').focus({ preventScroll: true });
     if (returned) this.visits.restore(returned);
+  }
+
+  /** Shows the page of the address once its module is loaded; until then, the previous page stays. */
+  async loadRoute(name) {
+    try {
+      await loadPage(name);
+    } catch {
+      if (!this.shell || readRoute().page !== name) return;
+      this.leavePage();
+      // a module that failed once may fail again without a new request, therefore everything is loaded again
+      const box = errorBox(new ApiError({ code: 'unreachable' }), () => location.reload());
+      this.shell.place(h('div.page', {}, h('h1', {}, 'ProcGuard'), box));
+      return;
+    }
+    if (readRoute().page === name) this.route();
   }
 
   update() {

@@ -5,6 +5,9 @@
 
 import { conditionText } from './selector.js';
 
+export const MAX_COMPARED = 20; // workers whose measurements are shown in one chart
+export const MAX_WORKERS = 20; // workers whose logs are shown in one view
+
 export class Selection {
   /** `onChange()` after each change. */
   constructor(onChange) {

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ KEEP = "public, max-age=31536000, immutable"  # immutable: its URL changes with 
 NEVER_CHANGES = re.compile(r"\w[\w.-]*-[0-9A-Za-z]{8}\.(?:js|css|svg)")
 _FILES = re.compile(r"<!-- files:.*?<!-- end of files -->", re.DOTALL)
 _MODULES = re.compile(r"<!-- modules:.*?-->")
+_IMPORTS = re.compile(r"^(?:import|export) [^;]*?from '([^']+)';", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ class BundledFiles:
     early: str
     style: str
     icon: str
-    preload: list[str]
     files: dict[str, Stored]
 
 
@@ -127,8 +128,8 @@ def read_bundle(folder: str) -> BundledFiles | None:
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
             said = json.loads(file.read())
         files = {str(name): _read_file(folder, str(name)) for name in said["files"]}
-        made = BundledFiles(said["main"], said["early"], said["style"], said["icon"], list(said["preload"]), files)
-        missing = [one for one in (made.main, made.early, made.style, made.icon, *made.preload) if one not in files]
+        made = BundledFiles(said["main"], said["early"], said["style"], said["icon"], files)
+        missing = [one for one in (made.main, made.early, made.style, made.icon) if one not in files]
         if missing:
             raise ValueError(f"{missing[0]} is not among its files")
     except FileNotFoundError as exc:
@@ -180,16 +181,17 @@ def _bundle_links(bundle: BundledFiles) -> str:
             f'<script src="{there}{bundle.early}"></script>',
             f'<link rel="icon" type="image/svg+xml" href="{there}{bundle.icon}">',
             f'<link rel="stylesheet" href="{there}{bundle.style}">',
-            *(f'<link rel="modulepreload" href="{there}{name}">' for name in bundle.preload),
             f'<script type="module" src="{there}{bundle.main}"></script>',
         ]
     )
 
 
 def _module_links(directory: str) -> str:
-    """The modules that main.js imports, directly or indirectly (js/api.js, js/pages/…), without the classic script."""
-    found = []
-    for folder, _, files in os.walk(os.path.join(directory, "js")):
-        found += [os.path.relpath(os.path.join(folder, name), directory) for name in files if name.endswith(".js")]
-    names = sorted(name for name in found if name != os.path.join("js", "early.js"))
-    return "\n    ".join(f'<link rel="modulepreload" href="/static/{name}">' for name in names)
+    """The modules that main.js imports statically, directly or indirectly; pages are imported when they are opened."""
+    found = ["js/main.js"]
+    for name in found:
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
+            imported = _IMPORTS.findall(file.read())
+        paths = (posixpath.normpath(posixpath.join(posixpath.dirname(name), one)) for one in imported)
+        found += [path for path in dict.fromkeys(paths) if path not in found]
+    return "\n    ".join(f'<link rel="modulepreload" href="/static/{name}">' for name in found)

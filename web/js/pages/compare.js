@@ -11,9 +11,9 @@ import { icon } from '../icons.js';
 import { Measurements } from '../measurements.js';
 import { workerPicker } from '../picker.js';
 import { link, replaceQuery } from '../router.js';
+import { MAX_COMPARED } from '../selection.js';
 import { pageHead } from './parts.js';
 
-export const MAX_COMPARED = 20;
 const HEIGHT = 340;
 const AT_ONCE = 4; // concurrent requests
 const STEP = 'step'; // the metric that may replace time on the axis

@@ -8,10 +8,10 @@ import { icon } from '../icons.js';
 import { LogView, logQuery, readChosen } from '../logview.js';
 import { workerPicker } from '../picker.js';
 import { link, replaceQuery } from '../router.js';
+import { MAX_WORKERS } from '../selection.js';
 import { GLYPHS, stateName } from '../status.js';
 import { logTabs, pageHead } from './parts.js';
 
-export const MAX_WORKERS = 20;
 const SUGGESTED = 8;
 
 export function logsPage({ store, live, query, kept }) {

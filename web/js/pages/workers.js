@@ -14,12 +14,10 @@ import { icon } from '../icons.js';
 import { popover } from '../popover.js';
 import { purgeButton } from '../purge.js';
 import { go, link, replaceQuery } from '../router.js';
-import { Selection } from '../selection.js';
+import { MAX_COMPARED, MAX_WORKERS, Selection } from '../selection.js';
 import { completions, impossible } from '../selector.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
 import { anyNumbers, choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns, yieldingColumns } from '../workercolumns.js';
-import { MAX_COMPARED } from './compare.js';
-import { MAX_WORKERS } from './logs.js';
 import { pageHead, workerTabs } from './parts.js';
 
 const MENUS = ['host', 'group', 'label'];
