@@ -85,6 +85,48 @@ def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[ManagerR
     )
 
 
+# A grid of 100 rows that scrolls by one row; what its cells showed before and after a row in sight changed.
+CHANGED_WHILE_SCROLLING = """async () => {
+  const { Grid } = await import('/static/js/grid.js');
+  const filled = [];
+  const make = () => {
+    const cell = document.createElement('span');
+    cell.update = (item) => { filled.push(item.id); cell.textContent = item.text; };
+    return cell;
+  };
+  const columns = [{ name: 'worker', label: 'w', width: '100px', narrow: '100px', make }];
+  const grid = new Grid({ label: 'x', kind: 'workers-table', columns, keyOf: (item) => item.id });
+  document.querySelector('main').replaceChildren(grid.node);
+  grid.node.style.height = '400px';
+  const items = Array.from({ length: 100 }, (_, at) => ({ id: `w${at}`, text: `text ${at}` }));
+  grid.setItems(items);
+  grid.measure();
+  const scroll = (rows) => {
+    filled.length = 0;
+    grid.node.scrollTop = rows * grid.rowHeight;
+    grid.node.dispatchEvent(new Event('scroll'));
+    return [...filled];
+  };
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  scroll(10);
+  const within = scroll(11);
+  items[12].text = 'changed';
+  grid.refresh();
+  scroll(12);
+  const shown = grid.nodes.get('w12').textContent;
+  grid.destroy();
+  return { within, shown };
+}"""
+
+
+def test_a_row_in_sight_is_filled_again_while_scrolling_only_if_it_changed(
+    fleet: tuple[ManagerRig, Swarm], visitor: Visitor
+) -> None:
+    found = workers_page(fleet, visitor).evaluate(CHANGED_WHILE_SCROLLING)
+    assert len(found["within"]) == 1
+    assert found["shown"] == "changed"
+
+
 def test_the_keyboard_reaches_every_row_and_every_control(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """One stop for Tab; inside, rows and controls by arrows, the ends and pages by their keys, Enter opens."""
     page = workers_page(fleet, visitor)

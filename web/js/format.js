@@ -22,8 +22,10 @@ const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle:
 const MOMENTS = { moment: { ...TIME, year: 'numeric', month: 'short', day: 'numeric' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' }, zone: { timeZoneName: 'short' } };
 const writers = new Map(); // language, zone and form -> formatter; creating one is slow
 const UTC = 'utc';
+const QUARTER_MS = 900000;
 
 let utc = null; // not read yet
+let zone = {}; // the last result of zoneName
 
 /** Whether times are shown in UTC, otherwise in this browser's time zone. */
 export function inUtc() {
@@ -43,9 +45,14 @@ function writer(form) {
   return writers.get(name);
 }
 
-/** "UTC", "GMT+8": the zone that times are shown in. */
+/** "UTC", "GMT+8": the zone that times are shown in. It changes at most every quarter of an hour. */
 export function zoneName(ms = Date.now()) {
-  return writer('zone').formatToParts(ms).find((part) => part.type === 'timeZoneName').value;
+  const quarter = Math.floor(ms / QUARTER_MS);
+  const format = writer('zone');
+  if (zone.format !== format || zone.quarter !== quarter) {
+    zone = { format, quarter, name: format.formatToParts(ms).find((part) => part.type === 'timeZoneName').value };
+  }
+  return zone.name;
 }
 
 /** A time in the form of `<input type=datetime-local>`, in the zone in which times are shown; and back, as ISO 8601 or ''. */

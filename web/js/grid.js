@@ -32,6 +32,7 @@ export class Grid {
     this.spare = [];
     this.top = -1; // scroll position that the rows were filled for
     this.moving = false; // whether the user is scrolling
+    this.changed = false; // whether the content of rows may have changed since they were filled
     this.height = 0;
     this.width = 0;
     this.longest = new Map(); // column -> its longest text so far
@@ -144,8 +145,9 @@ export class Grid {
     this.draw();
   }
 
-  /** The content of rows changed, not their set: shown once scrolling pauses, because visible rows are refilled until then anyway. */
+  /** The content of rows changed, not their set. While the user scrolls, the next step shows it. */
   refresh() {
+    this.changed = true;
     if (!this.moving) this.draw();
   }
 
@@ -181,6 +183,7 @@ export class Grid {
 
   /** Fills the visible rows, and corrects the document's order unless the grid is scrolling. */
   draw() {
+    this.changed = true;
     this.fill();
     if (!this.moving) this.order();
   }
@@ -214,10 +217,12 @@ export class Grid {
     const keys = wanted.map((index) => this.keyOf(items[index]));
     this.release(keys);
     this.rows = wanted.map((index, at) => {
-      const row = this.nodes.get(keys[at]) || this.take(keys[at], items[index]);
-      row.bind(items[index], index);
+      const known = this.nodes.get(keys[at]);
+      const row = known || this.take(keys[at], items[index]);
+      if (!known || this.changed) row.bind(items[index], index);
       return row;
     });
+    this.changed = false;
     while (this.spare.length > SPARE_ROWS) this.spare.pop().remove();
     for (const row of this.spare) show(row, false);
     const height = `${items.length * rowHeight}px`;

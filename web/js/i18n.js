@@ -90,6 +90,7 @@ export function t(key, values = {}) {
 }
 
 export function formatNumber(value, digits = 0) {
+  if (value >= 0 && value < 1000 && Number.isInteger(value)) return String(value); // without a separator; a list shows thousands of them
   numbers[digits] ??= new Intl.NumberFormat(language, { maximumFractionDigits: digits });
   return numbers[digits].format(value);
 }

@@ -8,18 +8,31 @@
 
 import { fieldsOf } from './fields.js';
 
+/** Fields that the page adds to a row. */
+const OF_PAGE = { receivedMs: 0, usage: null, searched: null /* the searched text, created on demand */, sortKey: '' };
+
 export class RowTable {
-  /** `keyOf(row)`; `blank()` creates an empty row, always of the same shape; `measure(row, name, value)` stores one measured value. */
-  constructor({ keyOf, blank, measure, cleared }) {
+  /** `keyOf(row)`; `names()`: the fields of a row; `apart`: measured fields that are not part of its usage; `cleared(row)`: its fields changed. */
+  constructor({ keyOf, names, apart, cleared }) {
     this.keyOf = keyOf;
-    this.blank = blank;
-    this.measure = measure;
+    this.names = names;
+    this.empty = null; // an empty row, known once the fields are loaded
+    this.apart = apart;
     this.cleared = cleared;
     this.rows = new Map(); // key -> row
     this.slots = [];
     this.version = 0;
     this.members = 0; // counts added and removed rows
     this.measured = 0;
+  }
+
+  /**
+   * An empty row. Copies of a parsed object have a fixed layout in V8; an object that was given more than a dozen fields one by one is a
+   * hash table, which takes many times as long to create and to read.
+   */
+  blank() {
+    this.empty ??= JSON.parse(JSON.stringify({ ...Object.fromEntries(this.names().map((name) => [name, null])), ...OF_PAGE }));
+    return { ...this.empty };
   }
 
   /** Applies the whole list. Existing rows remain the same objects, so that references of a page stay valid. */
@@ -30,15 +43,12 @@ export class RowTable {
     const order = summed(slots);
     const names = Object.keys(columns);
     const values = names.map((name) => plain(columns[name]));
+    const write = (row, at) => names.forEach((name, column) => (row[name] = values[column][at]));
     const key = this.blank();
     order.forEach((slot, at) => {
-      names.forEach((name, column) => {
-        key[name] = values[column][at];
-      });
-      const row = before.get(this.keyOf(key)) || this.blank();
-      names.forEach((name, column) => {
-        row[name] = values[column][at];
-      });
+      if (before.size) write(key, at);
+      const row = (before.size && before.get(this.keyOf(key))) || this.blank();
+      write(row, at);
       this.settle(row);
       this.slots[slot] = row;
       this.rows.set(this.keyOf(row), row);
@@ -74,15 +84,18 @@ export class RowTable {
 
   settle(row) {
     row.receivedMs = Date.now();
-    if (this.cleared) this.cleared(row);
+    this.cleared(row);
   }
 
   /** Applies measurements; an omitted column was measured for none of the rows. */
   measures({ slots, columns }, names) {
+    const apart = names.filter((name) => this.apart.includes(name));
+    const used = names.filter((name) => !this.apart.includes(name));
     summed(slots).forEach((slot, at) => {
       const row = this.slots[slot];
       if (!row) return;
-      for (const name of names) this.measure(row, name, columns[name] ? columns[name][at] : null);
+      for (const name of apart) row[name] = columns[name] ? columns[name][at] : null;
+      takeUsage(row, used, columns, at);
     });
     this.measured += 1;
   }
@@ -98,26 +111,13 @@ function plain(column) {
   return Array.isArray(column) ? column : column.at.map((place) => column.of[place]);
 }
 
-function blankRow(names) {
-  const row = {};
-  for (const name of names) row[name] = null;
-  row.receivedMs = 0;
-  row.usage = null;
-  row.searched = null; // the searched text, created on demand
-  row.sortKey = '';
-  return row;
-}
-
 const FROM_LOG = ['metrics', 'progress_percent', 'eta_s']; // measures of a worker that do not belong to its usage
 
 export function workerTable() {
   return new RowTable({
     keyOf: (row) => row.worker_id,
-    blank: () => ({ ...blankRow(fieldsOf('workers').rows), metrics: null, progress_percent: null, eta_s: null }),
-    measure: (row, name, value) => {
-      if (FROM_LOG.includes(name)) row[name] = value;
-      else takeMeasure(row, name, value, fieldsOf('workers').measures);
-    },
+    names: () => [...fieldsOf('workers').rows, ...FROM_LOG],
+    apart: FROM_LOG,
     cleared: (row) => {
       row.searched = null;
       row.sortKey = row.sortKey || naturalKey(row.worker_id);
@@ -131,11 +131,8 @@ export function hostTable() {
   return new RowTable({
     // one row per agent; the key of a pending launcher includes its fingerprint, because two may claim one name
     keyOf: (row) => (row.agent_state === 'pending' ? `${row.agent} ${row.fingerprint}` : row.agent),
-    blank: () => ({ ...blankRow(fieldsOf('hosts').rows), last_seen: null }),
-    measure: (row, name, value) => {
-      if (name === 'last_seen') row.last_seen = value;
-      else takeMeasure(row, name, value, fieldsOf('hosts').measures);
-    },
+    names: () => [...fieldsOf('hosts').rows, 'last_seen'],
+    apart: ['last_seen'],
     cleared: (row) => {
       row.searched = null;
       row.sortKey = row.sortKey || naturalKey(row.host);
@@ -144,15 +141,15 @@ export function hostTable() {
 }
 
 /** `usage` is null while nothing is measured. */
-function takeMeasure(row, name, value, names) {
-  if (value !== null && row.usage === null) {
-    row.usage = {};
-    for (const one of names) row.usage[one] = null;
-    if (Array.isArray(row.gpus)) row.usage.gpus = row.gpus;
+function takeUsage(row, names, columns, at) {
+  const usage = row.usage || (Array.isArray(row.gpus) ? { gpus: row.gpus } : {});
+  let measured = false;
+  for (const name of names) {
+    const value = columns[name] ? columns[name][at] : null;
+    usage[name] = value;
+    if (value !== null) measured = true;
   }
-  if (row.usage === null) return;
-  row.usage[name] = value;
-  if (value === null && names.every((one) => row.usage[one] === null || one === 'last_seen')) row.usage = null;
+  row.usage = measured ? usage : null;
 }
 
 /** "worker10" -> "worker0000000010", so that plain comparison orders worker2 before it, a hundred times faster than a collator. */
