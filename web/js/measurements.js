@@ -16,12 +16,15 @@ export class Measurements {
     this.path = path;
     this.data = null;
     this.askedS = 0; // time of the last request
+    this.span = ''; // of the last request
   }
 
-  /** Raises ApiError; earlier data is then kept. */
+  /** Raises ApiError; earlier data is then kept. A late response for a range that is no longer selected is ignored. */
   async load(span) {
     this.askedS = serverNowMs() / 1000;
-    this.data = await get(`${this.path}?span=${span}`);
+    this.span = span;
+    const data = await get(`${this.path}?span=${span}`);
+    if (span === this.span) this.data = data;
   }
 
   /** [from, to] of the range, up to now. */
