@@ -161,7 +161,8 @@ def test_an_end_does_not_wait_for_a_snapshot_that_takes_long(tmp_path: Path, mon
     store, _ = opened(path, auto_save=True)
     put(store, w1=1)
     store.close()
-    assert len(slow) == 1 and slow[0].wait(10) == -signal.SIGKILL
+    assert len(slow) == 1
+    assert slow[0].wait(10) in (-signal.SIGKILL, 0)  # 0: the store has learnt of its end before this test
     assert numbers(loaded(path)) == {"w1": 1}
 
 

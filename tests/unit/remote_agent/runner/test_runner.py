@@ -343,7 +343,8 @@ def test_command_that_goes_into_the_background_is_finished_and_says_what_was_end
 
 
 def test_failed_command_names_what_it_left_without_advice(rig: Rig):
-    rig.shell("setsid sleep 1000 & exit 3", restart={"policy": "never"}, stop_grace_s=1).run()
+    left = 'setsid sleep 1000 & until [ "$(cat /proc/$!/comm)" = sleep ]; do sleep 0.01; done'
+    rig.shell(f"{left}; exit 3", restart={"policy": "never"}, stop_grace_s=1).run()
     reason = rig.until("failed")["reason"]
     assert "exit code 3" in reason and "1 process in the background (sleep), ended now" in reason
     assert "foreground" not in reason
