@@ -388,7 +388,7 @@ class TaskRunner:
         task.state.result(command_id, "done", reason)
 
     def _start(self, now: float, reason: Reason) -> None:
-        """Start the next attempt: first the process, then its records."""
+        """Start the next attempt: first the process, then its records, then the control group if it is not joined."""
         task = self.task
         if not task.lease.open(now):
             self._stay_down(reason)
@@ -413,6 +413,8 @@ class TaskRunner:
             failure = exc
         task.lacks_room = task.terminator.killed = False
         task.become(states.STARTING, reason)
+        if task.attempt:
+            task.processes.join_group()
         record.sync()
         if failure and failure.kind == HOPELESS:
             task.state.note_exit(number, Ending(cause="not_started", detail=failure.why), failure.why)

@@ -93,8 +93,6 @@ class WorkerProcesses:
                 self._group.join()
             self._limit_group(assignment)
             attempt = Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
-            if not joins_first:  # OOM kills of podman are counted in the group above, which includes this one
-                self._group.join_with_descendants()
             self._terminal = launch.terminal
             return attempt
         except child.NotStarted as exc:
@@ -103,6 +101,11 @@ class WorkerProcesses:
         except OSError as exc:
             self.end_helpers()
             raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, _why_failed(exc)) from exc
+
+    def join_group(self) -> None:
+        """Called once the start is recorded: with podman, the runner has not joined its control group yet. OOM kills of
+        podman's client are counted in the group above, which includes this one."""
+        self._group.join_with_descendants()
 
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
         """Start the next pre_start hook or the command. False if that failed; `attempt` has the reason."""

@@ -200,15 +200,20 @@ def test_whatever_is_killed_no_two_instances_ever_live(rig: Boxed, fenced: bool)
     rig.nothing_left()
 
 
-def test_a_runner_killed_while_podman_starts_it_leaves_no_second_one(rig: Boxed) -> None:
+@pytest.mark.parametrize("moment", ["recorded", "spawned"])
+def test_a_runner_killed_while_podman_starts_it_leaves_no_second_one(rig: Boxed, moment: str) -> None:
+    """Once the start is recorded, or earlier: podman is not in the worker's control group yet."""
     stamps = Path(rig.worker_dir).parent / "stamps"
     stamps.mkdir()
     rig.box(STAMPS, f"--volume={stamps}:/stamps", restart={"max_attempts": 100, "backoff_s": [0.0]}).run()
     killed = 0
     for _ in range(5):
-        wait_until(lambda last=killed: rig.state().get("runner_pid") != last, 20.0, "the next runner")  # type: ignore[misc]
-        wait_until(lambda: rig.state().get("state") == "starting", 20.0, "a start")
+        wait_until(lambda last=killed: rig.state().get("runner_pid", last) != last, 20.0, "the next runner")  # type: ignore[misc]
         killed = rig.state()["runner_pid"]
+        if moment == "spawned":
+            wait_until(lambda one=killed: cgroup._descendants(one), 20.0, "podman", 0.001)  # type: ignore[misc]
+        else:
+            wait_until(lambda: rig.state().get("state") == "starting", 20.0, "a start")
         rig.kill_runner()
         assert rig.start() == control.EXIT_STARTED
     state = rig.until("running", timeout_s=40.0)
