@@ -1,7 +1,7 @@
 """Detects whether a local connection was opened by the caller itself or by a forwarder: the end of an `ssh -L`, a
 socat, a reverse proxy. The kernel reports only the socket's owner, which for a forwarder is the manager's user.
 
-Owns the search for the process (/proc/PID/fd) and the criteria for a forwarder:
+Owns the search for the process (its sockets: process_sockets.py) and the criteria for a forwarder:
 
 - it is an sshd, an ssh client or another program known for tunnels (FORWARDERS);
 - it listens for other machines;
@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 import gevent
@@ -27,8 +27,8 @@ import gevent.lock
 from gevent.event import AsyncResult
 
 from procguard.errors import LimitExceeded
-from procguard.portal.auth import peer_uid
-from procguard.portal.auth.peer_uid import Address, Tcp
+from procguard.portal.auth import peer_uid, process_sockets
+from procguard.portal.auth.peer_uid import Address, Owner, Tcp
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class LocalClients:
         return str(question.answer.get())
 
     def _own_still(self, client: Address, server: Address) -> bool:
-        """Whether this connection was found to be its process's own and the process has no other sockets now."""
+        """Whether this connection was found to be its process's own, and the process serves nobody now."""
         owner = peer_uid.owner(client, server)
         if owner is None or owner.inode not in self._own:
             return False
@@ -128,7 +128,7 @@ class LocalClients:
             pids = self._holders.get(owner.inode, ())
             if any(len(os.listdir(f"/proc/{pid}/fd")) > FEW for pid in pids):
                 return False
-            return bool(self._known(owner.inode, seen)) and _serves_nobody(pids, seen, self._holders)
+            return bool(self._known(owner.inode, seen)) and _only_asks(pids, seen, server, self._holders)
         except OSError:  # it has ended meanwhile
             return False
 
@@ -162,7 +162,7 @@ class LocalClients:
 
     def _why(self, client: Address, server: Address, seen: _Seen) -> str:
         try:
-            owner = peer_uid.owner(client, server) or _listed_owner(client, server)
+            owner = _owner_of(client, server)
             if owner is None:
                 return "the connection's owner cannot be determined"
             if owner.uid == 0 and os.geteuid() != 0:
@@ -210,13 +210,26 @@ class _Seen:
     """The observations of one check: each is read at most once and discarded afterwards."""
 
     def __init__(self) -> None:
-        self._sockets: dict[int, set[int]] = {}
+        self._sockets: dict[int, dict[int, int]] = {}
         self._tables: dict[Address, list[Tcp]] = {}
+        self._listening: set[Address] | None = None
 
-    def sockets_of(self, pid: int) -> set[int]:
+    def sockets_of(self, pid: int) -> dict[int, int]:
+        """Inode -> descriptor."""
         found = self._sockets.get(pid)
         if found is None:
-            found = self._sockets[pid] = sockets_of(pid)
+            found = self._sockets[pid] = process_sockets.sockets_of(pid)
+        return found
+
+    def tcp_sockets(self, pids: tuple[int, ...], server: Address, without: Container[int]) -> list[Tcp] | None:
+        """The TCP sockets of these processes except those of the server and connected to it, and the inodes in
+        `without`; None if the kernel does not allow to look at them."""
+        found: list[Tcp] = []
+        for pid in pids:
+            own = process_sockets.tcp_sockets(pid, self.sockets_of(pid), without)
+            if own is None:
+                return None
+            found += [one for one in own if server not in (one.local, one.peer)]
         return found
 
     def connections(self, server: Address) -> list[Tcp]:
@@ -226,33 +239,74 @@ class _Seen:
             found = self._tables[server] = peer_uid.connections(server)
         return found
 
+    def listening(self) -> set[Address]:
+        """Where the programs of this machine listen."""
+        if self._listening is None:
+            self._listening = peer_uid.listeners()
+        return self._listening
+
 
 def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_here: Container[int] = frozenset()) -> str:
-    """`lead_here`: inodes of connections to the manager. A process without other sockets is no forwarder, so the
-    machine's socket table, which may have tens of thousands of rows, is not read. Inode numbers increase and are not
-    reused for a long time."""
+    """`lead_here`: inodes of connections to the manager. The machine's socket table, which may have tens of thousands
+    of rows, is read only if the process has other sockets and the kernel does not allow to look at them. Inode numbers
+    increase and are not reused for a long time."""
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
             return f"the connection is {name}'s (process {pid}), which forwards requests of others"
-    own = _others(pids, seen, lead_here)
-    if not own:
+    others = _others(pids, seen, lead_here)
+    if not others:
         return ""
+    own = seen.tcp_sockets(pids, server, lead_here)
+    if own is not None:
+        return _why_serving(pids, uid, own, seen.listening(), lambda one: _owner_of(one.peer, one.local))
     table = seen.connections(server)
     listening = {one.local for one in table if one.listens}
-    ephemeral = _ephemeral_ports()
     ends = {(one.local, one.peer): one for one in table if not one.listens}
-    for one in table:
-        if one.inode not in own:
-            continue
+    own = [one for one in table if one.inode in others]
+    return _why_serving(pids, uid, own, listening, lambda one: ends.get((one.peer, one.local)))
+
+
+def _why_serving(
+    pids: tuple[int, ...],
+    uid: int,
+    own: list[Tcp],
+    listening: set[Address],
+    other_end: Callable[[Tcp], Tcp | Owner | None],
+) -> str:
+    """`own`: the sockets of the process. `other_end`: the other end of an accepted connection, if it is on this
+    machine."""
+    ephemeral = _ephemeral_ports()
+    for one in own:
         if one.listens:
             if not _is_loopback(one.local[0]):
                 return f"{_asker(pids)}, which listens for other machines (port {one.local[1]})"
         elif _accepted(one, listening, ephemeral):
-            reason = _why_not_ours(ends.get((one.peer, one.local)), uid)
+            reason = _why_not_ours(other_end(one), uid)
             if reason:
                 return f"{_asker(pids)}, which serves {reason} (port {one.local[1]})"
     return ""
+
+
+def _only_asks(pids: tuple[int, ...], seen: _Seen, server: Address, lead_here: Container[int]) -> bool:
+    """Whether the process is no known forwarder, listens to no other machine and has accepted no connection; False if
+    that takes more than some descriptors to find out."""
+    if any(name_of(pid) in FORWARDERS for pid in pids):
+        return False
+    if not _others(pids, seen, lead_here):
+        return True
+    own = seen.tcp_sockets(pids, server, lead_here)
+    if own is None:
+        return False
+    ephemeral = _ephemeral_ports()
+    return not any(
+        not _is_loopback(one.local[0]) if one.listens else _accepted(one, seen.listening(), ephemeral) for one in own
+    )
+
+
+def _owner_of(client: Address, server: Address) -> Owner | None:
+    """The owner of the client's end, by the exact lookup or, because that may miss it, from the list."""
+    return peer_uid.owner(client, server) or _listed_owner(client, server)
 
 
 def _asker(pids: tuple[int, ...]) -> str:
@@ -263,10 +317,6 @@ def _others(pids: tuple[int, ...], seen: _Seen, lead_here: Container[int]) -> se
     return {inode for pid in pids for inode in seen.sockets_of(pid) if inode not in lead_here}
 
 
-def _serves_nobody(pids: tuple[int, ...], seen: _Seen, lead_here: Container[int]) -> bool:
-    return not _others(pids, seen, lead_here) and not any(name_of(pid) in FORWARDERS for pid in pids)
-
-
 def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
     """Whether the process accepted this connection. If the listener is gone, a local port below the ephemeral range
     indicates it."""
@@ -274,7 +324,7 @@ def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
     return port not in ephemeral or bool({(host, port), ("0.0.0.0", port), ("::", port)} & listening)
 
 
-def _why_not_ours(other: Tcp | None, uid: int) -> str:
+def _why_not_ours(other: Tcp | Owner | None, uid: int) -> str:
     """Why the other end of an accepted connection is not a program of the same user on this machine; "" if it is."""
     if other is None:
         return "another machine"
@@ -298,8 +348,8 @@ def holders(inode: int, uid: int) -> tuple[int, ...]:
     """The processes of this user that have the socket: the newest, then those of its ancestors that share it."""
     wanted = f"socket:[{inode}]"
     for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
-        if _uid_of(pid) == uid and wanted in _links(pid):
-            return (pid, *(one for one in _ancestors(pid) if wanted in _links(one)))
+        if _uid_of(pid) == uid and _holds(pid, wanted):
+            return (pid, *(one for one in _ancestors(pid) if _holds(one, wanted)))
     return ()
 
 
@@ -311,21 +361,8 @@ def _uid_of(pid: int) -> int:
         return -1
 
 
-def sockets_of(pid: int) -> set[int]:
-    return {int(link[8:-1]) for link in _links(pid) if link.startswith("socket:[")}
-
-
-def _links(pid: int) -> Iterator[str]:
-    """The targets of its descriptors; empty if they are not readable."""
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return
-    for name in names:
-        try:
-            yield os.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:  # closed meanwhile
-            continue
+def _holds(pid: int, wanted: str) -> bool:
+    return any(link == wanted for _, link in process_sockets.links(pid))
 
 
 def _ancestors(pid: int) -> Iterator[int]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from procguard.portal.auth import local_client, peer_uid
+from procguard.portal.auth import local_client, peer_uid, process_sockets
 from tests.chaos import ChaosReport
 from tests.forwarder import forwarder
 from tests.other_user import NOBODY, OtherUser, other_user
@@ -262,6 +262,12 @@ def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
 # ------------------------------------------------------------------------------------------------- what it costs
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does not allow to duplicate another process's descriptors (Yama; a kernel before 5.6)."""
+    monkeypatch.setattr(process_sockets, "tcp_sockets", lambda *_: None)
+
+
 def test_a_kept_connection_is_sought_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     find = local_client.holders
@@ -295,7 +301,7 @@ for line in sys.stdin:
 
 
 def test_who_has_no_socket_but_those_that_lead_here_costs_no_scan_at_all_others(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, refused: None
 ) -> None:
     tables: list[object] = []
     list_all = peer_uid.connections
@@ -331,8 +337,89 @@ def test_who_has_no_socket_but_those_that_lead_here_costs_no_scan_at_all_others(
             process.stdin.close()
 
 
+SERVES = """
+import os, socket, sys
+kept = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))), socket.socketpair()]
+at, other = sys.argv[2], ("127.0.0.1", int(sys.argv[3]))
+kept.append(socket.create_server((at, 0)) if at else socket.create_connection(other))
+port = kept[-1].getsockname()[1]
+print(port, flush=True)
+if sys.stdin.readline().strip() == "accept":
+    kept[-1].settimeout(20)
+    kept.append(kept[-1].accept()[0])
+print(flush=True)
+sys.stdin.readline()
+assert os.get_blocking(kept[-1].fileno()), "what is looked at stays as it is"
+"""
+
+
+@contextlib.contextmanager
+def connected_as(uid: int, port: int) -> Iterator[None]:
+    code = (
+        "import os, socket, sys\n"
+        "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+        "near = socket.socket()\n"
+        "near.connect(('127.0.0.1', int(sys.argv[1])))\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(port), str(uid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@needs_root
+@pytest.mark.parametrize("at", ["descriptors", "the table"])
+@pytest.mark.parametrize(
+    ("listens_at", "accepts_from", "why"),
+    [
+        ("", None, ""),
+        ("127.0.0.1", None, ""),
+        ("0.0.0.0", None, "which listens for other machines"),
+        ("127.0.0.1", 0, ""),
+        ("127.0.0.1", NOBODY, "which serves uid"),
+    ],
+)
+def test_what_a_process_serves_is_seen_in_its_descriptors_as_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, at: str, listens_at: str, accepts_from: int | None, why: str
+) -> None:
+    tables: list[object] = []
+    list_all = peer_uid.connections
+    monkeypatch.setattr(peer_uid, "connections", lambda server: (tables.append(server), list_all(server))[1])
+    if at == "the table":
+        monkeypatch.setattr(process_sockets, "tcp_sockets", lambda *_: None)
+    clients = local_client.LocalClients()
+    with contextlib.ExitStack() as stack:
+        listener, another = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        command = [
+            sys.executable,
+            "-c",
+            SERVES,
+            str(listener.getsockname()[1]),
+            listens_at,
+            str(another.getsockname()[1]),
+        ]
+        process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert process.stdin is not None and process.stdout is not None
+        first, peer = listener.accept()
+        stack.enter_context(first)
+        port = int(process.stdout.readline())
+        process.stdin.write(b"accept\n" if accepts_from is not None else b"no\n")
+        process.stdin.flush()
+        if accepts_from is not None:
+            stack.enter_context(connected_as(accepts_from, port))
+        process.stdout.readline()
+        for _ in range(2):
+            said = clients.why_forwarded(peer, listener.getsockname())
+            assert why in said if why else said == ""
+        assert bool(tables) == (at == "the table")
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
 def test_those_who_ask_at_once_are_answered_by_one_scan_that_begins_after_they_asked(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, refused: None
 ) -> None:
     tables: list[object] = []
     list_all = peer_uid.connections
