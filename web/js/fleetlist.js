@@ -4,7 +4,7 @@
  */
 
 import { fieldsOf, valueOf } from './fields.js';
-import { facetMatches, matches } from './filters.js';
+import { facetMatches, isFiltered, matches } from './filters.js';
 import { STATES } from './status.js';
 import { naturalKey } from './rows.js';
 import { toMs } from './format.js';
@@ -66,10 +66,11 @@ export class FleetList {
   filter(filters) {
     const counts = {};
     const shown = [];
+    const every = !isFiltered(filters);
     for (const worker of this.byName) {
-      if (!matches(worker, filters, 'state')) continue;
+      if (!every && !matches(worker, filters, 'state')) continue;
       counts[worker.state] = (counts[worker.state] || 0) + 1;
-      if (facetMatches(worker, 'state', filters.facets.state)) shown.push(worker);
+      if (every || facetMatches(worker, 'state', filters.facets.state)) shown.push(worker);
     }
     this.counts = counts;
     this.shown = shown;
