@@ -97,7 +97,7 @@ if [ $# -gt 0 ]; then
 fi
 # Files run in parallel, more of them than there are cores, because most tests wait. Browser tests run beside the others,
 # in a network of their own: Chromium aborts requests when a network interface appears or disappears
-# (ERR_NETWORK_CHANGED), as with each test host. Their deadlines are long, so the others go first.
+# (ERR_NETWORK_CHANGED), as with each test host.
 # Tests with a bound in seconds run afterwards, one after another, or three at a time if they mostly wait; the static
 # checks run beside those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends
 # with its last file.
@@ -109,7 +109,7 @@ own_network=()
 if unshare --net true 2>/dev/null; then # as root; others have no test hosts
     own_network=(unshare --net sh -c 'ip link set lo up && exec "$@"' sh)
 fi
-nice -n 5 "${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
+"${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
     >"$scratch/browser" 2>&1 &
 browser=$!
 run -n 6 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not few'
