@@ -30,10 +30,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-# The bar of pages scrolls on a phone; where one is must be in sight.
+# The bar of pages scrolls on a phone; where one is must be in sight. Beside the page it never scrolls sideways.
 NOT_IN_REACH = """() => [...document.querySelectorAll('.nav a[aria-current]')].filter((node) => {
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  const words = range.getBoundingClientRect();
   const box = node.getBoundingClientRect();
-  return box.left < -1 || box.right > innerWidth + 1;
+  return Math.min(box.left, words.left) < -1 || Math.max(box.right, words.right) > innerWidth + 1
+    || document.querySelector('.side').scrollLeft > 0;
 }).map((node) => node.textContent)"""
 LAID_OUT = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
@@ -52,6 +56,7 @@ def test_no_page_is_wider_than_the_screen(world: World, guest: Visitor, locale: 
             page.set_viewport_size({"width": width, "height": 800})
             page.evaluate(LAID_OUT)
             assert page.evaluate(TOO_WIDE) == [], f"{place.name} at {width} px"
+            assert page.evaluate(NOT_IN_REACH) == [], f"{place.name}: the sidebar has scrolled at {width} px"
 
 
 SHORTENED = "⟧"  # ends every text of the pseudo-locale: where it can't be seen, a text is cut
@@ -152,6 +157,46 @@ def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: 
     with page.expect_response("**/api/measurements/workers/worker1?span=15m"):
         late[0].continue_()  # answered after the range that was selected later
     expect(values).to_have_text(["20 %", "10 %"])  # that step was over already: asked for without a reload
+
+
+# The labels that the edge of its canvas cuts of a chart whose range ends at a label, with and without a date.
+CUT_LABELS = """async () => {
+  const { Chart, loadPlots } = await import('/static/js/chart.js');
+  await loadPlots();
+  const drawn = [];
+  const draw = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+    const half = this.textAlign === 'center' ? this.measureText(text).width / 2 : 0;
+    const right = this.getTransform().transformPoint({ x, y }).x + half;
+    drawn.push([text, right <= this.canvas.width]);
+    draw.call(this, text, x, y);
+  };
+  const today = Math.floor(Date.now() / 60000) * 60;
+  for (const to of [today, today - 86400 * 30]) {
+    const chart = new Chart({ title: 'CPU', format: String });
+    chart.node.style.width = '400px';
+    document.body.append(chart.node);
+    const before = drawn.length;
+    chart.show([{ label: 'CPU', at: [to - 90, to], values: [1, 2] }], { from: to - 90, to, step: 10 });
+    while (!drawn.slice(before).some(([text]) => text.includes(':'))) await new Promise(requestAnimationFrame);
+    chart.destroy();
+  }
+  CanvasRenderingContext2D.prototype.fillText = draw;
+  return drawn.filter(([, whole]) => !whole).map(([text]) => text);
+}"""
+
+
+def test_a_worker_started_by_hand_is_not_said_to_be_changed_by_a_deployment(world: World, visitor: Visitor) -> None:
+    page = visitor.open(f"{world.rig.url}/#/worker/worker1?tab=config")
+    settings = page.locator(".configuration")
+    expect(settings).to_contain_text("End the launcher and start it with other options.")
+    expect(settings).not_to_contain_text("inventory")
+    expect(settings).not_to_contain_text("invoke deploy")
+
+
+def test_the_last_label_of_a_chart_is_not_cut(world: World, visitor: Visitor) -> None:
+    page = visitor.open(world.rig.url)
+    assert page.evaluate(CUT_LABELS) == []
 
 
 def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor: Visitor) -> None:

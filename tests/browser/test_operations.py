@@ -131,6 +131,9 @@ def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet:
     page.get_by_role("link", name="All operations").click()
     expect(page.locator(".operations-table .table-body .table-row")).not_to_have_count(0)
     expect(page.locator(".operations-table")).to_contain_text("new data set")
+    page.goto(f"{fleet.url}/#/events")
+    of_all = page.locator(".events-table .table-row", has=page.get_by_role("link", name=f"Restart: {ALL} workers"))
+    expect(of_all.locator(".col-change")).to_contain_text("partly failed: ")
 
 
 def test_a_filter_chosen_while_results_load_is_applied(fleet: ManagerRig, visitor: Visitor) -> None:

@@ -10,6 +10,9 @@ import { formatClock } from './format.js';
 import { formatNumber, t } from './i18n.js';
 
 const HEIGHT = 150;
+const AXIS_PX = 66; // left of the lines, for values
+const END_PX = 26; // right of the lines, for half of the last label: 09:40:30
+const LETTER_PX = 6; // width of a letter or digit of a label
 const COLOURS = 8; // --line-1 … --line-8
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 const GAP_STEPS = 2.5; // points further apart than this many steps are not joined
@@ -121,16 +124,20 @@ export class Chart {
     const font = `11px ${getComputedStyle(this.area).fontFamily}`;
     const grid = { stroke: () => colour('--border'), width: 1 };
     const axis = { stroke: () => colour('--muted'), grid, ticks: { show: false }, font, gap: 4 };
-    const along = (plot, splits, index, space, incr) => splits.map((at) => (this.range.time ? clock(at, incr) : formatNumber(at)));
+    const along = (plot, splits, index, space, incr) => {
+      const { from, to, time } = this.range;
+      const rightOf = (at) => END_PX + ((to - at) / (to - from)) * (plot.width - AXIS_PX - END_PX);
+      return splits.map((at) => [at, time ? clock(at, incr) : formatNumber(at)]).map(([at, text]) => ((text.length * LETTER_PX) / 2 > rightOf(at) ? '' : text));
+    };
     return {
       width,
       height: this.height,
       legend: { show: false },
-      padding: [8, 10, 0, 0],
+      padding: [8, END_PX, 0, 0],
       scales: { x: { time: this.range.time, range: () => [this.range.from, this.range.to] }, y: { range: (plot, low, high) => this.reach(low, high) } },
       axes: [
         { ...axis, size: 22, space: 74, values: along },
-        { ...axis, size: 66, space: this.bytes ? STEP_PX * 3 : 34, values: (plot, splits) => splits.map((value) => this.format(value)), ...(this.bytes ? { incrs: POWERS_OF_2 } : {}) },
+        { ...axis, size: AXIS_PX, space: this.bytes ? STEP_PX * 3 : 34, values: (plot, splits) => splits.map((value) => this.format(value)), ...(this.bytes ? { incrs: POWERS_OF_2 } : {}) },
       ],
       series: [{}, ...this.lines.map((line, number) => ({ label: line.label, show: !this.off.has(line.label), stroke: () => colour(colourOf(number)), dash: DASHES[dashOf(number)], width: 1.6, points: { size: 4, space: 16 } }))],
       cursor: {

@@ -35,12 +35,17 @@ export function causeText(one) {
   return reasonOf(one, 'message') || t('operations.no_reason');
 }
 
+/** The status of an operation as it is shown: one that is done and has failures is "partly" failed. */
+export function shownStatus(operation) {
+  return operation.status === 'done' && badCount(operation) > 0 ? 'partly' : operation.status;
+}
+
 export function statusChip() {
   const glyph = h('span.glyph', { 'aria-hidden': 'true' });
   const word = h('span.word');
   const chip = h('span.chip', {}, glyph, word);
   chip.update = (operation) => {
-    const variant = operation.status === 'done' && badCount(operation) > 0 ? 'partly' : operation.status;
+    const variant = shownStatus(operation);
     setClass(chip, `chip op-${variant}`);
     setText(glyph, variant === 'partly' ? '✖' : STATUS_GLYPHS[operation.status] || '?');
     setText(word, t(`opstatus.${variant}`));

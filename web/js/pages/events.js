@@ -7,7 +7,7 @@ import { operationRows } from '../eventrows.js';
 import { EventHistory } from '../history.js';
 import { hasText, t } from '../i18n.js';
 import { icon } from '../icons.js';
-import { countsText, meant, operationTitle } from '../operations.js';
+import { countsText, meant, operationTitle, shownStatus } from '../operations.js';
 import { actorName, codesOf, reasonOf } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { timeStrip } from '../strip.js';
@@ -235,7 +235,8 @@ function operationCell(row, store) {
 
 function operationResult(row, known) {
   if (!known) return '';
-  return `${hasText(`opstatus.${known.status}`) ? t(`opstatus.${known.status}`) : known.status}: ${countsText(known)}`;
+  const status = shownStatus(known);
+  return t('exit.with_hint', { text: hasText(`opstatus.${status}`) ? t(`opstatus.${status}`) : status, hint: countsText(known) });
 }
 
 function subjectCell({ event }) {

@@ -25,7 +25,7 @@ const FACTS = [
   ['address', (host) => host.address],
   ['role', roleText],
   ['cordoned', (host) => (host.cordoned ? [reasonOf(host.cordoned), actorName(host.cordoned.actor)].filter(Boolean).join(' · ') : '')],
-  ['load', (host) => (host.usage ? t('host.load_text', { load: formatNumber(host.usage.load1 || 0, 2), cpu: formatPercent(host.usage.cpu_percent), n: (host.facts && host.facts.cpus) || 0 }) : '')],
+  ['load', (host) => (host.usage ? t('host.load_text', { load: formatNumber(host.usage.load1 || 0, 2, 2), cpu: formatPercent(host.usage.cpu_percent), n: (host.facts && host.facts.cpus) || 0 }) : '')],
   ['memory', (host) => (host.usage ? memoryText(host) : '')],
   ['disk', (host) => (host.usage ? t('overview.of', { some: formatBytes(host.usage.disk_free_bytes), all: formatBytes(host.usage.disk_total_bytes) }) : '')],
   ['network', networkText],

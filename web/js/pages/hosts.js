@@ -188,7 +188,7 @@ function shownName(host) {
 }
 
 function loadText(host) {
-  return host.usage && host.usage.load1 !== null ? formatNumber(host.usage.load1, 2) : t('none');
+  return host.usage && host.usage.load1 !== null ? formatNumber(host.usage.load1, 2, 2) : t('none');
 }
 
 function memoryText(host) {
@@ -258,9 +258,12 @@ function nameCell() {
 }
 
 function workersCell() {
-  const cell = h('a');
+  const words = h('span.in-words');
+  const number = h('span');
+  const cell = h('a', {}, words, number);
   cell.update = (host) => {
-    setText(cell, formatNumber(host.workers || 0));
+    setText(words, t('host.workers', { n: host.workers || 0 }));
+    setText(number, formatNumber(host.workers || 0));
     setAttr(cell, 'href', link('workers', '', { host: host.host }));
     setAttr(cell, 'aria-label', t('hosts.workers_of', { n: host.workers || 0, host: host.host }));
   };

@@ -17,10 +17,11 @@ const OTHER = 'env+';
 /** `said`: the response of GET /api/workers/ID/spec. */
 export function inventoryLines(id, said) {
   const { source } = said;
-  const title = h('h2', { id: 'change-title' }, t('change.title'));
+  const byHand = !source && !said.inventory;
+  const title = h('h2', { id: 'change-title' }, t(byHand ? 'change.title_by_hand' : 'change.title'));
   const node = h('section.change', { 'aria-labelledby': 'change-title' }, title);
   if (!source) {
-    node.append(h('p.muted', {}, t(said.inventory ? 'change.not_known' : 'change.by_hand')));
+    node.append(h('p.muted', {}, t(byHand ? 'change.by_hand' : 'change.not_known')));
     return node;
   }
   const place = h('code', {}, `${source.file}:${source.line}`);

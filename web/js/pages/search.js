@@ -124,7 +124,7 @@ export function searchPage({ store, query }) {
     const values = { n: found, shown: lines.length, answered, asked, bytes };
     if (running) return t('search.running', values);
     if (asked === 0) return t('search.nobody');
-    const time = formatDuration(totals.elapsed_s);
+    const time = formatDuration(Math.max(0.1, totals.elapsed_s));
     if (totals.t !== 'end') return t('search.stopped', values);
     return found > lines.length ? t('search.done_more', { ...values, d: time }) : t('search.done', { ...values, d: time });
   }

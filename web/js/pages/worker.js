@@ -20,7 +20,7 @@ import { commandText, eventList, pageHead } from './parts.js';
 import { specificationPanel } from './specification.js';
 import { whyPanel } from './why.js';
 import { askMove } from '../move.js';
-import { acts } from '../rights.js';
+import { acts, mayAct } from '../rights.js';
 import { marksText, metricsText, progressText } from '../workercolumns.js';
 
 const EVENTS_SHOWN = 50;
@@ -218,7 +218,7 @@ function configuration(spec) {
     };
     return row;
   });
-  const panel = h('section.panel.configuration', { 'aria-label': t('worker.tab_config') }, h('dl.facts', {}, rows), spec, h('p.muted.config-how', {}, t('config.how')));
+  const panel = h('section.panel.configuration', { 'aria-label': t('worker.tab_config') }, h('dl.facts', {}, rows), spec, mayAct() ? null : h('p.muted.config-how', {}, t('config.how')));
   panel.update = (worker) => {
     if (worker) for (const row of rows) row.update(worker);
   };

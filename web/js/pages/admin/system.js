@@ -81,7 +81,7 @@ function drawRetention(rules) {
   if (!rules.length) return h('p', {}, t('retention.none'));
   const numbered = rules.map((rule, at) => ({ ...rule, at }));
   const columns = [
-    { name: 'selector', label: t('routes.select'), make: textCell((one) => one.select, { selector: 'code' }) },
+    { name: 'selector', label: t('mutes.select'), make: textCell((one) => one.select, { selector: 'code' }) },
     { name: 'keeps', label: t('retention.keeps'), make: textCell(keepsText) },
     { name: 'workers', label: t('nav.workers'), make: textCell((one) => formatNumber(one.workers)) },
     { name: 'held', label: t('retention.held'), make: textCell((one) => formatBytes(one.held_bytes)) },
