@@ -9,6 +9,7 @@ closed socket with uid 0 and inode 0, which must not be taken for root.)
 
 from __future__ import annotations
 
+import _socket
 import ipaddress
 import logging
 import os
@@ -125,7 +126,7 @@ def _ask(request: bytes) -> Owner | None:
         os.write(descriptor, request)
         answer = os.read(descriptor, 8192)
     finally:
-        os.close(descriptor)
+        _socket.close(descriptor)  # gevent's os.close would leave it open until the next turn of the loop
     return _owner(answer, request)
 
 

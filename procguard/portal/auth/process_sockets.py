@@ -60,14 +60,14 @@ def tcp_sockets(pid: int, descriptors: dict[int, int], without: Container[int] =
             if one is not None:
                 found.append(one)
     finally:
-        os.close(process)
+        _socket.close(process)
     return found
 
 
 def _tcp(descriptor: int, inode: int) -> Tcp | None:
     """Close the descriptor; what it is, or None if it is no open TCP socket or no longer this one."""
     if os.fstat(descriptor).st_ino != inode:
-        os.close(descriptor)
+        _socket.close(descriptor)
         return None
     # not socket.socket: gevent's would make the socket non-blocking, for the process as well
     duplicate = _socket.socket(fileno=descriptor)

@@ -262,6 +262,30 @@ def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
 # ------------------------------------------------------------------------------------------------- what it costs
 
 
+LOOKS = """
+from gevent import monkey
+monkey.patch_all()
+import os, socket
+from procguard.portal.auth.local_client import LocalClients
+clients, listener = LocalClients(), socket.create_server(("127.0.0.1", 0))
+near = [socket.create_connection(listener.getsockname()), socket.socket()]
+far, peer = listener.accept()
+assert clients.why_forwarded(peer, far.getsockname()) == ""
+before = os.listdir("/proc/self/fd")
+for _ in range(20):
+    assert clients.why_forwarded(peer, far.getsockname()) == ""
+print(len(os.listdir("/proc/self/fd")) - len(before))
+"""
+
+
+def test_what_was_opened_to_look_at_a_client_is_closed_at_once() -> None:
+    """In the manager, whose os.close leaves the closing to the event loop."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "0\n"
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel does not allow to duplicate another process's descriptors (Yama; a kernel before 5.6)."""
