@@ -311,6 +311,38 @@ NUMBERS = """async () => {
 }"""
 
 
+FORMATTED = """async () => {
+  const { formatNumber, loadLanguage } = await import('/static/js/i18n.js');
+  await loadLanguage('en');
+  return [formatNumber(6.7, 2, 2), formatNumber(3, 2, 2), formatNumber(6.7, 2), formatNumber(3, 2)];
+}"""
+BEFORE = "node => getComputedStyle(node, '::before').content"
+
+
+SHORT_TIMES = """async () => {
+  await (await import('/static/js/i18n.js')).loadLanguage('en');
+  const { formatDuration } = await import('/static/js/format.js');
+  return [0, 0.04, 0.34, 0.99, 1.5, 90].map((seconds) => formatDuration(seconds));
+}"""
+
+
+def test_less_than_a_second_is_shown_in_tenths(world: World, visitor: Visitor) -> None:
+    page = visitor.open(world.rig.url)
+    assert page.evaluate(SHORT_TIMES) == ["0 s", "0 s", "0.3 s", "1 s", "1 s", "1 min 30 s"]
+
+
+def test_the_numbers_of_a_column_are_aligned_and_named_where_it_has_no_head(world: World, visitor: Visitor) -> None:
+    """Loads have the same number of decimals; on a phone the table of hosts has no head."""
+    page = visitor.open(f"{world.rig.url}/#/hosts")
+    assert page.evaluate(FORMATTED) == ["6.70", "3.00", "6.7", "3"]
+    workers = page.locator(".hosts-table .table-body .col-workers a").first
+    expect(workers).to_be_visible()
+    assert workers.evaluate(BEFORE) == "none"
+    page.set_viewport_size({"width": 390, "height": 800})
+    expect(workers).to_be_visible()
+    assert "Workers" in workers.evaluate(BEFORE)
+
+
 def test_the_list_of_workers_says_progress_and_the_last_numbers_unasked(world: World, visitor: Visitor) -> None:
     """Their columns appear with the first worker that has any."""
     page = visitor.open(f"{world.rig.url}/#/workers")

@@ -87,7 +87,7 @@ export function ageS(value) {
 export function formatDuration(seconds, units = 2) {
   if (seconds === null || seconds === undefined) return t('none');
   const whole = Math.max(0, Math.floor(seconds));
-  if (whole < 1) return t('unit.s', { n: seconds > 0 ? Math.round(seconds * 10) / 10 : 0 });
+  if (whole < 1) return t('unit.s', { n: formatNumber(Math.max(0, seconds), 1) });
   const parts = [
     ['unit.d', Math.floor(whole / 86400)],
     ['unit.h', Math.floor((whole % 86400) / 3600)],

@@ -89,8 +89,10 @@ export function t(key, values = {}) {
   });
 }
 
-export function formatNumber(value, digits = 0) {
-  if (value >= 0 && value < 1000 && Number.isInteger(value)) return String(value); // without a separator; a list shows thousands of them
-  numbers[digits] ??= new Intl.NumberFormat(language, { maximumFractionDigits: digits });
-  return numbers[digits].format(value);
+/** At most `digits` after the point, and `least` at least: a column of numbers with as many of each is aligned. */
+export function formatNumber(value, digits = 0, least = 0) {
+  if (!least && value >= 0 && value < 1000 && Number.isInteger(value)) return String(value); // without a separator; a list shows thousands of them
+  const form = digits * 10 + least;
+  numbers[form] ??= new Intl.NumberFormat(language, { minimumFractionDigits: least, maximumFractionDigits: digits });
+  return numbers[form].format(value);
 }

@@ -258,12 +258,9 @@ function nameCell() {
 }
 
 function workersCell() {
-  const words = h('span.in-words');
-  const number = h('span');
-  const cell = h('a', {}, words, number);
+  const cell = h('a', { data: { label: t('nav.workers') } });
   cell.update = (host) => {
-    setText(words, t('host.workers', { n: host.workers || 0 }));
-    setText(number, formatNumber(host.workers || 0));
+    setText(cell, formatNumber(host.workers || 0));
     setAttr(cell, 'href', link('workers', '', { host: host.host }));
     setAttr(cell, 'aria-label', t('hosts.workers_of', { n: host.workers || 0, host: host.host }));
   };

@@ -13,7 +13,7 @@ import { rangePick, rangeQuery, readRange } from '../../timerange.js';
 const KINDS = ['change', 'refused', 'login', 'logout'];
 const PAGE = 200;
 const MOST = 10000; // entries per response
-const WIDTHS = 'minmax(176px, 1.2fr) minmax(64px, .6fr) minmax(104px, 1fr) minmax(108px, 1fr) minmax(160px, 3fr) 52px';
+const WIDTHS = 'minmax(112px, 1.4fr) minmax(60px, .6fr) minmax(116px, 1fr) minmax(108px, 1fr) minmax(160px, 3fr) 48px';
 
 export function auditSection({ query }) {
   let chosen = { kind: KINDS.includes(query.get('kind')) ? query.get('kind') : '', q: query.get('q') || '', ...readRange(query) };

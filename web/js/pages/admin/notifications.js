@@ -89,7 +89,7 @@ function drawTargets({ notifications, routes }) {
   if (!notifications.length) return emptyBox(t('targets.none'), h('p', {}, t('targets.none_how')), h('pre.config-example', {}, h('code', {}, EXAMPLE)));
   const table = new Table({ label: t('targets.title'), kind: 'targets-table', keyOf: (one) => one.name, columns: targetColumns() });
   const all = acts(h('button.button', { type: 'button', on: { click: () => test('') } }, t('targets.test_all')));
-  const widths = 'minmax(90px, 1fr) minmax(80px, 1fr) minmax(90px, 1.2fr) minmax(70px, .8fr) minmax(90px, 1fr) minmax(90px, 1.6fr) 92px';
+  const widths = 'minmax(90px, 1fr) minmax(130px, 1.4fr) minmax(90px, 1.1fr) minmax(64px, .7fr) minmax(100px, 1fr) minmax(70px, 1.3fr) 72px';
   return [
     h('section.panel', { 'aria-labelledby': 'targets-title' }, h('div.panel-head', {}, h('h2', { id: 'targets-title' }, t('targets.title')), all), listTable(table, widths, notifications)),
     h('section.panel', { 'aria-labelledby': 'routes-title' }, h('h2', { id: 'routes-title' }, t('routes.title')), routes.length ? routeTable(routes) : h('p.muted', {}, t('routes.none'))),
