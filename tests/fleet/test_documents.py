@@ -97,7 +97,7 @@ class Reader:
         if program in PROGRAMS and verb not in ("init", "manager") and plain and not follows:
             words = shlex.split(line)[1:]
             return forked.run(words, environment, program=PROGRAMS[program], timeout_s=120, folder=self.folder)
-        typed = f"timeout --signal=INT 5 {line}" if follows else line
+        typed = f"timeout --signal=INT 10 {line}" if follows else line
         return subprocess.run(
             ["bash", "-c", typed], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             env=environment, timeout=120, check=False,

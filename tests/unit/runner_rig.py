@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -197,8 +196,18 @@ class Rig:
         if group and os.path.isdir(group):
             cgroup._write(os.path.join(group, "cgroup.kill"), b"1")
             wait_until(lambda: not cgroup._read_pids(group), 10.0, f"the end of all in {group}")
-            with contextlib.suppress(FileNotFoundError):  # a runner that was ending has just done so itself
-                os.rmdir(group)
+            wait_until(lambda: _removed(group), 10.0, f"{group} is removed")
+
+
+def _removed(group: str) -> bool:
+    """The kernel refuses to remove a group until the last of its dead processes is reaped."""
+    try:
+        os.rmdir(group)
+    except FileNotFoundError:  # by a runner that was ending
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def make_rig() -> tuple[Rig, str]:
