@@ -106,13 +106,21 @@ def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
     expect(page.locator(".notice")).to_contain_text(said, timeout=40_000)
 
 
-def test_a_host_whose_kernel_log_cannot_be_read_says_so_beside_its_gpus(tmp_path: Path, visitor: Visitor) -> None:
-    manager = RunningManager(tmp_path)
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[RunningManager]:
+    made = RunningManager(tmp_path)
     try:
-        usage = HostUsage(gpus=[GpuUsage(0, "GPU-a", "H100")], kernel_log_trouble="Operation not permitted")
-        manager.beat("gpu01", manager.deploy("gpu01"), usage=usage)
-        page = visitor.open(f"http://127.0.0.1:{manager.port}/#/host/gpu01")
-        panel = page.get_by_role("region", name="GPUs")
-        expect(panel).to_contain_text("The agent cannot read the kernel log (Operation not permitted), so Xid errors")
+        yield made
     finally:
-        manager.close()
+        made.close()
+
+
+# The manager comes before the visitor: fixtures end in reverse order, and a page must leave before its manager ends.
+def test_a_host_whose_kernel_log_cannot_be_read_says_so_beside_its_gpus(
+    manager: RunningManager, visitor: Visitor
+) -> None:
+    usage = HostUsage(gpus=[GpuUsage(0, "GPU-a", "H100")], kernel_log_trouble="Operation not permitted")
+    manager.beat("gpu01", manager.deploy("gpu01"), usage=usage)
+    page = visitor.open(f"http://127.0.0.1:{manager.port}/#/host/gpu01")
+    panel = page.get_by_role("region", name="GPUs")
+    expect(panel).to_contain_text("The agent cannot read the kernel log (Operation not permitted), so Xid errors")
