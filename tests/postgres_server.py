@@ -159,18 +159,26 @@ def _owned(folder: Path) -> None:
         shutil.chown(folder, _user())
 
 
-@contextlib.contextmanager
-def cluster(**settings: str) -> Iterator[Postgres]:
-    need()
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
+def _folder(disk: Path | None) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir=disk))
     folder.chmod(0o711)
     _owned(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def cluster(data_disk: Path | None = None, log_disk: Path | None = None, **settings: str) -> Iterator[Postgres]:
+    """`data_disk`: where the tables are; `log_disk`: where pg_wal is, in segments of 1 MB."""
+    need()
+    folder = _folder(data_disk)
     password = folder / "password"
     password.write_text(PASSWORD + "\n")
     password.chmod(0o600)
     server = Postgres(folder, free_port(), password, settings=settings)
     try:
         words = ["-D", server.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        if log_disk is not None:
+            words += [f"--waldir={_folder(log_disk) / 'wal'}", "--wal-segsize=1"]
         subprocess.run(_command("initdb", *words), check=True, capture_output=True, cwd=folder, timeout=120)
         access = folder / "data" / "pg_hba.conf"
         access.write_text(
@@ -188,9 +196,7 @@ def cluster(**settings: str) -> Iterator[Postgres]:
 @contextlib.contextmanager
 def replica(primary: Postgres, name: str = "replica1") -> Iterator[Postgres]:
     """A streaming replica that calls itself `name` (for synchronous_standby_names)."""
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    folder.chmod(0o711)
-    _owned(folder)
+    folder = _folder(None)
     server = Postgres(folder, free_port(), primary.password, settings=dict(primary.settings))
     try:
         source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"

@@ -261,3 +261,13 @@ def declaring(world: SeveralManagers, prefix: str = "h", pause_s: float = 0.02) 
 def workers_of(leader: Manager) -> dict[str, int]:
     """Every worker that it knows, with its epoch."""
     return {one["worker_id"]: int(one["epoch"]) for one in leader.get("/api/remote-workers")["workers"]}
+
+
+def check_nothing_lost(world: SeveralManagers, leader: OneOfSeveral, declarer: Declarer) -> None:
+    """No acknowledged change is lost, no epoch is granted twice, terms only increase."""
+    acknowledged = list(declarer.acknowledged)  # before the leader is asked: changes go on meanwhile
+    known = workers_of(leader)
+    assert [name for name in acknowledged if name not in known] == []
+    assert len(set(known.values())) == len(known)
+    terms = world.terms()
+    assert terms == sorted(set(terms))

@@ -116,6 +116,8 @@ class DatabaseLink:
         except _TimedOut as exc:
             self.close()
             raise OSError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s") from exc
+        except psycopg.errors.DiskFull as exc:  # the connection is intact
+            raise OSError(errno.ENOSPC, words_of(exc)) from exc
         except psycopg.Error as exc:
             if isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
                 self.close()
@@ -225,8 +227,10 @@ def bounded(seconds: float) -> Iterator[None]:
 
 
 def words_of(exc: Exception) -> str:
-    """The server's or the driver's reason on one line; neither repeats a password."""
-    text = " ".join(str(exc).split()) or type(exc).__name__
+    """The server's or the driver's reason on one line; neither repeats a password. Of a refused statement only the
+    problem, not the SQL around it."""
+    problem = getattr(getattr(exc, "diag", None), "message_primary", None)
+    text = " ".join((problem or str(exc)).split()) or type(exc).__name__
     return text[:300]
 
 

@@ -352,6 +352,21 @@ def test_a_database_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
         PostgresqlStore(DatabasePlace("postgresql://nobody@127.0.0.1:1/x")).load()
 
 
+def test_a_full_disk_of_the_database_is_one_clear_line_and_costs_no_new_connection(server: Postgres) -> None:
+    link = DatabaseLink(DatabasePlace(server.url(server.database()), str(server.password)), "test")
+    problem = "could not extend file: No space left on device"
+    full = f"DO $$ BEGIN RAISE EXCEPTION '{problem}' USING ERRCODE = 'disk_full', HINT = 'Check free space.'; END $$"
+    process = link.call(lambda it: it.execute("SELECT pg_backend_pid()").fetchone())
+    for call in (link.call, link.transaction):
+        tries: list[bool] = []
+        with pytest.raises(OSError, match=problem) as caught:
+            call(lambda it, tries=tries: (tries.append(True), it.execute(full)))  # type: ignore[misc]
+        assert caught.value.strerror == problem
+        assert len(tries) == 1
+        assert link.call(lambda it: it.execute("SELECT pg_backend_pid()").fetchone()) == process
+    link.close()
+
+
 @pytest.mark.parametrize(
     ("found", "said", "warns"),
     [
