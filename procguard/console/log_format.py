@@ -16,6 +16,7 @@ INDENT = "    "  # of continuation lines, so that no line of a traceback looks l
 
 # Control characters, other line separators, characters that change the writing direction, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_SOURCE_FILE = vars(logging)["_srcfile"]
 
 
 def clean(text: str) -> str:
@@ -42,6 +43,16 @@ class Formatter(logging.Formatter):
 
     def formatStack(self, stack_info: str) -> str:
         return _indented(super().formatStack(stack_info))
+
+
+def look_up_only(named: str) -> None:
+    """Make `logging` determine only what `named`, a format of records, contains, in the whole process. The thread
+    alone, for which each greenlet gets an object of its own, costs more than the rest of a line."""
+    logging.logThreads = "%(thread" in named
+    logging.logProcesses = "%(process)" in named
+    logging.logMultiprocessing = "%(processName)" in named
+    from_source = any(f"%({name})" in named for name in ("pathname", "filename", "module", "lineno", "funcName"))
+    vars(logging)["_srcfile"] = _SOURCE_FILE if from_source else None  # as Python's logging HOWTO recommends
 
 
 def report_greenlets_to(log: logging.Logger, hub: Any) -> None:

@@ -530,6 +530,7 @@ def set_up_logging(config: Config) -> None:
             "choose another: --set logging.file=PATH",
         ) from exc
     handler.setFormatter(log_format.Formatter(config.logging.format))
+    log_format.look_up_only(config.logging.format)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(config.logging.level)

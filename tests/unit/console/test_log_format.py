@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 
+from procguard.config.schema import Config
 from procguard.console import log_format
 from remote_agent.protocol import messages
 from tests.server_process import RunningManager
@@ -17,10 +21,10 @@ from tests.server_process import RunningManager
 FORGED = "evil\n2026-11-30 06:00:00 INFO procguard.manager.app: running\r\x1b[2J\u202e\x9b31m\u2028x"
 
 
-def logged(*arguments: object, **options: object) -> list[str]:
+def logged(*arguments: object, named: str = "%(levelname)s %(message)s", **options: object) -> list[str]:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
-    handler.setFormatter(log_format.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(log_format.Formatter(named))
     log = logging.Logger("tried")
     log.addHandler(handler)
     log.error(*arguments, **options)  # type: ignore[arg-type]
@@ -46,6 +50,33 @@ def test_a_traceback_can_not_hold_a_record() -> None:
 def test_a_record_has_a_bound() -> None:
     (line,) = logged("x" * 1_000_000)
     assert len(line) < log_format.MAX_MESSAGE_CHARS + 100 and line.endswith("(1000000 characters)")
+
+
+@pytest.fixture
+def look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores what `look_up_only` changes in the whole process."""
+    for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+
+
+@pytest.mark.usefixtures("look_ups")
+def test_a_line_contains_what_its_format_names() -> None:
+    thread, process = threading.current_thread().name, multiprocessing.current_process().name
+    for named, expected in (
+        ("%(message)s", "hi"),
+        ("%(threadName)s %(message)s", f"{thread} hi"),
+        ("%(process)d %(processName)s %(message)s", f"{os.getpid()} {process} hi"),
+        ("%(filename)s %(funcName)s %(message)s", "test_log_format.py logged hi"),
+    ):
+        log_format.look_up_only(named)
+        assert logged("hi", named=named) == [expected]
+
+
+@pytest.mark.usefixtures("look_ups")
+def test_a_line_of_the_usual_format_creates_no_object_for_its_greenlet(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_format.look_up_only(Config().logging.format)
+    monkeypatch.setattr(threading, "current_thread", lambda: pytest.fail("the thread was looked up"))
+    assert logged("hi") == ["ERROR hi"]
 
 
 def test_a_greenlet_that_fails_is_a_record(capfd: pytest.CaptureFixture[str]) -> None:
