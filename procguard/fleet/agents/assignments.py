@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+
+import msgspec
 
 from procguard import log_metrics
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.model.records import ResolvedSpec, WorkerRecord, fenced
 from procguard.fleet.state import FleetState
 from remote_agent.protocol import messages
-from remote_agent.protocol.records import values_of
+from remote_agent.protocol.digests import sha256_hex
+
+# Every agent that returns after a restart of the manager needs a digest: this takes a tenth of the time of json.
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class AssignmentBuilder:
@@ -63,8 +67,7 @@ class AssignmentBuilder:
         """
         observed = self._state.worker_status[worker.worker_id]
         if observed.resolved is None or observed.resolved.declared is not worker.spec:
-            spec = self.resolved(worker.spec)
-            observed.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
+            observed.resolved = ResolvedSpec(worker.spec, self.resolved(worker.spec))
         return observed.resolved.spec
 
     def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
@@ -84,14 +87,13 @@ class AssignmentBuilder:
     def rev(self, agent_id: str) -> str:
         observed = self._state.agent_status[agent_id]
         if not observed.rev:
-            observed.rev = messages.canonical_digest([self._comparable(one) for one in self.of(agent_id)])
+            observed.rev = digest(self.of(agent_id))
         return observed.rev
 
-    def _comparable(self, assignment: messages.Assignment) -> dict[str, Any]:
-        """The assignment as input for the digest; its specification is represented by the specification's own
-        digest."""
-        comparable = dict(values_of(assignment))
-        observed = self._state.worker_status.get(assignment.worker_id)
-        same = observed is not None and observed.resolved is not None and observed.resolved.spec is assignment.spec
-        comparable["spec"] = observed.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
-        return comparable
+
+def digest(assignments: list[messages.Assignment]) -> str:
+    """16 hexadecimal digits, the same for equal assignments whatever the order of their mappings."""
+    try:
+        return sha256_hex(_encode(assignments))[:16]
+    except (TypeError, UnicodeEncodeError):  # a text with a reason's code, or one that UTF-8 cannot encode
+        return messages.canonical_digest([messages.encode(one) for one in assignments])

@@ -189,6 +189,9 @@ class Enrolment:
     def _enrol(self, tx: Transaction, registration: protocol.Registration, agent_id: str, peer: str) -> WorkerRecord:
         state = self._state
         spec = registration.spec or protocol.WorkerSpec(command=registration.command)
+        spec = protocol.decode(
+            protocol.WorkerSpec, protocol.encode(spec)
+        )  # with the defaults that were left to the class
         worker = state.workers_by_id.get(registration.worker_id)
         host = registration.host or (worker.host if worker else peer)
         agent = state.agents_by_id.get(agent_id)

@@ -11,6 +11,7 @@ a manager whose state is older than the running workers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 
@@ -37,6 +38,7 @@ def grant(fleet_key: str, worker_id: str, epoch: int, agent_id: str) -> str:
     return hmac.digest(fleet_key.encode(), message, hashlib.sha256).hex()[:32]
 
 
+@functools.lru_cache(maxsize=1024)  # needed four times within a moment when an agent connects
 def proof_key_of(fleet_key: str, agent_id: str, generation: int = 0) -> str:
     """The key by which this one agent recognises its manager; `generation` rises when the key is replaced."""
     suffix = f"\0{generation}" if generation else ""

@@ -397,7 +397,6 @@ class ResolvedSpec(NamedTuple):
 
     declared: messages.WorkerSpec  # its source
     spec: messages.WorkerSpec
-    digest: str
 
 
 @dataclass
