@@ -42,6 +42,7 @@ HIGHEST_EVENT_SEQ = 2**48  # sequence numbers start at milliseconds since 1970; 
 # measurements.
 _NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}
 _OF_HOST = operator.attrgetter(*(name for name in names(messages.AgentHeartbeat) if name not in _NOT_OF_HOST))
+_CONNECTED = because("agent.connected")
 
 
 class HeartbeatProcessor:
@@ -71,9 +72,9 @@ class HeartbeatProcessor:
             size = tx.size
             if size:
                 self._charge(observed, size, now)
-            elif not (beat.events or beat.results):
-                # Events of the manager alone (this agent is back) acknowledge nothing and would be recorded again if
-                # lost: they wait for the next commit, because thousands of agents may return at once.
+            if not (beat.events or beat.results) and (not size or tx.changes_only(agent, "process")):
+                # Events of the manager alone (this agent is back, or has started) acknowledge nothing and would be
+                # recorded again if lost: they wait for the next commit, because thousands may return at once.
                 tx.wait = "nothing"
             # Heartbeats are answered even if the disk refuses writes: otherwise agents would consider the manager dead,
             # and leases would end. The manager's own round detects when the disk accepts writes again. A heartbeat
@@ -106,7 +107,10 @@ class HeartbeatProcessor:
         session = (beat.pid, beat.started_at)
         if session != observed.session:
             observed.session = session
-            self._agent_started(tx, agent, beat)
+            if session != agent.process:  # otherwise it is the manager that has started
+                tx.edit(agent).process = session
+                self._agent_started(tx, agent, beat)
+            self._warn_of_strays(tx, agent, beat)
         if beat.ends and agent.kind == "launcher":
             self._launcher_ends(tx, agent, observed)
         else:
@@ -214,9 +218,12 @@ class HeartbeatProcessor:
             else because("agent.started_no_release", **process),
             source=agent.agent_id,
         )
-        known = {worker.worker_id for worker in self._state.workers_of(agent.agent_id)}
+
+    def _warn_of_strays(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
+        """Record a warning if the agent runs workers that are not assigned to it."""
+        known = self._state.own_workers(agent.agent_id)
         strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
-        if strays:
+        if strays and self._may_emit_or_count(tx, agent):
             tx.event(
                 "warning",
                 host=agent.host,
@@ -252,7 +259,7 @@ class HeartbeatProcessor:
                 host=agent.host,
                 before=before,
                 after="connected",
-                reason=because("agent.connected"),
+                reason=_CONNECTED,
                 source=agent.agent_id,
             )
         if before != "connected":

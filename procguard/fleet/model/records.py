@@ -244,7 +244,9 @@ class AgentRecord(Record):
     """One agent: deployed (named after its host) or a hand-started launcher."""
 
     TABLE, KEY, SHOWN_IN = "agents", "agent_id", "hosts"
-    UNSHOWN = frozenset({"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "ended_wall", "gpu_faults"})
+    UNSHOWN = frozenset(
+        {"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "process", "ended_wall", "gpu_faults"}
+    )
     NESTED: ClassVar[Mapping[str, type[Any]]] = {
         "cordon": HostCordon,
         "rotation": PendingRotation,
@@ -258,6 +260,7 @@ class AgentRecord(Record):
     ssh: dict[str, Any] = field(default_factory=dict)  # how the manager reaches the host; {} for launchers
     procguard_home: str = ""
     release: str = ""
+    process: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process whose start was recorded last
     ended_wall: float = 0.0  # when a launcher's user ended it; 0: it runs, or was lost
     # Workers that moved to another agent: this one is instructed to drop them until it confirms.
     withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
@@ -289,6 +292,7 @@ class AgentRecord(Record):
 
     @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
+        values["process"] = tuple(values["process"])
         values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
         values["gpu_cordons"] = {key: nested(HostCordon, one) for key, one in values["gpu_cordons"].items()}
         values["failures"] = tuple(nested(HostFailure, one) for one in values["failures"])

@@ -33,10 +33,37 @@ def test_an_agent_that_is_back_waits_for_no_commit_and_its_events_go_with_the_ne
     commits = Commits(world, monkeypatch)
     world.beat("h1", world.report("w1"))
     assert commits.made == []
-    assert kinds(world)[-2:] == ["agent_started", "agent_connected"]  # shown at once
+    assert kinds(world)[-2:] == ["agent_connected", "agent_connected"]  # shown at once
     world.fleet.state.durability.commit()  # the manager's round does, each second
     world.restart()
-    assert kinds(world)[-2:] == ["agent_started", "agent_connected"]
+    assert kinds(world)[-2:] == ["agent_connected", "agent_connected"]
+
+
+def test_an_agent_has_started_once_however_often_its_manager_starts(world: World) -> None:
+    """`agent_started` tells when an agent's process began, not when a manager first heard of it."""
+    before = kinds(world).count("agent_started")
+    for _ in range(3):
+        world.beat("h1", world.report("w1"))
+        world.restart()
+    assert kinds(world).count("agent_started") == before == 1
+    world.beat("h1", world.report("w1"), pid=78)  # it was restarted while the manager was away
+    world.restart()
+    world.beat("h1", world.report("w1"), pid=78)
+    started = [event for event in world.fleet.state.events() if event["kind"] == "agent_started"]
+    assert [event["reason_params"]["pid"] for event in started] == [77, 78]
+
+
+def test_an_agent_that_starts_waits_for_no_commit_either(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = Commits(world, monkeypatch)
+    world.beat("h1", world.report("w1"), pid=78)
+    assert commits.made == [] and kinds(world)[-2:] == ["agent_started", "agent_connected"]
+    world.beat("h1", world.report("w1"), pid=79, release="0.2.0")
+    assert len(commits.made) == 1  # its release is remembered, too
+
+
+def test_a_restarted_manager_warns_of_workers_that_it_does_not_know(world: World) -> None:
+    world.beat("h1", world.report("w1"), world.report("stray"))
+    assert kinds(world)[-2:] == ["warning", "agent_connected"]
 
 
 def test_what_a_heartbeat_brings_is_durable_before_it_is_answered(
