@@ -112,7 +112,8 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
 
 def read_query(cls: type[T], query: Mapping[str, str] | None = None) -> T:
     """The current request's query, or `query`, decoded as `cls`. Raises UsageError."""
-    return cls(**{name: one.read(name, query) for name, one in parameters_of(cls).items()})  # type: ignore[arg-type]
+    given = http_io.query_of(query)
+    return cls(**{name: one.read(name, given) for name, one in parameters_of(cls).items() if name in given})  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ the route

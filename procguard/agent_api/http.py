@@ -50,8 +50,7 @@ class HttpChannel:
         ]
 
     def _answer_shortly(self, route: AgentRoute, environ: dict[str, Any], subject: str) -> Answer:
-        query = environ["QUERY_STRING"]
-        call = HttpCall(environ, self._access, dict(parse_qsl(query)) if query else {})
+        call = HttpCall(environ, self._access, parsed_query(environ["QUERY_STRING"]))
         call.direct = self._direct
         return route.handler(call, subject) if route.name else route.handler(call)
 
@@ -60,6 +59,14 @@ class HttpChannel:
         call.direct = self._direct
         answer = route.handler(call, names[route.name]) if route.name else route.handler(call)
         return bottle.HTTPResponse(decode.dumps(answer.message), answer.status, http_io.JSON)
+
+
+def parsed_query(query: str) -> dict[str, str]:
+    """As parse_qsl, whose unescaping takes most of its time and is rarely needed."""
+    if "%" in query or "+" in query:
+        return dict(parse_qsl(query))
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return {name: value for name, _, value in pairs if value}
 
 
 def _signed(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -245,7 +245,7 @@ Query = Mapping[str, str]
 
 
 def query_int(name: str, default: int, low: int, high: int, query: Query | None = None) -> int:
-    text = _of(query).get(name, "")
+    text = query_of(query).get(name, "")
     if text == "":
         return default
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
@@ -257,7 +257,7 @@ def query_int(name: str, default: int, low: int, high: int, query: Query | None 
 
 def query_seconds(name: str, default: float, low: float, high: float, query: Query | None = None) -> float:
     """A number of seconds from the query, clamped to [low, high]."""
-    text = _of(query).get(name, "")
+    text = query_of(query).get(name, "")
     if text == "":
         return default
     try:
@@ -270,18 +270,19 @@ def query_seconds(name: str, default: float, low: float, high: float, query: Que
 
 
 def query_flag(name: str, query: Query | None = None) -> bool:
-    return str(_of(query).get(name, "")).lower() in ("1", "true", "yes", "on")
+    return str(query_of(query).get(name, "")).lower() in ("1", "true", "yes", "on")
 
 
 def query_text(name: str, max_chars: int = 256, query: Query | None = None) -> str:
-    found = _of(query)
+    found = query_of(query)
     text = found.getunicode(name, "") or "" if isinstance(found, bottle.FormsDict) else found.get(name, "")
     if len(text) > max_chars:
         raise UsageError(f"{name}: longer than {max_chars} characters", "shorten it")
     return str(text)
 
 
-def _of(query: Query | None) -> Any:
+def query_of(query: Query | None) -> Any:
+    """`query`, or the current request's if it is None."""
     return bottle.request.query if query is None else query
 
 
