@@ -2,7 +2,8 @@
 
 A real agent with a real child runs among simulated ones. The time is from the POST of a restart until the child has
 received the signal, which it reports through a pipe. The anchor in the same run is the same child signalled directly by
-kill(2).
+kill(2). A restart applies to the attempt that the manager knows: before each one, the bench waits until that is the
+child's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from procguard.errors import ProcGuardError
@@ -24,6 +27,7 @@ from scripts.bench import common
 from scripts.bench.server import ask
 from scripts.swarm import Swarm
 from tests.long.rig import Rig
+from tests.waiting import wait_until
 
 GOAL_P50_MS, GOAL_P99_MS = 10.0, 50.0
 WORKER = "clicked"
@@ -49,11 +53,12 @@ class Pipe:
         self._reading = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._buffer = b""
 
-    def line(self, timeout_s: float = 30.0) -> tuple[bytes, int]:
+    def line(self, why: Callable[[], object] = str, timeout_s: float = 30.0) -> tuple[bytes, int]:
+        """The child's next line. `why()`: what is known of a child that says nothing."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             if not select.select([self._reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise SystemExit(f"bench: the child said nothing within {timeout_s:g} s")
+                raise SystemExit(f"bench: the child said nothing within {timeout_s:g} s; {why()}")
             self._buffer += os.read(self._reading, 4096)
         line, _, self._buffer = self._buffer.partition(b"\n")
         word, at = line.split()
@@ -94,15 +99,15 @@ def _measure(folder: Path, options: argparse.Namespace) -> common.Report:
             swarm.wait_running(120.0)
             before = swarm.summary()
             for _ in range(options.clicks):
-                pid = rig.running_pid(WORKER)
+                pid = _known_pid(connection, rig)
                 began = time.monotonic_ns()
                 os.kill(pid, signal.SIGUSR1)
                 signals_ms.append((pipe.line()[1] - began) / 1e6)
                 time.sleep(PAUSE_S)
                 began = time.monotonic_ns()
-                ask(connection, "POST", f"/api/workers/{WORKER}/command", {"command": "restart"})
+                command = ask(connection, "POST", f"/api/workers/{WORKER}/command", {"command": "restart"})
                 accepted_ms.append((time.monotonic_ns() - began) / 1e6)
-                reported = pipe.line()
+                reported = pipe.line(partial(ask, connection, "GET", f"/api/commands/{command['command_id']}"))
                 assert reported[0] == b"15", reported
                 clicks_ms.append((reported[1] - began) / 1e6)
                 assert pipe.line()[0] == b"ready"
@@ -118,6 +123,17 @@ def _measure(folder: Path, options: argparse.Namespace) -> common.Report:
     beats = after.beats_answered - before.beats_answered
     report.add(f"heartbeats of the other {options.agents} agents meanwhile", float(beats), "")
     return report
+
+
+def _known_pid(connection: http.client.HTTPConnection, rig: Rig) -> int:
+    """The pid of the running child, once the manager has the report of this attempt."""
+
+    def known() -> int:
+        pid = rig.running_pid(WORKER)
+        view = ask(connection, "GET", f"/api/remote-workers/{WORKER}")
+        return pid if (view["state"], view["pid"]) == ("running", pid) else 0
+
+    return wait_until(known, 30.0, f"the manager knows that {WORKER} runs")
 
 
 if __name__ == "__main__":
