@@ -40,16 +40,18 @@ class ProcessTreeTerminator:
         self._pause_s = FIRST_POLL_S
         self._kill_began = 0.0
 
-    def begin(self, now: float, stop_signal: int, grace_s: float) -> None:
+    def begin(self, now: float, stop_signal: int, grace_s: float, first: Identity | None = None) -> None:
         """First step: send the stop signal to every member, then SIGCONT, because a stopped process handles no
-        signal."""
+        signal. `first`: a known member, which does not wait until the others are found."""
         self.active = True
         self.killed = False
         self.kill_at = now + grace_s
         self._pause_s = FIRST_POLL_S
-        members = self._to_ask()
-        self.reached = processes.signal_all(members, stop_signal)
-        processes.signal_all(members, signal.SIGCONT)
+        known = [first] if first is not None else []
+        self.reached = processes.signal_all(known, stop_signal)
+        others = [member for member in self._to_ask() if member != first]
+        self.reached += processes.signal_all(others, stop_signal)
+        processes.signal_all(known + others, signal.SIGCONT)
         self.due = now + min(self._pause_s, grace_s)
 
     def kill_now(self, now: float) -> None:

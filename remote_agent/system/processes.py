@@ -226,8 +226,12 @@ def descendants(roots: set[int], processes: dict[int, StatLine]) -> list[StatLin
 
 def members_below(runner_pid: int) -> list[Identity]:
     """The live processes below a live runner, which as subreaper is an ancestor of all of them."""
-    boot = boot_id()
-    return [Identity(p.pid, p.start, boot) for p in descendants({runner_pid}, all_processes())]
+    boot, processes = boot_id(), all_processes()
+    for orphan in [one for one in processes.values() if one.ppid and one.ppid not in processes]:
+        again = read_process(orphan.pid)  # its parent has ended since: it is the runner's child now
+        if again is not None:
+            processes[orphan.pid] = again
+    return [Identity(p.pid, p.start, boot) for p in descendants({runner_pid}, processes)]
 
 
 def members_left_behind(

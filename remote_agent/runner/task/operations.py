@@ -80,8 +80,7 @@ def terminate(runner: TaskRunner, now: float) -> None:
     elif task.policy.gang and state in (states.STARTING, states.RUNNING):
         task.take_down(now, "taken", ASKED[TERMINATE])
     elif task.asked not in (STOP, KILL):
-        task.request(TERMINATE)
-        task.enforce(now)
+        task.stop_for(TERMINATE, now)
     runner.advance(now)
 
 
@@ -142,8 +141,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
         if state == states.BACKOFF:
             task.schedule(restart.STOP, ASKED[STOP], now)
         elif state in states.ALIVE and task.asked != KILL:
-            task.request(STOP)
-            task.enforce(now)
+            task.stop_for(STOP, now)
         elif state in states.SETTLED:
             task.scheduled = None  # it was about to start, after a sweep
     elif assignment.generation > known:
@@ -154,8 +152,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
             task.request(START)
         elif assignment.epoch > epoch and (task.lease.lease_s is not None or task.policy.gang):
             # The running process belongs to an old epoch: the manager restarted the worker.
-            task.request(NEW_EPOCH)
-            task.enforce(now)
+            task.stop_for(NEW_EPOCH, now)
     elif state == states.BACKOFF and task.policy.gang:
         task.schedule(restart.STOP, because("restart.gang"), now)
     task.state.publish()
@@ -190,7 +187,6 @@ def _command(runner: TaskRunner, verb: str, attempt: int, command_id: str, now: 
         message = because("command.attempt_is", attempt=values["attempt"], state=values["state"])
         result(command_id, "failed" if waits else "done", message.then(waits))
     elif state in states.ALIVE:
-        task.request(verb, command_id)
-        task.enforce(now)
+        task.stop_for(verb, now, command_id)
     else:
         result(command_id, "failed", because("command.nothing_to", state=state, verb=verb))

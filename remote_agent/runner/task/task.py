@@ -21,6 +21,8 @@ from remote_agent.runner.task import phases
 from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STOP, TaskAssignment
 from remote_agent.runner.task.tree import WorkerProcesses
 from remote_agent.runner.termination import ProcessTreeTerminator
+from remote_agent.system import processes
+from remote_agent.system.processes import Identity
 
 TYPE_CHECKING = False  # as in typing, which a runner does not load
 if TYPE_CHECKING:
@@ -122,17 +124,30 @@ class WorkerTask:
         self.processes.dies_with_runner = self.lease.lease_s is not None
         self.note_lease()
 
-    def request(self, what: str, command_id: str = "") -> None:
-        """Request a stop, or change the action after a stop in progress; `enforce` applies it."""
+    def request(self, what: str) -> None:
+        """Request a stop of what is being ended already, or change the action after it."""
+        self._note_request(what, "")
+        self._report_stop()
+
+    def stop_for(self, what: str, now: float, command_id: str = "") -> None:
+        """Request a stop, and end the live process tree as it requires. The stop signal waits neither for the files of
+        the state nor for their disk: until they are written, only this process knows of the request, and a runner that
+        dies before is followed by one that finds its process ended."""
+        self._note_request(what, command_id)
+        self._end_as_asked(now)
+        self._report_stop()
+
+    def _note_request(self, what: str, command_id: str) -> None:
         if self.command_id:
             self.state.result(self.command_id, "failed", because("command.overtaken", why=self.why(what)))
         self.asked, self.command_id, self.scheduled = what, command_id, None
         self.state.values["held"] = what in (STOP, KILL)
-        if self.state.values["state"] in (states.STARTING, states.RUNNING):
-            self.become(states.STOPPING, self.why(what))
 
-    def enforce(self, now: float) -> None:
-        """End the live process tree as `asked` requires."""
+    def _report_stop(self) -> None:
+        if self.state.values["state"] in (states.STARTING, states.RUNNING):
+            self.become(states.STOPPING, self.why(self.asked))
+
+    def _end_as_asked(self, now: float) -> None:
         if self.asked == KILL:
             if self.post_stop:
                 self.post_stop.give_up()
@@ -175,7 +190,10 @@ class WorkerTask:
     # -------------------------------------------------------------------------------------------------------- ending it
 
     def begin_ending(self, now: float) -> None:
-        self.terminator.begin(now, self.assignment.stop_signal, self.assignment.grace_s)
+        first, attempt = None, self.attempt
+        if attempt and self.assignment.container is None:
+            first = Identity(attempt.pid, attempt.pid_start, processes.boot_id())
+        self.terminator.begin(now, self.assignment.stop_signal, self.assignment.grace_s, first)
         self.enter(phases.ENDING)
 
     def kill_now(self, now: float) -> None:

@@ -144,8 +144,7 @@ class TaskRunner:
             if task.policy.gang:
                 task.take_down(now, "taken", task.lease.why_ended())
             else:
-                task.request(FENCE)
-                task.enforce(now)
+                task.stop_for(FENCE, now)
         gone_at = task.lease.gone_at(task.assignment.grace_s)
         for terminator in (task.sweeper, task.terminator):
             terminator.hurry(gone_at)

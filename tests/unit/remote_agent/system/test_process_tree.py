@@ -161,6 +161,29 @@ def test_an_observer_is_never_a_member():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_process_whose_parent_ends_during_the_search_is_found():
+    """Its line in /proc names the parent that has gone; the runner is its parent by then."""
+    script = """
+import os, subprocess
+from remote_agent.system import processes as p
+assert p.become_subreaper()
+shell = subprocess.Popen(['/bin/sh', '-c', 'sleep 1000 & echo $!; exec sleep 1000'], stdout=subprocess.PIPE)
+job = int(shell.stdout.readline())
+look = p.all_processes
+def while_the_parent_ends():
+    found = look()
+    shell.kill(); shell.wait()
+    del found[shell.pid]  # it was read after that
+    return found
+p.all_processes = while_the_parent_ends
+members = p.members_below(os.getpid())
+os.kill(job, 9)
+assert [one.pid for one in members] == [job], (members, job)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+
+
 def test_subreaper_adopts_orphans():
     """A double-forked grandchild becomes the child of the process that called become_subreaper."""
     script = (
