@@ -25,7 +25,7 @@ import pytest
 from hypothesis import settings
 
 from scripts.leftovers import control_groups
-from tests import chaos, costs, forked, stuck
+from tests import chaos, costs, forked, side_by_side, stuck
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
@@ -62,7 +62,9 @@ _PRESENT = pytest.StashKey[int]()  # a lock that runs of pytest with the same te
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("timeout"):  # a run of the suite
-        config.pluginmanager.register(stuck.Watch(config))
+        watch = stuck.Watch(config)
+        config.pluginmanager.register(watch)
+        side_by_side.register(config, watch)
     costs.register(config)
 
 
@@ -93,7 +95,9 @@ def _remove(groups: set[str]) -> None:
             os.rmdir(path)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("forks") and session.items and not session.config.option.collectonly:
+        forked.share()
     if hasattr(gc, "freeze"):  # not in PyPy
         gc.freeze()  # each look for garbage would go through all of it again
     gc.set_threshold(*GARBAGE)
@@ -103,6 +107,7 @@ def pytest_collection_finish() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     chaos.add_options(parser)
     costs.add_option(parser)
+    side_by_side.add_option(parser)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
