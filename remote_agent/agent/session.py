@@ -10,6 +10,7 @@ from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentReply, WireError, decode
 from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
+    LAST_RETRY_S,
     AgentCredentials,
     Caller,
     Connection,
@@ -174,13 +175,17 @@ class ManagerSession:
         self._take(reply, outcome.asked_ns)
 
     def _retry_s(self, outcome: Outcome, refused: bool) -> float:
-        """Seconds until the next attempt. With several managers, another one leads within seconds. No agent waits much
-        longer than that, but 10,000 agents must not query a standby faster than it can respond."""
-        delay_s = retry_delay_s(self._beat_failures, refused)
+        """Seconds until the next attempt. With several managers, another one leads within seconds: no agent waits much
+        longer than that, nor than a heartbeat's interval, which grows with the fleet, because 10,000 agents must not
+        ask faster than a manager can respond."""
+        most_s = LAST_RETRY_S
         if isinstance(outcome, NotLeader):
-            delay_s = min(delay_s, STANDBY_RETRY_S)
-            if outcome.retry_s:
-                delay_s = outcome.retry_s / 2.0 + min(delay_s, outcome.retry_s / 2.0)
+            most_s = STANDBY_RETRY_S
+        elif self._addresses.term:
+            most_s = min(LAST_RETRY_S, max(STANDBY_RETRY_S, self._interval_s))
+        delay_s = retry_delay_s(self._beat_failures, refused, most_s=most_s)
+        if isinstance(outcome, NotLeader) and outcome.retry_s:
+            delay_s = outcome.retry_s / 2.0 + min(delay_s, outcome.retry_s / 2.0)
         return delay_s
 
     def _poll_outcome(self, outcome: Outcome, now: float) -> None:

@@ -97,9 +97,12 @@ def _chance() -> float:
     return int.from_bytes(os.urandom(4), "big") / 2.0**32
 
 
-def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float] = _chance) -> float:
-    """Full jitter: uniform between (almost) 0 and a bound that grows with each consecutive failure (1 = the first)."""
-    first, last = (FIRST_REFUSED_S, LAST_REFUSED_S) if refused else (FIRST_RETRY_S, LAST_RETRY_S)
+def retry_delay_s(
+    failures: int, refused: bool = False, rng: Callable[[], float] = _chance, *, most_s: float = LAST_RETRY_S
+) -> float:
+    """Full jitter: uniform between (almost) 0 and a bound that grows with each consecutive failure (1 = the first), up
+    to `most_s`."""
+    first, last = (FIRST_REFUSED_S, LAST_REFUSED_S) if refused else (FIRST_RETRY_S, most_s)
     bound: float = min(last, first * RETRY_GROWS ** min(max(0, failures - 1), 20))
     return max(0.02, bound * rng())
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remote_agent.agent.session import COALESCE_S, ManagerSession
-from remote_agent.protocol import messages, session
+from remote_agent.protocol import leadership, messages, session
 from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
     REQUEST_TIMEOUT_S,
@@ -105,6 +105,8 @@ class WireCaller:
         if not self._nonce:
             if self._session is not None:
                 self._session.opened = True
+                if self._agent.addresses.learn(leadership.read_term(data) or 0, []):
+                    self._agent.tally.followed_at = time.monotonic()
             self._agent.tally.answered(self._name, self._sent, status)
             self._deliver(Reply(status, data))
             return
@@ -201,9 +203,10 @@ class SimulatedAgent:
         self._beat_sent = 0.0
         self._callers: list[WireCaller] = []
         self._search = self._make_caller("search")
+        self.addresses = Addresses(["http://" + self._netloc])
         self._link = ManagerSession(
             self.credentials,
-            Addresses(["http://" + self._netloc]),
+            self.addresses,
             lambda _tag, _outcome: None,
             build=self._build,
             take=self._take,
@@ -222,6 +225,11 @@ class SimulatedAgent:
     @property
     def state(self) -> str:
         return self._state
+
+    @property
+    def term(self) -> int:
+        """The term of the newest leader that has answered it; 0: a single manager, or none yet."""
+        return self.addresses.term
 
     @property
     def linked(self) -> bool:

@@ -127,6 +127,7 @@ class Process:
             **self._tally.as_json(),
             "cpu_s": time.process_time(),
             "worst_lag_s": self._loop.worst_lag_s,
+            "terms": Counter(str(agent.term) for agent in self._agents.values()),
             "linked": sum(agent.linked for agent in self._agents.values()),
             "bytes_sent": self._loop.bytes_sent,
             "bytes_received": self._loop.bytes_received,

@@ -284,6 +284,13 @@ class Swarm:
         count = len(self.agent_ids) - len(self.away)
         return self.wait(lambda now: now.linked >= count, timeout_s, f"{count} agents answered")
 
+    def wait_followed(self, term: int, timeout_s: float = 60.0) -> float:
+        """Wait until the leader of this term has answered every agent that is not killed or silent. Returns when it
+        first answered the last of them (monotonic)."""
+        count = len(self.agent_ids) - len(self.away)
+        what = f"{count} agents answered by the leader of term {term}"
+        return self.wait(lambda now: now.terms[term] >= count, timeout_s, what).followed_at
+
     def wait_running(self, timeout_s: float = 60.0) -> Summary:
         """Wait until every worker runs, which implies that every agent has its assignments."""
         count = sum(len(ids) for ids in self.workers.values())

@@ -71,6 +71,7 @@ class Tally:
         self.replies = Delays()  # of heartbeats
         self.delivery = Delays()  # from the acceptance of a command to its arrival at the agent
         self.obedience = Delays()  # … to its execution
+        self.followed_at = 0.0  # when an agent was last answered by a new leader, monotonic
         self.samples: array[float] = array("d")
         self.connected_at: array[float] = array("d")
 
@@ -107,6 +108,7 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name) for name in COUNTS},
+            "followed_at": self.followed_at,
             "statuses": dict(self.statuses),
             "replies": self.replies.as_json(),
             "delivery": self.delivery.as_json(),
@@ -125,6 +127,8 @@ class Summary:
         self.linked = 0  # agents whose newest heartbeat was answered
         self.bytes_sent = self.bytes_received = 0  # HTTP requests of the agents
         self.worst_lag_s = 0.0  # of the swarm itself
+        self.terms: Counter[int] = Counter()  # agents by the term of the newest leader that has answered them
+        self.followed_at = 0.0  # when the last of them was first answered by a new leader, monotonic
         self.states: Counter[str] = Counter()  # of agents: on, off, silent
         self.workers: Counter[str] = Counter()  # by state
 
@@ -136,6 +140,8 @@ class Summary:
         for name in ("cpu_s", "linked", "bytes_sent", "bytes_received"):
             setattr(self, name, getattr(self, name) + data[name])
         self.worst_lag_s = max(self.worst_lag_s, data["worst_lag_s"])
+        self.terms.update({int(term): count for term, count in data["terms"].items()})
+        self.followed_at = max(self.followed_at, data["followed_at"])
         self.states.update(data["states"])
         self.workers.update(data["workers"])
 

@@ -77,7 +77,7 @@ def test_a_leader_that_hears_no_agent_hands_over_and_one_without_power_is_replac
         assert run.returncode == 0, run.stdout + run.stderr
         wait_until(lambda: answered(world.leader()), 60, "every worker runs")
         before = instances(world.leader())
-        for _ in chaos_report.rounds(short=1, long=20):
+        for _ in chaos_report.rounds(short=1, long=50):
             leader = world.leader()
             began = time.monotonic()
             for host in fleet.hosts:

@@ -216,6 +216,6 @@ def test_why_requests_failed_is_counted() -> None:
     tally.failed("heartbeat", "the connection was reset")
     summary = Summary()
     summary.add({**tally.as_json(), "cpu_s": 0.0, "linked": 0, "bytes_sent": 0, "bytes_received": 0, "worst_lag_s": 0.0,
-                 "states": {}, "workers": {}})  # fmt: skip
+                 "terms": {}, "states": {}, "workers": {}})  # fmt: skip
     assert summary.failures == 2
     assert summary.statuses == {"heartbeat: the connection was reset": 2}
