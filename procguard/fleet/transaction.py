@@ -144,9 +144,9 @@ class Transaction:
         """The number of records changed so far."""
         return len(self._added) + len(self._removed) + len(self._other) + len(self._changed_records())
 
-    def changes_only(self, record: Record, name: str) -> bool:
-        """Whether the only change so far is that of one field of this record."""
-        return self.size == 1 and [(one, names) for one, _, names in self._changed_records()] == [(record, {name})]
+    def changes_only(self, record: Record, names: frozenset[str]) -> bool:
+        """Whether nothing has changed so far but these fields of this record."""
+        return self.size == 1 and all(one is record and found <= names for one, _, found in self._changed_records())
 
     # ------------------------------------------------------------------------------------------ leaving
 

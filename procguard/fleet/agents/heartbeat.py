@@ -42,6 +42,7 @@ HIGHEST_EVENT_SEQ = 2**48  # sequence numbers start at milliseconds since 1970; 
 # measurements.
 _NOT_OF_HOST = {"agent_id", "at", "usage", "workers", "events", "results", "assignments_rev", "commands_seq", "beat"}
 _OF_HOST = operator.attrgetter(*(name for name in names(messages.AgentHeartbeat) if name not in _NOT_OF_HOST))
+_OF_PRESENCE = frozenset({"process", "was_connected"})  # fields of an agent's record
 _CONNECTED = because("agent.connected")
 
 
@@ -72,9 +73,9 @@ class HeartbeatProcessor:
             size = tx.size
             if size:
                 self._charge(observed, size, now)
-            if not (beat.events or beat.results) and (not size or tx.changes_only(agent, "process")):
-                # Events of the manager alone (this agent is back, or has started) acknowledge nothing and would be
-                # recorded again if lost: they wait for the next commit, because thousands may return at once.
+            if not (beat.events or beat.results) and (not size or tx.changes_only(agent, _OF_PRESENCE)):
+                # That this agent is back, or has started, acknowledges nothing and would be recorded again if lost:
+                # it waits for the next commit, because thousands of agents may return at once.
                 tx.wait = "nothing"
             # Heartbeats are answered even if the disk refuses writes: otherwise agents would consider the manager dead,
             # and leases would end. The manager's own round detects when the disk accepts writes again. A heartbeat
@@ -252,7 +253,13 @@ class HeartbeatProcessor:
             tx.edit(agent).ended_wall = 0.0
         if agent.incident is not None:  # the heartbeat ends the incident
             tx.edit(agent).incident = None
-        if before != "connected" and (before != "ended" or self._may_emit_or_count(tx, agent)):
+        if before == "connected":
+            return
+        self._state.show_agent(tx, agent.agent_id)
+        if before == "never" and agent.was_connected:
+            return  # it is the manager that was away
+        if before != "ended" or self._may_emit_or_count(tx, agent):
+            tx.edit(agent).was_connected = True
             tx.event(
                 "agent_connected",
                 worker_id=self._state.worker_of_launcher(agent),
@@ -262,8 +269,6 @@ class HeartbeatProcessor:
                 reason=_CONNECTED,
                 source=agent.agent_id,
             )
-        if before != "connected":
-            self._state.show_agent(tx, agent.agent_id)
 
     def _take_disk(
         self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat

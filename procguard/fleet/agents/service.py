@@ -79,6 +79,7 @@ class AgentService:
         before, observed.state = observed.state, state  # type: ignore[assignment]
         observed.reason = reason_of(reason)
         with self._state.transaction(now, wait="nothing") as tx:
+            tx.edit(agent).was_connected = False
             tx.event(
                 f"agent_{state}",
                 worker_id=self._state.worker_of_launcher(agent),

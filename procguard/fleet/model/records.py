@@ -244,9 +244,10 @@ class AgentRecord(Record):
     """One agent: deployed (named after its host) or a hand-started launcher."""
 
     TABLE, KEY, SHOWN_IN = "agents", "agent_id", "hosts"
-    UNSHOWN = frozenset(
-        {"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "process", "ended_wall", "gpu_faults"}
-    )
+    UNSHOWN = frozenset({
+        "withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "process", "was_connected", "ended_wall",
+        "gpu_faults",
+    })  # fmt: skip
     NESTED: ClassVar[Mapping[str, type[Any]]] = {
         "cordon": HostCordon,
         "rotation": PendingRotation,
@@ -261,6 +262,7 @@ class AgentRecord(Record):
     procguard_home: str = ""
     release: str = ""
     process: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process whose start was recorded last
+    was_connected: bool = False  # according to the last event about its connection
     ended_wall: float = 0.0  # when a launcher's user ended it; 0: it runs, or was lost
     # Workers that moved to another agent: this one is instructed to drop them until it confirms.
     withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
