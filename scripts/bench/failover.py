@@ -17,6 +17,7 @@ from pathlib import Path
 
 from procguard.errors import ProcGuardError
 from scripts.bench import common
+from scripts.bench.server import CROWD, agents_possible
 from scripts.swarm import Swarm
 from tests import postgres_server
 from tests.fleet.several_world import (
@@ -41,14 +42,26 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="invoke bench failover")
     parser.add_argument("--agents", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="of each way to lose the leader")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the managers' configuration"
+    )
     options = parser.parse_args(arguments)
     if not postgres_server.programs():
         sys.exit("bench: PostgreSQL is not installed; apt-get install postgresql")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(common.short_folder())
     report = common.Report("failover")
+    most = agents_possible() // 2  # the common address needs a second connection for each of an agent's
+    if options.agents > most:
+        print(f"{most} agents: more need more descriptors than a process has here (ulimit -n)", flush=True)
+        options.agents = most
+    names, settings = ("m1", "m2"), [*CROWD, *options.set]
     try:
-        with postgres_server.cluster() as server, SeveralManagers(folder, server) as world, one_address(world) as url:
+        with (
+            postgres_server.cluster() as server,
+            SeveralManagers(folder, server, names, *settings) as world,
+            one_address(world) as url,
+        ):
             _measure(report, world, url, options)
     except (ProcGuardError, AssertionError) as exc:
         sys.exit(f"bench: {exc}")

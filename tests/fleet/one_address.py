@@ -75,7 +75,7 @@ def _is_ready(port: int) -> bool:
 
 def main() -> None:
     one = OneAddress([int(port) for port in sys.argv[1].split(",")])
-    server = gevent.server.StreamServer(("127.0.0.1", 0), one.serve, backlog=1024)
+    server = gevent.server.StreamServer(("127.0.0.1", 0), one.serve, backlog=4096)
     server.start()
     while not one.find_leader():
         gevent.sleep(LOOK_S)

@@ -195,7 +195,7 @@ def test_both_managers_are_upgraded_one_after_the_other_under_load(
                     wait_until(
                         lambda count=count: len(declarer.acknowledged) > count + 3, 30, f"changes go on without {name}"
                     )
-                    wait_until(lambda leader=leader: connected(leader) >= agents, 60, "every agent is answered", 0.1)
+                    swarm.wait_followed(leader.get("/api/managers")["term"])
                     gaps.append(declarer.longest_gap_s)
                     check(world, leader, declarer)
             assert instances(world.leader()) == before
