@@ -74,6 +74,10 @@ class Addresses:
         with self._lock:
             return PATIENT_CONNECT_S if self._failures >= 2 * len(self._urls) else QUICK_CONNECT_S
 
+    def has_one_manager(self) -> bool:
+        """Whether no other manager is known that may lead instead."""
+        return len(self._learned) <= 1
+
     def failed(self, url: str, *, silent: bool = False) -> None:
         """Record that `url` did not answer as the leader. The next one is used, unless another connection has already
         selected one. `silent`: there was no response in time."""

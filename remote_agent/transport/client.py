@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # pyzmq is loaded only if zmq is offered
     from remote_agent.transport.zmq import ZmqWire
 
 REQUEST_TIMEOUT_S = 5.0
+EXTRA_TIMEOUT_S = 10.0  # in addition, for an only manager that has received the request: it is overloaded
 LOG_TIMEOUT_S = 15.0  # the manager may delay log bytes until it has space
 SLOWEST_BYTES_PER_S = 16 * 1024  # the timeout of a body assumes this rate, in addition to the time for the response
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -421,7 +422,13 @@ class Connection:
             headers = {**headers, **of_session.sign(method, path, body)}
         asked_ns = boottime_ns()
         answer, keep = self._http.exchange(
-            method, self._base + path, headers, body, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES
+            method,
+            self._base + path,
+            headers,
+            body,
+            timeout_s=timeout_s,
+            max_bytes=MAX_REPLY_BYTES,
+            extra_timeout_s=self._extra_timeout_s(),
         )
         if of_session is not None and not of_session.proves(answer.status, answer.body, answer.proof):
             raise self._not_the_managers(answer)
@@ -429,6 +436,14 @@ class Connection:
             self.disconnect()
         reply = Reply(answer.status, _json_object(answer.body), asked_ns)
         return self._of_leader(reply) if signed else reply
+
+    def _extra_timeout_s(self) -> float:
+        """Reconnecting to an overloaded manager would cost it more than the response. With several managers, another
+        one may lead; at an address that has proved nothing yet, another address may be right."""
+        addresses = self._addresses
+        proven = self._proven is not None and self._proven is self._http
+        alone = addresses.has_one_manager() and (proven or len(addresses.urls()) == 1)
+        return EXTRA_TIMEOUT_S if alone else 0.0
 
     def _of_leader(self, reply: Reply) -> Reply:
         """Accept a proven manager's reply. Raises NotLeader if it is from a standby, or if its term is lower than one

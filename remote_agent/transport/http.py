@@ -20,6 +20,7 @@ HEAD_PIECE_BYTES = 4 * 1024  # most responses fit into it; larger buffers for sm
 PIECE_BYTES = 64 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _PROOF = b"x-procguard-proof"
+_UNACKED_AT, _UNACKED_BYTES = 24, 4  # tcpi_unacked in the kernel's struct tcp_info
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -101,14 +102,18 @@ class HttpConnection:
         *,
         timeout_s: float,
         max_bytes: int,
+        extra_timeout_s: float = 0.0,
     ) -> "tuple[HttpAnswer, bool]":
         """Send one request. Returns the response and whether the connection can be reused.
 
-        `timeout_s` bounds each silence, MAX_EXCHANGE_S the whole. Raises OSError, WireTrouble.
+        `timeout_s` bounds each silence, MAX_EXCHANGE_S the whole. A peer whose kernel has acknowledged the whole
+        request has `extra_timeout_s` more for the first byte: it is reachable, but slow. Raises OSError, WireTrouble.
         """
         self._deadline = time.monotonic() + max(MAX_EXCHANGE_S, timeout_s)
         self.sock.settimeout(timeout_s)
         self._send(_head(method, target, self._netloc, headers, body), body or b"")
+        if not self._left:
+            self._await_first_byte(timeout_s, extra_timeout_s)
         status, version, fields = self._read_head()
         keep = version != b"HTTP/1.0" and fields.get(b"connection", b"").lower() != b"close"
         if method == "HEAD" or status in (204, 304):
@@ -132,6 +137,24 @@ class HttpConnection:
             while view:
                 view = view[self.sock.send(view[: 4 * PIECE_BYTES]) :]
                 self._check_deadline()
+
+    def _await_first_byte(self, timeout_s: float, extra_timeout_s: float) -> None:
+        try:
+            self._left = self._more()
+        except (TimeoutError, socket.timeout):  # two classes before Python 3.10
+            if extra_timeout_s <= 0 or not self._is_acknowledged():
+                raise
+            self.sock.settimeout(extra_timeout_s)
+            self._left = self._more()
+            self.sock.settimeout(timeout_s)
+
+    def _is_acknowledged(self) -> bool:
+        """Whether the peer's kernel has received everything that was sent. False if the kernel does not say."""
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_AT + _UNACKED_BYTES)
+        except (OSError, AttributeError):
+            return False
+        return len(info) == _UNACKED_AT + _UNACKED_BYTES and not any(info[_UNACKED_AT:])
 
     def _more(self, max_bytes: int = HEAD_PIECE_BYTES) -> bytes:
         data = self.sock.recv(max_bytes)

@@ -18,6 +18,7 @@ from remote_agent.agent.session import COALESCE_S, ManagerSession
 from remote_agent.protocol import leadership, messages, session
 from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
+    EXTRA_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
     AgentCredentials,
     LinkDown,
@@ -77,7 +78,7 @@ class WireCaller:
     ) -> None:
         """Like link.Connection.request, but the event loop delivers the response."""
         self._request = (method, path, body)
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s + self._agent.extra_timeout_s
         self._reused = self._wire.is_open
         self._go()
 
@@ -95,7 +96,7 @@ class WireCaller:
         self._nonce = session.new_nonce()
         mine = self._agent.credentials
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={self._nonce}"
-        self._wire.send(self._agent.head("GET", query, None), REQUEST_TIMEOUT_S)
+        self._wire.send(self._agent.head("GET", query, None), REQUEST_TIMEOUT_S + self._agent.extra_timeout_s)
 
     def _answered(self, status: int, body: bytes) -> None:
         try:
@@ -108,6 +109,8 @@ class WireCaller:
                 if self._agent.addresses.learn(leadership.read_term(data) or 0, []):
                     self._agent.tally.followed_at = time.monotonic()
             self._agent.tally.answered(self._name, self._sent, status)
+            if data.get("managers"):
+                self._agent.extra_timeout_s = EXTRA_TIMEOUT_S if len(data["managers"]) == 1 else 0.0
             self._deliver(Reply(status, data))
             return
         trouble = self._check_proof(status, data)
@@ -180,6 +183,7 @@ class SimulatedAgent:
         self._chance = chance
         self.workers = {one: SimulatedWorker(one, behaviour, chance) for one in worker_ids}
         self._state = "off"  # off, on, silent
+        self.extra_timeout_s = EXTRA_TIMEOUT_S  # as in link.Connection, for a kernel that has acknowledged the request
         self._due = float("inf")
         self._facts = messages.encode(
             messages.HostFacts(credentials.agent_id, "Simulated 1", "3.11.0", "swarm", 64, MEMORY_BYTES)

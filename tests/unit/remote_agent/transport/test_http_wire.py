@@ -6,10 +6,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,8 @@ class Peer:
     def __init__(self) -> None:
         self.answers: list[bytes] = []
         self.requests: list[bytes] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = split_url(f"http://127.0.0.1:{self.listener.getsockname()[1]}")
         self.wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock
@@ -57,6 +61,7 @@ class Peer:
             while len(body) < length:
                 body += sock.recv(65536)
             self.requests.append(head + b"\r\n\r\n" + body)
+            self.may_answer.wait()
             if not self.answers:
                 return
             sock.sendall(self.answers.pop(0))
@@ -70,10 +75,21 @@ def peer() -> Iterator[Peer]:
 
 
 def ask(
-    connection: HttpConnection, body: bytes | None = None, *, timeout_s: float = 2.0, max_bytes: int = 1000
+    connection: HttpConnection,
+    body: bytes | None = None,
+    *,
+    timeout_s: float = 2.0,
+    max_bytes: int = 1000,
+    extra_timeout_s: float = 0.0,
 ) -> tuple[HttpAnswer, bool]:
     return connection.exchange(
-        "POST" if body else "GET", "/x", {"A": "b"}, body, timeout_s=timeout_s, max_bytes=max_bytes
+        "POST" if body else "GET",
+        "/x",
+        {"A": "b"},
+        body,
+        timeout_s=timeout_s,
+        max_bytes=max_bytes,
+        extra_timeout_s=extra_timeout_s,
     )
 
 
@@ -286,3 +302,47 @@ def test_digests_are_those_of_hashlib_and_hmac() -> None:
         assert sha256_hex(message) == hashlib.sha256(message).hexdigest()
         assert hmac_sha256_hex(key, message) == hmac.new(key, message, "sha256").hexdigest()
     assert same("abc", "abc") and not same("abc", "abd") and not same("abc", "ab")
+
+
+def test_a_peer_whose_kernel_has_the_request_gets_more_time(peer: Peer) -> None:
+    connection = HttpConnection(peer.address, 2.0)
+    peer.answers = [OK, OK]
+    peer.may_answer.clear()
+    waited = threading.Timer(0.5, peer.may_answer.set)
+    waited.start()
+    try:
+        assert ask(connection, timeout_s=0.1, extra_timeout_s=20.0)[0].body == b"ok"
+        assert ask(connection, timeout_s=2.0)[0].body == b"ok"
+        assert peer.requests == [peer.requests[0]] * 2  # nothing was sent again
+    finally:
+        waited.cancel()
+        peer.may_answer.set()
+        connection.close()
+
+
+class Unreachable:
+    """A socket whose peer acknowledges nothing, as behind a link that has failed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        return bytes(24) + (1).to_bytes(4, sys.byteorder)
+
+
+def test_a_peer_that_acknowledges_nothing_gets_no_more_time(peer: Peer) -> None:
+    connection = HttpConnection(peer.address, 2.0)
+    peer.may_answer.clear()
+    connection.sock = Unreachable(connection.sock)  # type: ignore[assignment]
+    try:
+        watch = Stopwatch()
+        with pytest.raises(TimeoutError):
+            ask(connection, timeout_s=0.1, extra_timeout_s=60.0)
+        assert watch.seconds < 30
+    finally:
+        peer.may_answer.set()
+        connection.close()

@@ -299,3 +299,43 @@ def test_a_launcher_with_a_token_is_led_from_a_standby_to_the_leader_that_knows_
     connection = Connection(of(standby), AgentCredentials("launcher:w1", "fleet-1"))
     reply = connection.with_token("POST", "/api/workers/register", body, "t0ken")
     assert reply.data["status"] == "registered" and leader.of_tokens == ["t0ken"] and signed(standby) == 0
+
+
+def test_an_overloaded_manager_gets_more_time_if_it_is_the_only_one(
+    managers: tuple[FakeManager, FakeManager],
+) -> None:
+    leader, _ = managers
+    leader.managers = [leader.url]
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def slowly(_: Any) -> Any:
+        asked.set()
+        may_answer.wait(60)
+        return 200, {"term": NOW, "managers": leader.managers}
+
+    connection = Connection(of(leader), ME)
+    assert beat(connection).ok
+    leader.routes["POST /api/agents/h1/heartbeat"] = slowly
+    waited = threading.Timer(0.5, may_answer.set)
+    waited.start()
+    try:
+        assert connection.request("POST", "/api/agents/h1/heartbeat", b"{}", timeout_s=0.1).ok
+        assert asked.is_set() and sum(one.path.startswith("/api/hello") for one in leader.requests) == 1
+    finally:
+        waited.cancel()
+        may_answer.set()
+
+
+def test_an_overloaded_manager_is_left_if_another_one_may_lead(managers: tuple[FakeManager, FakeManager]) -> None:
+    leader, standby = managers
+    may_answer = threading.Event()
+    connection = Connection(of(leader), ME)
+    assert beat(connection).ok
+    leader.routes["POST /api/agents/h1/heartbeat"] = lambda _: (may_answer.wait(60), (200, {}))[1]
+    try:
+        watch = Stopwatch()
+        with pytest.raises(LinkDown, match="no answer in time"):
+            connection.request("POST", "/api/agents/h1/heartbeat", b"{}", timeout_s=0.1)
+        assert watch.seconds < 10 and any(one.path.startswith("/api/hello") for one in standby.requests)
+    finally:
+        may_answer.set()
