@@ -22,16 +22,17 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from scripts.leftovers import control_groups
 from tests import chaos, costs, forked, side_by_side, stuck
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No example has a deadline: how long one takes says more of the machine's load than of the code.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # A script's background job is started with Ctrl-C ignored, one under nohup with SIGHUP: so would be everything that the
 # tests send one to.
