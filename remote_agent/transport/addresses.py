@@ -75,8 +75,9 @@ class Addresses:
             return PATIENT_CONNECT_S if self._failures >= 2 * len(self._urls) else QUICK_CONNECT_S
 
     def has_one_manager(self) -> bool:
-        """Whether no other manager is known that may lead instead."""
-        return len(self._learned) <= 1
+        """Whether no other manager may lead instead. One that has a term shares its state with others, which may all be
+        reached at this address."""
+        return self.term == 0 and len(self._learned) <= 1
 
     def failed(self, url: str, *, silent: bool = False) -> None:
         """Record that `url` did not answer as the leader. The next one is used, unless another connection has already

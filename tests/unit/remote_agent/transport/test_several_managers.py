@@ -305,13 +305,13 @@ def test_an_overloaded_manager_gets_more_time_if_it_is_the_only_one(
     managers: tuple[FakeManager, FakeManager],
 ) -> None:
     leader, _ = managers
-    leader.managers = [leader.url]
+    leader.term, leader.managers = 0, []
     asked, may_answer = threading.Event(), threading.Event()
 
     def slowly(_: Any) -> Any:
         asked.set()
         may_answer.wait(60)
-        return 200, {"term": NOW, "managers": leader.managers}
+        return 200, {}
 
     connection = Connection(of(leader), ME)
     assert beat(connection).ok
@@ -338,4 +338,25 @@ def test_an_overloaded_manager_is_left_if_another_one_may_lead(managers: tuple[F
             connection.request("POST", "/api/agents/h1/heartbeat", b"{}", timeout_s=0.1)
         assert watch.seconds < 10 and any(one.path.startswith("/api/hello") for one in standby.requests)
     finally:
+        may_answer.set()
+
+
+def test_a_frozen_leader_behind_a_common_address_is_left_in_time(
+    managers: tuple[FakeManager, FakeManager],
+) -> None:
+    """The agent knows one address, which leads to whichever manager leads."""
+    leader, _ = managers
+    leader.managers = [leader.url]
+    may_answer = threading.Event()
+    connection = Connection(of(leader), ME)
+    assert beat(connection).ok
+    leader.routes["POST /api/agents/h1/heartbeat"] = lambda _: (may_answer.wait(60), (200, {}))[1]
+    waited = threading.Timer(1.0, may_answer.set)
+    waited.start()
+    try:
+        with pytest.raises(LinkDown, match="no answer in time"):
+            connection.request("POST", "/api/agents/h1/heartbeat", b"{}", timeout_s=0.1)
+        assert not may_answer.is_set()
+    finally:
+        waited.cancel()
         may_answer.set()
