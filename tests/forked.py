@@ -51,6 +51,7 @@ IMPORTED = {  # by each fork server
         "procguard.main",
         "procguard.manager.app",
         "procguard.portal.logs.own_search",
+        "procguard.worker_launcher",
         "tests.server_process",
     ),
     "command": (
@@ -222,6 +223,7 @@ def serve(name: str, number: int) -> None:
 
     for module in IMPORTED[name]:
         importlib.import_module(module)
+    importlib.import_module("procguard.i18n.messages.catalogue").catalogue()  # kept for those who speak Chinese
     if name == "manager":
         _read_routes()
     fork, waitpid = os.fork, os.waitpid

@@ -78,18 +78,23 @@ def template_of(english: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def catalogue() -> MessageCatalogue:
+    messages = OURS | libraries.CHINESE
+    # in one call, which asks the file system once for the form of this installation
+    texts = hints.commands("\0".join((*messages, *messages.values()))).split("\0")
     whole, templates = {}, []
-    for key, text in (OURS | libraries.CHINESE).items():
-        english, chinese = hints.commands(key).strip(), hints.commands(text).strip()
-        head, *rest = english.split("{}")
+    for english, chinese in zip(texts[: len(messages)], texts[len(messages) :], strict=True):
+        head, *rest = english.strip().split("{}")
         if rest:
-            templates.append(MessageTemplate(head, tuple(rest[:-1]), rest[-1], chinese))
+            templates.append(MessageTemplate(head, tuple(rest[:-1]), rest[-1], chinese.strip()))
         else:
-            whole[english] = chinese
+            whole[head] = chinese.strip()
     templates.sort(key=lambda one: -one.weight)
-    starts = {one.head[:2] for one in templates if len(one.head) > 1}
-    by_start = {start: tuple(one for one in templates if one.head[:2] in (start, one.head[:1])) for start in starts}
-    return MessageCatalogue(whole, by_start, tuple(one for one in templates if len(one.head) < 2))
+    by_start: dict[str, list[MessageTemplate]] = {one.head[:2]: [] for one in templates if len(one.head) > 1}
+    for one in templates:
+        for found in [by_start[one.head[:2]]] if len(one.head) > 1 else by_start.values():
+            found.append(one)
+    headless = tuple(one for one in templates if len(one.head) < 2)
+    return MessageCatalogue(whole, {start: tuple(found) for start, found in by_start.items()}, headless)
 
 
 def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
