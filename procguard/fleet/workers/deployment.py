@@ -121,6 +121,7 @@ class Deployment:
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
+            self._hosts = {host.host for host in self._request.hosts}
             self._sources = {worker.worker_id: worker.source for host in self._request.hosts for worker in host.workers}
         except ValidationError as exc:
             first = exc.errors()[0]
@@ -427,13 +428,12 @@ class Deployment:
                     f"invoke deploy --limit {worker.host} --prune)",
                 )
         guests = {worker.worker_id for workers in self._away.values() for worker in workers}
-        deployed = {host.host for host in self._request.hosts}
         for worker in self._state.workers_of(agent_id):
             if worker.worker_id in guests or worker.desired == "removed" or worker.moving is not None:
                 continue
             elsewhere = self._declared_on.get(worker.worker_id)
             if elsewhere is not None:
-                if elsewhere not in (deployed | {agent_id}):
+                if elsewhere not in self._hosts and elsewhere != agent_id:
                     how = f"invoke move {worker.worker_id} {elsewhere}, then deploy"
                     found[worker.worker_id] = ("elsewhere", f"declared on {elsewhere} now, but still here; {how}")
                 continue
