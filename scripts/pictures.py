@@ -62,6 +62,8 @@ def main(words: list[str]) -> int:
     if options.hosts < 3 or options.each < 4:
         sys.exit("pictures: --hosts 3 and --each 4 are the least of a fleet in which something happens")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # The launcher ends upon Ctrl-C, which a shell lets the programs that it starts in the background ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(options.to)
     folder.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(prefix="pgpic"))

@@ -22,6 +22,7 @@ from procguard.manager.app import PrivateLog
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
+GREETING_S = 60.0
 
 
 class Started:
@@ -36,7 +37,12 @@ class Started:
             command += ["--set", word]
         with open(output, "wb") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
-        found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), 60, "the manager's greeting")
+        try:
+            found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), GREETING_S, "its greeting")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         self.url = found[1]
 
     def __enter__(self) -> Started:
@@ -56,6 +62,22 @@ class Started:
         except urllib.error.HTTPError as exc:
             exc.close()
             return exc.code
+
+
+@pytest.mark.slow
+def test_a_manager_whose_greeting_does_not_come_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "GREETING_S", 0.0)
+    with pytest.raises(AssertionError, match="greeting"):
+        Started(tmp_path)
+    path = str(tmp_path).encode()
+    assert not [one for one in Path("/proc").glob("[0-9]*") if path in _command_line(one)]
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.slow
