@@ -48,6 +48,7 @@ export class Store {
       table.change(frame);
     } else {
       table.measures(frame, fieldsOf(topic).measures);
+      if (frame.more) return; // shown with the last part
     }
     this.changed(topic);
   }

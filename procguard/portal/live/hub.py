@@ -37,6 +37,7 @@ PROTO = 1
 MAY_RETURN_S = 30.0  # length of the history from which a reconnecting client gets missed deltas
 COALESCE_S = 0.03  # changes within this time are sent in one frame
 MEASURES_EVERY_S = 1.0  # the interval of measures in the lists
+PART_EVERY_S = 0.05  # the least interval of the parts of many measures
 HISTORY_FRAMES = 256
 SNAPSHOT_EVENTS = 200
 SNAPSHOT_LOG_LINES = 200
@@ -214,10 +215,11 @@ class LiveHub:
         return bool(topic.clients) or time.monotonic() - topic.left_at < MAY_RETURN_S
 
     def _loop(self) -> None:
-        measured_at = 0.0
+        measured_at = part_at = 0.0
         while True:
             moving = any(rows.moving for rows in self._rows.values())
-            self._signal.wait(MEASURES_EVERY_S if moving else None)
+            in_parts = any(rows.in_parts for rows in self._rows.values())
+            self._signal.wait(PART_EVERY_S if in_parts else MEASURES_EVERY_S if moving else None)
             gevent.sleep(COALESCE_S)
             self._signal.clear()
             for topic in [*self._topics.values(), *self._singles.values()]:
@@ -226,9 +228,13 @@ class LiveHub:
                 rows.flush()
             awaited = any(rows.awaited for rows in self._rows.values())
             if awaited or time.monotonic() - measured_at >= MEASURES_EVERY_S:
-                measured_at = time.monotonic()
+                measured_at = part_at = time.monotonic()
                 for rows in self._rows.values():
                     rows.flush_measures()
+            elif time.monotonic() - part_at >= PART_EVERY_S:
+                part_at = time.monotonic()
+                for rows in self._rows.values():
+                    rows.send_part()
 
     def _on_log(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
         topic = self._log_topics.get(worker_id)

@@ -4,8 +4,8 @@ encoded once for all clients.
     GET /api/live/workers  {"epoch": E, "seq": N, "columns": {"worker_id": […], "state": {"of": […], "at": […]}, …}}
     sub  rows:workers seq N
     rows      {"t":"rows","topic","seq","prev","gone":[slots],"slots":[…],"columns":{name: [values]}}   never dropped
-    measures  {"t":"measures","topic","seq","slots":[…],"columns":{…}}   once a second; may be dropped for a slow
-              reader, whose next frame is complete
+    measures  {"t":"measures","topic","seq","slots":[…],"columns":{…}}   once a second; those of many rows in parts, all
+              but the last with "more":true; may be dropped for a slow reader, whose next frame is complete
     gap       {"t":"gap","topic","seq"}   missed changes are no longer available: load a snapshot
 
 `slots` is difference-encoded (the first from 0). A column with few distinct values is sent as these values and one
@@ -30,6 +30,8 @@ SEEN_FOR_S = 30.0  # changes are collected for this time after the last client o
 COMPRESSED_FROM_BYTES, COMPRESSION = 1024, 5
 ASIDE_FROM_BYTES = 32 * 1024  # deflating this many bytes takes about a millisecond
 REST_EVERY = 50  # rows; less than a millisecond
+PART_ROWS = 1000  # a page applies the measures of this many rows within a frame of the screen
+MOST_PARTS = 10
 DISTINCT_SHARE = 0.5  # a column with more distinct values than this is sent unchanged
 
 Row = tuple[Any, ...]
@@ -88,6 +90,7 @@ class RowTopic:
         self._dirty: set[str] = set()
         self._measuring: set[str] = set()  # items of which only measures may have changed
         self._moved: set[int] = set()  # slots whose measures have not been sent
+        self._parts: deque[list[int]] = deque()  # slots of the measures that remain to be sent this second
         self._new: set[TableClient] = set()  # clients without measures so far
         self._behind: set[TableClient] = set()  # clients that missed a frame: they get all measures
         self._stale = True  # changes were not collected
@@ -104,7 +107,13 @@ class RowTopic:
     @property
     def moving(self) -> bool:
         """Whether there is something for `flush_measures`."""
-        return bool(self._moved or self._measuring or self._behind or self._new) and bool(self.clients)
+        owed = self._moved or self._measuring or self._behind or self._new or self._parts
+        return bool(owed) and bool(self.clients)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there is something for `send_part`."""
+        return bool(self._parts)
 
     @property
     def awaited(self) -> bool:
@@ -209,7 +218,11 @@ class RowTopic:
         return row[at] if row is not None else None
 
     def flush_measures(self) -> None:
-        """Send the measures since the last call; once a second is enough."""
+        """Send the measures since the last call; once a second is enough. Of many rows, this is the first part:
+        `send_part` sends the others, so that no page is busy with all of them at once."""
+        for part in self._parts:
+            self._moved.update(part)
+        self._parts.clear()
         if not self.clients:
             self._moved.clear()
             return
@@ -220,22 +233,30 @@ class RowTopic:
             slot = self._slots.get(item_id)
             if slot is not None:
                 self._measure(item_id, slot)
-        moved, self._moved = self._moved, set()
-        if moved:
-            frame = self._measures(sorted(moved))
-            for client in self.clients - self._new - self._behind:
-                if not client.offer_frame(frame):
-                    self._behind.add(client)
+        moved, self._moved = sorted(self._moved), set()
+        rows = max(PART_ROWS, -(-len(moved) // MOST_PARTS))
+        self._parts.extend(moved[at : at + rows] for at in range(0, len(moved), rows))
+        self.send_part()
         behind = [client for client in self._behind | self._new if client in self.clients]
         self._new.clear()
         if behind:
             whole = self._measures([slot for slot, row in enumerate(self._rows) if row is not None])
             self._behind = {client for client in behind if not client.offer_frame(whole)}
 
-    def _measures(self, slots: list[int]) -> bytes:
+    def send_part(self) -> None:
+        """Send the next part of a second's measures, if any."""
+        if not self._parts:
+            return
+        slots = [slot for slot in self._parts.popleft() if self._rows[slot] is not None]
+        frame = self._measures(slots, more=bool(self._parts))
+        for client in self.clients - self._new - self._behind:
+            if not client.offer_frame(frame):
+                self._behind.add(client)
+
+    def _measures(self, slots: list[int], more: bool = False) -> bytes:
         empty = (None,) * len(self._source.measures)
         values = [self._measured[slot] or empty for slot in slots]  # a copy: other greenlets run from here on
-        message = {"t": "measures", "topic": self.name, "seq": self.seq}
+        message = {"t": "measures", "topic": self.name, "seq": self.seq, **({"more": True} if more else {})}
         columns: dict[str, list[Any]] = {}
         for at, name in enumerate(self._source.measures):
             self._rest()
