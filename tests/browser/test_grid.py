@@ -83,6 +83,8 @@ def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[ManagerR
     wait_until(
         lambda: (found := grid.evaluate(locations)) == sorted(found), 5, "the document has the order of the screen"
     )
+    expect(grid.get_by_role("button", name="Restart gpu-00009-w13", exact=True)).to_be_visible()
+    expect(grid.get_by_role("link", name="gpu-00009-w13")).to_have_attribute("title", "gpu-00009-w13")
 
 
 # A grid of 100 rows that scrolls by one row; what its cells showed before and after a row in sight changed.

@@ -2,7 +2,7 @@
 
 import { post, workerPath } from './api.js';
 import { confirmAction, notify, notifyError } from './dialogs.js';
-import { h, setAttr } from './dom.js';
+import { h } from './dom.js';
 import { t } from './i18n.js';
 import { icon } from './icons.js';
 import { acts } from './rights.js';
@@ -48,7 +48,7 @@ async function send(verb, workerId, reason) {
   }
 }
 
-/** The four buttons of a worker; `.update(worker)` enables the applicable ones. `labelled`: with text, for its own page. */
+/** The four buttons of a worker; `.update(worker)` enables the applicable ones, `.describe(worker)` names the worker in them. `labelled`: with text, for its own page. */
 export function actionButtons({ labelled = false } = {}) {
   let current = null;
   let named = null; // the worker named by the buttons
@@ -65,13 +65,15 @@ export function actionButtons({ labelled = false } = {}) {
   const group = acts(h('div.actions', { role: 'group', 'aria-label': t('workers.actions') }, buttons));
   group.update = (worker) => {
     current = worker;
-    for (const button of buttons) {
-      const verb = button.dataset.verb;
+    for (const [at, button] of buttons.entries()) {
       // aria-disabled would keep it focusable, but an inactive button in every row would slow down keyboard navigation
-      const usable = allowed(verb, worker);
+      const usable = allowed(VERBS[at], worker);
       if (button.disabled === usable) button.disabled = !usable;
-      if (!labelled && named !== worker.worker_id) setAttr(button, 'aria-label', t('action.on', { action: t(`action.${verb}`), worker: worker.worker_id }));
     }
+  };
+  group.describe = (worker) => {
+    if (labelled || named === worker.worker_id) return;
+    for (const [at, button] of buttons.entries()) button.setAttribute('aria-label', t('action.on', { action: t(`action.${VERBS[at]}`), worker: worker.worker_id }));
     named = worker.worker_id;
   };
   return group;

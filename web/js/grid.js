@@ -1,12 +1,12 @@
 /**
  * A grid of thousands of rows, of which only the visible ones exist; they are moved and refilled during scrolling. No row is created
- * or removed while the user scrolls, and the order in the document is corrected once scrolling pauses. The grid is one tab stop; inside,
+ * or removed while the user scrolls; the order in the document, titles and accessible names follow once scrolling pauses. The grid is one tab stop; inside,
  * up and down move between rows, left and right between the controls of a row. The focus belongs to an item and
  * follows its row when the order changes. Independent of the content.
  */
 
 import { noteTexts, shareWidth } from './columnfit.js';
-import { debounced, framed, h, setAttr, show } from './dom.js';
+import { attrWriter, debounced, framed, h, setAttr, show } from './dom.js';
 
 const OVERSCAN_ROWS = 2;
 const SPARE_ROWS = 2; // hidden rows that are kept
@@ -17,8 +17,8 @@ const PADDING = 12; // left and right of a row
 
 export class Grid {
   /**
-   * `columns`: [{name, label, width, narrow, fit, sortable, head, make(item) -> content node with update(item), itself the cell where it `isCell`}];
-   * `width` as CSS writes it; `narrow`: on a small screen, '' for a second line; `fit`: {text(item, length), weight} where the column is
+   * `columns`: [{name, label, width, narrow, fit, sortable, head, make(item) -> content node with update(item), describe(item) or none, itself the cell where it `isCell`}];
+   * `describe`: writes titles and accessible names, for which nobody waits while the list scrolls; `width` as CSS writes it; `narrow`: on a small screen, '' for a second line; `fit`: {text(item, length), weight} where the column is
    * as wide as its texts, of which those of up to `length` letters do not matter, or {pattern()} as wide as one text;
    * `yielding`: names of columns that make room for the others (columnfit.js), first to last;
    * `head`: a node instead of the label. `onSort(name)`; `onOpen(item)`: Enter; `onPick(item, range)`: Space, with Shift a range;
@@ -276,24 +276,30 @@ export class Grid {
       setAttr(cell, 'role', 'gridcell');
       setAttr(cell, 'aria-colindex', at + 1);
       cell.update = content.update;
+      cell.describe = content.describe;
       return cell;
     });
+    const described = cells.filter((cell) => cell.describe);
     const row = h('div.table-row', { role: 'row', tabindex: '-1' }, cells);
+    const writeKey = attrWriter(row, 'data-key');
+    const writePicked = attrWriter(row, 'aria-selected');
     row.bind = (next, index) => {
       row.item = next;
       const key = this.keyOf(next);
-      if (row.dataset.key !== key) row.dataset.key = key;
+      writeKey(key);
       if (row.index !== index) {
         row.index = index;
         row.style.transform = `translateY(${index * this.rowHeight}px)`;
-        setAttr(row, 'aria-rowindex', index + 2);
+        row.setAttribute('aria-rowindex', index + 2);
       } else if (row.height !== this.rowHeight) {
         row.style.transform = `translateY(${index * this.rowHeight}px)`;
       }
       row.height = this.rowHeight;
       for (const cell of cells) cell.update(next);
-      if (this.isPicked) setAttr(row, 'aria-selected', this.isPicked(next) ? 'true' : 'false');
-      setAttr(row, 'tabindex', this.activeKey === key ? '0' : '-1');
+      if (!this.moving) for (const cell of described) cell.describe(next);
+      if (this.isPicked) writePicked(this.isPicked(next) ? 'true' : 'false');
+      const tabIndex = this.activeKey === key ? 0 : -1;
+      if (row.tabIndex !== tabIndex) row.tabIndex = tabIndex;
     };
     for (const control of row.querySelectorAll(CONTROLS)) control.tabIndex = -1;
     return row;

@@ -8,6 +8,7 @@ export const LANGUAGES = ['zh-CN', 'en'];
 let language = 'en';
 let texts = {};
 let plural = new Intl.PluralRules('en');
+let pieces = { plain: new Map(), counted: new Map() }; // key -> its forms, each split into texts and names in turn
 let numbers = []; // number of digits -> formatter; creating one takes a hundred times as long as using it
 
 /** The initial language: ?lang, then the stored choice, then the browser's preference, then English. */
@@ -48,6 +49,7 @@ export async function loadLanguage(wanted) {
   language = wanted;
   plural = new Intl.PluralRules(wanted);
   numbers = [];
+  pieces = { plain: new Map(), counted: new Map() };
   document.documentElement.lang = wanted;
 }
 
@@ -77,21 +79,25 @@ export function template(key) {
 
 /** The text of `key` with {name} filled in. "one form|other form" is chosen by `values.n`. */
 export function t(key, values = {}) {
-  let text = hasText(key) ? texts[key] : key;
-  if (text.includes('|') && typeof values.n === 'number') {
-    const forms = text.split('|');
-    text = plural.select(values.n) === 'one' ? forms[0] : forms[forms.length - 1];
-  }
-  return text.replace(/\{(\w+)\}/g, (whole, name) => {
-    if (!(name in values)) return whole;
+  const counted = typeof values.n === 'number';
+  const known = counted ? pieces.counted : pieces.plain;
+  if (!known.has(key)) known.set(key, (counted ? template(key).split('|') : [template(key)]).map((form) => form.split(/\{(\w+)\}/)));
+  const forms = known.get(key);
+  const form = forms.length > 1 && plural.select(values.n) !== 'one' ? forms.at(-1) : forms[0];
+  let text = form[0];
+  for (let at = 1; at < form.length; at += 2) {
+    const name = form[at];
     const value = values[name];
-    return typeof value === 'number' ? formatNumber(value) : String(value);
-  });
+    text += name in values ? (typeof value === 'number' ? formatNumber(value) : value) : `{${name}}`;
+    text += form[at + 1];
+  }
+  return text;
 }
 
 /** At most `digits` after the point, and `least` at least: a column of numbers with as many of each is aligned. */
 export function formatNumber(value, digits = 0, least = 0) {
   if (!least && value >= 0 && value < 1000 && Number.isInteger(value)) return String(value); // without a separator; a list shows thousands of them
+  if (!least && digits < 2 && Number.isFinite(value) && value >= 0 && value < 999) return String(Number(value.toFixed(digits))); // the same in both languages
   const form = digits * 10 + least;
   numbers[form] ??= new Intl.NumberFormat(language, { minimumFractionDigits: least, maximumFractionDigits: digits });
   return numbers[form].format(value);

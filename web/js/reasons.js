@@ -7,13 +7,14 @@ import { formatDuration } from './format.js';
 import { currentLanguage, formatNumber, hasText, template } from './i18n.js';
 
 const DEEPEST = 8;
+const sentences = { language: '', of: new WeakMap() }; // reason -> its text: a snapshot's rows share few reasons, and a list shows them all the time
 const WORDS = ['state', 'verb', 'status', 'agent', 'opstatus'];
 
 /** The text NAME in data from the manager: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. */
 export function reasonOf(shown, name = 'reason') {
   if (!shown) return '';
   const value = shown[name];
-  if (isReason(value)) return value.code ? rendered(value) : '';
+  if (isReason(value)) return value.code ? sentenceOf(value) : '';
   const code = shown[`${name}_code`];
   if (!code || !hasText(`reason.${code}`)) return code && value === code ? unknown(code, shown[`${name}_params`] || {}, 0) : value || '';
   return rendered({ code, params: shown[`${name}_params`] || {} });
@@ -28,6 +29,12 @@ export function restOfReason(shown) {
 /** The displayed name of an actor: translated for the manager's own components, unchanged for people. */
 export function actorName(name) {
   return name ? word('actor', name) : '';
+}
+
+function sentenceOf(reason) {
+  if (sentences.language !== currentLanguage()) Object.assign(sentences, { language: currentLanguage(), of: new WeakMap() });
+  if (!sentences.of.has(reason)) sentences.of.set(reason, rendered(reason));
+  return sentences.of.get(reason);
 }
 
 function rendered({ code, params }, depth = 0) {

@@ -14,11 +14,12 @@ function decodeSafely(text) {
   }
 }
 
-export function link(page, id = '', query = {}) {
+export function link(page, id = '', query = null) {
+  const path = `#/${id ? `${page}/${encodeURIComponent(id)}` : page}`;
+  if (!query) return path; // a scrolling list asks for hundreds a second
   const filled = Object.entries(query).filter(([, value]) => value !== '' && value !== null && value !== undefined);
   const search = new URLSearchParams(filled).toString();
-  const path = id ? `${page}/${encodeURIComponent(id)}` : page;
-  return `#/${path}${search ? `?${search}` : ''}`;
+  return search ? `${path}?${search}` : path;
 }
 
 export function go(page, id, query) {

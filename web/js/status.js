@@ -1,6 +1,6 @@
 /** Renders a state: glyph, word and a colour on the blue–orange axis, so that no information depends on colour alone. */
 
-import { h, setAttr, setClass, setText } from './dom.js';
+import { attrWriter, h, setAttr, setClass, setText, textWriter } from './dom.js';
 import { ageS, formatDuration, formatSince, serverNowMs } from './format.js';
 import { reasonOf } from './reasons.js';
 import { t } from './i18n.js';
@@ -37,12 +37,14 @@ export function stateChip() {
   const word = h('span.word');
   const extra = h('span.extra');
   const chip = h('span.chip', {}, glyph, word, extra);
+  const [writeGlyph, writeWord, writeExtra] = [glyph, word, extra].map(textWriter);
+  const [writeClass, writeTitle] = ['class', 'title'].map((name) => attrWriter(chip, name));
   chip.update = (worker) => {
-    setClass(chip, `chip is-${worker.state}${worker.suspect ? ' is-suspect' : ''}`); // a hanging worker is marked in every state
-    setText(glyph, GLYPHS[worker.state] || '?');
-    setText(word, stateName(worker.state));
-    setText(extra, stateExtra(worker));
-    setAttr(chip, 'title', stateTitle(worker));
+    writeClass(`chip is-${worker.state}${worker.suspect ? ' is-suspect' : ''}`); // a hanging worker is marked in every state
+    writeGlyph(GLYPHS[worker.state] || '?');
+    writeWord(stateName(worker.state));
+    writeExtra(stateExtra(worker));
+    writeTitle(stateTitle(worker));
   };
   return chip;
 }

@@ -3,13 +3,13 @@
  * grid.js is for thousands. Independent of the content.
  */
 
-import { h, keyed, setAttr, setText, show } from './dom.js';
+import { attrWriter, h, keyed, setAttr, show, textWriter } from './dom.js';
 
 const CONTROLS = 'a, button, input';
 
 export class Table {
   /**
-   * `columns`: [{name, label, sortable, head, make(item) -> cell content node with update(item)}]; `head`: a node instead
+   * `columns`: [{name, label, sortable, head, make(item) -> cell content node with update(item), describe(item) or none}]; `head`: a node instead
    * of the label
    * `onSort(name)` is called when a sortable header is pressed.
    */
@@ -65,7 +65,10 @@ export class Table {
     const cells = this.columns.map((column) => {
       const content = column.make(item);
       const cell = h(`div.cell.col-${column.name}`, { role: 'cell', data: { label: column.label } }, content);
-      cell.update = (next) => content.update(next);
+      cell.update = (next) => {
+        content.update(next);
+        if (content.describe) content.describe(next);
+      };
       return cell;
     });
     const row = h('div.table-row', { role: 'row' }, cells);
@@ -88,15 +91,17 @@ export class Table {
   }
 }
 
-/** A cell with one text: `read(item)`. A grid uses the node itself as its cell. */
+/** A cell with one text: `read(item)`. A grid uses the node itself as its cell, and calls `describe` once it does not scroll. */
 export function textCell(read, { selector = 'span', title = null } = {}) {
   return () => {
     const node = h(selector);
     node.isCell = true;
-    node.update = (item) => {
-      setText(node, read(item));
-      if (title) setAttr(node, 'title', title(item));
-    };
+    const write = textWriter(node);
+    node.update = (item) => write(read(item));
+    if (title) {
+      const writeTitle = attrWriter(node, 'title');
+      node.describe = (item) => writeTitle(title(item));
+    }
     return node;
   };
 }

@@ -2,7 +2,7 @@
 
 import { actionButtons } from './actions.js';
 import { formatMetric, metricsOf } from './chartkinds.js';
-import { h, setAttr, setText } from './dom.js';
+import { attrWriter, h, textWriter } from './dom.js';
 import { fieldsOf, labelOf, valueOf } from './fields.js';
 import { formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from './format.js';
 import { formatNumber, t } from './i18n.js';
@@ -168,15 +168,21 @@ function workerCell() {
   const name = h('a.strong');
   const marks = h('span.marks');
   const cell = h('span.worker-name', {}, name, marks);
+  const writeName = textWriter(name);
+  const writeMarks = textWriter(marks);
+  const [writeTitle, writeMarksTitle] = [name, marks].map((node) => attrWriter(node, 'title'));
+  let shown = null;
   cell.update = (worker) => {
-    if (name.textContent !== worker.worker_id) {
-      setText(name, worker.worker_id);
-      setAttr(name, 'title', worker.worker_id);
-      setAttr(name, 'href', link('worker', worker.worker_id));
+    if (shown !== worker.worker_id) {
+      shown = worker.worker_id;
+      writeName(shown);
+      name.setAttribute('href', link('worker', shown));
     }
-    const words = marksText(worker);
-    setText(marks, words);
-    setAttr(marks, 'title', words || null);
+    writeMarks(marksText(worker));
+  };
+  cell.describe = (worker) => {
+    writeTitle(worker.worker_id);
+    writeMarksTitle(marksText(worker) || null);
   };
   return cell;
 }
@@ -191,10 +197,6 @@ export function marksText(worker) {
 }
 
 function restartsCell() {
-  const cell = h('span');
-  cell.update = (worker) => {
-    setText(cell, formatNumber(worker.restarts_total || 0));
-    setAttr(cell, 'title', t('worker.restarts_title', { now: worker.restarts || 0, all: worker.restarts_total || 0 }));
-  };
-  return cell;
+  const title = (worker) => t('worker.restarts_title', { now: worker.restarts || 0, all: worker.restarts_total || 0 });
+  return textCell((worker) => formatNumber(worker.restarts_total || 0), { title })();
 }

@@ -338,6 +338,7 @@ function workerProblem(seen) {
     setText(where, t('overview.on_since', { host: worker.host || t('none'), d: formatSince(worker.since) }));
     setText(reason, reasonText(worker));
     buttons.update(worker);
+    buttons.describe(worker);
     const event = seen.of(worker);
     seenBy.update(event);
     more.update([worker], event);

@@ -4,7 +4,7 @@ import { VERBS } from '../actions.js';
 import { batch, batchBar } from '../batch.js';
 import { completed } from '../completion.js';
 import { emptyBox, notify } from '../dialogs.js';
-import { debounced, h, setAttr, setText, show } from '../dom.js';
+import { attrWriter, debounced, h, setAttr, setText, show } from '../dom.js';
 import { chosenChips, facetMenu } from '../facets.js';
 import { FIELD_NAMES, filterQuery, filterRequest, isFiltered, readFilters, sideOf, withValue } from '../filters.js';
 import { FleetList, readSort } from '../fleetlist.js';
@@ -200,12 +200,11 @@ export function workersPage({ store, query }) {
     box.addEventListener('click', (event) => selection.pick(id, box.checked, event.shiftKey, shownIds));
     const cell = h('label.pick-area', {}, box);
     cell.update = (worker) => {
-      if (id !== worker.worker_id) {
-        id = worker.worker_id;
-        setAttr(box, 'aria-label', t('batch.pick_one', { worker: id }));
-      }
+      id = worker.worker_id;
       if (box.checked !== selection.has(id)) box.checked = selection.has(id);
     };
+    const writeLabel = attrWriter(box, 'aria-label');
+    cell.describe = (worker) => writeLabel(t('batch.pick_one', { worker: worker.worker_id }));
     return cell;
   }
 
