@@ -374,7 +374,7 @@ def test_times_are_shown_in_utc_where_that_is_chosen(world: World, visitor: Visi
     """Every time of a page names its zone, and the switch is remembered."""
     page = visitor.open(f"{world.rig.url}/#/events")
     time_of = page.locator(".events-table time").first
-    expect(time_of).to_have_attribute("title", re.compile(r"\d\d:\d\d:\d\d (UTC|GMT|[A-Z]{3,4})"))
+    expect(time_of).to_have_attribute("title", re.compile(r"\d\d:\d\d:\d\d\s(UTC|GMT|[A-Z]{3,4})"))
     page.context.new_cdp_session(page).send("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Shanghai"})
     page.reload()
     expect(time_of).to_have_attribute("title", re.compile(r"GMT\+8"))

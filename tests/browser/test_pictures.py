@@ -7,12 +7,13 @@ writes the pictures; look at them before they are committed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from scripts.swarm import Behaviour, Swarm, default_spec
 from tests.browser.conftest import ManagerRig, Visitor
@@ -140,6 +141,19 @@ def test_the_key_pages_look_as_they_did(photographer: Photographer, chromium: Br
     assert changed == [], "\n".join([*changed, how])
 
 
+def test_a_reason_and_the_state_beside_it_name_the_same_time_until_a_restart(
+    fleet: ManagerRig, visitor: Visitor
+) -> None:
+    """Not "14 min" beside "restart 1 of 3 in 15 min", the delay from when the reason was written."""
+    page = visitor.open(f"{fleet.url}/#/workers?q={WAITING}")
+    row = page.locator(".workers-table .table-body .table-row")
+    expect(row.locator(".chip .extra")).to_have_text(re.compile(r"^\d+ min$"))
+    left, reason = row.evaluate("(row) => ['.extra', '.col-reason'].map((part) => row.querySelector(part).textContent)")
+    assert reason.endswith(f" in {left}"), (left, reason)
+    page.goto(f"{fleet.url}/#/worker/{WAITING}")
+    expect(page.locator(".fact-reason dd")).to_have_text(re.compile(rf" in ({left}|{int(left[:-4]) - 1} min)$"))
+
+
 MISTAKES = (
     ".workers-table .col-cpu { transform: translateX(10px); }",
     ".chip.is-failed { background: var(--amber-soft) !important; }",
@@ -219,3 +233,36 @@ def test_no_name_number_or_state_is_cut_in_a_list(fleet: ManagerRig, visitor: Vi
             if found := page.evaluate(CUT, [SHORTENED, OUT_OF_SIGHT]):
                 cut[f"{name} at {width} px"] = found
     assert cut == {}, "\n".join(f"{where}: {one}" for where, found in cut.items() for one in found)
+
+
+# Times whose zone is on the next line.
+APART = """() => {
+  const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const apart = [];
+  for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+    for (const { index } of text.data.matchAll(/\\d\\sUTC/g)) {
+      const range = document.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + 5);
+      const [first, ...others] = range.getClientRects();
+      if (others.some((one) => one.top > first.top + 2)) apart.push(text.data);
+    }
+  }
+  return apart;
+}"""
+
+
+def test_a_zone_is_on_the_line_of_its_time(fleet: ManagerRig, chromium: Browser) -> None:
+    """On a phone in Chinese, "UTC" alone was on a second line."""
+    context = chromium.new_context(locale="zh-CN", viewport={"width": 390, "height": 844}, timezone_id="UTC")
+    page = context.new_page()
+    apart = {}
+    for name in ("attempts", "audit", "tokens", "notifications", "recovery", "events"):
+        address, ready = LISTS[name]
+        page.goto(f"{fleet.url}/{address}")
+        settled(page)
+        page.locator(ready).first.wait_for(state="attached")
+        if found := page.evaluate(APART):
+            apart[name] = found
+    context.close()
+    assert apart == {}

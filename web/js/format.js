@@ -115,7 +115,7 @@ export function formatSince(value) {
 export function formatMoment(value) {
   const ms = toMs(value);
   if (ms === null) return t('never');
-  return `${writer('moment').format(ms)} ${zoneName(ms)}`; // the zone last in every language
+  return `${writer('moment').format(ms)}\u00a0${zoneName(ms)}`; // the zone last in every language, on the same line as the time
 }
 
 /** Time of day; with the date when it was not today. */

@@ -10,14 +10,17 @@ const DEEPEST = 8;
 const sentences = { language: '', of: new WeakMap() }; // reason -> its text: a snapshot's rows share few reasons, and a list shows them all the time
 const WORDS = ['state', 'verb', 'status', 'agent', 'opstatus'];
 
-/** The text NAME in data from the manager: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. */
-export function reasonOf(shown, name = 'reason') {
+/**
+ * The text NAME in data from the manager: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. `left`: the seconds
+ * until what it announces, if they are shown beside it; otherwise it has the delay from when it was written.
+ */
+export function reasonOf(shown, name = 'reason', left = null) {
   if (!shown) return '';
   const value = shown[name];
-  if (isReason(value)) return value.code ? sentenceOf(value) : '';
+  if (isReason(value)) return !value.code ? '' : left === null ? sentenceOf(value) : rendered(value, 0, left);
   const code = shown[`${name}_code`];
   if (!code || !hasText(`reason.${code}`)) return code && value === code ? unknown(code, shown[`${name}_params`] || {}, 0) : value || '';
-  return rendered({ code, params: shown[`${name}_params`] || {} });
+  return rendered({ code, params: shown[`${name}_params`] || {} }, 0, left);
 }
 
 /** The reasons after the first one, if that is shown by other means. */
@@ -37,16 +40,19 @@ function sentenceOf(reason) {
   return sentences.of.get(reason);
 }
 
-function rendered({ code, params }, depth = 0) {
-  const text = hasText(`reason.${code}`) ? filled(template(`reason.${code}`), params, depth) : unknown(code, params, depth);
+function rendered({ code, params }, depth = 0, left = null) {
+  const text = hasText(`reason.${code}`) ? filled(template(`reason.${code}`), params, depth, left) : unknown(code, params, depth);
   const also = Array.isArray(params.also) && depth < DEEPEST ? params.also.filter(isReason) : [];
-  return [text, ...also.map((one) => rendered(one, depth + 1))].join(template('word.joint'));
+  return [text, ...also.map((one) => rendered(one, depth + 1, left))].join(template('word.joint'));
 }
 
-function filled(text, params, depth) {
+function filled(text, params, depth, left) {
   const forms = text.split('|');
   const chosen = forms.length > 1 && params.n !== 1 ? forms[1] : forms[0];
-  return chosen.replace(/\{(\w+)(?::(\w+))?\}/g, (whole, name, form) => (Object.hasOwn(params, name) ? shown(form, params[name], depth) : whole));
+  return chosen.replace(/\{(\w+)(?::(\w+))?\}/g, (whole, name, form) => {
+    if (!Object.hasOwn(params, name)) return whole;
+    return form === 'in' && left !== null ? inTime(left, 1) : shown(form, params[name], depth);
+  });
 }
 
 function unknown(code, params, depth) {
@@ -64,7 +70,7 @@ function shown(form, value, depth) {
   }
   if (typeof value === 'number') {
     if (form === 'duration') return formatDuration(value);
-    if (form === 'in') return value < 0.05 ? template('word.now') : template('word.in').replace('{d}', () => formatDuration(value));
+    if (form === 'in') return inTime(value);
     return Number.isInteger(value) ? String(value) : formatNumber(value, 3);
   }
   const text = String(value);
@@ -76,6 +82,10 @@ function shown(form, value, depth) {
     return template('word.count').replace('{n}', number).replace('{what}', () => word('result', state.join(' ')));
   }
   return text;
+}
+
+function inTime(seconds, units = 2) {
+  return seconds < 0.05 ? template('word.now') : template('word.in').replace('{d}', () => formatDuration(seconds, units));
 }
 
 function word(kind, name) {

@@ -8,7 +8,7 @@ import { hasText, t } from '../i18n.js';
 import { actorName, reasonOf } from '../reasons.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
-import { GLYPHS, stateName } from '../status.js';
+import { GLYPHS, nextStartS, stateName } from '../status.js';
 
 export function pageHead(title, ...rest) {
   return h('header.page-head', {}, h('h1', { tabindex: '-1' }, title), ...rest);
@@ -44,7 +44,12 @@ export function pickList(label, allLabel, onPick) {
 /** The reason of a worker's state, the most important one first. */
 export function reasonText(worker) {
   if (worker.health && worker.health.status === 'failing') return t('worker.health_failing', { detail: reasonOf(worker.health, 'detail') });
-  return reasonOf(worker, 'suspect') || reasonOf(worker);
+  return reasonOf(worker, 'suspect') || stateReason(worker);
+}
+
+/** The reason of its state; its restart is announced with the time that is left, which the state shows too. */
+export function stateReason(worker) {
+  return reasonOf(worker, 'reason', worker.state === 'backoff' ? nextStartS(worker) : null);
 }
 
 export function kindName(kind) {

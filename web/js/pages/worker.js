@@ -16,7 +16,7 @@ import { reasonOf } from '../reasons.js';
 import { tabbed } from '../tabs.js';
 import { ALWAYS } from '../timerange.js';
 import { attemptsPanel } from './attempts.js';
-import { commandText, eventList, pageHead } from './parts.js';
+import { commandText, eventList, pageHead, stateReason } from './parts.js';
 import { specificationPanel } from './specification.js';
 import { whyPanel } from './why.js';
 import { askMove } from '../move.js';
@@ -26,7 +26,7 @@ import { marksText, metricsText, progressText } from '../workercolumns.js';
 const EVENTS_SHOWN = 50;
 
 const FACTS = [
-  ['reason', (w) => reasonOf(w)],
+  ['reason', stateReason],
   ['host', null],
   ['moving', (w) => w.moving_to || ''],
   ['since', (w) => formatSince(w.since), (w) => formatMoment(w.since)],
