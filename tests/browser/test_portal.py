@@ -209,6 +209,34 @@ def test_the_worker_s_page_says_why_in_its_own_language(
     expect(why.locator(".why-list li").first).not_to_be_empty()
 
 
+# When the state on the page changed, and when its explanation was requested, in ms.
+TIMES = """() => {
+  window.times = { changed: [], asked: [] };
+  const real = window.fetch;
+  window.fetch = (path, options) => {
+    if (String(path).includes('/explain')) window.times.asked.push(performance.now());
+    return real(path, options);
+  };
+  new MutationObserver(() => window.times.changed.push(performance.now()))
+    .observe(document.querySelector('.page-head .chip'), { attributeFilter: ['class'] });
+}"""
+
+
+def test_the_explanation_follows_a_change_of_state_at_once(rig: ManagerRig, visitor: Visitor) -> None:
+    """It is requested with the change, not after a delay."""
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
+    expect(page.locator(".why-headline")).to_contain_text("has been running")
+    page.wait_for_load_state("networkidle")
+    page.evaluate(TIMES)
+    attempt = rig.worker("worker1")["attempt"]
+    rig.ask("POST", "/api/workers/worker1/command", {"command": "restart"})
+    again = lambda: (now := rig.worker("worker1"))["attempt"] > attempt and now["state"] == "running"  # noqa: E731
+    wait_until(again, 30, "it runs again")
+    wait_until(lambda: page.evaluate("window.times.asked.length > 0"), 10, "the explanation was requested")
+    times = page.evaluate("window.times")
+    assert min(times["asked"]) - min(times["changed"]) < 200, times
+
+
 TOO_WIDE = """() => {
   const boxes = [document.documentElement, ...document.querySelectorAll('main, .table, .tab-panel')];
   return boxes.filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.className || box.tagName);

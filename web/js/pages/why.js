@@ -6,7 +6,7 @@ import { debounced, fill, h, keyed, setText, show } from '../dom.js';
 import { reasonOf } from '../reasons.js';
 import { currentLanguage, t } from '../i18n.js';
 
-const SETTLE_MS = 400; // a burst of changes causes one request
+const SETTLE_MS = 400; // a burst of changes causes two requests: at its beginning and after its end
 const REFRESH_MS = 15000; // because sentences contain durations
 
 export function whyPanel(id) {
@@ -16,13 +16,17 @@ export function whyPanel(id) {
   const problem = h('div');
   const node = h('section.panel.why', { 'aria-labelledby': 'worker-why', hidden: true }, h('h2', { id: 'worker-why' }, t('worker.why')), problem, headline, sentences, steps);
   let asked = '';
+  let askedMs = -Infinity; // time of the last change
+  let requests = 0;
   let gone = false;
 
   async function load() {
     if (gone) return;
+    const request = (requests += 1);
+    const outdated = () => gone || request !== requests;
     try {
       const said = await get(`${workerPath(id)}/explain?lang=${encodeURIComponent(currentLanguage())}`);
-      if (gone) return;
+      if (outdated()) return;
       fill(problem);
       setText(headline, said.headline);
       lines(sentences, said.sentences.map((one) => one.text));
@@ -30,7 +34,7 @@ export function whyPanel(id) {
       show(node, true);
     } catch (error) {
       // a worker that was just removed has its own notice on the page
-      if (error.status !== 401 && error.status !== 404) {
+      if (!outdated() && error.status !== 401 && error.status !== 404) {
         fill(problem, errorBox(error, load));
         show(node, true);
       }
@@ -42,12 +46,15 @@ export function whyPanel(id) {
 
   /** Requests the explanation again only if the data of its sentences has changed. */
   node.update = (worker, host) => {
-    const parts = [worker.state, worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, reasonOf(worker, 'suspect')];
+    const parts = [worker.state, reasonOf(worker), worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, reasonOf(worker, 'suspect')];
     parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && reasonOf(host));
     const now = JSON.stringify(parts);
     if (now === asked) return;
     asked = now;
-    soon();
+    const before = askedMs;
+    askedMs = performance.now();
+    if (askedMs - before > SETTLE_MS) load();
+    else soon();
   };
   node.destroy = () => {
     gone = true;
