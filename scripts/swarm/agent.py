@@ -109,8 +109,8 @@ class WireCaller:
                 if self._agent.addresses.learn(leadership.read_term(data) or 0, []):
                     self._agent.tally.followed_at = time.monotonic()
             self._agent.tally.answered(self._name, self._sent, status)
-            if data.get("managers"):
-                self._agent.extra_timeout_s = EXTRA_TIMEOUT_S if len(data["managers"]) == 1 else 0.0
+            if data.get("term"):  # several managers
+                self._agent.extra_timeout_s = 0.0
             self._deliver(Reply(status, data))
             return
         trouble = self._check_proof(status, data)
