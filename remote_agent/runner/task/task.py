@@ -191,7 +191,7 @@ class WorkerTask:
 
     def begin_ending(self, now: float) -> None:
         first, attempt = None, self.attempt
-        if attempt and self.assignment.container is None:
+        if attempt and not attempt.first_pid:  # otherwise its pid is conmon's, which is not asked to stop
             first = Identity(attempt.pid, attempt.pid_start, processes.boot_id())
         self.terminator.begin(now, self.assignment.stop_signal, self.assignment.grace_s, first)
         self.enter(phases.ENDING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from unittest import mock
 
 from remote_agent.runner.termination import ProcessTreeTerminator
 from remote_agent.system import processes
@@ -27,6 +28,19 @@ def test_a_stop_reaches_the_job_before_the_state_is_written():
             assert host.state["state"] == "running", "nothing was written"
             host.pass_time(60.0)
             assert len(host.jobs) == (2 if operation["op"] == "restart" else 1)
+
+
+def test_the_process_that_keeps_a_container_is_not_asked_to_stop():
+    """Whatever the newest specification says: it may have replaced the container by a command."""
+    host = TaskRunnerRig(POLICY)
+    with host.in_place():
+        host.pass_time(2.0)
+        assert host.runner is not None and host.runner.task.attempt is not None
+        attempt, terminator = host.runner.task.attempt, host.runner.task.terminator
+        attempt.first_pid = 4242  # the container's first process; attempt.pid is conmon's
+        with mock.patch.object(terminator, "_to_ask", list):  # it is not found
+            host.operate({"op": "restart", "attempt": 1, "id": "c-1"})
+        assert attempt.pid in host.alive
 
 
 def test_a_known_process_is_signalled_before_the_others_are_searched_for():
