@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 
@@ -40,7 +41,7 @@ class HttpChannel:
             answer = _signed(http_io.answered(functools.partial(self._answer, route)))
             app.route(route.path, route.method, answer, who=route.who)
 
-    def frequent(self) -> list[tuple[str, str, Callable[[dict[str, Any], str], Answer]]]:
+    def frequent(self) -> list[tuple[str, str, Callable[[WSGIEnvironment, str], Answer]]]:
         """The requests that every agent repeats, for a server with a fast path: (method, path, answer).
         `answer(environ, id)` may raise ProcGuardError; the id is "" if the path has none."""
         return [
@@ -49,7 +50,7 @@ class HttpChannel:
             if route.often
         ]
 
-    def _answer_shortly(self, route: AgentRoute, environ: dict[str, Any], subject: str) -> Answer:
+    def _answer_shortly(self, route: AgentRoute, environ: WSGIEnvironment, subject: str) -> Answer:
         call = HttpCall(environ, self._access, parsed_query(environ["QUERY_STRING"]))
         call.direct = self._direct
         return route.handler(call, subject) if route.name else route.handler(call)
@@ -86,7 +87,7 @@ def _signed(handler: Callable[..., Any]) -> Callable[..., Any]:
 class HttpCall(Call):
     __slots__ = ("_access", "_body", "_environ")
 
-    def __init__(self, environ: dict[str, Any], access: Access, query: Mapping[str, str]) -> None:
+    def __init__(self, environ: WSGIEnvironment, access: Access, query: Mapping[str, str]) -> None:
         declared = environ.get("CONTENT_LENGTH")
         super().__init__(
             query,

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 import gevent
@@ -58,12 +59,12 @@ class _BodyTimeout(gevent.Timeout):
 # ------------------------------------------------------------------------------------------------------ requests
 
 
-def limits_of(environ: dict[str, Any]) -> WebLimits:
+def limits_of(environ: WSGIEnvironment) -> WebLimits:
     found: WebLimits = environ.get(LIMITS, _DEFAULTS)
     return found
 
 
-def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
+def read_body(environ: WSGIEnvironment, max_bytes: int | None = None) -> bytes:
     """Read the whole body. A body larger than `max_bytes` (by default web.limits.body_size) is refused before it is
     read; one without a length (chunked) as soon as it exceeds the limit. A larger body waits for memory;
     unauthenticated callers have a short time limit. Raises LimitExceeded (413, 408, 429), and UsageError if the peer
@@ -89,7 +90,7 @@ def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
         return _read_in_time(environ, max_bytes, timeout_s)
 
 
-def _here(environ: dict[str, Any], size: int) -> bytes:
+def _here(environ: WSGIEnvironment, size: int) -> bytes:
     """Read a body that arrived together with its headers and does not count towards the memory limit. Never waits, and
     reads no more than the declared length."""
     try:
@@ -103,7 +104,7 @@ def _incomplete(exc: OSError) -> UsageError:
     return UsageError(f"the body is incomplete ({exc})", "send it again", code="body_incomplete")
 
 
-def _read_in_time(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> bytes:
+def _read_in_time(environ: WSGIEnvironment, max_bytes: int, timeout_s: float) -> bytes:
     try:
         if environ.get(BODY_IS_HERE):  # arrived together with the headers
             return _read_all(environ["wsgi.input"], max_bytes)
@@ -139,7 +140,7 @@ def too_large(max_bytes: int) -> LimitExceeded:
     )
 
 
-def read_json(environ: dict[str, Any], max_bytes: int | None = None, max_objects: int = MAX_OBJECTS) -> Any:
+def read_json(environ: WSGIEnvironment, max_bytes: int | None = None, max_objects: int = MAX_OBJECTS) -> Any:
     """The body as JSON values. Raises UsageError naming line and column."""
     return parse_json(read_body(environ, max_bytes), max_objects)
 
@@ -198,7 +199,7 @@ def has_long_number(body: bytes) -> bool:
 
 
 def read_object(
-    environ: dict[str, Any], max_bytes: int | None = None, max_objects: int = MAX_OBJECTS
+    environ: WSGIEnvironment, max_bytes: int | None = None, max_objects: int = MAX_OBJECTS
 ) -> dict[str, Any]:
     return as_object(read_json(environ, max_bytes, max_objects))
 
@@ -211,7 +212,7 @@ def as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_optional_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:
+def read_optional_object(environ: WSGIEnvironment, max_bytes: int | None = None) -> dict[str, Any]:
     """The body as a JSON object; {} if there is no body. Raises as `read_json`."""
     body = read_body(environ, max_bytes)
     return as_object(parse_json(body)) if body.strip() else {}
@@ -364,7 +365,7 @@ def note_change(what: str, *, final: bool = True) -> None:
     environ["procguard.change"], environ["procguard.change_final"] = what[:MAX_NOTE_CHARS], final
 
 
-def noted_change(environ: dict[str, Any]) -> tuple[str, bool]:
+def noted_change(environ: WSGIEnvironment) -> tuple[str, bool]:
     """(the noted change, whether it is final)."""
     return str(environ.get("procguard.change", "")), bool(environ.get("procguard.change_final", True))
 

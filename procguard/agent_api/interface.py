@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
+from wsgiref.types import WSGIEnvironment
 
 from procguard.errors import Conflict
 
@@ -58,7 +59,7 @@ class Principal:
 class Access(Protocol):
     """Access control; implemented by the portal's auth."""
 
-    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+    def identify(self, environ: WSGIEnvironment, own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         """The caller. `own_secret_sha256`: a bearer secret with this digest is the caller's own, not a wrong token.
         `of_agents`: the route is one of theirs.
 
@@ -71,7 +72,7 @@ class Access(Protocol):
         `address`: the caller's."""
         ...
 
-    def admitted(self, environ: dict[str, Any]) -> Principal:
+    def admitted(self, environ: WSGIEnvironment) -> Principal:
         """The caller that the gate admitted to this route (portal/auth/gate.py)."""
         ...
 

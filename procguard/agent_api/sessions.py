@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from procguard.errors import LimitExceeded, Refused
 from remote_agent.protocol import session as wire
@@ -100,7 +101,7 @@ class AgentSessions:
     def is_of_session(authorization: str) -> bool:
         return authorization.startswith(_HEADER)
 
-    def check(self, environ: dict[str, Any]) -> Signed:
+    def check(self, environ: WSGIEnvironment) -> Signed:
         """The request's session and number, once its MAC is right. Raises Refused, and LimitExceeded for an agent
         that opens too many."""
         words = environ["HTTP_AUTHORIZATION"].split(" ")
@@ -121,7 +122,7 @@ class AgentSessions:
         signed = environ[SIGNED] = Signed(session, number, digest)
         return signed
 
-    def _asked_to_open(self, session_id: str, environ: dict[str, Any]) -> AgentSession:
+    def _asked_to_open(self, session_id: str, environ: WSGIEnvironment) -> AgentSession:
         """A session that is not stored yet, because its MAC has not been verified."""
         words = environ.get("HTTP_" + wire.OPEN_HEADER.upper().replace("-", "_"), "").split(" ")
         if len(words) != 3:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qs, quote
+from wsgiref.types import WSGIEnvironment
 
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import routes_of
@@ -76,7 +77,7 @@ class StandbyServer:
 
     # ------------------------------------------------------------------------------------------ answering
 
-    def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(self, environ: WSGIEnvironment, start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
         if path == "/healthz":
             return _sent(start_response, "200 OK", {"status": "ok"})
@@ -105,7 +106,7 @@ class StandbyServer:
             for head, tail in self._agents_gets
         )
 
-    def _proof(self, environ: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    def _proof(self, environ: WSGIEnvironment, body: dict[str, Any]) -> dict[str, Any]:
         """The proof by which an agent verifies that this is a manager of its fleet and trusts the list of URLs."""
         asked = parse_qs(environ.get("QUERY_STRING", "")[:MAX_QUERY_CHARS])
         agent_id, nonce, to = (asked.get(name, [""])[0] for name in ("agent", "nonce", "to"))
@@ -138,7 +139,7 @@ def _sent(
     return [http_io.dumps(body)]
 
 
-def _target(environ: dict[str, Any]) -> str:
+def _target(environ: WSGIEnvironment) -> str:
     """The path and query of the request, quoted."""
     path = quote(environ.get("PATH_INFO", "").encode("latin-1", "replace"), safe="/:@!$&'()*+,;=~")
     query = environ.get("QUERY_STRING", "")

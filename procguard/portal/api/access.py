@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 from pydantic import AfterValidator, Field
@@ -228,7 +229,7 @@ class AccessApi(Resource):
         response.add_header("Set-Cookie", _cookie_text(session.session_id, environ))
         return response
 
-    def _checked_login(self, environ: dict[str, Any]) -> tuple[Principal, str]:
+    def _checked_login(self, environ: WSGIEnvironment) -> tuple[Principal, str]:
         """(the caller, the hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
@@ -347,6 +348,6 @@ def _audit_view(record: Record, what: str) -> Change:
     )
 
 
-def _cookie_text(value: str, environ: dict[str, Any]) -> str:
+def _cookie_text(value: str, environ: WSGIEnvironment) -> str:
     secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
     return f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict{secure}"

@@ -13,7 +13,7 @@ import pwd
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from procguard.admission.rate import BackOff, RateLimiter
 from procguard.agent_api import http_io
@@ -96,7 +96,7 @@ class Auth:
 
     # ------------------------------------------------------------------------------------------------ identity
 
-    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+    def identify(self, environ: WSGIEnvironment, own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         """Identify the caller. Wrong credentials raise Refused; there is no fallback to a weaker rule.
 
         `own_secret_sha256`: digest that an unknown launcher may authenticate with while it registers. `of_agents`: the
@@ -108,7 +108,7 @@ class Auth:
             connection_handle.prove(caller.actor, caller.kind == "agent")
         return caller
 
-    def _identified(self, environ: dict[str, Any], own_secret_sha256: str, of_agents: bool) -> Principal:
+    def _identified(self, environ: WSGIEnvironment, own_secret_sha256: str, of_agents: bool) -> Principal:
         header = environ.get("HTTP_AUTHORIZATION", "")
         if header:
             digest, agent_id = self._shown(header, environ)
@@ -133,7 +133,7 @@ class Auth:
             return Principal("operator", f"{_user_name(self._own_uid)}@localhost", via="local")
         return Principal("anonymous", environ.get("REMOTE_ADDR", "?"), reason=reason)
 
-    def _shown(self, header: str, environ: dict[str, Any]) -> tuple[str, str]:
+    def _shown(self, header: str, environ: WSGIEnvironment) -> tuple[str, str]:
         """Returns (digest of the presented secret, agent whose session it was presented in, or ""). Raises Refused."""
         sessions = self._agent_sessions
         if sessions is None or not sessions.is_of_session(header):
@@ -187,7 +187,7 @@ class Auth:
     # ------------------------------------------------------------------------------------------------------- refusals
 
     def _wrong_token(
-        self, environ: dict[str, Any], of_agents: bool, *, registers: bool = False
+        self, environ: WSGIEnvironment, of_agents: bool, *, registers: bool = False
     ) -> Refused | LimitExceeded:
         """The refusal of an unknown token. Only guessing is rate-limited: valid tokens are accepted at any time, also
         from the same address. Agents whose manager lost its state and hosts with many launchers are refused at
@@ -211,12 +211,12 @@ class Auth:
             )
         return Refused("this token is not known here (revoked, or of another fleet)", self._how_to(environ))
 
-    def session(self, environ: dict[str, Any]) -> BrowserSession | None:
+    def session(self, environ: WSGIEnvironment) -> BrowserSession | None:
         """The caller's live browser session, if its token is still valid."""
         found = self._session(environ)
         return found[0] if found is not None else None
 
-    def _session(self, environ: dict[str, Any]) -> tuple[BrowserSession, TokenRecord] | None:
+    def _session(self, environ: WSGIEnvironment) -> tuple[BrowserSession, TokenRecord] | None:
         session_id = cookie(environ, COOKIE)
         if not session_id:
             return None
@@ -230,7 +230,7 @@ class Auth:
             return None
         return session, token
 
-    def _check_session_use(self, session: BrowserSession, environ: dict[str, Any]) -> None:
+    def _check_session_use(self, session: BrowserSession, environ: WSGIEnvironment) -> None:
         if not same_origin(environ):
             raise Forbidden(
                 "the request comes from a page of another site", "use the portal's own page", code="foreign_origin"
@@ -240,7 +240,7 @@ class Auth:
                 "the X-ProcGuard-CSRF header is missing or old", "reload the page and try again", code="bad_csrf"
             )
 
-    def _why_not_local(self, environ: dict[str, Any]) -> str:
+    def _why_not_local(self, environ: WSGIEnvironment) -> str:
         """ "" if the caller is the manager's own user (or root) on this machine, without forwarding; otherwise the
         reason."""
         if not self._trust_local:
@@ -258,7 +258,7 @@ class Auth:
             return "the request comes from a page of another site"
         return self._why_not_own_socket(environ)
 
-    def _why_not_own_socket(self, environ: dict[str, Any]) -> str:
+    def _why_not_own_socket(self, environ: WSGIEnvironment) -> str:
         sock = environ.get("procguard.socket")
         if sock is None:
             return "the connection's owner cannot be determined"
@@ -277,7 +277,7 @@ class Auth:
 
     # --------------------------------------------------------------------------------------------------- rights
 
-    def admit(self, environ: dict[str, Any], who: Who) -> Principal:
+    def admit(self, environ: WSGIEnvironment, who: Who) -> Principal:
         """The caller, if it has the route's right.
 
         Raises Refused (401), with the command that creates a token, or Forbidden (403) for an identified caller without
@@ -295,7 +295,7 @@ class Auth:
         raise Forbidden(f"{caller.actor} has no permission for this", self._operators_can())
 
     @staticmethod
-    def admitted(environ: dict[str, Any]) -> Principal:
+    def admitted(environ: WSGIEnvironment) -> Principal:
         """The caller that the gate admitted to this route."""
         caller: Principal = environ[CALLER]
         return caller
@@ -325,7 +325,7 @@ class Auth:
             )
         raise Forbidden(f"{caller.actor} may not act for {who}", "use that agent's own secret")
 
-    def _how_to(self, environ: dict[str, Any]) -> str:
+    def _how_to(self, environ: WSGIEnvironment) -> str:
         """The commands that create a token on the manager's machine and use it."""
         port, scheme = environ.get("SERVER_PORT", "5000"), environ.get("wsgi.url_scheme", "http")
         target = shlex.quote(f"{scheme}://{_printable_host(environ)}{environ.get('bottle.raw_path') or '/'}")
@@ -364,7 +364,7 @@ def _bearer(header: str) -> str:
     return secret
 
 
-def cookie(environ: dict[str, Any], name: str) -> str:
+def cookie(environ: WSGIEnvironment, name: str) -> str:
     """The value of ProcGuard's cookie. Not parsed by http.cookies, which takes minutes for quoted backslashes in
     Python before 3.11.10 (CVE-2024-7592)."""
     for pair in environ.get("HTTP_COOKIE", "").split(";"):
@@ -388,7 +388,7 @@ def host_name(host: str) -> str:
     return name if port.isdigit() else ""
 
 
-def same_origin(environ: dict[str, Any]) -> bool:
+def same_origin(environ: WSGIEnvironment) -> bool:
     """False if a browser reports that another site's page sent the request. True for other clients, which send no such
     header."""
     if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") != "same-origin":
@@ -404,7 +404,7 @@ def _header_name(wsgi_name: str) -> str:
     return wsgi_name.removeprefix("HTTP_").replace("_", "-").title()
 
 
-def _printable_host(environ: dict[str, Any]) -> str:
+def _printable_host(environ: WSGIEnvironment) -> str:
     host = environ.get("HTTP_HOST", "")
     plain = host.isascii() and all(letter.isalnum() or letter in ".-:[]" for letter in host)
     return host if host and plain and len(host) < 256 else f"localhost:{environ.get('SERVER_PORT', '5000')}"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from wsgiref.types import WSGIEnvironment
 
 from procguard.admission.rate import RecordLimiter
 from procguard.agent_api import http_io
@@ -47,7 +48,7 @@ _CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
 class _Change:
     """A request in progress. `written`: (status, text) that was committed with its change."""
 
-    environ: dict[str, Any]
+    environ: WSGIEnvironment
     caller: Principal
     names: Mapping[str, str]
     status: int  # the status of the successful response
@@ -69,7 +70,7 @@ class Audit:
         self._refusals = RecordLimiter(REFUSALS_AT_ONCE, REFUSALS_PER_S)
         self._logins = RecordLimiter(LOGINS_AT_ONCE, LOGINS_PER_S)
 
-    def begin(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
+    def begin(self, environ: WSGIEnvironment, caller: Principal, names: Mapping[str, str], status: int) -> None:
         """Begin an admitted request that may change something. `names`: the parameters of its path (worker_id, host,
         …); `status`: that of the successful response. Until `end`, its commits include its record.
         """
@@ -103,7 +104,7 @@ class Audit:
         worker_id, host = names.get("worker_id", "")[:64], (names.get("host") or names.get("agent_id") or "")[:100]
         self._add(_CHANGES, "change", change.environ, status, change.caller, said, worker_id, host)
 
-    def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
+    def refused(self, environ: WSGIEnvironment, exc: ProcGuardError) -> None:
         """Record a change or log-in that was refused."""
         caller: Principal | None = environ.get(ASKS)
         more = self._refusals.suppressed(caller.identity if caller is not None else "", clock.read().monotonic)
@@ -113,13 +114,13 @@ class Audit:
             self._add(_REFUSED, "refused", environ, exc.http_status, caller, what)
             self._flush(_REFUSED)
 
-    def logged_in(self, environ: dict[str, Any], caller: Principal) -> None:
+    def logged_in(self, environ: WSGIEnvironment, caller: Principal) -> None:
         self._add_login("login", environ, caller)
 
-    def logged_out(self, environ: dict[str, Any], caller: Principal) -> None:
+    def logged_out(self, environ: WSGIEnvironment, caller: Principal) -> None:
         self._add_login("logout", environ, caller)
 
-    def _add_login(self, kind: str, environ: dict[str, Any], caller: Principal) -> None:
+    def _add_login(self, kind: str, environ: WSGIEnvironment, caller: Principal) -> None:
         more = self._logins.suppressed(caller.token_id, clock.read().monotonic)
         if more is not None:
             what = f"and {more} more log-ins and log-outs of this token before this one" if more else ""
@@ -140,7 +141,7 @@ class Audit:
         self,
         share: int,
         kind: str,
-        environ: dict[str, Any],
+        environ: WSGIEnvironment,
         status: int,
         caller: Principal | None = None,
         what: str = "",

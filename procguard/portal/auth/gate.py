@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 
@@ -66,7 +67,7 @@ class Gate:
         return gated
 
 
-def _cut(environ: dict[str, Any]) -> None:
+def _cut(environ: WSGIEnvironment) -> None:
     """Close the connection and discard unsent data."""
     connection_handle, sock = environ.get(http_io.CONNECTION_HANDLE), environ.get("procguard.socket")
     if connection_handle is None or sock is None:

@@ -7,7 +7,7 @@ Therefore no caller is an operator here: only agents' secrets and enrolment toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 
@@ -32,7 +32,7 @@ class AgentsOnly:
     def __init__(self, access: Access) -> None:
         self._access = access
 
-    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+    def identify(self, environ: WSGIEnvironment, own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         bare = {name: value for name, value in environ.items() if name not in _LEFT_OUT}
         try:
             caller = self._access.identify(bare, own_secret_sha256, of_agents)
@@ -47,7 +47,7 @@ class AgentsOnly:
         caller = self._access.by_secret(secret_sha256, address)
         return caller if caller is not None and caller.kind in ("agent", "enroll") else None
 
-    def admitted(self, environ: dict[str, Any]) -> Principal:
+    def admitted(self, environ: WSGIEnvironment) -> Principal:
         return self.identify(environ)
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 import gevent
@@ -42,7 +43,7 @@ def read_paths(text: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def embedded(environ: dict[str, Any], paths: Sequence[str], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
+def embedded(environ: WSGIEnvironment, paths: Sequence[str], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Call other routes of this application. Returns {path: {"body": its JSON, "etag"}} for those that responded with
     status 200 in time; the client requests the others itself and sees the error. `allowed`: rules of the routes that
     may be called."""
@@ -51,7 +52,7 @@ def embedded(environ: dict[str, Any], paths: Sequence[str], allowed: Sequence[st
     return {path: one.value for path, one in asked.items() if one.successful() and one.value is not None}
 
 
-def _answer(environ: dict[str, Any], path: str, allowed: Sequence[str]) -> dict[str, Any] | None:
+def _answer(environ: WSGIEnvironment, path: str, allowed: Sequence[str]) -> dict[str, Any] | None:
     app: bottle.Bottle = environ["bottle.app"]
     own = {name: value for name, value in environ.items() if not name.startswith("bottle.") and name not in _NOT_PASSED}
     quoted, _, own["QUERY_STRING"] = path.partition("?")

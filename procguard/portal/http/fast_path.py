@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http.client import responses
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from wsgiref.types import WSGIEnvironment
 
 import bottle
 
@@ -27,7 +28,7 @@ from procguard.portal.http.middleware import NO_STORE, SECURITY_HEADERS
 log = logging.getLogger(__name__)
 
 Counter = Callable[[str, str, int, float], None]  # (route, method, status, seconds)
-Handler = Callable[[dict[str, Any], str], Answer]
+Handler = Callable[[WSGIEnvironment, str], Answer]
 
 _HEAD = "".join(
     f"{name}: {value}\r\n" for name, value in (("Content-Type", "application/json"), NO_STORE, *SECURITY_HEADERS)
@@ -68,7 +69,7 @@ class FastPath:
         known = self._routes.get((method, parts[2], parts[4]))
         return FoundFastPath(*known, parts[3]) if known is not None and parts[3] else None
 
-    def answer(self, found: FoundFastPath, environ: dict[str, Any]) -> bytes:
+    def answer(self, found: FoundFastPath, environ: WSGIEnvironment) -> bytes:
         """The complete response as bytes."""
         began = time.perf_counter()
         identifier = f"{self._prefix}{next(self._numbers) & 0xFFFFFFFF:08x}"

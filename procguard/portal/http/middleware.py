@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from procguard.agent_api import http_io
 
@@ -41,7 +42,7 @@ class RequestMiddleware:
         self._app = app
         self._count = count
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         identifier = secrets.token_hex(8)
         environ["procguard.request_id"] = identifier
         began = time.perf_counter()
@@ -76,7 +77,7 @@ def _nothing() -> None:
     """The default `end`: no use was registered."""
 
 
-def _until_sent(result: Iterable[bytes], environ: dict[str, Any]) -> Iterable[bytes]:
+def _until_sent(result: Iterable[bytes], environ: WSGIEnvironment) -> Iterable[bytes]:
     close_use = environ.get(http_io.CLOSE_USE)
     return result if close_use is None else _Sending(result, close_use)
 

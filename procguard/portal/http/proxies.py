@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from procguard.agent_api import http_io
 
@@ -22,7 +22,7 @@ class TrustedProxies:
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks: list[Network] = [ipaddress.ip_network(text, strict=False) for text in networks]
 
-    def apply(self, environ: dict[str, Any]) -> None:
+    def apply(self, environ: WSGIEnvironment) -> None:
         """Set REMOTE_ADDR and wsgi.url_scheme to the client's; headers of untrusted peers are ignored."""
         if not self._networks or not self._trusts(_address(environ.get("REMOTE_ADDR", ""))):
             return

@@ -20,6 +20,7 @@ import time
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import unquote
+from wsgiref.types import WSGIEnvironment
 
 import gevent
 import gevent.pool
@@ -469,5 +470,5 @@ class Server(pywsgi.WSGIServer):
             pass
         sock.close()
 
-    def get_environ(self) -> dict[str, Any]:
+    def get_environ(self) -> WSGIEnvironment:
         return dict(self.environ)

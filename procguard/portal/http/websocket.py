@@ -19,6 +19,7 @@ import socket
 import time
 from collections import deque
 from typing import Any, Protocol
+from wsgiref.types import WSGIEnvironment
 
 import gevent
 import gevent.event
@@ -75,11 +76,11 @@ class Guard(Protocol):
 
     path: str
 
-    def check(self, environ: dict[str, Any]) -> None:
+    def check(self, environ: WSGIEnvironment) -> None:
         """Raise Refusal to answer with an HTTP error before the 101."""
         ...
 
-    def serve(self, connection: WebSocketConnection, environ: dict[str, Any]) -> None:
+    def serve(self, connection: WebSocketConnection, environ: WSGIEnvironment) -> None:
         """Use the connection until it is closed. Return at once to ignore everything that the client sends."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
@@ -26,7 +26,7 @@ class LiveEndpoint:
         self._keeper = keeper
         self._max_clients = max_clients
 
-    def check(self, environ: dict[str, Any]) -> None:
+    def check(self, environ: WSGIEnvironment) -> None:
         """Refuse pages of other sites, regardless of the user."""
         if not auth.same_origin(environ):
             raise websocket.Refusal(
@@ -36,7 +36,7 @@ class LiveEndpoint:
                 "use the portal's own page",
             )
 
-    def serve(self, connection: websocket.WebSocketConnection, environ: dict[str, Any]) -> None:
+    def serve(self, connection: websocket.WebSocketConnection, environ: WSGIEnvironment) -> None:
         caller = self._viewer(environ)
         if caller is None:
             # Browsers show a page the close code, but not an HTTP status: hence after the 101. Nothing is read.
@@ -59,7 +59,7 @@ class LiveEndpoint:
             self._keeper.remove(connection)
             self._hub.leave(connection)
 
-    def _viewer(self, environ: dict[str, Any]) -> Principal | None:
+    def _viewer(self, environ: WSGIEnvironment) -> Principal | None:
         try:
             return self._access.admit(environ, "viewer")
         except ProcGuardError:
