@@ -7,8 +7,9 @@ refused them (they stay in memory). Knows no subscriber.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+from typing import TYPE_CHECKING, Generic, ParamSpec
 
+from procguard.fleet.history.query import Event
 from procguard.fleet.model.records import CommandRecord, TokenRecord
 
 if TYPE_CHECKING:  # the signal's publishers call it
@@ -45,7 +46,7 @@ class ChangeBus:
         self.worker_measures = Signal[[str]]()
         self.host_measures = Signal[[str]]()
         self.measures = {"workers": self.worker_measures, "hosts": self.host_measures}
-        self.events = Signal[[dict[str, Any]]]()
+        self.events = Signal[[Event]]()
         self.commands = Signal[[CommandRecord]]()  # after each change of a command's status but the first
         self.news = Signal[[str]]()  # agent id: there is something to send on its long poll
         self.poll_lost = Signal[[str]]()  # the agent closed its long poll; a running agent opens another immediately

@@ -18,7 +18,7 @@ from procguard.fleet.durability import Durability
 from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.history.events import EventLog
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.leadership import Leadership, SoleManager
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
@@ -218,10 +218,10 @@ class FleetState:
 
     def events(
         self, after: int = 0, worker: str | None = None, host: str | None = None, limit: int = 200
-    ) -> list[dict[str, Any]]:
+    ) -> list[Event]:
         return self.event_log.query(after, worker, host, limit)
 
-    def find_events(self, query: EventQuery, limit: int) -> list[dict[str, Any]]:
+    def find_events(self, query: EventQuery, limit: int) -> list[Event]:
         return self.event_log.search(query, limit)
 
     def own_workers(self, agent_id: str) -> Mapping[str, WorkerRecord]:

@@ -28,7 +28,8 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentMaintenance, Op
 from procguard.fleet.changes import ChangeBus
 from procguard.fleet.fleet import Fleet
-from procguard.fleet.history.events import Event, EventBounds, EventLog
+from procguard.fleet.history.events import EventBounds, EventLog
+from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from procguard.config.notifications import ALERT_CLASSES, AlertTarget
+from procguard.fleet.history.query import Event
 from procguard.i18n.words import Words
 
-Event = dict[str, Any]
 Tails = Mapping[tuple[str, int], list[str]]
 Severity = Literal["critical", "warning", "info"]
 

@@ -17,10 +17,11 @@ import gevent.event
 
 from procguard.config.notifications import AlertTarget
 from procguard.errors import Conflict, NotFound
+from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import iso
 from procguard.notify import alerts, transport
-from procguard.notify.alerts import Event, Gathering, Message
+from procguard.notify.alerts import Gathering, Message
 from procguard.notify.formats import Outcome
 
 RETRY_FIRST_S = 1.0

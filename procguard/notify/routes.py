@@ -11,10 +11,10 @@ from typing import Any
 
 from procguard.config.notifications import NotifyRoute
 from procguard.errors import ConfigError, UsageError
+from procguard.fleet.history.query import Event
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers import selectors
 from procguard.notify import alerts
-from procguard.notify.alerts import Event
 
 Facts = dict[str, Any]
 
@@ -22,10 +22,14 @@ Facts = dict[str, Any]
 def facts_of(state: FleetState, event: Event) -> Facts:
     """The facts of an event that selectors match: its worker as declared, with the state after the event; for an event
     of a host only its name."""
-    facts: Facts = {"host": event.get("host") or "", "state": event.get("after") or ""}
-    worker = state.workers_by_id.get(str(event.get("worker_id") or ""))
+    return facts_about(state, event.get("worker_id") or "", event.get("host") or "", event.get("after") or "")
+
+
+def facts_about(state: FleetState, worker_id: str, host: str, after: str = "") -> Facts:
+    """As `facts_of`, of a worker or, without an id, a host. `after`: "" for the worker's current state."""
+    worker = state.workers_by_id.get(worker_id)
     if worker is None:
-        return {**facts, "worker_id": event.get("worker_id") or ""}
+        return {"host": host, "state": after, "worker_id": worker_id}
     return {
         "worker_id": worker.worker_id,
         "host": worker.host,
@@ -33,7 +37,7 @@ def facts_of(state: FleetState, event: Event) -> Facts:
         "group": worker.spec.group,
         "labels": worker.spec.labels,
         "desired": worker.desired,
-        "state": facts["state"] or worker.last_state,
+        "state": after or worker.last_state,
     }
 
 

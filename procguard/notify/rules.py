@@ -27,7 +27,7 @@ from procguard.fleet.workers import selectors
 from procguard.fleet.workers.selectors import Selector
 from procguard.i18n.reasons import because
 from procguard.notify.mutes import Mutes, MuteView
-from procguard.notify.routes import facts_of
+from procguard.notify.routes import facts_about
 from remote_agent.protocol.messages import AgentHeartbeat, WorkerReport
 from remote_agent.protocol.states import RUNNING
 
@@ -215,7 +215,7 @@ def _firing_view(
     state: FleetState, mutes: Mutes, key: str, row: Mapping[str, Any], rule: AlertRule | None, wall: float
 ) -> FiringAlert:
     seen = row.get("acknowledged")
-    mute = mutes.covering(wall, facts_of(state, dict(row)))
+    mute = mutes.covering(wall, facts_about(state, row.get("worker_id") or "", row.get("host") or ""))
     value = _value_now(state, row, wall)
     return {
         "alert": key,
@@ -266,7 +266,7 @@ def _plain(value: float) -> float | int:
 
 
 def _facts(state: FleetState, subject: Subject) -> dict[str, Any]:
-    return facts_of(state, {"worker_id": subject.worker_id, "host": subject.host})
+    return facts_about(state, subject.worker_id, subject.host)
 
 
 # ---------------------------------------------------------------------------------------------------- measurements

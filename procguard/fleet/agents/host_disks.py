@@ -30,4 +30,4 @@ def why(beat: messages.AgentHeartbeat) -> Reason:
 def last_reported(history: EventLog) -> dict[str, str]:
     """host -> the last recorded state of its disk, also from an earlier run of the manager, to prevent duplicates."""
     found = history.find(EventQuery(kind=("host_disk_full", "host_disk_ok")), limit=100_000)
-    return {event["host"]: event["after"] or "" for event in found}
+    return {event["host"] or "": event["after"] or "" for event in found}

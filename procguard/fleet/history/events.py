@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.store.interface import EVENTS, Line, Store
 from procguard.i18n.reasons import because
-from remote_agent.protocol.reasons import fields as reason_fields
+from remote_agent.protocol.reasons import values as reason_values
 
 DAY_S = 86_400.0
 DISK_SHARES = 8  # one source may write an eighth of the bytes on disk per day
@@ -27,10 +27,6 @@ LINE_BYTES = 300  # size of an event on disk without its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
 PIECE = 200  # number of events that an export reads at once: about 2 ms
-
-# {"seq","at","kind","worker_id","host","before","after","reason","reason_code","reason_params","actor","attempt",
-# "cause","evidence"}; events of older releases have neither cause nor evidence
-Event = dict[str, Any]
 
 # The default cause of each kind of event, unless its writer passes a more specific one.
 CAUSE_OF_KIND = {
@@ -213,15 +209,18 @@ class EventLog:
         the kind's default. `evidence`: supporting facts (exit record, result of an SSH probe, origin of a request).
         """
         self._numbers.last += 1
+        text, code, params = reason_values(reason if len(reason) <= MAX_REASON_CHARS else reason[:MAX_REASON_CHARS])
         event: Event = {
             "seq": self._numbers.last,
-            "at": iso(at or now.wall),
+            "at": iso(at or now.wall) or "",
             "kind": kind,
             "worker_id": worker_id or None,
             "host": host or None,
             "before": before or None,
             "after": after or None,
-            **_reason_fields(reason),
+            "reason": text,
+            "reason_code": code,
+            "reason_params": params,
             "actor": actor or None,
             "attempt": attempt,
             "cause": cause or CAUSE_OF_KIND.get(kind),
@@ -314,10 +313,6 @@ class EventLog:
                 if reported > last:
                     return
                 yield event
-
-
-def _reason_fields(text: str) -> dict[str, Any]:
-    return reason_fields("reason", text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS])
 
 
 def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from procguard.fleet import leases
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes, foreground
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.shapes import gpus
@@ -59,7 +59,7 @@ class Facts:
     gang: dict[str, Any] | None = None
     commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}
     cordoned_gpus: tuple[tuple[int, Reason], ...] = ()  # of the GPUs that it holds
-    events: tuple[dict[str, Any], ...] = ()  # oldest first
+    events: tuple[Event, ...] = ()  # oldest first
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
     }
 
 
-def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
+def _story(fleet: Fleet, worker_id: str, host: str) -> list[Event]:
     """The newest events of the worker, and those of its host in between; a failure appears once. `host` "": a worker of
     a launcher, whose events are the worker's own."""
     found = fleet.state.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
@@ -149,7 +149,7 @@ def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
     return sorted([*own, *others], key=lambda event: int(event["seq"]))[-TIMELINE_EVENTS:]
 
 
-def _repeats(before: dict[str, Any] | None, event: dict[str, Any]) -> bool:
+def _repeats(before: Event | None, event: Event) -> bool:
     """Whether the event only repeats the change of state before it, as `worker_failed` does, which is derived from
     it."""
     return event["kind"] == "worker_failed" and before is not None and before["after"] == "failed"

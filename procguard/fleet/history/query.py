@@ -7,10 +7,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from procguard.fleet.model.clock import iso
 from remote_agent.protocol.reasons import also_of
 
 _TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "after")
+
+
+class Event(TypedDict):
+    """An entry of the history; fleet/shapes/events.py describes its fields. Events of older releases lack some."""
+
+    seq: int
+    at: str
+    kind: str
+    worker_id: str | None
+    host: str | None
+    before: str | None
+    after: str | None
+    reason: str
+    reason_code: NotRequired[str]
+    reason_params: NotRequired[dict[str, Any]]
+    actor: str | None
+    attempt: int | None
+    cause: NotRequired[str | None]
+    evidence: NotRequired[dict[str, Any] | str | None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,7 @@ class EventQuery:
     until: float | None = None
     text: str = ""  # each word must occur somewhere in the event, ignoring case
 
-    def matches(self, event: dict[str, Any]) -> bool:
+    def matches(self, event: Event) -> bool:
         if event["seq"] <= self.after or (self.before and event["seq"] >= self.before):
             return False
         for field, wanted in (
@@ -61,14 +82,14 @@ class EventQuery:
     def until_text(self) -> str | None:
         return None if self.until is None else iso(self.until)
 
-    def _has_code(self, event: dict[str, Any]) -> bool:
+    def _has_code(self, event: Event) -> bool:
         """Whether the event's reason, or a reason that follows it, has one of the codes."""
         params = event.get("reason_params")
         following = [one["code"] for one in also_of(params)] if isinstance(params, dict) else []
         codes = [f"{code}." for code in (event.get("reason_code"), *following) if code]
         return any(code.startswith(f"{wanted}.") for code in codes for wanted in self.reason_code)
 
-    def _has_words(self, event: dict[str, Any]) -> bool:
+    def _has_words(self, event: Event) -> bool:
         text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
         return all(word in text for word in self.words)
 
@@ -77,7 +98,7 @@ class EventQuery:
         return tuple(dict.fromkeys(self.text.lower().split()))
 
 
-def operation_of(event: dict[str, Any]) -> str | None:
+def operation_of(event: Event) -> str | None:
     """The batch operation that an event belongs to."""
     evidence = event.get("evidence")
     return evidence.get("operation_id") if isinstance(evidence, dict) else None
@@ -88,14 +109,14 @@ def read_pages(
     limit: int,
     page_size: int,
     after: int | None,
-    read: Callable[[int | None, int, bool], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
+    read: Callable[[int | None, int, bool], list[Event]],
+) -> list[Event]:
     """At most `limit` matching events, oldest first: the newest ones, or with `after` the first ones after that seq.
 
     `read(boundary, count, newest)` returns one page: with `newest`, newest first before `boundary`; otherwise oldest
     first after it.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Event] = []
     newest = after is None
     boundary = (query.before or None) if newest else after
     while len(found) < limit:

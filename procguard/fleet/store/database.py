@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from procguard import __version__
 from procguard.errors import ProcGuardError
-from procguard.fleet.history.query import EventQuery, operation_of
+from procguard.fleet.history.query import Event, EventQuery, operation_of
 from procguard.fleet.store.interface import Line, Loaded, Tables, apply
 from procguard.fleet.store.snapshot import free_name, sync_directory
 from procguard.i18n.reasons import because
@@ -404,7 +404,7 @@ def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
 # ------------------------------------------------------------------------------------------------------- encoding
 
 
-def row_of(name: str, event: dict[str, Any]) -> Row:
+def row_of(name: str, event: Event) -> Row:
     """The table row of a history line."""
     texts = (event.get(column) for column in ("at", "kind", "worker_id", "host"))
     more = (operation_of(event), event.get("cause"), event.get("actor"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.i18n.reasons import Reason
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ Tables = dict[str, dict[str, Record]]
 # (table, key, record); record None deletes.
 Change = tuple[str, str, "Record | None"]
 # (log, event): one line of the history; an event's `seq` is unique and increasing within its log.
-Line = tuple[str, dict[str, Any]]
+Line = tuple[str, Event]
 RunBlocking = Callable[[Callable[[], None]], None]
 
 EVENTS = "events"
@@ -69,7 +69,7 @@ class Store(Protocol):
     def keep_history(self, log: str, max_bytes: int) -> None:
         """Bound one log: its oldest events are dropped as new ones are committed."""
 
-    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
+    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[Event]:
         """Committed events that match, oldest first: the newest `limit`, or the first `limit` with seq > `after`."""
 
     def read(self) -> Loaded:

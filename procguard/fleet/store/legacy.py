@@ -24,7 +24,7 @@ from typing import Any
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.store import snapshot
-from procguard.fleet.store.interface import EVENTS, Loaded, Tables, apply
+from procguard.fleet.store.interface import EVENTS, Line, Loaded, Tables, apply
 from procguard.i18n.reasons import because
 
 LOGS = {"events": EVENTS, "audit": "audit", "audit-logins": "audit-logins", "audit-refused": "audit-refused"}
@@ -37,7 +37,7 @@ class Migration:
     loaded: Loaded
     path: str
 
-    def history(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def history(self) -> Iterator[Line]:
         yield from history(self.path)
 
     def finish(self) -> None:
@@ -93,7 +93,7 @@ def files_of(path: str) -> list[str]:
     return [name for name in names if os.path.exists(name)]
 
 
-def history(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def history(path: str) -> Iterator[Line]:
     for log, name in LOGS.items():
         for ending in (".1", ""):
             with suppress(FileNotFoundError):

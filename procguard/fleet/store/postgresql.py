@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from procguard.errors import Conflict, ProcGuardError
-from procguard.fleet.history.query import EventQuery, read_pages
+from procguard.fleet.history.query import Event, EventQuery, read_pages
 from procguard.fleet.store import database as rows
 from procguard.fleet.store import leader_row, postgres_schema
 from procguard.fleet.store.database import IsFenced, Key, Row, encode
@@ -221,10 +221,10 @@ class PostgresqlStore:
     def keep_history(self, log: str, max_bytes: int) -> None:
         self._kept[log] = max_bytes
 
-    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
+    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[Event]:
         return read_pages(query, limit, PAGE, after, lambda *page: self._page(log, query, *page))
 
-    def _page(self, log: str, query: EventQuery, edge: int | None, count: int, newest: bool) -> list[dict[str, Any]]:
+    def _page(self, log: str, query: EventQuery, edge: int | None, count: int, newest: bool) -> list[Event]:
         """One page of events. `newest`: newest first, before `edge`; otherwise oldest first, after it."""
         where, values = rows.condition(log, query)
         where = where.replace("%", "%%").replace("?", "%s").replace("body LIKE", "body ILIKE")

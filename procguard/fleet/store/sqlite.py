@@ -19,11 +19,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from procguard import __version__
 from procguard.errors import ProcGuardError
-from procguard.fleet.history.query import EventQuery, read_pages
+from procguard.fleet.history.query import Event, EventQuery, read_pages
 from procguard.fleet.store import database as files
 from procguard.fleet.store import legacy, snapshot
 from procguard.fleet.store.database import Damaged, HeldRows, IsCorrupt, IsFenced, Key, Row, encode, os_error
@@ -257,12 +257,10 @@ class SqliteStore:
     def keep_history(self, log: str, max_bytes: int) -> None:
         self._kept[log] = max_bytes
 
-    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
+    def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[Event]:
         return read_pages(query, limit, PAGE, after, lambda *page: self._page(log, query, *page))
 
-    def _page(
-        self, log: str, query: EventQuery, boundary: int | None, count: int, newest: bool
-    ) -> list[dict[str, Any]]:
+    def _page(self, log: str, query: EventQuery, boundary: int | None, count: int, newest: bool) -> list[Event]:
         """One page of events. `newest`: newest first, before `boundary`; otherwise oldest first, after it."""
         where, values = files.condition(log, query)
         if boundary is not None:

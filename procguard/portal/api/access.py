@@ -20,13 +20,14 @@ from procguard.agent_api.interface import Principal
 from procguard.errors import Forbidden, LimitExceeded, ProcGuardError, Refused
 from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES, Tokens
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
+from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.portal.api.history import ChangesQuery
 from procguard.portal.api.manager import Status
 from procguard.portal.api.resource import Moment, RequestBody, Resource, Services, one_line, read_body
 from procguard.portal.auth.access import cookie, same_origin, too_many_wrong_tokens
-from procguard.portal.auth.audit import ASKS, Record
+from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.sessions import COOKIE, Role
 from procguard.runtime.cooperative import Pace
 from remote_agent.protocol import messages
@@ -329,13 +330,13 @@ def _refusal(text: str, language: str) -> str:
     return request + separator + http_io.in_language(message, language)
 
 
-def _audit_view(record: Record, what: str) -> Change:
+def _audit_view(record: Event, what: str) -> Change:
     """The API form of an entry of the audit log. `what`: in the language of the current request."""
     evidence = record["evidence"] if isinstance(record["evidence"], dict) else {}
     return Change(
         seq=record["seq"],
         at=record["at"],
-        kind=record["kind"],
+        kind=record["kind"],  # type: ignore[arg-type]  # the audit writes only these
         actor=record["actor"],
         via=evidence.get("via") or None,
         address=evidence.get("from"),

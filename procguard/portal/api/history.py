@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
 import bottle
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from procguard import hints
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, get, several, text, whole
 from procguard.fleet.history import causes, explain
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.shapes.events import EVENT
 from procguard.i18n import words
@@ -84,14 +84,16 @@ class ExplainQuery:
 
 
 if TYPE_CHECKING:
-    Event = dict[str, Any]
+
+    class EventAnswer(Event):
+        logs: NotRequired[str | None]
 else:
-    Event = answer_type("Event", "What happened, and why.", EVENT, globals())
+    EventAnswer = answer_type("Event", "What happened, and why.", EVENT, globals())
 
 
 @dataclass(frozen=True)
 class EventsAnswer:
-    events: list[Event]
+    events: list[EventAnswer]
 
 
 class Sentence(TypedDict):
@@ -181,7 +183,7 @@ class HistoryApi(Resource):
         return cast(ExplanationAnswer, {**of_it, "at": clock.iso(now.wall), **said})
 
 
-def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+def _lines(events: Iterator[Event]) -> Iterator[bytes]:
     """JSON lines, in chunks."""
     piece: list[bytes] = []
     for event in events:
@@ -192,9 +194,10 @@ def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
     yield b"".join(piece)
 
 
-def with_last_words(event: dict[str, Any]) -> dict[str, Any]:
+def with_last_words(event: Event) -> EventAnswer:
     """The event; for a worker's failure, with `logs`, the path of the failed attempt's last log lines."""
-    if event.get("after") != states.FAILED or not event.get("worker_id") or event.get("attempt") is None:
-        return event
-    path = f"/api/remote-workers/{quote(event['worker_id'], safe='')}/logs"
-    return {**event, "logs": f"{path}?attempt={event['attempt']}&tail={LAST_WORDS_LINES}"}
+    worker_id, attempt = event.get("worker_id"), event.get("attempt")
+    if event.get("after") != states.FAILED or not worker_id or attempt is None:
+        return cast(EventAnswer, event)
+    path = f"/api/remote-workers/{quote(worker_id, safe='')}/logs"
+    return {**event, "logs": f"{path}?attempt={attempt}&tail={LAST_WORDS_LINES}"}

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from procguard.admission.rate import RecordLimiter
@@ -20,7 +20,7 @@ from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventBounds, EventLog, Numbers
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store.interface import Fenced, Line, NotDurable, Store
 
@@ -28,8 +28,6 @@ REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # per known caller; for all unaut
 LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # limits per token
 MAX_PATH_CHARS = 300
 ASKS = "procguard.asks"  # key in a request's environment: the caller, also if it was refused
-
-Record = dict[str, Any]
 
 
 class _Share(NamedTuple):
@@ -127,7 +125,7 @@ class Audit:
             self._add(_LOGINS, kind, environ, 200, caller, what)
             self._flush(_LOGINS)
 
-    def find(self, query: EventQuery, limit: int) -> list[Record]:
+    def find(self, query: EventQuery, limit: int) -> list[Event]:
         """The newest `limit` records that match, oldest first."""
         found = [record for log in self._logs for record in log.search(query, limit)]
         return sorted(found, key=lambda record: int(record["seq"]))[-limit:]

@@ -22,6 +22,7 @@ import gevent.event
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.fleet import Fleet
+from procguard.fleet.history.query import Event
 from procguard.portal.http import frames
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
@@ -195,7 +196,7 @@ class LiveHub:
         elif not self._singles:
             self._fleet.state.bus.unseen.add(topic)
 
-    def _on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: Event) -> None:
         self._topics["events"].change(str(event["seq"]), event)
         self._signal.set()
 

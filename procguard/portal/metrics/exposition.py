@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
+from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
 from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
@@ -67,7 +68,7 @@ class Metrics:
         self.count = self._requests.count
         of.state.bus.events.subscribe(self._take)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         """Count one event of the history. Kinds, causes and outcomes are defined by the code or the configuration, so
         that their number is bounded. A cause known only to an agent is counted as `other`."""
         kind, evidence, cause = event["kind"], event.get("evidence"), event.get("cause") or ""

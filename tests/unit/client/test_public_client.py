@@ -47,7 +47,7 @@ def test_every_example_of_the_document_runs(server: RunningServer, capsys: pytes
     [
         (types.WorkerInfo, workers.WorkerAnswer),
         (types.HostInfo, hosts.HostAnswer),
-        (types.EventInfo, history.Event),
+        (types.EventInfo, history.EventAnswer),
         (types.CommandInfo, workers.Accepted),
         (types.ExplanationInfo, history.ExplanationAnswer),
         (types.OperationInfo, operations.OperationAnswer),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from procguard.fleet.history.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
-from procguard.fleet.history.query import EventQuery
+from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model.clock import Now
+from procguard.fleet.shapes.events import EVENT
 from procguard.i18n.reasons import because
 from remote_agent.protocol import messages
 from tests.unit import store_rig
@@ -245,3 +246,9 @@ def test_agents_that_say_a_lot_push_out_neither_the_managers_events_nor_a_quiet_
     for number in range(20_000):
         log.add("worker_state", NOW, reason="noise", host=f"loud{number % 40}", source=f"loud{number % 40}")
     assert reasons(log.find(EventQuery(kind=("deploy", "agent_connected")))) == ["declared", "heard"]
+
+
+def test_the_type_of_an_event_has_the_fields_that_are_shown(tmp_path: Path) -> None:
+    recorded = Event.__annotations__.keys()
+    assert [one.name for one in EVENT if one.name != "logs"] == [*recorded]  # `logs` is added by the API
+    assert opened(tmp_path).add("agent_connected", NOW, reason="heard").keys() == recorded
