@@ -100,8 +100,7 @@ fi
 # (ERR_NETWORK_CHANGED), as with each test host.
 # Tests with a bound in seconds run afterwards, one after another, or three at a time if they mostly wait; the static
 # checks run beside those at the lowest priority. tests/conftest.py runs the longest files first, because a phase ends
-# with its last file. The processes of most tests are forked after one collection (tests/side_by_side.py); pytest-xdist,
-# which can also share out single tests, runs the others.
+# with its last file.
 tests=0
 static=0 # a failed check does not keep the tests from running: one run shows everything
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
@@ -113,7 +112,7 @@ fi
 "${own_network[@]}" "$procguard_python" -m pytest --basetemp "$scratch/b" -n 2 "${spread[@]}" tests/browser \
     >"$scratch/browser" 2>&1 &
 browser=$!
-run --forks 6 --durations=25 tests --ignore=tests/browser -m 'not alone and not few'
+run -n 6 "${spread[@]}" tests --ignore=tests/browser -m 'not alone and not few'
 wait $browser || tests=$?
 cat "$scratch/browser"
 nice -n 19 "$procguard_python" scripts/dev_tasks.py static >"$scratch/static" 2>&1 &

@@ -42,8 +42,11 @@ def _tool(name: str) -> list[str]:
 
 
 # The unit tests in parallel, without those that start processes, wait or measure. One process more than the two cores
-# of the reference machine, because some tests wait for a process or a socket.
-QUICK_TESTS = [sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "--forks", "3"]
+# of the reference machine, because some tests wait for a process or a socket; no more, because each process imports
+# everything.
+QUICK_TESTS = [
+    sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "-n", "3", "--dist=loadfile",
+]  # fmt: skip
 
 # What `check` runs before the unit tests: name -> command.
 STATIC: dict[str, list[str]] = {

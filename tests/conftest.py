@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from scripts.leftovers import control_groups
-from tests import chaos, costs, forked, side_by_side, stuck
+from tests import chaos, costs, forked, stuck
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
@@ -63,9 +63,7 @@ _PRESENT = pytest.StashKey[int]()  # a lock that runs of pytest with the same te
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("timeout"):  # a run of the suite
-        watch = stuck.Watch(config)
-        config.pluginmanager.register(watch)
-        side_by_side.register(config, watch)
+        config.pluginmanager.register(stuck.Watch(config))
     costs.register(config)
 
 
@@ -96,9 +94,7 @@ def _remove(groups: set[str]) -> None:
             os.rmdir(path)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if session.config.getoption("forks") and session.items and not session.config.option.collectonly:
-        forked.share()
+def pytest_collection_finish() -> None:
     if hasattr(gc, "freeze"):  # not in PyPy
         gc.freeze()  # each look for garbage would go through all of it again
     gc.set_threshold(*GARBAGE)
@@ -108,7 +104,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     chaos.add_options(parser)
     costs.add_option(parser)
-    side_by_side.add_option(parser)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

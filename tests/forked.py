@@ -157,7 +157,6 @@ class _ForkServer:
 
 _lock = threading.Lock()
 _servers: dict[tuple[int, str], _ForkServer] = {}  # by the pid of who has it: a fork of this process has its own
-_shared: dict[str, _ForkServer] = {}  # with the forks of this process
 
 
 def start(
@@ -202,16 +201,10 @@ def _start(
     program, words, environment, folder = what
     request = {"program": program, "words": words, "environment": dict(environment), "folder": str(folder)}
     with _lock:
-        server = _shared.get(name) or _servers.get((os.getpid(), name))
+        server = _servers.get((os.getpid(), name))
         if server is None:
             server = _servers[os.getpid(), name] = _ForkServer(name)
         return server.start(request, stdin, stdout, stderr)
-
-
-def share() -> None:
-    """Start the fork servers; the forks that this process makes from now on use them too."""
-    for name in IMPORTED:
-        _shared[name] = _servers[os.getpid(), name] = _ForkServer(name)
 
 
 def close() -> None:

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 import psutil
 import pytest
@@ -29,8 +29,7 @@ class Watch:
     def __init__(self, config: pytest.Config) -> None:
         self._limit_s = float(config.getini("timeout") or 0.0)
         self._plugins = config.pluginmanager
-        self._xdist = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
-        self._many = self._xdist or bool(config.getoption("forks", 0))
+        self._many = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
         self._reported = time.monotonic()
         with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             self._stderr = os.dup(2)
@@ -47,17 +46,18 @@ class Watch:
             faulthandler.cancel_dump_traceback_later()
 
     def pytest_sessionstart(self) -> None:
-        if self._xdist:
+        if self._many:
             threading.Thread(target=self._end_the_silent, daemon=True).start()
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._reported = time.monotonic()
-        terminal = self._plugins.getplugin("terminalreporter")
-        if report.failed and self._many and terminal is not None:
+        if report.failed and self._many:
             crash = getattr(report.longrepr, "reprcrash", None)
             first = next(iter(str(crash.message if crash else report.longrepr).strip().splitlines()), "")
-            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}): {first}", red=True)
+            self._plugins.getplugin("terminalreporter").write_line(
+                f"\nFAILED {report.nodeid} ({report.when}): {first}", red=True
+            )
 
     def _end_the_silent(self) -> None:
         while True:
@@ -65,14 +65,9 @@ class Watch:
             if time.monotonic() - self._reported < SILENT_S:
                 continue
             self._reported = time.monotonic()
-            self.end([one.pid for one in psutil.Process().children()])
-
-    def end(self, pids: Iterable[int]) -> None:
-        """End processes that have been silent for too long; each writes its stacks first."""
-        for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one = psutil.Process(pid)
-                message = f"\nnothing reported for {SILENT_S:.0f} s: ending {pid} ({one.status()})\n"
-                os.write(self._stderr, message.encode())
-                one.send_signal(signal.SIGABRT)  # pytest has enabled faulthandler: it writes the stacks
-                one.send_signal(signal.SIGCONT)
+            for one in psutil.Process().children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    message = f"\nnothing reported for {SILENT_S:.0f} s: ending {one.pid} ({one.status()})\n"
+                    os.write(self._stderr, message.encode())
+                    one.send_signal(signal.SIGABRT)  # pytest has enabled faulthandler: it writes the stacks
+                    one.send_signal(signal.SIGCONT)

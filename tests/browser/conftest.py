@@ -169,10 +169,10 @@ class ManagerRig:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bundled_portal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def bundled_portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the managers serve. test_access.py and test_chinese.py, which sees every page, look at the modules."""
     base = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):
+    if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # of all processes of this run
     if not portal_wheel.missing():
         os.environ[bundled.FOLDER] = str(bundled.made_once(base / "portal"))

@@ -41,22 +41,17 @@ def test_that_passes():
     [(SWALLOWS, " in test_that_swallows_its_time_limit"), (STOPPED, "(stopped)")],
     ids=["swallows its limit", "stopped"],
 )
-@pytest.mark.parametrize(
-    "beside", [["-n2", "--dist=loadfile", "--max-worker-restart=0"], ["--forks=2"]], ids=["xdist", "forks"]
-)
 def test_a_test_that_nothing_ends_is_named_with_its_stack_and_the_others_run(
-    tmp_path: Path, stuck: str, where: str, beside: list[str]
+    tmp_path: Path, stuck: str, where: str
 ) -> None:
     (tmp_path / "test_stuck.py").write_text(stuck)
     (tmp_path / "test_others.py").write_text(OTHERS)
     (tmp_path / "conftest.py").write_text(
-        "from tests import side_by_side, stuck\nstuck.GRACE_S, stuck.SILENT_S = 1.0, 12.0\n"
-        "def pytest_addoption(parser):\n    side_by_side.add_option(parser)\n"
-        "def pytest_configure(config):\n    watch = stuck.Watch(config)\n    config.pluginmanager.register(watch)\n"
-        "    side_by_side.register(config, watch)\n"
+        "from tests import stuck\nstuck.GRACE_S, stuck.SILENT_S = 1.0, 12.0\n"
+        "def pytest_configure(config):\n    config.pluginmanager.register(stuck.Watch(config))\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 120\n")
-    words = [*beside, "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    words = ["-n2", "--dist=loadfile", "--max-worker-restart=0", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,
