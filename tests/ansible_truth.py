@@ -19,6 +19,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
+WITHIN_S = 300  # for all questions
+
 
 def ask(questions: list[Json], home: Path) -> list[Json]:
     environment = {
@@ -32,7 +34,7 @@ def ask(questions: list[Json], home: Path) -> list[Json]:
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.ansible_truth"], input=json.dumps(questions), env=environment, cwd=home,
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=WITHIN_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [dict(one) for one in json.loads(done.stdout)]

@@ -22,7 +22,8 @@ from tests.rows import each
 from tests.unit.deploy.inventory.expressions import EXPRESSIONS, VARIABLES
 from tests.unit.deploy.inventory.shapes import PASSWORD, SHAPES, SOURCES
 
-pytestmark = pytest.mark.slow
+# The first of them waits for all answers of Ansible.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(ansible_truth.WITHIN_S)]
 
 # Shapes that Ansible reads with a warning and incompletely: ProcGuard's messages.
 STRICTER = {
