@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import bottle
-import gevent
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -236,7 +235,6 @@ class WorkersApi(Resource):
         http_io.note_change(f"{body.command}: {body.reason}" if body.reason else body.command)
         origin = f"{bottle.request.environ.get('REMOTE_ADDR', '?')}, {caller.via}"
         record = self.fleet.workers.command(worker_id, body.command, caller.actor, clock.read(), body.reason, origin)
-        gevent.sleep(0)  # the agent's long poll, woken by the commit, is answered first
         return Accepted(record.command_id, record.worker_id, record.command)
 
     @post(

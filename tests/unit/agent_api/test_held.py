@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
-import bottle
 import gevent
 import gevent.socket
 
-from procguard.agent_api.interface import Principal
 from procguard.agent_api.long_poll import LongPoll, LongPolls
-from procguard.portal.api.workers import CommandRequest, WorkersApi
 from tests.waiting import Stopwatch
 
 
@@ -55,29 +51,6 @@ def test_bytes_of_a_next_request_are_left_alone() -> None:
     assert ours.recv(9) == b"GET /next"
     ours.close()
     theirs.close()
-
-
-def test_a_commands_agent_is_answered_before_the_operator() -> None:
-    """What the agent does need not wait until the response to the operator is written."""
-    polls, order = LongPolls(), list[str]()
-    poll = polls.open("agent:h1", "h1", None)
-
-    def agent() -> None:
-        poll.wait(5.0)
-        order.append("agent")
-
-    def command(worker_id: str, verb: str, *_: object) -> SimpleNamespace:
-        polls.wake("h1")
-        return SimpleNamespace(command_id="c-1", worker_id=worker_id, command=verb)
-
-    gevent.spawn(agent)
-    gevent.sleep(0)
-    api = object.__new__(WorkersApi)
-    api.fleet = SimpleNamespace(workers=SimpleNamespace(command=command))  # type: ignore[assignment]
-    bottle.request.bind({})
-    api.command("w1", Principal("operator", "me"), CommandRequest(command="restart"))
-    order.append("operator")
-    assert order == ["agent", "operator"]
 
 
 def test_news_wakes_every_request_of_the_agent_and_nobody_elses() -> None:
