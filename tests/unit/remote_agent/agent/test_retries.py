@@ -63,7 +63,7 @@ def test_an_agent_of_a_single_manager_waits_up_to_five_seconds() -> None:
 
 
 def test_an_agent_of_several_managers_waits_no_longer_than_a_takeover_takes() -> None:
-    """Behind one address it is told nothing of a standby: the connection is refused until another manager leads."""
+    """Behind a shared address no standby responds: connections are refused until another manager leads."""
     agent = Agent(term=TERM)
     assert [agent.outcome(GONE) for _ in range(5)] == [0.2, 0.6, 1.8, 2.0, 2.0]
 
