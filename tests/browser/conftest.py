@@ -260,6 +260,18 @@ class Visitor:
         """Ignore errors that the test itself has caused: Chromium reports each refused request and lost connection."""
         self.complaints = [one for one in self.complaints if part not in one]
 
+    def forgive_an_absent_manager(self) -> None:
+        """Ignore what Chromium reports while no manager is there, and of the requests that a killed one left."""
+        for part in (
+            "ERR_CONNECTION_REFUSED",
+            "ERR_CONNECTION_RESET",
+            "ERR_CONNECTION_CLOSED",
+            "ERR_EMPTY_RESPONSE",
+            "ERR_INCOMPLETE_CHUNKED_ENCODING",
+            "/ws' failed",
+        ):
+            self.forgive(part)
+
     def leave(self) -> None:
         for context in self._contexts:
             context.close()
