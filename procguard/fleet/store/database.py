@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from pydantic_core import from_json
+
 from procguard import __version__
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import Event, EventQuery, operation_of
@@ -129,7 +131,7 @@ class HeldRows:
 
     def loaded(self) -> Loaded:
         tables: Tables = {}
-        records = json.loads(f"[{','.join(self.bodies.values())}]")
+        records = _parsed(f"[{','.join(self.bodies.values())}]")
         apply(tables, [(kind, key, one) for (kind, key), one in zip(self.bodies, records, strict=True)])
         return Loaded(tables, self.intact, self.notes)
 
@@ -423,6 +425,14 @@ def key_of(kind: str, key: str) -> Key:
 def held_from(loaded: Loaded) -> HeldRows:
     bodies = {(kind, key): encode(one) for kind, records in loaded.tables.items() for key, one in records.items()}
     return HeldRows(bodies, intact=loaded.intact, notes=list(loaded.notes))
+
+
+def _parsed(text: str) -> Any:
+    """As json.loads, in two thirds of the time."""
+    try:
+        return from_json(text)
+    except ValueError:  # it does not know surrogates
+        return json.loads(text)
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would create an encoder for each record

@@ -15,6 +15,7 @@ or is not the last one written, is never silently ignored or overwritten (decide
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from procguard import resources
@@ -39,6 +40,7 @@ HEADER = (
 GENTLE, AT_ONCE = "5", "0"
 SAVED_WITHIN_S = 120.0  # a saving process that takes longer is killed: its disk hangs
 _BLANK = "0" * 64
+_TABLES = b"\ntables:\n"
 # Characters that YAML allows only as an escape, and that UTF-8 cannot encode.
 _NOT_PLAIN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -49,9 +51,24 @@ class Changed(ValueError):
 
 @dataclass
 class Snapshot:
-    tables: Tables
+    """A snapshot as it was written. Its records are parsed when they are asked for: a start with a complete database
+    needs only to know that nobody has edited them."""
+
     database: str
     commit: int
+    data: bytes = field(repr=False)
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """Raises Changed for records that this module did not write, although their checksum is right."""
+        try:
+            document = as_written(self.data.decode().split("\n"))
+        except UnicodeDecodeError as exc:
+            raise Changed("not text") from exc
+        if document is None:
+            raise Changed("not a snapshot of ProcGuard")
+        tables: Tables = document["tables"]
+        return tables
 
     @property
     def fleet_id(self) -> str:
@@ -62,11 +79,12 @@ def read(path: str) -> Snapshot | None:
     """The snapshot, or None if there is none. Raises Changed, OSError, and ProcGuardError for a newer format."""
     try:
         with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
+            data = file.read()
     except FileNotFoundError:
         return None
+    head, mark, _ = data.partition(_TABLES)
     try:
-        document = as_written(line.decode() for line in lines)
+        document = as_written(head.decode().split("\n"))
     except UnicodeDecodeError as exc:
         raise Changed("not text") from exc
     if document is None or not isinstance(document.get("format"), int):
@@ -77,10 +95,9 @@ def read(path: str) -> Snapshot | None:
             "start the newer release, or let it write an export (invoke state.export) that this one can import",
             code="newer_state",
         )
-    found, expected = document.get("checksum"), _checksum(lines)
-    if found != expected:
+    if not mark or document.get("checksum") != _checksum(head, data):
         raise Changed("its checksum does not match: it was edited or damaged")
-    return Snapshot(document["tables"], str(document["database"]), int(document["commit"]))
+    return Snapshot(str(document["database"]), int(document["commit"]), data)
 
 
 def commit_of(path: str) -> int | None:
@@ -112,11 +129,14 @@ def as_written(lines: Iterable[str]) -> dict[str, Any] | None:
     return document
 
 
-def _checksum(lines: Iterable[bytes]) -> str:
+def _checksum(head: bytes, data: bytes) -> str:
+    """`head`: `data` up to its tables, where the line of the checksum is."""
     digest = hashlib.sha256()
-    for line in lines:
+    for line in head.split(b"\n"):
         if not line.startswith(b"checksum:"):
             digest.update(line + b"\n")
+    digest.update(memoryview(data)[len(head) + 1 :])
+    digest.update(b"\n")
     return digest.hexdigest()
 
 
@@ -153,7 +173,7 @@ def write(path: str, database: str, commit: int, records: Iterable[tuple[str, st
             else:
                 digest.update(data)
                 file.write(data)
-        digest.update(b"\n")  # `_checksum` sees an empty line after the last end of line
+        digest.update(b"\n")  # the checksum covers an empty line after the last one
         file.seek(at)
         file.write(f'checksum: "{digest.hexdigest()}"'.encode())
         file.flush()

@@ -127,7 +127,10 @@ class SqliteStore:
         if shown is None and self.readable:
             shown = self._find_snapshot(self.readable + ".prev")
         if shown is not None:
-            held = files.held_from(Loaded(shown.tables))
+            try:
+                held = files.held_from(Loaded(shown.tables))
+            except snapshot.Changed as exc:
+                raise _foreign(self.readable, str(exc)) from exc
             held.line, held.commits, held.snapshot, held.intact = shown.database, shown.commit, shown.commit, False
             if problem == "is missing":
                 held.notes.append(because("state.from_snapshot", path=self.database))

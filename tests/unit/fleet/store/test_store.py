@@ -232,6 +232,36 @@ def test_a_snapshot_newer_than_its_database_is_used_and_every_agent_asked(tmp_pa
     assert (numbers(loaded(path)), loaded(path).intact) == ({"w1": 3}, True)
 
 
+def test_a_start_with_a_complete_database_parses_no_record_of_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, parsed = tmp_path / "s.yaml", list[str]()
+    with_two_snapshots(path)
+    as_written = snapshot.as_written
+
+    def noting(lines: list[str]) -> dict[str, Any] | None:
+        parsed.extend(lines)
+        return as_written(lines)
+
+    monkeypatch.setattr(snapshot, "as_written", noting)
+    assert numbers(loaded(path)) == {"w1": 2}
+    assert parsed and not [line for line in parsed if line.startswith(" ")]
+
+
+def test_a_snapshot_with_a_broken_record_and_the_right_checksum_is_refused_where_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    with_two_snapshots(path)
+    broken = path.read_bytes().replace(b'"n": 2}', b'"n": 2')
+    head, _, _ = broken.partition(b"\ntables:\n")
+    written = snapshot.read(str(path))
+    assert written is not None
+    former = snapshot._checksum(written.data.partition(b"\ntables:\n")[0], written.data)
+    path.write_bytes(broken.replace(former.encode(), snapshot._checksum(head, broken).encode()))
+    path.with_suffix(".db").unlink()
+    with pytest.raises(ProcGuardError, match=r"not the snapshot that .* invoke state.import"):
+        opened(path)
+
+
 # ------------------------------------------------------------------------------------------- versions, size, place
 
 
