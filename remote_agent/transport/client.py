@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # pyzmq is loaded only if zmq is offered
     from remote_agent.transport.zmq import ZmqWire
 
 REQUEST_TIMEOUT_S = 5.0
-EXTRA_TIMEOUT_S = 10.0  # in addition, for an only manager that has received the request: it is overloaded
+EXTRA_TIMEOUT_S = 10.0  # in addition, for a manager that has received the request: it is overloaded
 LOG_TIMEOUT_S = 15.0  # the manager may delay log bytes until it has space
 SLOWEST_BYTES_PER_S = 16 * 1024  # the timeout of a body assumes this rate, in addition to the time for the response
 MAX_REPLY_BYTES = 16 * 1024 * 1024
@@ -108,6 +108,12 @@ def retry_delay_s(
     return max(0.02, bound * rng())
 
 
+def extra_timeout_s(timeouts: int) -> float:
+    """The extra time of a request after consecutive timeouts, where another manager may lead. Grows, because agents
+    that give up before an overloaded manager has reached their request never get a response."""
+    return min(EXTRA_TIMEOUT_S, timeouts * REQUEST_TIMEOUT_S)
+
+
 @record
 class AgentCredentials:
     """The agent's credentials. `secret` and `proof_key` are "" for a launcher that is not registered yet."""
@@ -142,6 +148,7 @@ class Connection:
         self._edition = 0  # edition of the addresses when it was opened
         self._zmq: Optional[ZmqWire] = None  # while this is open, there is no HTTP connection
         self._zmq_answered = False
+        self._timeouts = 0  # consecutive ones, since the leader last answered
         self._base = ""
         self._url = ""
         self._closed = False
@@ -288,6 +295,7 @@ class Connection:
             self.disconnect()
             raise
         except (OSError, WireTrouble, ValueError) as exc:
+            self._timeouts += _timed_out(exc)
             self._give_up_on_address(silent=_timed_out(exc))
             raise LinkDown(f"{self._url}: {_reason(exc)}") from exc
 
@@ -439,11 +447,12 @@ class Connection:
 
     def _extra_timeout_s(self) -> float:
         """Reconnecting to an overloaded manager would cost it more than the response. With several managers, another
-        one may lead; at an address that has proved nothing yet, another address may be right."""
+        one may lead; at an address that has proved nothing yet, another address may be right. If nobody else answered
+        either, the manager is overloaded, not replaced."""
         addresses = self._addresses
         proven = self._proven is not None and self._proven is self._http
         alone = addresses.has_one_manager() and (proven or len(addresses.urls()) == 1)
-        return EXTRA_TIMEOUT_S if alone else 0.0
+        return EXTRA_TIMEOUT_S if alone else extra_timeout_s(self._timeouts)
 
     def _of_leader(self, reply: Reply) -> Reply:
         """Accept a proven manager's reply. Raises NotLeader if it is from a standby, or if its term is lower than one
@@ -452,6 +461,7 @@ class Connection:
         self._learn(reply)
         if _stands_by(reply):
             raise self._elsewhere(reply)
+        self._timeouts = 0
         if reply.status == 503 and len(self._addresses.urls()) > 1:  # its term may have ended
             self._give_up_on_address()
         return reply

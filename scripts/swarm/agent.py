@@ -25,6 +25,7 @@ from remote_agent.transport.client import (
     Reply,
     Unknown,
     UnprovenManager,
+    extra_timeout_s,
 )
 from remote_agent.transport.http import quote
 from scripts.swarm.behaviour import Behaviour
@@ -58,6 +59,7 @@ class WireCaller:
         self._session: session.ClientSession | None = None
         self._timeout_s = REQUEST_TIMEOUT_S
         self._sent = 0.0
+        self._timeouts = 0  # consecutive ones
         self._nonce = ""  # set while a proof is pending
         self._reused = False
 
@@ -78,7 +80,7 @@ class WireCaller:
     ) -> None:
         """Like link.Connection.request, but the event loop delivers the response."""
         self._request = (method, path, body)
-        self._timeout_s = timeout_s + self._agent.extra_timeout_s
+        self._timeout_s = timeout_s + self._extra_timeout_s()
         self._reused = self._wire.is_open
         self._go()
 
@@ -96,7 +98,11 @@ class WireCaller:
         self._nonce = session.new_nonce()
         mine = self._agent.credentials
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={self._nonce}"
-        self._wire.send(self._agent.head("GET", query, None), REQUEST_TIMEOUT_S + self._agent.extra_timeout_s)
+        self._wire.send(self._agent.head("GET", query, None), REQUEST_TIMEOUT_S + self._extra_timeout_s())
+
+    def _extra_timeout_s(self) -> float:
+        """As in link.Connection, for a kernel that has acknowledged the request."""
+        return extra_timeout_s(self._timeouts) if self._agent.several_managers else EXTRA_TIMEOUT_S
 
     def _answered(self, status: int, body: bytes) -> None:
         try:
@@ -109,8 +115,9 @@ class WireCaller:
                 if self._agent.addresses.learn(leadership.read_term(data) or 0, []):
                     self._agent.tally.followed_at = time.monotonic()
             self._agent.tally.answered(self._name, self._sent, status)
-            if data.get("term"):  # several managers
-                self._agent.extra_timeout_s = 0.0
+            self._timeouts = 0
+            if data.get("term"):
+                self._agent.several_managers = True
             self._deliver(Reply(status, data))
             return
         trouble = self._check_proof(status, data)
@@ -147,6 +154,7 @@ class WireCaller:
 
     def _lost(self, why: str, timed_out: bool) -> None:
         self._nonce = ""
+        self._timeouts += timed_out
         self._agent.tally.losses += 1
         if not self.busy:
             return  # between two requests: the next one reopens the connection
@@ -183,7 +191,7 @@ class SimulatedAgent:
         self._chance = chance
         self.workers = {one: SimulatedWorker(one, behaviour, chance) for one in worker_ids}
         self._state = "off"  # off, on, silent
-        self.extra_timeout_s = EXTRA_TIMEOUT_S  # as in link.Connection, for a kernel that has acknowledged the request
+        self.several_managers = False
         self._due = float("inf")
         self._facts = messages.encode(
             messages.HostFacts(credentials.agent_id, "Simulated 1", "3.11.0", "swarm", 64, MEMORY_BYTES)

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from remote_agent.protocol import leadership
 from remote_agent.transport.addresses import Addresses, ManagersFile
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, NotLeader, heartbeat, poll
+from remote_agent.transport.client import (
+    AgentCredentials,
+    Connection,
+    LinkDown,
+    NotLeader,
+    extra_timeout_s,
+    heartbeat,
+    poll,
+)
 from remote_agent.transport.tls import Trust
 from tests.fake_manager import FakeManager
 from tests.waiting import Stopwatch, wait_until
@@ -360,3 +368,31 @@ def test_a_frozen_leader_behind_a_common_address_is_left_in_time(
     finally:
         waited.cancel()
         may_answer.set()
+
+
+def test_a_leader_that_nobody_replaces_gets_more_time_for_each_attempt(
+    managers: tuple[FakeManager, FakeManager],
+) -> None:
+    """It is overloaded: agents that always gave up after the same time would never get a response."""
+    leader, _ = managers
+    leader.managers = [leader.url]
+    may_answer = threading.Event()
+    connection = Connection(of(leader), ME)
+    assert beat(connection).ok
+    path = "/api/agents/h1/heartbeat"
+    answer = {"term": NOW, "managers": leader.managers}
+    leader.routes[f"POST {path}"] = lambda _: (may_answer.wait(60), (200, answer))[1]
+    try:
+        with pytest.raises(LinkDown, match="no answer in time"):
+            connection.request("POST", path, b"{}", timeout_s=0.1)
+        before = len(leader.requests)
+        waited = threading.Timer(0.5, may_answer.set)
+        waited.start()
+        assert connection.request("POST", path, b"{}", timeout_s=0.1).ok
+        assert [one.path.partition("?")[0] for one in leader.requests[before:]] == ["/api/hello", path]
+    finally:
+        may_answer.set()
+
+
+def test_the_extra_time_grows_up_to_that_of_an_only_manager() -> None:
+    assert [extra_timeout_s(timeouts) for timeouts in range(5)] == [0.0, 5.0, 10.0, 10.0, 10.0]
