@@ -29,6 +29,11 @@ class ReplyBuilder:
 
     def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
         """The durable changes to send to this agent. None if there are none, or if none may be sent yet."""
+        observed = self._state.agent_status[agent_id]
+        if observed.last_seen is None:
+            # Its long poll came before its first heartbeat since this manager started. Which workers run there, and
+            # thus the assignments that it has, is not known yet; the reply to the heartbeat contains all changes.
+            return None
         if self._state.durability.unwritten or self._resync.open(now):
             return None
         try:
@@ -37,7 +42,6 @@ class ReplyBuilder:
             return None
         if not self._state.leadership.may_direct():
             return None
-        observed = self._state.agent_status[agent_id]
         commands = self._state.command_queue.undelivered(agent_id, seq, observed.session)
         current = self._assignments.rev(agent_id)
         searches = self._log_searches.for_agent(agent_id, now)

@@ -81,3 +81,33 @@ def test_with_a_disk_that_refuses_heartbeats_are_answered_and_nothing_new_is_han
     assert [one.desired for one in reply.assignments or []] == ["stopped"]
     world.restart()
     assert world.fleet.state.workers_by_id["w1"].desired == "stopped"
+
+
+# ---------------------------------------------------------------------------- long polls before the first heartbeat
+
+
+def test_a_poll_before_the_first_heartbeat_gets_no_assignments_that_the_agent_has(tmp_path: Path) -> None:
+    """After a restart of the manager, half of all agents poll before they send a heartbeat. Each received its
+    assignments with another digest, and again with the heartbeat."""
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
+    world.beat("h1", world.report("w1", attempt=1))
+    rev = world.beat("h1", world.report("w1", attempt=1)).assignments_rev
+    world.restart()
+    replies = world.fleet.agents.replies
+    assert replies.news_for_agent("h1", rev, 0, world.now) is None
+    reply = world.beat("h1", world.report("w1", attempt=1), assignments_rev=rev)
+    assert (reply.assignments_rev, reply.assignments) == (rev, None)
+    assert replies.news_for_agent("h1", rev, 0, world.now) is None
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
+    assert replies.news_for_agent("h1", rev, 0, world.now) is not None
+
+
+def test_a_command_that_a_poll_before_the_first_heartbeat_did_not_get_comes_with_the_heartbeat(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
+    rev = world.beat("h1", world.report("w1", attempt=1)).assignments_rev
+    world.restart()
+    world.fleet.workers.command("w1", "restart", "tester", world.now)
+    assert world.fleet.agents.replies.news_for_agent("h1", rev, 0, world.now) is None
+    assert [one.command for one in world.beat("h1", world.report("w1", attempt=1)).commands] == ["restart"]
