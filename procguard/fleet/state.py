@@ -35,6 +35,7 @@ from procguard.fleet.model.records import (
     fenced,
 )
 from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.recovery.incident import Incident
 from procguard.fleet.shapes import views as shapes
 from procguard.fleet.shapes.sources import HostSource, WorkerSource
 from procguard.fleet.store.interface import Store, Tables
@@ -81,7 +82,7 @@ class FleetState:
         self._digests: dict[str, tuple[messages.WorkerSpec, str]] = {}  # of launches, by worker
         self._first_term = 0
         self._imported = False
-        self._recoveries: Callable[[], list[dict[str, Any]]] = list
+        self._incidents: Callable[[], list[Incident]] = list
 
     def add_table(self, table: RecordTable[Any]) -> None:
         self.tables_by_name[table.name] = table
@@ -196,12 +197,12 @@ class FleetState:
     def hosts(self) -> list[dict[str, Any]]:
         return [self.host_view(agent_id) for agent_id in self.agents_by_id]
 
-    def recoveries(self) -> list[dict[str, Any]]:
+    def incidents(self) -> list[Incident]:
         """Incidents of silent agents, newest first (kept by the failure handler)."""
-        return self._recoveries()
+        return self._incidents()
 
-    def show_recoveries(self, source: Callable[[], list[dict[str, Any]]]) -> None:
-        self._recoveries = source
+    def show_incidents(self, source: Callable[[], list[Incident]]) -> None:
+        self._incidents = source
 
     def command_view(self, command_id: str) -> dict[str, Any]:
         record = self.command_queue.get(command_id)

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from procguard.i18n import en, reasons, zh
 from remote_agent.protocol.reasons import also_of
 from remote_agent.runner.restart import signal_name
 
-LANGUAGES: tuple[str, ...] = ("en", "zh")
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
 _TEXTS: dict[str, dict[str, str]] = {"en": en.TEXTS, "zh": zh.TEXTS}
 _UNITS = (("unit.d", 86_400), ("unit.h", 3_600), ("unit.min", 60), ("unit.s", 1))
 
 
-def pick(*preferences: str | None) -> str:
+def pick(*preferences: str | None) -> Language:
     """The first language of LANGUAGES that a preference names, else "en". A preference is "zh", "zh_CN.UTF-8", or an
     Accept-Language header such as "de, zh-CN;q=0.8"."""
     for preference in preferences:
         for one in _by_preference(preference or ""):
             base = re.split(r"[-_.@]", one.strip().lower())[0]
-            if base in LANGUAGES:
-                return base
+            for language in LANGUAGES:
+                if base == language:
+                    return language
     return "en"
 
 
@@ -72,8 +74,8 @@ class Words:
         more = len(names) - most
         return self.say("and_more", names=text, n=more) if more > 0 else text
 
-    def reason(self, shown: Mapping[str, Any], name: str = "reason") -> str:
-        """The reason `name` of a view of the API, in this language."""
+    def reason(self, shown: Mapping[str, Any] | str, name: str = "reason") -> str:
+        """A Reason, or the reason `name` of a view of the API, in this language."""
         return reasons.written(shown, self.language, name)
 
     def actor(self, name: str) -> str:

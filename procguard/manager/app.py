@@ -34,8 +34,8 @@ from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.incident import SshProbe
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
-from procguard.fleet.recovery.policy import SshProbe
 from procguard.fleet.state import FleetState
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
-from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, SpentRecovery, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.gpu_failures import GpuFailures
+from procguard.fleet.recovery.incident import Incident, IncidentStep, SshProbe
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, RecoveryPolicy, SshProbe, decide
+from procguard.fleet.recovery.policy import RecoveryPolicy, decide
 from procguard.fleet.recovery.reassignment import Reassignment
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
-from remote_agent.protocol.reasons import fields as reason_fields
 
 ACTOR = "failure handler"
 KEEP_RECOVERIES = 200
@@ -66,7 +66,7 @@ class FailureHandler:
         self.tasks = Reassignment(fleet, settings)
         self.gpus = GpuFailures(fleet)
         fleet.state.failing.subscribe(self.worker_failed)
-        fleet.state.show_recoveries(self.recoveries)
+        fleet.state.show_incidents(self.incidents)
 
     def tick(self, now: Now) -> None:
         """One round: processes the monitor's findings, open incidents and tasks that must move to another host.
@@ -271,7 +271,7 @@ class FailureHandler:
                 tx.edit(agent).incident = kept
 
     def _step(self, incident: Incident, text: Reason, now: Now, evidence: dict[str, Any] | None = None) -> None:
-        incident.steps.append({"at": iso(now.wall), **reason_fields("text", text)})
+        incident.steps.append(IncidentStep(now.wall, reason_of(text)))
         del incident.steps[:-50]
         if incident.ended:
             evidence = {"outcome": incident.outcome}
@@ -289,21 +289,6 @@ class FailureHandler:
         self._closed.append(incident)
         del self._closed[:-KEEP_RECOVERIES]
 
-    def recoveries(self) -> list[dict[str, Any]]:
+    def incidents(self) -> list[Incident]:
         """Open incidents and the newest closed ones, newest first."""
-        newest = [*self._open.values(), *reversed(self._closed)]
-        return [
-            {
-                "host": incident.host,
-                "agent": incident.agent_id,
-                "opened": iso(incident.opened.wall),
-                "ended": iso(incident.ended.wall) if incident.ended else None,
-                "duration_s": round(incident.ended.monotonic - incident.opened.monotonic, 3)
-                if incident.ended
-                else None,
-                "outcome": incident.outcome,
-                "starts": incident.starts,
-                "steps": incident.steps,
-            }
-            for incident in newest
-        ]
+        return [*self._open.values(), *reversed(self._closed)]

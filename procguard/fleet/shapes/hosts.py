@@ -106,7 +106,7 @@ HOST: tuple[ShownField[Any], ...] = (
        "Why the agent does not use zmq although it is offered", optional=True),
     Of("disk_trouble", "str", "disk_trouble",
        "Why its disk refuses writes: space, inodes, quota, read_only or io", optional=True, live="row"),
-    Of("disk_path", "str", lambda h: h.beat.disk_path if h.beat else "", "The path on that disk", optional=True),
+    Of("disk_path", "str", "disk_path", "The path on that disk", optional=True),
     Of("tunnel", "TunnelAnswer | None", "tunnel", "The tunnel over the manager's SSH connection", optional=True,
        live="row"),
     Of("recovery", "HostRecovery | None", "recovery", "The open incident of a silent host", optional=True,

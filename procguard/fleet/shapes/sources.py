@@ -54,6 +54,22 @@ class WorkerSource:
         return None if value is None else messages.encode(value)
 
     @property
+    def attempt(self) -> int:
+        return max(self.worker.attempt, self.report.attempt if self.report is not None else 0)
+
+    @property
+    def restarts(self) -> int:
+        return self.report.restarts if self.report is not None else 0
+
+    @property
+    def restarts_total(self) -> int:
+        return self.report.restarts_total if self.report is not None else 0
+
+    @property
+    def since(self) -> float:
+        return self.report.since if self.report is not None else self.worker.last_since
+
+    @property
     def is_current(self) -> bool:
         report, worker = self.report, self.worker
         return report is not None and report.generation >= worker.generation and report.epoch == worker.epoch
@@ -119,6 +135,10 @@ class HostSource:
     @property
     def disk_trouble(self) -> str:
         return host_disks.trouble_of(self.beat)
+
+    @property
+    def disk_path(self) -> str:
+        return self.beat.disk_path if self.beat is not None else ""
 
     @property
     def tunnel(self) -> dict[str, Any] | None:

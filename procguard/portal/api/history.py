@@ -5,7 +5,6 @@ Read-only. Knows HTTP and the fleet's queries; fleet/history/events.py defines e
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,8 +17,10 @@ from procguard import hints
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, get, several, text, whole
 from procguard.fleet.history import causes, explain
+from procguard.fleet.history.explain import Happened, Sentence
 from procguard.fleet.history.query import Event, EventQuery
 from procguard.fleet.model import clock
+from procguard.fleet.recovery.incident import Incident, IncidentStep
 from procguard.fleet.shapes.events import EVENT
 from procguard.i18n import words
 from procguard.portal.api.openapi.types import answer_type
@@ -96,19 +97,6 @@ class EventsAnswer:
     events: list[EventAnswer]
 
 
-class Sentence(TypedDict):
-    topic: str
-    text: str
-
-
-class Happened(TypedDict):
-    seq: int
-    at: Moment
-    kind: str
-    cause: str | None
-    text: str
-
-
 class ExplanationAnswer(TypedDict):
     worker_id: str
     state: str
@@ -166,7 +154,7 @@ class HistoryApi(Resource):
     @get("/api/recoveries", "viewer", tag="history", zh="主机失去联系的事件")
     def recoveries(self) -> Recoveries:
         """Incidents of silent hosts with each step."""
-        return Recoveries(cast(list[IncidentAnswer], self.fleet.state.recoveries()))
+        return Recoveries([_incident(one) for one in self.fleet.state.incidents()])
 
     @get("/api/workers/<worker_id>/explain", "viewer", tag="workers", zh="用文字解释它的现状", errors=(404,))
     def explain(self, worker_id: str, query: ExplainQuery) -> ExplanationAnswer:
@@ -177,10 +165,36 @@ class HistoryApi(Resource):
         now = clock.read()
         language = words.pick(query.lang, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
         facts = explain.gather(self.fleet, worker_id, now)
-        said = dataclasses.asdict(explain.explain(facts, language))
-        said["next_steps"] = [hints.commands(step) for step in said["next_steps"]]
-        of_it = {"worker_id": worker_id, "state": facts.worker["state"], "language": language}
-        return cast(ExplanationAnswer, {**of_it, "at": clock.iso(now.wall), **said})
+        said = explain.explain(facts, language)
+        return {
+            "worker_id": worker_id,
+            "state": facts.worker.state,
+            "language": language,
+            "at": clock.iso(now.wall),
+            "headline": said.headline,
+            "sentences": said.sentences,
+            "next_steps": [hints.commands(step) for step in said.next_steps],
+            "timeline": said.timeline,
+        }
+
+
+def _incident(incident: Incident) -> IncidentAnswer:
+    ended = incident.ended
+    return {
+        "host": incident.host,
+        "agent": incident.agent_id,
+        "opened": clock.iso(incident.opened.wall),
+        "ended": clock.iso(ended.wall) if ended else None,
+        "duration_s": round(ended.monotonic - incident.opened.monotonic, 3) if ended else None,
+        "outcome": incident.outcome,
+        "starts": incident.starts,
+        "steps": [_step(one) for one in incident.steps],
+    }
+
+
+def _step(step: IncidentStep) -> StepAnswer:
+    code, params = step.text.code, step.text.params
+    return {"at": clock.iso(step.at), "text": str(step.text), "text_code": code, "text_params": params}
 
 
 def _lines(events: Iterator[Event]) -> Iterator[bytes]:

@@ -128,7 +128,7 @@ class Metrics:
         yield _gauge(
             "procguard_recoveries_open",
             "Incidents of silent agents that go on",
-            sum(1 for one in self._fleet.state.recoveries() if one["outcome"] == "open"),
+            sum(1 for one in self._fleet.state.incidents() if one.outcome == "open"),
         )
         yield from self._requests.families()
         yield from self._of_archive()

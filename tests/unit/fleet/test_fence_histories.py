@@ -18,8 +18,8 @@ import pytest
 from procguard.errors import ProcGuardError
 from procguard.fleet.model.clock import Now
 from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.incident import SshProbe
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import SshProbe
 from remote_agent.protocol import messages
 from tests.sizes import LONG
 from tests.unit.fleet_world import World

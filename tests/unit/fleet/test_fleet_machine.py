@@ -36,8 +36,8 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.incident import SshProbe
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import SshProbe
 from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 from tests.chaos import ChaosReport

@@ -182,8 +182,8 @@ def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
 
 def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
     from procguard.fleet.recovery.handler import FailureHandler
+    from procguard.fleet.recovery.incident import SshProbe
     from procguard.fleet.recovery.monitor import ProcessMonitor
-    from procguard.fleet.recovery.policy import SshProbe
 
     world = World(tmp_path)
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)

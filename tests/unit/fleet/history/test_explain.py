@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from procguard.config.groups import GroupPolicy
+from procguard.fleet.gangs.decider import GangFailure
 from procguard.fleet.history import explain
 from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import Move, RecoveryStatus
+from procguard.fleet.recovery.incident import Incident, IncidentStep
 from procguard.i18n import en, reasons, words, zh
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
@@ -25,6 +27,7 @@ from tests.unit.gang_world import GROUP, GangWorld
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "explain"
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
+SILENT_SINCE = 1_790_000_312.0
 KILLED = {"signal": 9, "duration_s": 11_520.0}
 OOM = {"signal": 9, "oom": True, "duration_s": 540.0}
 
@@ -269,9 +272,9 @@ def cut_off(path: Path, spec: dict[str, Any] | None = None) -> World:
     world.pass_time(12)
     world.fleet.agents.mark("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
     world.fleet.agents.set_recovery_ssh("gpu01", False, "connection timed out", world.now)
-    opened = {"agent": "gpu01", "outcome": "open", "opened": "2026-09-21T14:18:32.000Z"}
-    opened["steps"] = [{"text": "SSH: connection timed out"}]  # type: ignore[assignment]
-    world.fleet.state.show_recoveries(lambda: [opened])
+    opened = Incident("gpu01", "gpu01", opened=Now(0.0, SILENT_SINCE), reachable_by_ssh=True)
+    opened.steps.append(IncidentStep(SILENT_SINCE, reasons.Reason("SSH: connection timed out")))
+    world.fleet.state.show_incidents(lambda: [opened])
     world.emit("recovery", host="gpu01", reason="SSH: connection timed out")
     return world
 
@@ -502,8 +505,8 @@ def test_a_gang_is_explained_as_one(tmp_path: Path) -> None:
     import dataclasses
 
     facts = explain.gather(failed(tmp_path).fleet, "w1", Now(2_000.0, 1_790_001_000.0))
-    gang = {"group": "trainers", "members": 8, "phase": "failed", "attempts": 3, "allowed": 3}
-    gang["incident"] = {"member": "w7", "reason": "exit code 1"}
+    incident = GangFailure("w7", reasons.Reason("exit code 1"))
+    gang = explain.GangFacts("trainers", 8, "failed", attempts=3, allowed=3, incident=incident)
     said = explain.explain(dataclasses.replace(facts, gang=gang), "zh")
     texts = [one["text"] for one in said.sentences if one["topic"] == "gang"]
     assert "gang trainers（共 8 个成员）" in texts[0] and "w7" in texts[2]

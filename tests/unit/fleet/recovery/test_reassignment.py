@@ -15,8 +15,9 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.incident import SshProbe
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import RecoveryPolicy, SshProbe, TaskCase, decide_task
+from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, decide_task
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}

@@ -13,8 +13,9 @@ from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.incident import Incident, SshProbe
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, RecoveryPolicy, SshProbe, decide
+from procguard.fleet.recovery.policy import RecoveryPolicy, decide
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
@@ -162,9 +163,9 @@ def test_a_killed_agent_is_started_over_ssh_and_the_incident_reports_it(world: W
     world.pass_time(1.0)
     world.beat("h1", world.report("w1"), pid=99)
     failures.tick(world.now)
-    (recovery,) = failures.recoveries()
-    assert (recovery["outcome"], recovery["starts"]) == ("recovered", 1)
-    assert any("agent started" in step["text"] for step in recovery["steps"])
+    (recovery,) = failures.incidents()
+    assert (recovery.outcome, recovery.starts) == ("recovered", 1)
+    assert any("agent started" in step.text for step in recovery.steps)
     evidence = [event["evidence"] for event in world.fleet.state.events() if event["kind"] == "recovery"]
     assert {"ssh": {"reached": True, "agent": "started"}} in evidence and {"outcome": "recovered"} in evidence
 
@@ -181,7 +182,7 @@ def test_an_agent_killed_again_between_two_rounds_is_probed_at_once(world: World
     lose_connection(world)
     failures.tick(world.now)
     assert ssh.probed == ["h1", "h1"]
-    assert [one["outcome"] for one in failures.recoveries()] == ["open", "recovered"]
+    assert [one.outcome for one in failures.incidents()] == ["open", "recovered"]
 
 
 def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
@@ -194,7 +195,7 @@ def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
     assert "timed out" in view["reason"]
     assert world.fleet.state.workers_by_id["w1"].agent_id == "h1"
     assert len(ssh.probed) >= 3
-    assert failures.recoveries()[0]["outcome"] == "open"
+    assert failures.incidents()[0].outcome == "open"
 
 
 def test_a_probe_that_fails_is_an_answer_too(world: World) -> None:
@@ -207,7 +208,7 @@ def test_a_probe_that_fails_is_an_answer_too(world: World) -> None:
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
-    assert any("helper died" in step["text"] for step in failures.recoveries()[0]["steps"])
+    assert any("helper died" in step.text for step in failures.incidents()[0].steps)
     for _ in range(5):
         failures.tick(world.pass_time(1.0))
     assert len(ssh.probed) >= 2
@@ -239,7 +240,7 @@ def test_a_launcher_that_went_away_is_not_probed(world: World) -> None:
     lose_connection(world, "launcher:train")
     failures.tick(world.now)
     assert ssh.probed == []
-    assert failures.recoveries()[0]["outcome"] == "left"
+    assert failures.incidents()[0].outcome == "left"
 
 
 def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: World) -> None:
@@ -269,10 +270,10 @@ def test_a_frozen_agent_is_left_alone_at_first_and_counts_as_no_attempt(world: W
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
-    assert (ssh.replaced, failures.recoveries()[0]["starts"]) == ([False], 0)
+    assert (ssh.replaced, failures.incidents()[0].starts) == ([False], 0)
     for _ in range(11):
         failures.tick(world.pass_time(1.0))
-    assert (ssh.replaced, failures.recoveries()[0]["starts"]) == ([False, True], 1)
+    assert (ssh.replaced, failures.incidents()[0].starts) == ([False, True], 1)
 
 
 def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(world: World) -> None:
@@ -289,7 +290,7 @@ def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(
     failures.open_incidents_for_silent_agents(world.now)
     failures.tick(world.pass_time(1.0))
     assert len(ssh.probed) == 3
-    assert failures.recoveries()[0]["outcome"] == "gave_up"
+    assert failures.incidents()[0].outcome == "gave_up"
 
 
 def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: World) -> None:
@@ -298,15 +299,15 @@ def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: W
     failures.tick(world.now)
     event = next(one for one in world.fleet.state.event_log.find(EventQuery()) if one["kind"] == "agent_addresses")
     assert (event["host"], event["reason"], event["cause"]) == ("h1", "http://b, http://c", "agent_lost")
-    assert "http://a" in failures.recoveries()[0]["steps"][-1]["text"]
+    assert "http://a" in failures.incidents()[0].steps[-1].text
 
 
 def test_giving_up_says_that_no_address_works_from_the_host(world: World) -> None:
     failures = handler(world, Ssh(SshProbe(True, "running", "no address leads here (http://a: refused)", no_way=True)))
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
-    last = failures.recoveries()[0]
-    assert (last["outcome"], "http://a: refused" in last["steps"][-1]["text"]) == ("gave_up", True)
+    last = failures.incidents()[0]
+    assert (last.outcome, "http://a: refused" in last.steps[-1].text) == ("gave_up", True)
 
 
 def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -> None:
@@ -388,7 +389,7 @@ def test_others_have_their_turn_between_thousands_that_are_lost_and_return(tmp_p
         world.beat(f"h{number}", world.report(f"w{number}"))
     failures.tick(world.pass_time(1.0))
     assert len(rests) == 150
-    assert {one["outcome"] for one in failures.recoveries()} == {"recovered"}
+    assert {one.outcome for one in failures.incidents()} == {"recovered"}
 
 
 def test_who_returns_while_others_run_is_closed_before_the_monitor_runs(tmp_path: Path) -> None:
@@ -405,4 +406,4 @@ def test_who_returns_while_others_run_is_closed_before_the_monitor_runs(tmp_path
     world.beat("h3", world.report("w3"))
     returning.append(1)
     failures.tick(world.now)
-    assert {one["agent"] for one in failures.recoveries() if one["outcome"] == "recovered"} == {"h3", "h7"}
+    assert {one.agent_id for one in failures.incidents() if one.outcome == "recovered"} == {"h3", "h7"}
