@@ -43,6 +43,7 @@ from procguard.fleet.tables import RecordTable
 from procguard.fleet.transaction import Transaction, Wait
 from procguard.fleet.workers import views
 from procguard.fleet.workers.command_queue import CommandQueue
+from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages
 
@@ -288,7 +289,7 @@ class FleetState:
     def worker_count(self, agent_id: str) -> int:
         return len(self._workers_of.get(agent_id, ()))
 
-    def facts(self, worker: WorkerRecord) -> dict[str, Any]:
+    def facts(self, worker: WorkerRecord) -> WorkerFacts:
         """The facts that selectors match: a hundredth of the cost of a view, for ten thousand workers at once."""
         agent = self.agent_status[worker.agent_id].state
         state, _ = views.observed_state(

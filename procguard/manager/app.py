@@ -41,6 +41,7 @@ from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
+from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.i18n.reasons import Reason, because, of_message
 from procguard.manager import daemon, log_archive, ssh_checks
 from procguard.manager.liveness import DeadMan
@@ -291,7 +292,7 @@ class Manager:
             self._lock.release()
         return 0
 
-    def _facts(self) -> Iterator[dict[str, Any]]:
+    def _facts(self) -> Iterator[WorkerFacts]:
         """The facts about all workers for selectors. Yields to other greenlets."""
         rest = Pace()
         for worker_id, worker in list(self.fleet.state.workers_by_id.items()):

@@ -56,7 +56,7 @@ LOG_METRIC_NAME = "[A-Za-z_][A-Za-z0-9_]{0,39}"
 State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
 Desired = Literal["running", "stopped", "removed"]
 Verb = Literal["start", "stop", "restart", "kill"]
-VERBS: tuple[str, ...] = ("start", "stop", "restart", "kill")
+VERBS: tuple[Verb, ...] = ("start", "stop", "restart", "kill")
 Stream = Literal["out", "err"]
 
 

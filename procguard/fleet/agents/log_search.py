@@ -17,6 +17,7 @@ from typing import Any, Literal
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
+from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages
 from remote_agent.protocol.reasons import fields as reason_fields
@@ -128,9 +129,7 @@ class LogSearches:
         self._state = state
         self._searches: dict[str, Search] = {}
 
-    def begin(
-        self, question: Question, workers: Iterable[dict[str, Any]], now: Now, wake: Callable[[], None]
-    ) -> Search:
+    def begin(self, question: Question, workers: Iterable[WorkerFacts], now: Now, wake: Callable[[], None]) -> Search:
         """Ask the agents of these workers (facts, as selectors see them). Raises LimitExceeded. The caller must call
         `end` afterwards."""
         if len(self._searches) >= MAX_AT_ONCE:
@@ -140,8 +139,8 @@ class LogSearches:
         of_agent: dict[str, list[str]] = {}
         moved: dict[str, int] = {}
         for facts in workers:
-            worker_id = str(facts["worker_id"])
-            of_agent.setdefault(str(facts["agent"]), []).append(worker_id)
+            worker_id = facts["worker_id"]
+            of_agent.setdefault(facts["agent"], []).append(worker_id)
             worker = self._state.workers_by_id.get(worker_id)
             if worker is not None and worker.attempts_before:
                 moved[worker_id] = worker.attempts_before

@@ -14,12 +14,12 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.operations import model as rules
+from procguard.fleet.operations.answers import OperationAnswer, OperationWithItems, PreviewAnswer
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
 from procguard.fleet.operations.model import FailureLimit, Item, ItemOutcome, Operation
 from procguard.fleet.operations.preview import Split, mentions
@@ -27,6 +27,7 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import selectors
+from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.fleet.workers.service import WorkerService
 from procguard.i18n.reasons import Reason, because, of_message, reason_of
 from remote_agent.protocol import messages
@@ -59,7 +60,7 @@ class OperationOptions:
 class OperationPreview:
     """A preview; its token confirms exactly these workers."""
 
-    command: str
+    command: messages.Verb
     selector: str
     q: str
     worker_ids: tuple[str, ...]
@@ -89,12 +90,11 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ preview
 
-    def preview(
-        self, command: str, selector: str, actor: str, now: Now, q: str = "", owner: str = ""
-    ) -> dict[str, Any]:
+    def preview(self, command: str, selector: str, actor: str, now: Now, q: str = "", owner: str = "") -> PreviewAnswer:
         """A preview: the workers and the effect on each. Its token is valid for this actor for five minutes. `owner`:
         the actor's unique identity, because two actors may have the same name."""
-        if command not in messages.VERBS:
+        verb = next((one for one in messages.VERBS if one == command), None)
+        if verb is None:
             raise UsageError(
                 f"unknown command {command[:40]!r}", f"use one of: {', '.join(messages.VERBS)}", code="unknown_command"
             )
@@ -105,25 +105,26 @@ class Operations:
                 "narrow the selector, for example by host",
                 status=413,
             )
-        split = Split(command)
+        split = Split(verb)
         for facts in found:
             split.add(facts)
-        shown = OperationPreview(command, selector, q, tuple(facts["worker_id"] for facts in found))
+        shown = OperationPreview(verb, selector, q, tuple(facts["worker_id"] for facts in found))
         token = self._previews.issue(shown, owner or actor, now) if found else ""
         return {
             "token": token or None,
             "expires_in_s": LASTS_S,
-            "command": command,
+            "command": verb,
             "selector": selector,
             "q": q,
             "matching": len(found),
-            **split.view(),
+            **split.counted(),
         }
 
-    def matching(self, selector: str, q: str) -> list[dict[str, Any]]:
+    def matching(self, selector: str, q: str) -> list[WorkerFacts]:
         """The facts of the matching workers, ordered by id. Yields to other greenlets."""
         read, words = selectors.parse(selector), q.lower().split()
-        state, found = self._state, []
+        state = self._state
+        found: list[WorkerFacts] = []
         since = time.perf_counter()
         for worker_id, worker in list(state.workers_by_id.items()):
             if time.perf_counter() - since > SLICE_S:
@@ -134,11 +135,11 @@ class Operations:
             facts = state.facts(worker)
             if read.matches(facts) and (not words or mentions(state.worker_view(worker), words)):
                 found.append(facts)
-        return sorted(found, key=lambda facts: str(facts["worker_id"]))
+        return sorted(found, key=lambda facts: facts["worker_id"])
 
     # ------------------------------------------------------------------------------------------ beginning, ending
 
-    def begin(self, token: str, actor: str, now: Now, options: OperationOptions, owner: str = "") -> dict[str, Any]:
+    def begin(self, token: str, actor: str, now: Now, options: OperationOptions, owner: str = "") -> OperationAnswer:
         """Begin a previewed operation with the workers of its preview; durable. A token is valid once."""
         preview = self._previews.find(token, owner or actor, now)
         self._check_room()
@@ -151,7 +152,7 @@ class Operations:
         operation.left = sum(1 for worker_id in preview.worker_ids if worker_id not in match_now)
         return self._admit(operation, now)
 
-    def retry(self, operation_id: str, actor: str, now: Now, *, rest: bool = False) -> dict[str, Any]:
+    def retry(self, operation_id: str, actor: str, now: Now, *, rest: bool = False) -> OperationAnswer:
         """Begin a new operation for the failed and expired workers; with `rest` also for those that were never
         begun."""
         former = self._get(operation_id)
@@ -170,7 +171,7 @@ class Operations:
         operation.q, operation.retry_of = former.q, operation_id
         return self._admit(operation, now)
 
-    def cancel(self, operation_id: str, actor: str, now: Now) -> dict[str, Any]:
+    def cancel(self, operation_id: str, actor: str, now: Now) -> OperationAnswer:
         """Items that have not started are skipped; accepted items finish and are still watched. Durable."""
         operation = self._get(operation_id)
         if not operation.live:
@@ -197,7 +198,7 @@ class Operations:
 
     def _new(
         self,
-        command: str,
+        command: messages.Verb,
         selector: str,
         ids: list[str],
         actor: str,
@@ -218,7 +219,7 @@ class Operations:
             timeout_s=options.timeout_s,
         )
 
-    def _admit(self, operation: Operation, now: Now) -> dict[str, Any]:
+    def _admit(self, operation: Operation, now: Now) -> OperationAnswer:
         with self._state.transaction(now, operation.actor) as tx:
             self._operations[operation.operation_id] = operation
             tx.undo(lambda: self._operations.pop(operation.operation_id))
@@ -231,11 +232,11 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ views
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[OperationAnswer]:
         """Views of all operations, newest first."""
         return [operation.view() for operation in reversed(self._operations.values())]
 
-    def view(self, operation_id: str, result: str = "", offset: int = 0, limit: int = 200) -> dict[str, Any]:
+    def view(self, operation_id: str, result: str = "", offset: int = 0, limit: int = 200) -> OperationWithItems:
         """One operation with a page of its items; `result`: only those in one of these states, separated by commas."""
         operation = self._get(operation_id)
         wanted = tuple(filter(None, result.split(",")))
@@ -454,7 +455,7 @@ class Operations:
                     tx.put("operation_items", f"{operation_id}/{chunk}", None)
                 tx.show("operations", operation_id)
 
-    def find(self, operation_id: str) -> dict[str, Any] | None:
+    def find(self, operation_id: str) -> OperationAnswer | None:
         """The operation's row in the list; None if there is no such operation."""
         operation = self._operations.get(operation_id)
         return None if operation is None else operation.view()

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from procguard.errors import UsageError
 from procguard.fleet.model.clock import iso
+from procguard.fleet.operations.answers import ItemAnswer, OperationAnswer, OperationCause
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages, reasons, states
 from remote_agent.protocol.reasons import fields as reason_fields
@@ -100,12 +101,15 @@ class Item:
         item.message = reasons.read(said, "message") if isinstance(said, dict) else reason_of(str(said))
         return item
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> ItemAnswer:
+        text, code, params = reasons.values(self.message or _cause(self.cause))
         return {
             "worker_id": self.worker_id,
             "result": self.state,
             "cause": self.cause or None,
-            **reason_fields("message", self.message or _cause(self.cause)),
+            "message": text,
+            "message_code": code,
+            "message_params": params,
             "command_id": self.command_id or None,
             "ended_at": iso(self.ended_wall),
         }
@@ -174,7 +178,7 @@ class FailureLimit:
 @dataclass
 class Operation:
     operation_id: str
-    command: str
+    command: messages.Verb
     selector: str
     actor: str
     created_wall: float
@@ -194,7 +198,7 @@ class Operation:
 
     # the following fields are derived from the items
     counts: Counter[str] = field(default_factory=Counter)
-    causes: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    causes: dict[tuple[str, str], OperationCause] = field(default_factory=dict)
     next_index: int = 0  # the first item that has not been begun
     in_flight: set[int] = field(default_factory=set)
     dirty_chunks: set[int] = field(default_factory=set)
@@ -269,9 +273,18 @@ class Operation:
         key = (item.state, item.cause or _kind_of(item.message))
         if key not in self.causes and len(self.causes) >= KEEP_CAUSES:
             key = (item.state, "other")
-        said = reason_fields("message", item.message or _cause(item.cause))
+        text, code, params = reasons.values(item.message or _cause(item.cause))
         entry = self.causes.setdefault(
-            key, {"result": item.state, "cause": item.cause or None, **said, "count": 0, "examples": []}
+            key,
+            {
+                "result": item.state,
+                "cause": item.cause or None,
+                "message": text,
+                "message_code": code,
+                "message_params": params,
+                "count": 0,
+                "examples": [],
+            },
         )
         entry["count"] += step
         if step > 0 and len(entry["examples"]) < EXAMPLES:
@@ -279,7 +292,8 @@ class Operation:
         if entry["count"] <= 0:
             self.causes.pop(key, None)
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> OperationAnswer:
+        note, note_code, note_params = reasons.values(self.note)
         return {
             "operation_id": self.operation_id,
             "command": self.command,
@@ -299,7 +313,9 @@ class Operation:
             "retry_of": self.retry_of or None,
             "joined": self.joined,
             "left": self.left,
-            **reason_fields("note", self.note),
+            "note": note,
+            "note_code": note_code,
+            "note_params": note_params,
         }
 
     def summary(self) -> list[str]:

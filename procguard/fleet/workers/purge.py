@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from procguard.errors import Conflict, NotFound, ProcGuardError
 from procguard.fleet.fleet import Fleet
@@ -28,6 +29,29 @@ class PurgeNumbers:
     worker_ids: tuple[str, ...]
 
 
+class PurgePreview(TypedDict):
+    """`workers`: ids of the first hundred of `count` workers. `token`: null if there is nothing to purge."""
+
+    token: str | None
+    expires_in_s: float
+    count: int
+    workers: list[str]
+
+
+class PurgeRefusal(TypedDict):
+    worker_id: str
+    message: str
+    next: str
+
+
+class Purged(TypedDict):
+    """`taken_out`, `refused`: numbers of workers. `refusals`: the first hundred refused ones."""
+
+    taken_out: int
+    refused: int
+    refusals: list[PurgeRefusal]
+
+
 class Purge:
     def __init__(self, fleet: Fleet, pause: Callable[[], None], began: Now) -> None:
         """`pause()`: yields to other greenlets. `began`: when the manager started; earlier silence of hosts is
@@ -37,7 +61,7 @@ class Purge:
         self._began = began
         self._previews = Previews[PurgeNumbers]("g-", "review the list again")
 
-    def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
+    def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> PurgePreview:
         """List the workers that are gone. The confirmation token is bound to this actor and these workers and expires
         after five minutes."""
         found = sorted(
@@ -48,11 +72,11 @@ class Purge:
         token = self._previews.issue(PurgeNumbers(silent_s, tuple(found)), owner or actor, now) if found else ""
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
 
-    def carry_out(self, token: str, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
+    def carry_out(self, token: str, actor: str, now: Now, owner: str = "") -> Purged:
         """Remove the workers of the preview that are still gone; durable. Raises Conflict for an invalid token."""
         preview = self._previews.find(token, owner or actor, now)
         self._previews.use_up(token)
-        refused: list[dict[str, str]] = []
+        refused: list[PurgeRefusal] = []
         for begin in range(0, len(preview.worker_ids), AT_ONCE):
             with self._fleet.state.transaction(now, actor) as tx:
                 for worker_id in preview.worker_ids[begin : begin + AT_ONCE]:

@@ -17,10 +17,10 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from procguard.errors import NotFound, UsageError
-from remote_agent.protocol import states
+from remote_agent.protocol import messages, states
 
 FIELDS = {
     "state": "state",
@@ -40,7 +40,19 @@ EXAMPLE = "write e.g. group=trainers,state=running or 'train-*,!train-7'"
 _NAME = re.compile(r"[A-Za-z0-9_./-]+\Z")
 _MAGIC = re.compile(r"[*?\[]")
 
-Facts = Mapping[str, Any]  # a view with at least worker_id, state, host, group, agent, desired and labels
+Facts = Mapping[str, Any]  # WorkerFacts, or a view of the API
+
+
+class WorkerFacts(TypedDict):
+    """The facts about a worker that selectors match."""
+
+    worker_id: str
+    state: str
+    desired: messages.Desired
+    host: str
+    agent: str
+    group: str
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class WorkerService:
         attempt = report.attempt if report else worker.attempt
         tx.show("workers", worker_id)
         if worker.gang:
-            asked = Asked(verb, attempt, reason, operation_id, origin)  # type: ignore[arg-type]
+            asked = Asked(verb, attempt, reason, operation_id, origin)
             record = self._gangs.accept(tx, worker, asked)
             if verb in ("start", "restart") and self._state.stopped_by:
                 self._state.hold_stopped(tx, NONE)

@@ -7,20 +7,20 @@ The rules are in fleet/operations/controller.py and fleet/workers/purge.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import get, post, text, whole
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.fleet.model import clock
+from procguard.fleet.operations.answers import OperationAnswer, OperationWithItems, PreviewAnswer
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, OperationOptions
 from procguard.fleet.workers import selectors
-from procguard.fleet.workers.purge import Purge
-from procguard.portal.api.resource import Moment, Reason, RequestBody, Resource, Services, Words
+from procguard.fleet.workers.purge import Purge, Purged, PurgePreview
+from procguard.portal.api.resource import Reason, RequestBody, Resource, Services, Words
 from procguard.runtime.cooperative import yield_to_hub
 from remote_agent.protocol import messages
 
@@ -91,124 +91,9 @@ class PurgeRequest(RequestBody):
 # -------------------------------------------------------------------------------------------------- response types
 
 
-class StateSplit(TypedDict):
-    state: str
-    matching: int
-    acts: int
-
-
-class HostSplit(TypedDict):
-    host: str
-    matching: int
-    acts: int
-
-
-class PreviewCause(TypedDict):
-    cause: str
-    message: str
-    message_code: str
-    message_params: dict[str, Any]
-    action: Literal["act", "pending", "skip"]
-    count: int
-    examples: list[str]
-
-
-class PreviewAnswer(TypedDict):
-    """The preview of an operation. `token` is null if no worker matches."""
-
-    token: str | None
-    expires_in_s: float
-    command: messages.Verb
-    selector: str
-    q: str
-    matching: int
-    acts: int
-    pending: int
-    skipped: int
-    by_state: list[StateSplit]
-    by_host: list[HostSplit]
-    hosts: int
-    causes: list[PreviewCause]
-
-
-class OperationCause(TypedDict):
-    result: str
-    cause: str | None
-    message: str
-    message_code: str
-    message_params: dict[str, Any]
-    count: int
-    examples: list[str]
-
-
-class ItemAnswer(TypedDict):
-    worker_id: str
-    result: str
-    cause: str | None
-    message: str
-    message_code: str
-    message_params: dict[str, Any]
-    command_id: str | None
-    ended_at: Moment
-
-
-class OperationAnswer(TypedDict):
-    operation_id: str
-    command: messages.Verb
-    selector: str
-    q: str
-    actor: str
-    reason: str
-    status: Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
-    created_at: Moment
-    ended_at: Moment
-    total: int
-    counts: dict[str, int]
-    causes: list[OperationCause]
-    concurrency: int
-    max_failures: str
-    timeout_s: float
-    retry_of: str | None
-    joined: int
-    left: int
-    note: str
-    note_code: str
-    note_params: dict[str, Any]
-
-
-class OperationWithItems(OperationAnswer):
-    """`items`: the requested page, of `items_total` items."""
-
-    items: list[ItemAnswer]
-    items_total: int
-
-
 @dataclass(frozen=True)
 class OperationsAnswer:
     operations: list[OperationAnswer]
-
-
-class PurgePreview(TypedDict):
-    """`workers`: ids of the first hundred of `count` workers. `token`: null if there is nothing to purge."""
-
-    token: str | None
-    expires_in_s: float
-    count: int
-    workers: list[str]
-
-
-class PurgeRefusal(TypedDict):
-    worker_id: str
-    message: str
-    next: str
-
-
-class Purged(TypedDict):
-    """`taken_out`, `refused`: numbers of workers. `refusals`: the first hundred refused ones."""
-
-    taken_out: int
-    refused: int
-    refusals: list[PurgeRefusal]
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -226,7 +111,7 @@ class PurgeApi(Resource):
         `{"silent_s": 86400}` → `{"token", "count", "workers"}`; only silence since the manager started counts.
         """
         http_io.note_change(f"preview of workers on hosts silent for {body.silent_s:.0f} s")
-        return cast(PurgePreview, self._purge.preview(body.silent_s, caller.actor, clock.read(), caller.identity))
+        return self._purge.preview(body.silent_s, caller.actor, clock.read(), caller.identity)
 
     @post("/api/purge", "operator", tag="operations", zh="清除预览中的 worker", errors=(409,), example={"token": "g-0"})
     def carry_out(self, caller: Principal, body: PurgeRequest) -> Purged:
@@ -237,7 +122,7 @@ class PurgeApi(Resource):
         http_io.note_change("", final=False)
         done = self._purge.carry_out(body.token, caller.actor, clock.read(), caller.identity)
         http_io.note_change(f"{done['taken_out']} workers removed, {done['refused']} refused")
-        return cast(Purged, done)
+        return done
 
 
 class OperationsApi(Resource):
@@ -252,10 +137,9 @@ class OperationsApi(Resource):
         that begins the operation ([below](#batch-operations)).
         """
         http_io.note_change(f"{body.command} {body.selector}")
-        found = self.fleet.operations.preview(
+        return self.fleet.operations.preview(
             body.command, body.selector, caller.actor, clock.read(), body.q, caller.identity
         )
-        return cast(PreviewAnswer, found)
 
     @post(
         "/api/operations", "operator", tag="operations", zh="开始已预览的批量操作", status=202, errors=(404, 409),
@@ -275,12 +159,12 @@ class OperationsApi(Resource):
         )
         view = self.fleet.operations.begin(body.token, caller.actor, clock.read(), options, caller.identity)
         http_io.note_change(f"{view['operation_id']}: {view['command']} of {view['total']} workers, {view['selector']}")
-        return cast(OperationAnswer, view)
+        return view
 
     @get("/api/operations", "viewer", tag="operations", zh="最近 50 个批量操作")
     def operations(self) -> OperationsAnswer:
         """The newest 50 batch operations."""
-        return OperationsAnswer(cast(list[OperationAnswer], self.fleet.operations.views()))
+        return OperationsAnswer(self.fleet.operations.views())
 
     @get("/api/operations/<operation_id>", "viewer", tag="operations", zh="一个批量操作及其条目", errors=(404,))
     def operation(self, operation_id: str, query: ItemsQuery) -> OperationWithItems:
@@ -288,8 +172,7 @@ class OperationsApi(Resource):
 
         `result=failed,expired`: only items with one of these results.
         """
-        found = self.fleet.operations.view(operation_id, query.result, query.offset, query.limit)
-        return cast(OperationWithItems, found)
+        return self.fleet.operations.view(operation_id, query.result, query.offset, query.limit)
 
     @post(
         "/api/operations/<operation_id>/cancel",
@@ -300,7 +183,7 @@ class OperationsApi(Resource):
     )
     def cancel(self, operation_id: str, caller: Principal) -> OperationAnswer:
         """Cancel the items of an operation that have not begun."""
-        return cast(OperationAnswer, self.fleet.operations.cancel(operation_id, caller.actor, clock.read()))
+        return self.fleet.operations.cancel(operation_id, caller.actor, clock.read())
 
     @post(
         "/api/operations/<operation_id>/retry", "operator", tag="operations", zh="重试失败的条目", status=202,
@@ -311,5 +194,4 @@ class OperationsApi(Resource):
 
         `{"rest": true}`: also the items that never began.
         """
-        view = self.fleet.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)
-        return cast(OperationAnswer, view)
+        return self.fleet.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from procguard.config.logs import RetentionRule
 from procguard.errors import ConfigError, UsageError
 from procguard.fleet.workers import selectors
+from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.portal.logs import retention
 from procguard.portal.logs.store import LogStore
 from remote_agent.protocol import states
@@ -20,7 +20,18 @@ from remote_agent.protocol.messages import directory_name
 
 DAY_S = 86_400.0
 CLOCK_LEAP_S = 3_600.0
-GONE_FACTS = {"state": "", "host": "", "group": "", "agent": "", "desired": "removed", "labels": {}}
+
+
+def facts_of_removed(worker_id: str) -> WorkerFacts:
+    return {
+        "worker_id": worker_id,
+        "state": "",
+        "desired": "removed",
+        "host": "",
+        "agent": "",
+        "group": "",
+        "labels": {},
+    }
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class RetentionKeeper:
     """Applies the rules. `facts`: returns the facts of every worker for selectors; yields in between."""
 
     def __init__(
-        self, entries: Sequence[RetentionRule], store: LogStore, facts: Callable[[], Iterable[dict[str, Any]]]
+        self, entries: Sequence[RetentionRule], store: LogStore, facts: Callable[[], Iterable[WorkerFacts]]
     ) -> None:
         """Raises ConfigError."""
         self.rules = read(entries)
@@ -105,7 +116,7 @@ class RetentionKeeper:
                 f"this machine's clock was set by {leapt_s:.0f} s while the manager ran; no log is deleted by age",
                 "check the clock, then restart the manager",
             )
-        known = {directory_name(str(facts["worker_id"])): facts for facts in self._facts()}
+        known = {directory_name(facts["worker_id"]): facts for facts in self._facts()}
         measured = self._store.measured()
         deleted = 0
         for number, folder, floor in self._store.beside(self._plan, known, measured, wall):
@@ -115,24 +126,19 @@ class RetentionKeeper:
         return deleted
 
     def _plan(
-        self, known: dict[str, dict[str, Any]], measured: dict[str, list[retention.Held]], now: float
+        self, known: dict[str, WorkerFacts], measured: dict[str, list[retention.Held]], now: float
     ) -> list[tuple[int, str, int]]:
         """(rule, folder, attempt below which everything is deleted). Runs in a thread: thousands of workers times
         dozens of rules."""
-        left = {
-            folder: logs_of(folder, streams, str(known.get(folder, GONE_FACTS)["state"]))
+        facts = {
+            folder: known.get(folder) or facts_of_removed(folder.removesuffix(retention.GONE))
             for folder, streams in measured.items()
             if streams
         }
+        left = {folder: logs_of(folder, measured[folder], one["state"]) for folder, one in facts.items()}
         found = []
         for number, rule in enumerate(self.rules):
-            chosen = [
-                folder
-                for folder in left
-                if rule.selector.matches(
-                    known.get(folder) or {"worker_id": folder.removesuffix(retention.GONE), **GONE_FACTS}
-                )
-            ]
+            chosen = [folder for folder in left if rule.selector.matches(facts[folder])]
             floors: dict[str, int] = {}
             for one in decide(rule, [log for folder in chosen for log in left[folder]], now):
                 floors[one.worker] = max(floors.get(one.worker, 0), one.attempt + 1)
