@@ -1,4 +1,5 @@
-"""The manager as its user starts it: a process, its printed lines, its files."""
+"""The manager as a process, its printed lines, its files: forked from one that has imported its modules, except where
+what a new interpreter does counts."""
 
 from __future__ import annotations
 
@@ -19,24 +20,29 @@ from pathlib import Path
 import pytest
 
 from procguard.manager.app import PrivateLog
+from tests import forked
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
+MANAGER = "procguard.main"
 GREETING_S = 60.0
 
 
 class Started:
     """A manager on a free port. Use as a context: it ends with the block."""
 
-    def __init__(self, directory: Path, *settings: str) -> None:
+    def __init__(self, directory: Path, *settings: str, forks: bool = True) -> None:
         self.directory = directory
         output = directory / "out.txt"
-        words = [f"state.state_file={directory}/state.yaml", f"logging.file={directory}/log", *settings]
-        command = [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", "0"]
-        for word in words:
-            command += ["--set", word]
+        named = [f"state.state_file={directory}/state.yaml", f"logging.file={directory}/log", *settings]
+        words = ["--host", "127.0.0.1", "--port", "0", *(word for one in named for word in ("--set", one))]
+        self.process: subprocess.Popen[bytes] | forked.Process
         with open(output, "wb") as out:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+            if forks:
+                self.process = forked.start(MANAGER, words, os.environ, ROOT, out.fileno(), out.fileno())
+            else:
+                command = [sys.executable, "-m", MANAGER, *words]
+                self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
         try:
             found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), GREETING_S, "its greeting")
         except BaseException:
@@ -68,7 +74,7 @@ class Started:
 def test_a_manager_whose_greeting_does_not_come_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "GREETING_S", 0.0)
     with pytest.raises(AssertionError, match="greeting"):
-        Started(tmp_path)
+        Started(tmp_path, forks=False)  # by its command line it is looked for
     path = str(tmp_path).encode()
     assert not [one for one in Path("/proc").glob("[0-9]*") if path in _command_line(one)]
 
@@ -96,8 +102,7 @@ def test_an_archive_without_credentials_refuses_the_start_and_leaves_the_state_a
     with Started(tmp_path):
         pass
     words = [f"state.state_file={tmp_path}/state.yaml", f"logging.file={tmp_path}/log", "logs.archive=s3://bucket/x"]
-    command = [sys.executable, "-m", "procguard.main", "--port", "0"]
-    command += [one for word in words for one in ("--set", word)]
+    command = [sys.executable, "-m", MANAGER, "--port", "0", *(one for word in words for one in ("--set", word))]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     nobody = {**kept, "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     refused = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False, timeout=60)
@@ -143,7 +148,7 @@ def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_pa
     words = [word for one in settings for word in ("--set", one)]
     before = os.umask(0)
     try:
-        command = [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", "0", *words]
+        command = [sys.executable, "-m", MANAGER, "--host", "127.0.0.1", "--port", "0", *words]
         with open(own / "out.txt", "wb") as out:
             process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     finally:
