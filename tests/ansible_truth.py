@@ -41,6 +41,8 @@ def ask(questions: list[Json], home: Path) -> list[Json]:
 
 
 def main() -> None:
+    import importlib
+
     import ansible.cli.inventory
     import ansible.inventory.manager
     import ansible.plugins.inventory.auto
@@ -50,7 +52,10 @@ def main() -> None:
     import ansible.vars.manager  # noqa: F401 -- all that forks would import each for itself
     from ansible.inventory.manager import InventoryManager
     from ansible.parsing.dataloader import DataLoader
+    from ansible.plugins.loader import init_plugin_loader
 
+    init_plugin_loader()
+    importlib.import_module("ansible_collections.ansible.builtin")  # which reads a long YAML file
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as shape:
         shape.write("all: {hosts: {h1: }}")
         shape.flush()
