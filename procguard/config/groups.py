@@ -77,3 +77,4 @@ class GroupPolicy(BaseModel):
 
 
 ALONE = GroupPolicy()  # the policy of a group without one
+PolicySource = Literal["configuration", "inventory", ""]  # what declares it; "": nothing does

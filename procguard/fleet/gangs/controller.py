@@ -14,7 +14,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider, rendezvous
@@ -465,7 +465,7 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ views
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[gang_views.GroupAnswer]:
         """Views of all groups that have a member or a policy, ordered by name."""
         members: dict[str, list[WorkerRecord]] = {name: [] for name in self.groups.policies()}
         for worker in self._state.workers_by_id.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from procguard.config.groups import ALONE, GroupPolicy
+from procguard.config.groups import ALONE, GroupPolicy, PolicySource
 from procguard.fleet.gangs import rendezvous
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.state import FleetState
@@ -38,7 +38,7 @@ class FleetGroups:
     def policies(self) -> dict[str, GroupPolicy]:
         return {**self._declared, **self._state.settings.groups}
 
-    def said_by(self, group: str) -> str:
+    def said_by(self, group: str) -> PolicySource:
         if group in self._state.settings.groups:
             return "configuration"
         return "inventory" if group in self._declared else ""

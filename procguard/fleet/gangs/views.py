@@ -4,16 +4,67 @@ from __future__ import annotations
 
 from typing import Any
 
-from procguard.config.groups import GroupPolicy
+from typing_extensions import TypedDict
+
+from procguard.config.groups import GroupPolicy, PolicySource
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerRecord, settled
 from procguard.i18n.reasons import NONE, Reason, because
-from remote_agent.protocol import states
-from remote_agent.protocol.reasons import fields as reason_fields
+from remote_agent.protocol import reasons, states
 
 
-def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
+class GangOfWorker(TypedDict):
+    phase: str
+    rank: int | None
+    epoch: int
+    attempts: int
+    held: bool
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+
+
+class MemberAnswer(TypedDict):
+    worker_id: str
+    host: str
+    state: str
+    rank: int | None
+    epoch: int
+    attempt: int
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+
+
+class GangIncident(TypedDict):
+    member: str
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+    at: str | None
+    ended: str | None
+
+
+class GroupAnswer(TypedDict):
+    group: str
+    restart: str
+    rendezvous: str
+    said_by: PolicySource
+    phase: str | None
+    epoch: int | None
+    attempts: int | None
+    max_attempts: int | None
+    master: str | None
+    since: str | None
+    reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
+    incident: GangIncident | None
+    members: list[MemberAnswer]
+
+
+def of_member(gang: GangRecord, worker: WorkerRecord) -> GangOfWorker:
     """The field `gang` of a worker's view. `rank` None: the worker was not part of the last launch."""
     mark = gang.members.get(worker.worker_id)
     return {
@@ -22,12 +73,13 @@ def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
         "epoch": gang.epoch,
         "attempts": gang.attempts,
         "held": worker.held,
-        **reason_fields("reason", gang.reason),
         "reason": gang.reason,
+        "reason_code": gang.reason.code,
+        "reason_params": gang.reason.params,
     }
 
 
-def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: Reason) -> tuple[str, str, Reason]:
+def applied(gang: GangOfWorker, desired: str, state: str, known: str, reason: Reason) -> tuple[str, str, Reason]:
     """(state, last known state, reason) of a worker, adjusted for its gang, which a member's runner does not know.
 
     Members of a failed gang are failed, however each of them ended. The reason of a held member names the members that
@@ -49,12 +101,13 @@ def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: 
 def of_group(
     name: str,
     policy: GroupPolicy,
-    said_by: str,
+    said_by: PolicySource,
     gang: GangRecord | None,
     members: list[dict[str, Any]],
     max_attempts: int,
-) -> dict[str, Any]:
+) -> GroupAnswer:
     """The view of one group. `said_by`: configuration, inventory, or "" if the group has no policy."""
+    reason, code, params = reasons.values(gang.reason if gang else NONE)
     return {
         "group": name,
         "restart": policy.restart,
@@ -66,26 +119,31 @@ def of_group(
         "max_attempts": (max_attempts if policy.max_attempts is None else policy.max_attempts) if gang else None,
         "master": f"{gang.master_addr}:{gang.master_port}" if gang and gang.master_addr else None,
         "since": iso(gang.since) if gang else None,
-        **reason_fields("reason", gang.reason if gang else NONE),
+        "reason": reason,
+        "reason_code": code,
+        "reason_params": params,
         "incident": _incident(gang) if gang else None,
         "members": sorted((_member(view) for view in members), key=_by_rank),
     }
 
 
-def _incident(gang: GangRecord) -> dict[str, Any] | None:
+def _incident(gang: GangRecord) -> GangIncident | None:
     """The gang's last incident, None if there was none. `ended` null: it is in progress."""
     found = gang.incident
     if found is None:
         return None
+    reason, code, params = reasons.values(found.reason)
     return {
         "member": found.member,
-        **reason_fields("reason", found.reason),
+        "reason": reason,
+        "reason_code": code,
+        "reason_params": params,
         "at": iso(found.at),
         "ended": iso(found.ended),
     }
 
 
-def _member(view: dict[str, Any]) -> dict[str, Any]:
+def _member(view: dict[str, Any]) -> MemberAnswer:
     return {
         "worker_id": view["worker_id"],
         "host": view["host"],
@@ -93,10 +151,12 @@ def _member(view: dict[str, Any]) -> dict[str, Any]:
         "rank": view["gang"]["rank"] if view["gang"] else None,
         "epoch": view["epoch"],
         "attempt": view["attempt"],
-        **{name: view[name] for name in ("reason", "reason_code", "reason_params")},
+        "reason": view["reason"],
+        "reason_code": view["reason_code"],
+        "reason_params": view["reason_params"],
     }
 
 
-def _by_rank(member: dict[str, Any]) -> tuple[bool, int, str]:
+def _by_rank(member: MemberAnswer) -> tuple[bool, int, str]:
     rank = member["rank"]
     return rank is None, rank or 0, member["worker_id"]

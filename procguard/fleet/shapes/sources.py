@@ -27,7 +27,7 @@ class WorkerSource:
         observed: WorkerObserved,
         agent: AgentObserved,
         agent_reason: Reason,
-        gang: dict[str, Any] | None,
+        gang: gang_views.GangOfWorker | None,
         declared_digest: Callable[[WorkerRecord], str],
         wall: float = 0.0,
     ) -> None:

@@ -24,6 +24,7 @@ from procguard.fleet.model.records import AgentRecord, RecoverySsh, WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
+from procguard.fleet.workers.deployed import Declaration, HostAbsent, HostDeployed, WorkerDeployed
 from procguard.fleet.workers.placement_service import PlacementService
 from procguard.fleet.workers.spec_diff import differences
 from procguard.i18n.reasons import because
@@ -151,7 +152,7 @@ class Deployment:
                     )
                 first[worker.worker_id] = host.host
 
-    def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
+    def carry_out(self, actor: str, now: Now) -> Declaration:
         """Apply the deployment; with `check`, only report what would change. Durable."""
         self._now = now
         self._refuse_unread()
@@ -172,7 +173,7 @@ class Deployment:
             tx.event("deploy", reason=because("deploy.declared", hosts=hosts, workers=len(self._specs)))
         return answer
 
-    def _declare(self, tx: Transaction | None) -> dict[str, Any]:
+    def _declare(self, tx: Transaction | None) -> Declaration:
         """Declare one host's workers. `tx` None: only report what would change."""
         self._settle_homes(tx)
         return {
@@ -182,13 +183,13 @@ class Deployment:
             "of_other_inventories": self._of_other_inventories(),
         }
 
-    def _absent(self, tx: Transaction | None) -> dict[str, dict[str, Any]]:
+    def _absent(self, tx: Transaction | None) -> dict[str, HostAbsent]:
         """Undeclare or prune the workers of hosts that this inventory no longer names. Hosts of other inventories are
         not affected."""
         named = self._request.inventory
         if named is None or named.hosts is None:
             return {}
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, HostAbsent] = {}
         for agent in list(self._state.agents_by_id.values()):
             if agent.kind != "deployed" or agent.inventory != named.name or agent.host in named.hosts:
                 continue
@@ -215,7 +216,7 @@ class Deployment:
         others = [one for one in agents if one.inventory != named.name and one.host not in named.hosts]
         return {one.host: one.inventory for one in others[:OTHERS_NAMED]}
 
-    def _worker_results(self, workers: dict[str, tuple[Result, str]]) -> dict[str, dict[str, Any]]:
+    def _worker_results(self, workers: dict[str, tuple[Result, str]]) -> dict[str, WorkerDeployed]:
         return {
             wid: {
                 "result": result,
@@ -266,7 +267,7 @@ class Deployment:
                 if tx is not None:
                     tx.edit(worker).home = ""
 
-    def _host(self, tx: Transaction | None, declared: HostDeclared) -> dict[str, Any]:
+    def _host(self, tx: Transaction | None, declared: HostDeclared) -> HostDeployed:
         state, agent_id = self._state, declared.host
         agent = state.agents_by_id.get(agent_id)
         if tx is not None:

@@ -16,6 +16,7 @@ from procguard.fleet.model.records import CommandRecord, settled
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
+from procguard.fleet.workers.deployed import Declaration
 from procguard.fleet.workers.deployment import Deployment
 from procguard.fleet.workers.placement_service import PlacementService
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
@@ -29,7 +30,7 @@ class WorkerService:
         self._placement = placement
         self._gangs = gangs
 
-    def deploy(self, request: dict[str, Any], actor: str, now: Now) -> dict[str, Any]:
+    def deploy(self, request: dict[str, Any], actor: str, now: Now) -> Declaration:
         """Declare hosts and their workers (deployment.py); durable."""
         return Deployment(self._state, self._leases, self._placement, self._gangs, request).carry_out(actor, now)
 

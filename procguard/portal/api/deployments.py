@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import bottle
 from typing_extensions import TypedDict
@@ -12,38 +12,11 @@ from procguard.agent_api.declaration import post
 from procguard.agent_api.interface import Principal
 from procguard.errors import Forbidden
 from procguard.fleet.model import clock
+from procguard.fleet.workers.deployed import Declaration
 from procguard.fleet.workers.deployment import DeploymentRequest
-from procguard.portal.api.resource import Moment, Resource
+from procguard.portal.api.resource import Resource
 
 MAX_DEPLOYED_OBJECTS = 5_000_000  # in effect unlimited: the size of the body is the limit for operators
-
-
-class WorkerDeployed(TypedDict):
-    """`starts`: the attempt that the deployment starts; null if it starts none."""
-
-    result: str
-    message: str
-    differences: list[str]
-    starts: int | None
-
-
-class HostDeployed(TypedDict):
-    agent_id: str
-    proof_key: str
-    secret_sha256: str
-    last_heartbeat_at: Moment
-    workers: dict[str, WorkerDeployed]
-
-
-class HostAbsent(TypedDict):
-    """A host that the inventory named in an earlier deployment but no longer names. `guests`: ids of workers that run
-    there but are declared on other hosts. `ssh`: the SSH parameters with which the manager reaches the host."""
-
-    agent_id: str
-    ssh: dict[str, Any]
-    procguard_home: str
-    workers: dict[str, WorkerDeployed]
-    guests: list[str]
 
 
 class ManagerTls(TypedDict):
@@ -54,11 +27,7 @@ class ManagerTls(TypedDict):
     any_name: bool
 
 
-class Deployed(TypedDict):
-    fleet_id: str
-    hosts: dict[str, HostDeployed]
-    absent: dict[str, HostAbsent]
-    of_other_inventories: dict[str, str]
+class Deployed(Declaration):
     manager_urls: list[str]
     manager_configured: list[str]
     tls: ManagerTls
@@ -87,10 +56,12 @@ class DeploymentsApi(Resource):
         http_io.note_change(_deployment(request))
         reply = self.fleet.workers.deploy(request, caller.actor, clock.read())
         pinned = self.services.pinned()
-        reply.setdefault("manager_urls", self.services.manager_urls())
-        reply.setdefault("manager_configured", list(self.services.manager_configured))
-        reply["tls"] = {"ca": pinned.ca, "any_name": pinned.any_name}
-        return cast(Deployed, reply)
+        return {
+            **reply,
+            "manager_urls": self.services.manager_urls(),
+            "manager_configured": list(self.services.manager_configured),
+            "tls": {"ca": pinned.ca, "any_name": pinned.any_name},
+        }
 
 
 def _deployment(request: dict[str, Any]) -> str:

@@ -3,51 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
-
-from typing_extensions import TypedDict
 
 from procguard.agent_api.declaration import get
-from procguard.portal.api.resource import Moment, Resource
-
-
-class MemberAnswer(TypedDict):
-    worker_id: str
-    host: str
-    state: str
-    rank: int | None
-    epoch: int
-    attempt: int
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-
-
-class GangIncident(TypedDict):
-    member: str
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-    at: Moment
-    ended: Moment
-
-
-class GroupAnswer(TypedDict):
-    group: str
-    restart: str
-    rendezvous: str
-    said_by: Literal["configuration", "inventory", ""]
-    phase: str | None
-    epoch: int | None
-    attempts: int | None
-    max_attempts: int | None
-    master: str | None
-    since: Moment
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-    incident: GangIncident | None
-    members: list[MemberAnswer]
+from procguard.fleet.gangs.views import GroupAnswer
+from procguard.portal.api.resource import Resource
 
 
 @dataclass(frozen=True)
@@ -62,4 +21,4 @@ class GroupsApi(Resource):
 
         Every group with its members and, for a [gang](groups.md), its phase, epoch, attempts and last incident.
         """
-        return GroupsAnswer(cast(list[GroupAnswer], self.fleet.gangs.views()))
+        return GroupsAnswer(self.fleet.gangs.views())

@@ -21,6 +21,7 @@ from procguard.agent_api.decode import Hints
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Principal
 from procguard.errors import UsageError
+from procguard.fleet.gangs.views import GangOfWorker  # noqa: F401 -- named by a field of WORKER
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import CommandRecord, WorkerRecord
 from procguard.fleet.shapes.workers import WORKER
@@ -87,17 +88,6 @@ class WorkerRecoveryStatus(TypedDict):
     """Why a worker's task waits for another host, or is not moved to one."""
 
     state: str
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-
-
-class GangOfWorker(TypedDict):
-    phase: str
-    rank: int | None
-    epoch: int
-    attempts: int
-    held: bool
     reason: str
     reason_code: str
     reason_params: dict[str, Any]
