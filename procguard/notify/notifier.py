@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 import gevent.event
+from typing_extensions import TypedDict
 
 from procguard.config.notifications import AlertTarget
 from procguard.errors import Conflict, NotFound
@@ -36,6 +37,32 @@ log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
 Progress = dict[str, Any]  # progress of one target: what has been delivered, and the message being sent
+
+
+class NotificationTarget(TypedDict):
+    name: str
+    type: str
+    address: str
+    events: list[str]
+    language: str
+    sent: int
+    failures: int
+    last_ok: str | None
+    last_error: str
+    last_error_at: str | None
+    queued: int
+    dropped: int
+    deduplicated: int
+    muted: int
+    retry_in_s: float | None
+
+
+class Tried(TypedDict):
+    name: str
+    type: str
+    ok: bool
+    answer: str
+    took_s: float
 
 
 @dataclass
@@ -190,7 +217,7 @@ class _Loop:
         self.counts.failures += 1
         self.counts.last_error, self.counts.last_error_at = outcome.answer, now
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> NotificationTarget:
         counts, retry_at = self.counts, self.retry_at
         return {
             "name": self.target.name,
@@ -300,10 +327,10 @@ class Notifier:
         keys = {(str(event.get("worker_id") or ""), int(event.get("attempt") or 0)) for event in shown}
         return {key: self._last_lines(*key, most) for key in keys}
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[NotificationTarget]:
         return [loop.view() for loop in self._loops.values()]
 
-    def test(self, name: str = "") -> list[dict[str, Any]]:
+    def test(self, name: str = "") -> list[Tried]:
         """Send a test message once to one target or to all. Returns the result of each. Raises Conflict if there are no
         targets, NotFound for an unknown name."""
         if not self._loops:
@@ -315,7 +342,7 @@ class Notifier:
         gevent.joinall(tries)
         return [one.get() for one in tries]
 
-    def _test(self, loop: _Loop) -> dict[str, Any]:
+    def _test(self, loop: _Loop) -> Tried:
         began = clock.read()
         message = alerts.test_message(loop.target, self.fleet_id(), self.link(), iso(began.wall) or "")
         outcome = self.send(loop.target, message, began)

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from procguard.errors import Conflict
 from procguard.fleet.agents.credentials import Tokens
@@ -22,14 +25,18 @@ from procguard.i18n.reasons import because
 from remote_agent.protocol import messages
 
 
+class RotationAsked(TypedDict):
+    status: Literal["asked", "unsupported", "unknown"]
+    message: str
+
+
 class Rotations:
     def __init__(self, state: FleetState, tokens: Tokens) -> None:
         self._state = state
         self._tokens = tokens
 
-    def begin(self, agent_ids: Iterable[str], actor: str, now: Now) -> dict[str, dict[str, str]]:
-        """Request new secrets of these agents; durable. Returns for each {"status": "asked", "unsupported" or
-        "unknown", "message"}. An unreachable agent is asked when it reconnects."""
+    def begin(self, agent_ids: Iterable[str], actor: str, now: Now) -> dict[str, RotationAsked]:
+        """Request new secrets of these agents; durable. An unreachable agent is asked when it reconnects."""
         with self._state.transaction(now, actor) as tx:
             found = {agent_id: self._begin(tx, agent_id) for agent_id in dict.fromkeys(agent_ids)}
             asked = [agent_id for agent_id, outcome in found.items() if outcome["status"] == "asked"]
@@ -37,7 +44,7 @@ class Rotations:
                 tx.event("credentials", reason=because("secret.asked", agents=asked[:100]))
         return found
 
-    def _begin(self, tx: Transaction, agent_id: str) -> dict[str, str]:
+    def _begin(self, tx: Transaction, agent_id: str) -> RotationAsked:
         agent = self._state.agents_by_id.get(agent_id)
         if agent is None:
             return {"status": "unknown", "message": "no such agent; list them: invoke agents"}

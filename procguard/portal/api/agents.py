@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar
 
 import gevent
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from procguard import __version__
 from procguard.agent_api import http_io
@@ -17,6 +16,7 @@ from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.deploy.session import bundle
 from procguard.errors import Forbidden
+from procguard.fleet.agents.rotation import RotationAsked
 from procguard.fleet.model import clock
 from procguard.portal.api.hosts import HostAnswer
 from procguard.portal.api.resource import RequestBody, Resource
@@ -67,11 +67,6 @@ class Releases:
 
     version: str
     releases: list[str]
-
-
-class RotationAsked(TypedDict):
-    status: Literal["asked", "unsupported", "unknown"]
-    message: str
 
 
 @dataclass(frozen=True)
@@ -148,8 +143,7 @@ class AgentsApi(Resource):
         `{"agents": ["gpu01"]}` → `{"agents": {"gpu01": {"status": "asked", "message": ""}}}`.
         """
         http_io.note_change(f"{len(body.agents)} agents: {', '.join(body.agents[:20])}")
-        begun = self.fleet.agents.rotations.begin(body.agents, caller.actor, clock.read())
-        return RotationsAsked(cast(dict[str, RotationAsked], begun))
+        return RotationsAsked(self.fleet.agents.rotations.begin(body.agents, caller.actor, clock.read()))
 
     @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="吊销 Agent 的密钥", errors=(404,))
     def revoke(self, agent_id: str, caller: Principal) -> OfAgent:

@@ -17,8 +17,9 @@ from procguard.fleet.model import clock
 from procguard.fleet.model.clock import iso
 from procguard.i18n.reasons import because
 from procguard.notify.mutes import TABLE, MuteView
+from procguard.notify.notifier import NotificationTarget, Tried
 from procguard.notify.rules import FiringAlert
-from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
+from procguard.portal.api.resource import MAX_REASON_CHARS, RequestBody, Resource
 
 
 class NameRequest(RequestBody):
@@ -28,24 +29,6 @@ class NameRequest(RequestBody):
     hints: ClassVar[Hints] = {"name": ("", 'e.g. {"name": "oncall"}, or nothing for all')}
 
     name: str = ""
-
-
-class NotificationTarget(TypedDict):
-    name: str
-    type: str
-    address: str
-    events: list[str]
-    language: str
-    sent: int
-    failures: int
-    last_ok: Moment
-    last_error: str
-    last_error_at: Moment
-    queued: int
-    dropped: int
-    deduplicated: int
-    muted: int
-    retry_in_s: float | None
 
 
 class NotificationRoute(TypedDict):
@@ -60,14 +43,6 @@ class NotificationTargets:
 
     notifications: list[NotificationTarget]
     routes: list[NotificationRoute]
-
-
-class Tried(TypedDict):
-    name: str
-    type: str
-    ok: bool
-    answer: str
-    took_s: float
 
 
 @dataclass(frozen=True)
@@ -141,8 +116,7 @@ class NotificationsApi(Resource):
         notifier = self.services.notifier
         if notifier is None:
             return NotificationTargets([], [])
-        targets = cast(list[NotificationTarget], notifier.views())
-        return NotificationTargets(targets, cast(list[NotificationRoute], notifier.routes))
+        return NotificationTargets(notifier.views(), cast(list[NotificationRoute], notifier.routes))
 
     @get("/api/alerts", "viewer", tag="history", zh="正在触发的测量告警")
     def firing(self, query: AlertsQuery) -> AlertsAnswer:
@@ -218,4 +192,4 @@ class NotificationsApi(Resource):
         notifier = self.services.notifier
         if notifier is None:
             raise Conflict("this manager sends no notifications", "see docs/notifications.md", code="not_configured")
-        return NotificationsTried(cast(list[Tried], notifier.test(body.name)))
+        return NotificationsTried(notifier.test(body.name))

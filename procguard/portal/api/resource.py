@@ -30,6 +30,7 @@ from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.notify.mutes import Mutes
+from procguard.notify.notifier import NotificationTarget, Tried
 from procguard.notify.rules import AlertRules
 from procguard.portal import api
 from procguard.portal.auth.access import CALLER, Auth
@@ -69,9 +70,9 @@ class Notifications(Protocol):
     @property
     def routes(self) -> list[Any]: ...
 
-    def views(self) -> list[dict[str, Any]]: ...
+    def views(self) -> list[NotificationTarget]: ...
 
-    def test(self, name: str = "") -> list[dict[str, Any]]: ...
+    def test(self, name: str = "") -> list[Tried]: ...
 
 
 class ManagersService(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -18,6 +17,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
 from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
+from procguard.notify.notifier import NotificationTarget
 from procguard.portal.logs.spool import SpooledLogStore
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
@@ -47,7 +47,7 @@ class Metrics:
         of: Fleet,
         log_store: LogStore,
         gauges: dict[str, tuple[str, Callable[[], float]]],
-        notifications: Callable[[], list[dict[str, Any]]] = list,
+        notifications: Callable[[], list[NotificationTarget]] = list,
         options: MetricsOptions | None = None,
         lags: loop_lag.LagHistogram | None = None,
     ) -> None:
@@ -163,16 +163,21 @@ class Metrics:
 
     def _of_notifications(self) -> Iterable[Family]:
         targets = self._notifications()
-        for name, text, key in (
-            ("procguard_notifications_sent_total", "Messages delivered", "sent"),
-            ("procguard_notifications_failures_total", "Tries that failed", "failures"),
-            ("procguard_notifications_dropped_total", "Alerts that were given up", "dropped"),
-            ("procguard_notifications_deduplicated_total", "Alerts told a short while before", "deduplicated"),
-            ("procguard_notifications_queued", "Alerts that wait to be delivered", "queued"),
-        ):
+        counters: tuple[tuple[str, str, Callable[[NotificationTarget], int]], ...] = (
+            ("procguard_notifications_sent_total", "Messages delivered", lambda one: one["sent"]),
+            ("procguard_notifications_failures_total", "Tries that failed", lambda one: one["failures"]),
+            ("procguard_notifications_dropped_total", "Alerts that were given up", lambda one: one["dropped"]),
+            (
+                "procguard_notifications_deduplicated_total",
+                "Alerts told a short while before",
+                lambda one: one["deduplicated"],
+            ),
+            ("procguard_notifications_queued", "Alerts that wait to be delivered", lambda one: one["queued"]),
+        )
+        for name, text, count in counters:
             family = Family(name, "counter" if name.endswith("_total") else "gauge", text)
             for view in targets:
-                family.add(label_set(target=view["name"], type=view["type"]), view[key])
+                family.add(label_set(target=view["name"], type=view["type"]), count(view))
             yield family
 
 
