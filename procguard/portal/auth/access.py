@@ -410,7 +410,9 @@ def _printable_host(environ: WSGIEnvironment) -> str:
     return host if host and plain and len(host) < 256 else f"localhost:{environ.get('SERVER_PORT', '5000')}"
 
 
+@functools.cache
 def _user_name(uid: int) -> str:
+    """The name is needed by every request of a local user, and may come from far away (LDAP)."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

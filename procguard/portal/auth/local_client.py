@@ -378,8 +378,8 @@ def _ancestors(pid: int) -> Iterator[int]:
 
 def name_of(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            text = file.read().strip()
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+            text = file.read().decode(errors="replace").strip()
     except OSError:
         return "?"
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -24,14 +24,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def links(pid: int) -> Iterator[tuple[int, str]]:
     """(descriptor, target) of its descriptors; nothing if they are not readable."""
     try:
-        names = os.listdir(f"/proc/{pid}/fd")
+        folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return
-    for name in names:
-        try:
-            yield int(name), os.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:  # closed meanwhile
-            continue
+    try:
+        for name in os.listdir(folder):
+            try:
+                yield int(name), os.readlink(name, dir_fd=folder)
+            except OSError:  # closed meanwhile
+                continue
+    finally:
+        _socket.close(folder)
 
 
 def sockets_of(pid: int) -> dict[int, int]:

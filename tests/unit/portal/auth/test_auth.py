@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from procguard.admission.rate import FREE_FAILURES, BackOff
 from procguard.errors import Forbidden, Refused
-from procguard.portal.auth import peer_uid
+from procguard.portal.auth import access, peer_uid
 from procguard.portal.auth.access import Auth, Principal, cookie, host_name, is_loopback
 from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, BrowserSessions
 from remote_agent.protocol.messages import secret_sha256
@@ -149,6 +150,23 @@ def test_a_connection_that_the_kernels_quick_answer_missed_is_whose_the_list_say
 ) -> None:
     auth = AccessRig(tmp_path, uid=None, listed_uid=listed).auth
     assert (auth.identify(AccessRig.request()).kind == "operator") is let_in
+
+
+def test_the_name_of_the_managers_user_is_looked_up_once(rig: AccessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be far away (LDAP), and the lookup would hold the event loop with every request."""
+    looked_up = list[int]()
+
+    def getpwuid(uid: int) -> pwd.struct_passwd:
+        looked_up.append(uid)
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    access._user_name.cache_clear()
+    try:
+        assert {rig.as_operator(rig.request()).actor for _ in range(3)} == {f"uid {OWN_UID}@localhost"}
+    finally:
+        access._user_name.cache_clear()
+    assert looked_up == [OWN_UID]
 
 
 def test_trust_local_false_disables_it(tmp_path: Path) -> None:
