@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.fleet.manager import own_environment
 from tests.ports import free_port
 
@@ -37,17 +38,23 @@ def test_a_manager_that_starts_on_a_full_disk_says_so_in_one_line(small_disk: Pa
         "state.state_file": small_disk / "data" / f"s.{ending}",
         "logging.file": small_disk.parent / "logs" / "x",
     }
-    words = [sys.executable, "-m", "procguard.main", "--port", str(free_port())]
+    words = ["--port", str(free_port())]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
 
-    done = subprocess.run(
-        words, cwd=ROOT, env=own_environment(small_disk.parent), capture_output=True, text=True, check=False, timeout=30
-    )
+    with open(small_disk.parent / "out", "wb") as out, open(small_disk.parent / "err", "w+b") as err:
+        environment = own_environment(small_disk.parent)
+        manager = forked.start("procguard.main", words, environment, ROOT, err.fileno(), out.fileno())
+        try:
+            code = manager.wait(30)
+        finally:
+            manager.kill()
+        err.seek(0)
+        said = err.read().decode()
 
-    assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if not line.startswith("procguard: ")] == []
-    assert "No space left on device" in done.stderr or "full" in done.stderr
+    assert code == 1
+    assert [line for line in said.splitlines() if not line.startswith("procguard: ")] == []
+    assert "No space left on device" in said or "full" in said
 
 
 def invoke_into(tmp_path: Path, redirection: str) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests import postgres_server
+from tests import forked, postgres_server
 from tests.ports import free_port
 
 
@@ -24,13 +23,14 @@ def test_a_signal_that_comes_while_a_manager_takes_over_is_not_lost(tmp_path: Pa
         ]  # fmt: skip
         words = [word for setting in settings for word in ("--set", setting)]
         words += ["--host", "127.0.0.1", "--port", str(free_port())]
-        with subprocess.Popen([sys.executable, "-m", "procguard.main", *words], stdout=subprocess.DEVNULL) as manager:
-            try:
-                log, until = tmp_path / "log", time.monotonic() + 30
-                while not (log.exists() and " leads term=" in log.read_text()):
-                    assert manager.poll() is None and time.monotonic() < until, "it never led"
-                    time.sleep(0.001)
-                manager.send_signal(signal.SIGTERM)
-                assert manager.wait(20) == 0
-            finally:
-                manager.kill()
+        with open(tmp_path / "out", "wb") as out:
+            manager = forked.start("procguard.main", words, os.environ, tmp_path, out.fileno(), out.fileno())
+        try:
+            log, until = tmp_path / "log", time.monotonic() + 30
+            while not (log.exists() and " leads term=" in log.read_text()):
+                assert manager.poll() is None and time.monotonic() < until, "it never led"
+                time.sleep(0.001)
+            manager.send_signal(signal.SIGTERM)
+            assert manager.wait(20) == 0
+        finally:
+            manager.kill()
