@@ -26,6 +26,7 @@ NOT_ASKED = {"get_log_search", "get_ca"}
 LEAST = 18
 
 
+@pytest.mark.slow
 def test_the_description_is_valid_openapi() -> None:
     import openapi_spec_validator  # 0.2 s, not of each process that collects
 
