@@ -14,7 +14,6 @@ index per row. Knows rows and clients; columns.py produces the rows.
 
 from __future__ import annotations
 
-import json
 import time
 import zlib
 from collections import deque
@@ -33,6 +32,9 @@ REST_EVERY = 50  # rows; less than a millisecond
 PART_ROWS = 1000  # a page applies the measures of this many rows within a frame of the screen
 MOST_PARTS = 10
 DISTINCT_SHARE = 0.5  # a column with more distinct values than this is sent unchanged
+
+_NUMBERS = {int, bool, float}
+_PLAIN = {str, type(None), *_NUMBERS}
 
 Row = tuple[Any, ...]
 
@@ -338,12 +340,11 @@ def differences(numbers: list[int]) -> list[int]:
 
 def column_text(values: list[Any]) -> bytes:
     """A column as JSON: its values, or {"of": distinct values, "at": one index per row} if that is shorter."""
-    texts = [one if isinstance(one, (str, int, type(None))) else json.dumps(one, sort_keys=True) for one in values]
-    index: dict[Any, int] = {}
-    indexes = [index.setdefault((type(text), text), len(index)) for text in texts]
+    kinds = set(map(type, values))
+    plain = kinds <= _PLAIN and len(kinds & _NUMBERS) <= 1  # equal values are the same: 1 and True are equal
+    keys = values if plain else list(map(http_io.dumps, values))
+    index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(index) > len(values) * DISTINCT_SHARE:
         return http_io.dumps(values)
-    distinct: list[Any] = [None] * len(index)
-    for place, value in zip(indexes, values, strict=True):
-        distinct[place] = value
-    return http_io.dumps({"of": distinct, "at": indexes})
+    distinct = http_io.dumps(list(index)) if plain else b"[%s]" % b",".join(index)
+    return b'{"of":%s,"at":%s}' % (distinct, http_io.dumps([index[key] for key in keys]))

@@ -262,6 +262,8 @@ def test_a_column_of_few_values_names_each_once() -> None:
     assert few == {"of": ["running", "failed"], "at": [0] * 9 + [1]}
     assert json.loads(column_text([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "1"}]))["of"] == [{"a": "1"}, {"a": "2"}]
     assert json.loads(column_text([1, True, "1", None])) == [1, True, "1", None]
+    equal = json.loads(column_text([1, True, 1, True, 1]))  # equal in Python, but not the same
+    assert equal["at"] == [0, 1, 0, 1, 0] and equal["of"][0] is not True and equal["of"][1] is True
     assert differences([3, 4, 9]) == [3, 1, 5]
 
 
