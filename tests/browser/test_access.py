@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.axe import violations
 from tests.browser.conftest import ManagerRig, Visitor, one_worker
@@ -21,6 +21,24 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     """The modules, each of which may be missing."""
     with one_worker(tmp_path_factory.mktemp("modules"), bundled=False) as made:
         yield made
+
+
+def test_the_lists_are_requested_before_all_modules_of_the_page_have_arrived(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open("about:blank")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/static/js/shell.js", hold)
+    with page.expect_request("**/api/live*", timeout=15_000):
+        page.goto(f"{rig.url}/#/workers", wait_until="commit")
+    wait_until(lambda: page.evaluate("1") and held, 15, "the request of a module")
+    assert page.locator("#app > *").count() == 0
+    for one in held:
+        one.continue_()
+    page.unroute("**/static/js/shell.js")
+    expect(page.get_by_role("row").filter(has_text="worker1")).to_be_visible()
 
 
 def test_over_https_the_page_is_live_acts_and_keeps_its_session_to_https(

@@ -1,12 +1,12 @@
 /** Entry point of the portal: language, session, live data, and one page at a time. Wires all modules. */
 
-import { bringAhead, forgetAhead, pathsAhead } from './ahead.js';
+import { asked as firstAsked, askFirst, loaded } from './first.js';
+import { forgetAhead } from './ahead.js';
 import { ApiError, get, onLoggedOut, post, setCsrf } from './api.js';
 import { errorBox, notifyError } from './dialogs.js';
 import { h, paced } from './dom.js';
-import { loadFields } from './fields.js';
 import { chooseUtc } from './format.js';
-import { chooseLanguage, expectLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
+import { chooseLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
 import { isPage, loadOthers, loadPage, pageNamed } from './pages.js';
@@ -49,26 +49,9 @@ class App {
   }
 
   async start() {
-    const language = expectLanguage(initialLanguage());
-    const route = readRoute();
-    const page = loadPage(isPage(route) ? route.page : 'overview');
-    const asked = this.ask(route.page);
-    asked.catch(() => {}); // `enter` handles the result
-    await Promise.all([loadLanguage(language), page]);
-    await this.enter(asked);
+    await loaded;
+    await this.enter(firstAsked);
     setTimeout(() => loadOthers().catch(() => {}), LOAD_OTHERS_AFTER_MS); // opening a page tries again
-  }
-
-  /** Requests the session, the lists and the first requests of the page in one response, and the fields of the lists. */
-  async ask(page = readRoute().page) {
-    const usual = page === 'overview' ? (await import('./pages/overview.js')).overviewPaths() : [];
-    const paths = pathsAhead(usual);
-    const path = '/api/live';
-    const asked = paths.length ? `${path}?${new URLSearchParams({ also: JSON.stringify(paths) })}` : path;
-    const [{ session, also: answers, ...lists }] = await Promise.all([get(asked, { quiet401: true }), loadFields()]);
-    bringAhead(answers);
-    this.first = lists;
-    return session;
   }
 
   /** The first snapshot is already loaded; later ones are requested. */
@@ -79,10 +62,11 @@ class App {
   }
 
   /** Enters the portal; if the manager is down, shows a message with a retry. */
-  async enter(asked = this.ask()) {
+  async enter(asked = askFirst()) {
     try {
-      const session = await asked;
-      if (session.role) this.showApp(session);
+      const { session, lists } = await asked;
+      this.first = lists;
+      if (session.role) await this.showApp(session);
       else this.showLogin(session);
     } catch (error) {
       if (error.status === 401 || error.status === 403) this.showLogin();
@@ -95,7 +79,7 @@ class App {
     try {
       const session = await get('/api/session', { quiet401: true });
       if (!session.role) this.showLogin(session);
-      else if (session.role !== this.session.role) this.showApp(session);
+      else if (session.role !== this.session.role) await this.showApp(session);
       else setCsrf(session.csrf);
     } catch (error) {
       if (error.status === 401) this.showLogin();
@@ -116,7 +100,7 @@ class App {
     login.focus();
   }
 
-  showApp(session) {
+  async showApp(session) {
     this.loginShown = false;
     this.session = session;
     setCsrf(session.csrf);
@@ -132,6 +116,7 @@ class App {
     this.shell.showSession(session);
     this.root.replaceChildren(this.shell.node);
     this.live.start();
+    await null; // snapshots that are already here are taken first: the page is drawn once, with its rows
     this.route();
   }
 
@@ -147,7 +132,7 @@ class App {
       this.loginShown = false;
       await this.enter(); // shows the reason in the new language
     } else {
-      this.showApp(this.session);
+      await this.showApp(this.session);
     }
   }
 

@@ -54,8 +54,9 @@ export class Shell {
   }
 
   place(page) {
+    const moved = this.main.firstChild !== null; // the first page is at its top; setting that would lay it out without its content
     this.main.replaceChildren(page);
-    this.main.scrollTop = 0;
+    if (moved) this.main.scrollTop = 0;
   }
 
   showPage(name) {

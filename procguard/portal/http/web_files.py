@@ -30,6 +30,7 @@ BUNDLE = "dist"
 LOCALES = {"locales/en.json": "en", "locales/zh-CN.json": "zh"}
 FIELDS = "fields.json"
 TYPES = {".js": "text/javascript; charset=UTF-8", ".css": "text/css; charset=UTF-8", ".svg": "image/svg+xml"}
+SCRIPTS = ("js/first.js", "js/main.js")  # modules of the page; the first one must not import the second one
 JSON_TYPE = "application/json"
 ALWAYS_ASK = "no-cache"
 KEEP = "public, max-age=31536000, immutable"  # immutable: its URL changes with its content
@@ -187,11 +188,14 @@ def _bundle_links(bundle: BundledFiles) -> str:
 
 
 def _module_links(directory: str) -> str:
-    """The modules that main.js imports statically, directly or indirectly; pages are imported when they are opened."""
-    found = ["js/main.js"]
-    for name in found:
-        with open(os.path.join(directory, name), encoding="utf-8") as file:
-            imported = _IMPORTS.findall(file.read())
-        paths = (posixpath.normpath(posixpath.join(posixpath.dirname(name), one)) for one in imported)
-        found += [path for path in dict.fromkeys(paths) if path not in found]
+    """The modules that each script of the page imports statically, directly or indirectly, in the order in which they
+    are fetched. Pages are imported when they are opened."""
+    found: list[str] = []
+    for script in SCRIPTS:
+        found.append(script)
+        for name in found:
+            with open(os.path.join(directory, name), encoding="utf-8") as file:
+                imported = _IMPORTS.findall(file.read())
+            paths = (posixpath.normpath(posixpath.join(posixpath.dirname(name), one)) for one in imported)
+            found += [path for path in dict.fromkeys(paths) if path not in found]
     return "\n    ".join(f'<link rel="modulepreload" href="/static/{name}">' for name in found)
