@@ -6,7 +6,7 @@ import time
 
 import gevent
 
-SLICE_S = 0.008
+SLICE_S, LONGEST_SLICE_S = 0.008, 0.03
 
 
 def yield_to_hub() -> None:
@@ -17,16 +17,19 @@ def yield_to_hub() -> None:
 
 
 class Pace:
-    """Called frequently during long work: yields to the event loop once SLICE_S have passed since it last did.
+    """Called frequently during long work: yields to the event loop once the work has run for a slice of time.
 
-    The interval is a time and not a count, because in an overloaded loop each yield takes long, and work that yields
-    too often would never finish.
+    A slice is as long as the others took during the yield before it, at least SLICE_S and at most LONGEST_SLICE_S: in
+    an overloaded loop each yield takes long, and work with short slices would never finish.
     """
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
+        self._slice_s = SLICE_S
 
     def __call__(self) -> None:
-        if time.perf_counter() - self._since > SLICE_S:
+        now = time.perf_counter()
+        if now - self._since > self._slice_s:
             yield_to_hub()
             self._since = time.perf_counter()
+            self._slice_s = min(max(SLICE_S, self._since - now), LONGEST_SLICE_S)
