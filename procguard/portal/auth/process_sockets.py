@@ -24,17 +24,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def links(pid: int) -> Iterator[tuple[int, str]]:
     """(descriptor, target) of its descriptors; nothing if they are not readable."""
     try:
-        folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return
-    try:
-        for name in os.listdir(folder):
-            try:
-                yield int(name), os.readlink(name, dir_fd=folder)
-            except OSError:  # closed meanwhile
-                continue
-    finally:
-        _socket.close(folder)
+    for name in names:
+        try:
+            yield int(name), os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:  # closed meanwhile
+            continue
 
 
 def sockets_of(pid: int) -> dict[int, int]:

@@ -477,3 +477,17 @@ def test_both_ends_of_the_managers_connections_are_left_out_and_no_others(addres
         to_ours, to_other = ((end.getsockname()[:2], end.getpeername()[:2]) for end in ends)
         assert to_ours not in listed and to_ours[::-1] not in listed
         assert to_other in listed and to_other[::-1] in listed
+
+
+def test_a_process_that_ends_while_it_is_read_has_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of the machine are read to find a connection's: others end meanwhile, and nobody is refused."""
+    child = subprocess.Popen(["sleep", "60"])
+    listdir = os.listdir
+
+    def list_after_its_end(path: str) -> list[str]:
+        child.kill()
+        child.wait()
+        return listdir(path)
+
+    monkeypatch.setattr(process_sockets.os, "listdir", list_after_its_end)
+    assert list(process_sockets.links(child.pid)) == []
