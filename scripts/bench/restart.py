@@ -73,6 +73,7 @@ def _measure(
         swarm.wait_connected(UP_WITHIN_S)
         swarm.wait_running(UP_WITHIN_S)
         time.sleep(5.0)
+        before = manager.ask("GET", "/api/events?limit=1")["events"][-1]["seq"]  # on a slow machine agents arrive late
         manager.kill()
         time.sleep(options.down)
         manager.quota = quota  # time limit of the measurement, without the preparation
@@ -85,7 +86,7 @@ def _measure(
         back_s = time.monotonic() - began
         cpu_s = manager.cpu_s()
         time.sleep(max(0.0, began + WATCH_S - time.monotonic()))
-        trouble = manager.ask("GET", f"/api/events?limit=5000&kind={TROUBLE}")["events"]
+        trouble = manager.ask("GET", f"/api/events?limit=5000&after={before}&kind={TROUBLE}")["events"]
         connects = [at - began for at in swarm.samples()["connects"] if at >= began]
     connects = [at for at in connects if at <= back_s]
     per_s = Counter(int(at) for at in connects)
