@@ -6,7 +6,7 @@ import time
 
 import gevent
 
-SLICE_S, LONGEST_SLICE_S = 0.008, 0.03
+SLICE_S = 0.008
 
 
 def yield_to_hub() -> None:
@@ -17,19 +17,16 @@ def yield_to_hub() -> None:
 
 
 class Pace:
-    """Called frequently during long work: yields to the event loop once the work has run for a slice of time.
+    """Called frequently during long work: yields to the event loop once SLICE_S have passed since it last did.
 
-    A slice is as long as the others took during the yield before it, at least SLICE_S and at most LONGEST_SLICE_S: in
-    an overloaded loop each yield takes long, and work with short slices would never finish.
+    The interval is a time and not a count, because in an overloaded loop each yield takes long, and work that yields
+    too often would never finish.
     """
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
-        self._slice_s = SLICE_S
 
     def __call__(self) -> None:
-        now = time.perf_counter()
-        if now - self._since > self._slice_s:
+        if time.perf_counter() - self._since > SLICE_S:
             yield_to_hub()
             self._since = time.perf_counter()
-            self._slice_s = min(max(SLICE_S, self._since - now), LONGEST_SLICE_S)
