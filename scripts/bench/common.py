@@ -49,11 +49,20 @@ class Figure:
         return measured >= self.goal if self.at_least else measured <= self.goal
 
 
+def processor_times() -> tuple[float, float]:
+    """Seconds since boot that this machine's processors worked, and that the hypervisor withheld from them."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, steal = (int(one) for one in file.readline().split()[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / tick, steal / tick
+
+
 @dataclass
 class Report:
     name: str
     figures: list[Figure] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
+    _times: tuple[float, float] = field(default_factory=processor_times)
 
     def add(self, name: str, value: float | None, unit: str, **more: Any) -> None:
         self.figures.append(Figure(name, value, unit, **more))
@@ -69,12 +78,18 @@ class Report:
             goal = "" if one.goal is None else f"{sign} {one.goal:g}"
             word = {True: "ok", False: "MISSED", None: ""}[one.met]
             print(f"{one.name:44} {value:>12} {anchor:>22} {ratio:>6}  {goal:8} {word} {one.note}".rstrip())
+        used_s, stolen_s = (now - before for now, before in zip(processor_times(), self._times, strict=True))
+        stolen = stolen_s / max(used_s + stolen_s, 0.01)
+        load = os.getloadavg()
+        print(f"\nload {load[0]:.1f}; withheld by the hypervisor: {100 * stolen:.0f} % of the processor time")
         os.makedirs(RESULTS, exist_ok=True)
         path = os.path.join(RESULTS, f"{self.name}.json")
         content = {
             "bench": self.name,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
+            "load": load,
+            "stolen": stolen,
             "figures": [{**vars(one), "ratio": one.ratio, "met": one.met} for one in self.figures],
             "raw": self.raw,
         }

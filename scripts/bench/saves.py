@@ -16,8 +16,10 @@ import shutil
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 
@@ -48,43 +50,72 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the manager's configuration"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of each store, in turns; the figures are the medians (default 1)"
+    )
     parser.add_argument("--sqlite-only", action="store_true", help="leave PostgreSQL out")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the manager and the swarm end with this program
     folder = common.short_folder()
     report = common.Report("saves")
+    stores = {"sqlite": _on_sqlite, "postgresql": _on_postgresql}
+    if options.sqlite_only or not postgres_server.programs():
+        del stores["postgresql"]
+    rounds: dict[str, list[common.Report]] = {name: [] for name in stores}
     try:
-        _run(report, options, os.path.join(folder, "sqlite"), [])
-        if not options.sqlite_only and postgres_server.programs():
-            beside = common.Report("postgresql")
-            with postgres_server.cluster() as server:
-                place = [f"state.database={server.url(server.database())}"]
-                place.append(f"state.database_password_file={server.password}")
-                _run(beside, options, os.path.join(folder, "postgresql"), place)
-            _compare(report, beside)
+        for number in range(options.rounds):
+            for name in sorted(stores, reverse=number % 2 == 0):
+                rounds[name].append(stores[name](options, folder))
     except ProcGuardError as exc:
         sys.exit(f"bench: {exc}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    report.figures = _medians(rounds["sqlite"])
+    report.raw = {name: [one.raw for one in reports] for name, reports in rounds.items()}
+    if "postgresql" in rounds:
+        _compare(report, _medians(rounds["postgresql"]))
     return report.finish()
 
 
-def _run(report: common.Report, options: argparse.Namespace, folder: str, settings: list[str]) -> None:
-    os.mkdir(folder)
+def _on_sqlite(options: argparse.Namespace, folder: str) -> common.Report:
+    return _run(options, tempfile.mkdtemp(dir=folder), [])
+
+
+def _on_postgresql(options: argparse.Namespace, folder: str) -> common.Report:
+    with postgres_server.cluster() as server:
+        place = [f"state.database={server.url(server.database())}"]
+        place.append(f"state.database_password_file={server.password}")
+        return _run(options, tempfile.mkdtemp(dir=folder), place)
+
+
+def _run(options: argparse.Namespace, folder: str, settings: list[str]) -> common.Report:
+    report = common.Report("saves")
     manager = Manager(folder, [*settings, *options.set])
     manager.start()
     try:
         _measure(report, options, manager, folder)
     finally:
         manager.end()
+    return report
 
 
-def _compare(report: common.Report, beside: common.Report) -> None:
+def _medians(rounds: list[common.Report]) -> list[common.Figure]:
+    """Each figure with the median of its value and of its anchor over the rounds."""
+    found = []
+    for one in rounds[0].figures:
+        same = [other for report in rounds for other in report.figures if other.name == one.name]
+        values = [other.value for other in same if other.value is not None]
+        anchors = [other.anchor for other in same if other.anchor is not None]
+        value, anchor = (statistics.median(some) if some else None for some in (values, anchors))
+        found.append(replace(one, value=value, anchor=anchor))
+    return found
+
+
+def _compare(report: common.Report, postgresql: list[common.Figure]) -> None:
     """Add PostgreSQL's figures, each with SQLite's figure of the same run as its anchor."""
     sqlite = {one.name: one.value for one in report.figures}
     goals = {DURABLE: (GOAL_POSTGRESQL, False), HEARTBEATS: (GOAL_HEARTBEATS, True)}
-    report.raw["postgresql"] = beside.raw
-    for one in beside.figures:
+    for one in postgresql:
         if one.value is not None and sqlite.get(one.name) and one.name in COMPARED:
             goal, at_least = goals.get(one.name, (None, False))
             more = {"anchor": sqlite[one.name], "anchor_name": "SQLite", "goal": goal, "at_least": at_least}
@@ -155,7 +186,7 @@ def _saves(report: common.Report, pairs: list[tuple[float, float]], saves: list[
         at += length
     chance, many = random.Random(1), min(len(saves), len(outside))
     usual = statistics.median(max(chance.sample(outside, many)) for _ in range(1000)) if outside else 0.0
-    report.add(f"worst reply in a save's time ({len(saves)} saves, {length:.1f} s)", 1000 * max(during), "ms")
+    report.add("worst reply in a save's time", 1000 * max(during), "ms", note=f"{len(saves)} saves, {length:.1f} s")
     report.add("… in as many such times without one, median", 1000 * usual, "ms")
     report.add("… worst of all times without one", 1000 * max(outside, default=0.0), "ms")
     report.add("… what the save adds", 1000 * max(0.0, max(during) - usual), "ms", goal=GOAL_DELAY_MS)
