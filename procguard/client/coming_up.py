@@ -223,7 +223,7 @@ DEFAULT_GRACE_S = 10.0
 def follow(client: ManagerClient, before: View, verb: str, command_id: str, limit: WaitLimit) -> tuple[View, str]:
     """Wait for the result of a start or restart of one worker. Returns its view and what is wrong ("": nothing).
     `before`: its view before the command. Ends once the result is decided or the limit has passed, and immediately if
-    the host is unreachable."""
+    the host is unreachable; an agent that the manager has not heard since its own start may still connect."""
     known = int(before.get("attempt") or 0)
     runs_on = verb == "start" and before.get("state") in UP
     one = Started(known if runs_on else known + 1, stop_s=DEFAULT_GRACE_S)
@@ -240,7 +240,7 @@ def follow(client: ManagerClient, before: View, verb: str, command_id: str, limi
             one = replace(one, attempt=0)
         if answers(view, one) and first_seen is None:
             first_seen = now
-        if view.get("state") == states.UNKNOWN:
+        if view.get("state") == states.UNKNOWN and (view.get("last_seen") or now - began >= limit.longest_s):
             what = "it is carried out when the host returns" if verb == "start" else "a restart expires after a minute"
             return view, f"is unreachable on {view['host']} ({view['reason']}); {what}"
         over = now - began >= limit.longest_s + one.stop_s

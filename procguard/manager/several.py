@@ -26,8 +26,8 @@ from procguard.console.language import shown
 from procguard.deploy.install.helper_client import SshHelper
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Fenced
-from procguard.fleet.store.postgres_link import Connection, DatabasePlace, DatabaseUnreachable, name_of_this_machine
-from procguard.fleet.store.postgresql import PostgresqlStore
+from procguard.fleet.store.postgres_link import Connection, DatabasePlace, name_of_this_machine
+from procguard.fleet.store.postgresql import PostgresqlStore, cannot_use
 from procguard.manager import daemon, log_archive, shared_files
 from procguard.manager.app import Manager
 from procguard.manager.peers import ManagerPeers
@@ -62,7 +62,7 @@ def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
         if config.web.tls.mode == "auto":
             _share_ca(seat, config)
     except OSError as exc:
-        raise DatabaseUnreachable(seat.place, exc.strerror or str(exc)) from exc
+        raise cannot_use(str(seat.place), exc) from exc
     listener = _stand_by(config, lock, seat, ending)
     if listener is None:
         seat.close()

@@ -116,7 +116,7 @@ class PostgresqlStore:
             sizes = f"SELECT log, sum(length(body) + {ROW_BYTES})::bigint FROM history GROUP BY log"  # noqa: S608
             self._bytes = dict(self._writer.call(lambda it: it.execute(sizes).fetchall(), LOAD_TIMEOUT_S))
         except OSError as exc:
-            raise _cannot_use(self.path, exc) from exc
+            raise cannot_use(self.path, exc) from exc
         self.term, self.acknowledged = term, leader.commits
         loaded = Loaded(_without_empty(self._warm.tables))
         self._warm = WarmCopy()
@@ -145,7 +145,7 @@ class PostgresqlStore:
             if self._reader.call(check):
                 self._reader.transaction(warm.follow, LOAD_TIMEOUT_S)
         except OSError as exc:
-            raise _cannot_use(self.path, exc) from exc
+            raise cannot_use(self.path, exc) from exc
         return Loaded(_without_empty(warm.tables))
 
     # ------------------------------------------------------------------------------------------ committing
@@ -341,7 +341,7 @@ def history_of(place: DatabasePlace) -> list[Line]:
     try:
         found = link.call(lambda it: it.execute("SELECT log, body FROM history ORDER BY log, seq").fetchall())
     except OSError as exc:
-        raise _cannot_use(str(place), exc) from exc
+        raise cannot_use(str(place), exc) from exc
     finally:
         link.close()
     return [(log, json.loads(body)) for log, body in found]
@@ -361,7 +361,7 @@ def leader_of(place: DatabasePlace) -> str:
     try:
         return link.call(check)
     except OSError as exc:
-        raise _cannot_use(str(place), exc) from exc
+        raise cannot_use(str(place), exc) from exc
     finally:
         link.close()
 
@@ -376,7 +376,7 @@ def _clean(row: Row) -> Row:
     )
 
 
-def _cannot_use(path: str, exc: OSError) -> ProcGuardError:
+def cannot_use(path: str, exc: OSError) -> ProcGuardError:
     return ProcGuardError(
         f"state.database: cannot use {path} ({exc.strerror or exc})",
         "check that the server is running and accepts this user; see docs/several_managers.md for its setup",

@@ -153,9 +153,22 @@ def test_a_start_that_ends_in_backoff_is_reported_with_its_line_of_error() -> No
 
 
 def test_a_start_on_a_host_out_of_reach_is_not_waited_for() -> None:
-    manager: Any = Manager(view("unknown", reason="no heartbeat"))
+    manager: Any = Manager(view("unknown", reason="no heartbeat", last_seen="2026-01-01T00:00:00.000Z"))
     _, trouble = coming_up.follow(manager, view("unknown", attempt=4), "start", "c-1", USUAL)
-    assert "is unreachable on h (no heartbeat)" in trouble
+    assert "is unreachable on h (no heartbeat)" in trouble and manager.asked == 1
+
+
+def test_after_a_takeover_a_restart_waits_for_the_agent() -> None:
+    not_yet = view("unknown", attempt=3, reason="no heartbeat since the start", last_seen=None)
+    manager: Any = Manager(not_yet, not_yet, view("stopping", attempt=3), view("running", attempt=4))
+    found, trouble = coming_up.follow(manager, not_yet, "restart", "c-1", USUAL)
+    assert (found["attempt"], trouble) == (4, "")
+
+
+def test_an_agent_that_does_not_come_back_ends_the_wait_for_a_restart() -> None:
+    manager: Any = Manager(view("unknown", attempt=3, reason="no heartbeat since the start", last_seen=None))
+    _, trouble = coming_up.follow(manager, view("unknown", attempt=3), "restart", "c-1", WaitLimit(0.2))
+    assert "is unreachable on h (no heartbeat since the start)" in trouble
 
 
 def test_a_restart_counts_only_from_its_own_attempt() -> None:

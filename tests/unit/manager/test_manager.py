@@ -112,6 +112,21 @@ def test_an_archive_without_credentials_refuses_the_start_and_leaves_the_state_a
 
 
 @pytest.mark.slow
+def test_a_shared_database_that_is_not_there_refuses_the_start_without_a_promise_to_retry(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", MANAGER, "--port", "0"]
+    command += [
+        "--set",
+        f"state.state_file={tmp_path}/s/f.yaml",
+        "--set",
+        "state.database=postgresql://x@127.0.0.1:1/x",
+    ]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1 and "state.database: cannot use postgresql://x@127.0.0.1:1/x (" in refused.stderr
+    assert "check that the server is running and accepts this user" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1 and "retries" not in refused.stderr
+
+
+@pytest.mark.slow
 def test_without_trust_in_local_users_the_first_token_lies_in_a_private_file(tmp_path: Path) -> None:
     """Otherwise no token could ever be created. A later start creates no second one."""
     path = tmp_path / "operator.token"
