@@ -154,6 +154,24 @@ def test_a_reason_and_the_state_beside_it_name_the_same_time_until_a_restart(
     expect(page.locator(".fact-reason dd")).to_have_text(re.compile(rf" in ({left}|{int(left[:-4]) - 1} min)$"))
 
 
+# The sentence that announces a restart, at each of its changes.
+ANNOUNCED = """() => {
+  window.announced = [];
+  const list = document.querySelector('.why-list');
+  const texts = () => [...list.children].map((item) => item.textContent);
+  const note = () => window.announced.push(texts().find((text) => text.includes('restarted in')));
+  new MutationObserver(note).observe(list, { childList: true, characterData: true, subtree: true });
+}"""
+
+
+def test_the_time_until_a_restart_is_counted_in_its_explanation(fleet: ManagerRig, visitor: Visitor) -> None:
+    """Not only every 15 seconds."""
+    page = visitor.open(f"{fleet.url}/#/worker/{WAITING}")
+    expect(page.locator(".why-list")).to_contain_text("It is restarted in")
+    page.evaluate(ANNOUNCED)
+    wait_until(lambda: len(set(page.evaluate("window.announced"))) >= 4, 14, "the time is counted")
+
+
 MISTAKES = (
     ".workers-table .col-cpu { transform: translateX(10px); }",
     ".chip.is-failed { background: var(--amber-soft) !important; }",

@@ -275,7 +275,8 @@ def _countdown(facts: Facts, words: Words) -> str:
     report = facts.worker.report
     if report is None or report.next_start_in_s is None:
         return words.say("why.waits", detail=words.reason(facts.worker.reason))
-    left_s, used = report.next_start_in_s, report.restarts
+    reported_ago_s = max(0.0, facts.now - (facts.worker.last_seen_wall or facts.now))
+    left_s, used = max(0.0, report.next_start_in_s - reported_ago_s), report.restarts
     if used == 0:
         return words.say("why.restart_in_open", d=words.duration(left_s))
     if left_s < 0.05:

@@ -5,9 +5,12 @@ import { errorBox } from '../dialogs.js';
 import { debounced, fill, h, keyed, setText, show } from '../dom.js';
 import { reasonOf } from '../reasons.js';
 import { currentLanguage, t } from '../i18n.js';
+import { nextStartS } from '../status.js';
 
 const SETTLE_MS = 400; // a burst of changes causes two requests: at its beginning and after its end
-const REFRESH_MS = 15000; // because sentences contain durations
+const TICK_MS = 1000;
+const REFRESH_TICKS = 15; // because sentences contain durations
+const COUNTED_S = 3600; // a restart within this time is announced with its seconds: the explanation is requested every second
 
 export function whyPanel(id) {
   const headline = h('p.why-headline');
@@ -18,14 +21,21 @@ export function whyPanel(id) {
   let asked = '';
   let askedMs = -Infinity; // time of the last change
   let requests = 0;
+  let pending = 0; // requests without a response yet
+  let ticks = 0; // since the last request
+  let counts = false; // whether a sentence counts the seconds until a restart
+  let failed = false; // whether the last request failed
   let gone = false;
 
   async function load() {
     if (gone) return;
     const request = (requests += 1);
     const outdated = () => gone || request !== requests;
+    ticks = 0;
+    pending += 1;
     try {
       const said = await get(`${workerPath(id)}/explain?lang=${encodeURIComponent(currentLanguage())}`);
+      failed = false;
       if (outdated()) return;
       fill(problem);
       setText(headline, said.headline);
@@ -33,19 +43,27 @@ export function whyPanel(id) {
       lines(steps, said.next_steps);
       show(node, true);
     } catch (error) {
+      failed = true;
       // a worker that was just removed has its own notice on the page
       if (!outdated() && error.status !== 401 && error.status !== 404) {
         fill(problem, errorBox(error, load));
         show(node, true);
       }
+    } finally {
+      pending -= 1;
     }
   }
 
   const soon = debounced(load, SETTLE_MS);
-  const timer = setInterval(() => document.hidden || load(), REFRESH_MS);
+  const timer = setInterval(() => {
+    ticks += 1;
+    if (!document.hidden && (ticks >= REFRESH_TICKS || (counts && !failed && pending === 0))) load();
+  }, TICK_MS);
 
   /** Requests the explanation again only if the data of its sentences has changed. */
   node.update = (worker, host) => {
+    const left = worker.state === 'backoff' ? nextStartS(worker) : null;
+    counts = left !== null && left > 0 && left < COUNTED_S;
     const parts = [worker.state, reasonOf(worker), worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, reasonOf(worker, 'suspect')];
     parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && reasonOf(host));
     const now = JSON.stringify(parts);

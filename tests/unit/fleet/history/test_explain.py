@@ -536,6 +536,22 @@ def test_a_lease_that_is_no_proof_resolves_no_doubt(tmp_path: Path) -> None:
     assert texts == ["The job is most likely still running. Nothing is started elsewhere while that is uncertain."]
 
 
+def test_the_time_until_a_restart_is_that_since_the_last_heartbeat(tmp_path: Path) -> None:
+    world = three_hosts(tmp_path)
+    last = exit_of(1, code=1, duration_s=42.0)
+    ran_for(world, "backoff", 1, attempt=1, restarts=1, restarts_total=1, next_start_in_s=9.0, last_exit=last)
+    texts = []
+    for _ in range(3):
+        world.pass_time(4)
+        said = explain.explain(explain.gather(world.fleet, "w1", world.now), "en")
+        texts.append(next(one["text"] for one in said.sentences if "restarted" in one["text"]))
+    assert texts == [
+        "It is restarted in 5 s (restart 1 of 3).",
+        "It is restarted in 1 s (restart 1 of 3).",
+        "It is restarted at once (restart 1 of 3).",
+    ]
+
+
 def main() -> None:
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for name, situation in SITUATIONS.items():
