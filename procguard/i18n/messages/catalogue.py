@@ -32,6 +32,8 @@ OURS = (
     | specification.CHINESE
     | startup.CHINESE
 )
+SLOT = "\0"  # in place of a value, as a letter of the word beside it
+_WORD = re.compile(r"[\w\0]+")
 _VALUE = re.compile(r"\{(\d?)\}")
 _LIST = re.compile(r"([^ ,;:]+(?:, [^ ,;:]+)*),? (or|and) ([^ ,;:]+)")
 _QUOTED = re.compile(r"(?<![^\s(=\[,])(?:'[^']{0,200}'|\"[^\"]{0,200}\"|`[^`]{0,200}`|\([^()]{0,200}\))(?![\w])")
@@ -47,6 +49,11 @@ class MessageTemplate(NamedTuple):
     def weight(self) -> int:
         return sum(map(_letters, (self.head, *self.middle, self.tail)))
 
+    def words(self) -> list[str]:
+        """The words that each matching text contains: those of the fixed text that no value can lengthen."""
+        found = _WORD.findall(SLOT.join((self.head, *self.middle, self.tail)))
+        return [word for word in found if SLOT not in word]
+
     def swallows(self, values: list[str]) -> bool:
         """Whether the last value of a template may have matched the sentence that follows the message. This is harmless
             if
@@ -58,8 +65,13 @@ class MessageTemplate(NamedTuple):
 
 class MessageCatalogue(NamedTuple):
     whole: dict[str, str]  # keys without values
-    by_start: dict[str, tuple[MessageTemplate, ...]]  # by the first two characters; longest fixed text first
-    headless: tuple[MessageTemplate, ...]  # those that begin with a value; contained in each of `by_start`
+    templates: tuple[MessageTemplate, ...]  # longest fixed text first
+    by_word: dict[str, tuple[int, ...]]  # indices in `templates` by a word of the fixed text; "" for those without one
+
+    def candidates(self, text: str) -> Iterator[MessageTemplate]:
+        """The templates that can match `text`: those whose word is in it. Longest fixed text first."""
+        indices = (self.by_word.get(word, ()) for word in {"", *_WORD.findall(text)})
+        return (self.templates[index] for index in sorted(itertools.chain.from_iterable(indices)))
 
 
 def localized(text: str, language: str) -> str:
@@ -89,12 +101,10 @@ def catalogue() -> MessageCatalogue:
         else:
             whole[head] = chinese.strip()
     templates.sort(key=lambda one: -one.weight)
-    by_start: dict[str, list[MessageTemplate]] = {one.head[:2]: [] for one in templates if len(one.head) > 1}
-    for one in templates:
-        for found in [by_start[one.head[:2]]] if len(one.head) > 1 else by_start.values():
-            found.append(one)
-    headless = tuple(one for one in templates if len(one.head) < 2)
-    return MessageCatalogue(whole, {start: tuple(found) for start, found in by_start.items()}, headless)
+    by_word: dict[str, list[int]] = {}
+    for index, one in enumerate(templates):
+        by_word.setdefault(max(one.words(), key=len, default=""), []).append(index)
+    return MessageCatalogue(whole, tuple(templates), {word: tuple(indices) for word, indices in by_word.items()})
 
 
 def values_of(entry: MessageTemplate, text: str) -> list[str] | None:
@@ -213,7 +223,7 @@ class _MessageTranslation:
         if self._left <= 0:
             return
         self._left -= 1
-        for entry in self._known.by_start.get(run[:2], self._known.headless):
+        for entry in self._known.candidates(run):
             values = values_of(entry, run)
             if values is not None:
                 shown = [self._value(value) for value in values]

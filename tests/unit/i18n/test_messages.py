@@ -138,6 +138,8 @@ def test_chinese_is_chinese() -> None:
         ("there is no state 'x'; known are failed, stopped", "没有 state 'x'；已知的有 failed, stopped"),  # names
         ("no agent matches gpu01 and zz", "没有 Agent 匹配 gpu01 和 zz"),
         ("a.yaml:3: unknown key; did you mean web.port?", "a.yaml:3：未知的键；是否想写 web.port？"),
+        ("was not restarted: Permission denied", "未能执行（restart）：权限不足"),
+        ("a.yaml: 3expected 4", "a.yaml：3 应为 4"),  # a value right beside a word of the key
     ],
 )
 def test_a_message_is_translated_and_what_it_quotes_is_not(english: str, chinese: str) -> None:
