@@ -16,9 +16,12 @@ Knows records as JSON only, never what they mean. Start reading at interface.py.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from procguard.fleet.store.interface import RunBlocking, run_here
-from procguard.fleet.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from procguard.fleet.store.sqlite import SqliteStore
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -31,6 +34,8 @@ def database_of(path: str) -> str:
 
 def open_store(path: str, *, auto_save: bool = True, run_blocking: RunBlocking = run_here) -> SqliteStore:
     """Create the store of this state file; nothing is read or written before `load`."""
+    from procguard.fleet.store.sqlite import SqliteStore  # noqa: PLC0415 - the process that writes a snapshot needs none
+
     database = database_of(path)
     readable = path if database != path else ""
     return SqliteStore(database, readable, auto_save=auto_save, run_blocking=run_blocking)

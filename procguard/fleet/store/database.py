@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from pydantic_core import from_json
-
 from procguard import __version__
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import Event, EventQuery, operation_of
@@ -430,6 +428,8 @@ def held_from(loaded: Loaded) -> HeldRows:
 def _parsed(text: str) -> Any:
     """As json.loads, in two thirds of the time."""
     try:
+        from pydantic_core import from_json  # noqa: PLC0415 - a process that writes the snapshot parses no record
+
         return from_json(text)
     except ValueError:  # it does not know surrogates
         return json.loads(text)

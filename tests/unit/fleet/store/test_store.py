@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -408,3 +409,11 @@ def test_any_course_of_changes_snapshots_and_restarts_is_kept(
             assert (numbers(found), found.intact) == (model, True)
     store.close()
     assert numbers(loaded(path)) == model
+
+
+def test_the_process_that_writes_a_snapshot_loads_only_what_it_uses() -> None:
+    """It starts every few seconds while the state changes."""
+    unused = {"pydantic_core", "logging", "procguard.fleet.store.sqlite"}
+    script = f"import sys, procguard.fleet.store.__main__; print({unused} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
