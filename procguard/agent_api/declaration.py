@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from procguard.agent_api import http_io
 from procguard.errors import UsageError
+from procguard.json_types import Json
 
 Who = Literal["anyone", "agent", "agent or operator", "operator", "viewer", "viewer or metrics"]
 Tag = Literal["workers", "logs", "operations", "hosts", "history", "access", "agents", "manager"]
@@ -31,7 +32,7 @@ TAGS: tuple[Tag, ...] = typing.get_args(Tag)
 JSON, TEXT, BYTES, LINES = "application/json", "text/plain", "application/octet-stream", "application/x-ndjson"
 FILLED_IN = ("query", "body", "caller")
 
-JsonSchema = dict[str, Any]
+JsonSchema = Json
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ def routes_of(cls: Any) -> tuple[Route, ...]:
     )
 
 
-def _route(name: str, handler: Callable[..., Any], said: dict[str, Any]) -> Route:
+def _route(name: str, handler: Callable[..., Any], said: Json) -> Route:
     hints = typing.get_type_hints(handler)
     status = said.pop("status", 200)
     answers = said.pop("answers", None) or {status: hints.get("return")}

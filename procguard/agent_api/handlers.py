@@ -31,6 +31,7 @@ from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, U
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
+from procguard.json_types import Json
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import session
 
@@ -60,7 +61,7 @@ class Answer(NamedTuple):
     message: Any
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Json:
         """The message as JSON values."""
         if isinstance(self.message, bytes):
             return dict(json.loads(self.message))

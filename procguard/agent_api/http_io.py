@@ -24,6 +24,7 @@ from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
 from procguard.i18n.messages.catalogue import localized
 from procguard.i18n.words import pick
+from procguard.json_types import Json
 from procguard.runtime.cooperative import Pace
 
 log = logging.getLogger(__name__)
@@ -198,13 +199,11 @@ def has_long_number(body: bytes) -> bool:
     return len(body) >= len(_LONG) and _LONG in body.translate(_ALIKE)
 
 
-def read_object(
-    environ: WSGIEnvironment, max_bytes: int | None = None, max_objects: int = MAX_OBJECTS
-) -> dict[str, Any]:
+def read_object(environ: WSGIEnvironment, max_bytes: int | None = None, max_objects: int = MAX_OBJECTS) -> Json:
     return as_object(read_json(environ, max_bytes, max_objects))
 
 
-def as_object(value: Any) -> dict[str, Any]:
+def as_object(value: Any) -> Json:
     if not isinstance(value, dict):
         raise UsageError(
             f"expected a JSON object, got {_json_type(value)}", 'e.g. {"command": "start"}', code="bad_json"
@@ -212,7 +211,7 @@ def as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_optional_object(environ: WSGIEnvironment, max_bytes: int | None = None) -> dict[str, Any]:
+def read_optional_object(environ: WSGIEnvironment, max_bytes: int | None = None) -> Json:
     """The body as a JSON object; {} if there is no body. Raises as `read_json`."""
     body = read_body(environ, max_bytes)
     return as_object(parse_json(body)) if body.strip() else {}
@@ -307,16 +306,16 @@ def json_response(value: Any, status: int = 200) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(dumps(value), status, JSON)
 
 
-def error_body(code: str, message: str, next_step: str, request_id: str) -> dict[str, Any]:
+def error_body(code: str, message: str, next_step: str, request_id: str) -> Json:
     error = {"code": code, "message": hints.commands(message), "next": hints.commands(next_step)}
     return {"error": {**error, "request_id": request_id}}
 
 
-def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:
+def refusal_body(exc: ProcGuardError, request_id: str) -> Json:
     return error_body(exc.code, exc.message, exc.next_step, request_id) | getattr(exc, "extra", {})
 
 
-def with_localized(body: dict[str, Any], accept_language: str | None) -> dict[str, Any]:
+def with_localized(body: Json, accept_language: str | None) -> Json:
     """The error, with `localized` added if the caller's language is not English: its texts in that language."""
     language = _language(accept_language)
     if language == "en":
@@ -403,7 +402,7 @@ def internal_error(identifier: str) -> bottle.HTTPResponse:
     return json_response(internal_error_body(identifier), 500)
 
 
-def internal_error_body(identifier: str) -> dict[str, Any]:
+def internal_error_body(identifier: str) -> Json:
     return error_body(
         "internal_error",
         "the manager failed to answer this request",

@@ -15,9 +15,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any
 from wsgiref.types import WSGIEnvironment
 
+from procguard.agent_api.answers import SessionOffer
 from procguard.errors import LimitExceeded, Refused
 from remote_agent.protocol import session as wire
 from remote_agent.protocol.messages import secret_sha256
@@ -82,7 +82,7 @@ class AgentSessions:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def offer(self, agent_id: str, nonce: str, url: str) -> dict[str, Any] | None:
+    def offer(self, agent_id: str, nonce: str, url: str) -> SessionOffer | None:
         """The field `session` of the response to hello; None if there is no key for this agent."""
         key = self._proof_key(agent_id)
         if not key:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+from procguard.json_types import Json, ReasonParams
+
 State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
 Verb = Literal["start", "stop", "restart", "kill"]
 
@@ -33,26 +35,26 @@ class WorkerInfo(TypedDict):
     labels: dict[str, str]
     last_seen: str | None
     since: str | None
-    usage: dict[str, Any] | None
-    metrics: list[dict[str, Any]]
+    usage: Json | None
+    metrics: list[Json]
     progress_percent: float | None
     eta_s: float | None
-    last_exit: dict[str, Any] | None
-    health: dict[str, Any] | None
+    last_exit: Json | None
+    health: Json | None
     suspect: str | None
     suspect_code: str
-    suspect_params: dict[str, Any]
+    suspect_params: ReasonParams
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
     restart_pending: bool
     undeclared: bool
     next_start_in_s: float | None
     home: str | None
     moving_to: str | None
     moves: int
-    recovery: dict[str, Any] | None
-    gang: dict[str, Any] | None
+    recovery: Json | None
+    gang: Json | None
 
 
 class HostInfo(TypedDict):
@@ -65,23 +67,23 @@ class HostInfo(TypedDict):
     last_seen: str | None
     address: str
     release: str
-    usage: dict[str, Any] | None
-    facts: dict[str, Any] | None
+    usage: Json | None
+    facts: Json | None
     workers: int
-    recovery_ssh: dict[str, Any]
+    recovery_ssh: Json
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
-    tunnel: dict[str, Any] | None
+    reason_params: ReasonParams
+    tunnel: Json | None
     agent_pid: int | None
     agent_started: str | None
     spare: bool | int
     labels: dict[str, str]
     undeclared: bool
-    cordoned: dict[str, Any] | None
-    recovery: dict[str, Any] | None
+    cordoned: Json | None
+    recovery: Json | None
     failures: int
-    last_failure: dict[str, Any] | None
+    last_failure: Json | None
     fingerprint: str | None
     worker_id: str | None
     command: str | None
@@ -89,7 +91,7 @@ class HostInfo(TypedDict):
     channel_trouble: str
     disk_trouble: str
     disk_path: str
-    rotation: dict[str, Any] | None
+    rotation: Json | None
 
 
 class EventInfo(TypedDict):
@@ -104,12 +106,42 @@ class EventInfo(TypedDict):
     after: str | None
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
     actor: str | None
     attempt: int | None
     cause: str | None
     evidence: Any
     logs: str | None
+
+
+class HostsInfo(TypedDict):
+    """`server_time`: the manager's clock when it responded."""
+
+    hosts: list[HostInfo]
+    server_time: str
+
+
+class DeployedHostInfo(TypedDict):
+    """A declared host. `workers`: results by worker id."""
+
+    agent_id: str
+    proof_key: str
+    secret_sha256: str
+    last_heartbeat_at: str | None
+    workers: dict[str, Json]
+
+
+class DeploymentInfo(TypedDict):
+    """The result of a declaration. `absent`: hosts that the inventory no longer names. `of_other_inventories`: hosts
+    that another inventory named last, with its name."""
+
+    fleet_id: str
+    hosts: dict[str, DeployedHostInfo]
+    absent: dict[str, Json]
+    of_other_inventories: dict[str, str]
+    manager_urls: list[str]
+    manager_configured: list[str]
+    tls: Json
 
 
 class LogLineInfo(TypedDict):
@@ -141,9 +173,9 @@ class ExplanationInfo(TypedDict):
     language: Literal["en", "zh"]
     at: str | None
     headline: str
-    sentences: list[dict[str, Any]]
+    sentences: list[Json]
     next_steps: list[str]
-    timeline: list[dict[str, Any]]
+    timeline: list[Json]
 
 
 class OperationInfo(TypedDict):
@@ -160,7 +192,7 @@ class OperationInfo(TypedDict):
     ended_at: str | None
     total: int
     counts: dict[str, int]
-    causes: list[dict[str, Any]]
+    causes: list[Json]
     concurrency: int
     max_failures: str
     timeout_s: float
@@ -169,4 +201,4 @@ class OperationInfo(TypedDict):
     left: int
     note: str
     note_code: str
-    note_params: dict[str, Any]
+    note_params: ReasonParams

@@ -23,6 +23,7 @@ from procguard.config.logs import Logs
 from procguard.config.notifications import EventSettings, MetricSettings, NotifyRoute, Rules, Targets
 from procguard.config.types import Section, causes_of_failure, size_in_bytes
 from procguard.errors import ConfigError
+from procguard.json_types import Json
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
@@ -442,7 +443,7 @@ def load(
     return config
 
 
-def _file_values(path: str, mistakes: Mistakes) -> dict[str, Any]:
+def _file_values(path: str, mistakes: Mistakes) -> Json:
     data, mistakes.positions = loader.read(path)
     if data is None:
         return {}
@@ -454,7 +455,7 @@ def _file_values(path: str, mistakes: Mistakes) -> dict[str, Any]:
     return {str(name): value for name, value in data.items()}
 
 
-def _validated(values: dict[str, Any], source: str, mistakes: Mistakes) -> Config | None:
+def _validated(values: Json, source: str, mistakes: Mistakes) -> Config | None:
     if "source" in values:  # a field of Config, but not a key
         del values["source"]
         mistakes.unknown_key(["source"])
@@ -477,7 +478,7 @@ def _validated(values: dict[str, Any], source: str, mistakes: Mistakes) -> Confi
     return config
 
 
-def _drop_empty_sections(values: dict[str, Any], model: type[BaseModel]) -> None:
+def _drop_empty_sections(values: Json, model: type[BaseModel]) -> None:
     """Remove sections that are null, which is how YAML reads a section whose keys are all commented out."""
     for name, info in model.model_fields.items():
         inner = errors.section_of(info)
@@ -497,7 +498,7 @@ def _error(path: str | None, lines: list[str]) -> ConfigError:
     return ConfigError(f"{what}: {len(lines)} mistakes:{listed}\nsee docs/configuration.md for all keys")
 
 
-def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> None:
+def _apply_override(values: Json, text: str, mistakes: Mistakes) -> None:
     dotted, separator, raw = text.partition("=")
     dotted = dotted.strip()
     if not separator or not dotted:
@@ -525,7 +526,7 @@ def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> No
     _put(values, [*names, short] if short and not isinstance(value, dict) else names, value)
 
 
-def _put(values: dict[str, Any], names: Sequence[str], value: Any) -> None:
+def _put(values: Json, names: Sequence[str], value: Any) -> None:
     """Set a nested value. If the file has something else than a section on the path, leave it for validation to
     report."""
     for name in names[:-1]:

@@ -8,9 +8,10 @@ itself (store/postgresql.py). Knows no database and no clock.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from procguard.errors import ProcGuardError
+from procguard.json_types import Json
 
 HTTP_MISDIRECTED = 421
 
@@ -61,4 +62,4 @@ class NotLeading(ProcGuardError):
     def __init__(self, leadership: Leadership) -> None:
         urls = list(leadership.manager_urls())
         super().__init__("this manager does not lead the fleet", f"ask the leader: {urls[0]}" if urls else "try again")
-        self.extra: dict[str, Any] = {"managers": urls, "term": leadership.term}
+        self.extra: Json = {"managers": urls, "term": leadership.term}

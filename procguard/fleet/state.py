@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from procguard.client.types import HostInfo, WorkerInfo
 from procguard.errors import NotFound
 from procguard.fleet.agents import host_disks
 from procguard.fleet.changes import ChangeBus, Signal
@@ -189,13 +190,13 @@ class FleetState:
 
     # ------------------------------------------------------------------------------------------ queries
 
-    def workers(self) -> list[dict[str, Any]]:
+    def workers(self) -> list[WorkerInfo]:
         return [self.worker_view(worker) for worker in self.workers_by_id.values()]
 
-    def worker(self, worker_id: str) -> dict[str, Any]:
+    def worker(self, worker_id: str) -> WorkerInfo:
         return self.worker_view(self.find(worker_id))
 
-    def hosts(self) -> list[dict[str, Any]]:
+    def hosts(self) -> list[HostInfo]:
         return [self.host_view(agent_id) for agent_id in self.agents_by_id]
 
     def incidents(self) -> list[Incident]:
@@ -205,13 +206,13 @@ class FleetState:
     def show_incidents(self, source: Callable[[], list[Incident]]) -> None:
         self._incidents = source
 
-    def command_view(self, command_id: str) -> dict[str, Any]:
+    def command_view(self, command_id: str) -> views.CommandView:
         record = self.command_queue.get(command_id)
         if record is None:
             raise NotFound(f"no command {command_id!r}", "it may have been deleted; see GET /api/events")
         return views.command_view(record, self.command_queue.status(record))
 
-    def commands(self, worker_id: str = "", limit: int = 50) -> list[dict[str, Any]]:
+    def commands(self, worker_id: str = "", limit: int = 50) -> list[views.CommandView]:
         """The newest commands, of one worker or of all, newest first."""
         return [
             views.command_view(record, self.command_queue.status(record))
@@ -259,7 +260,7 @@ class FleetState:
             raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
         return agent
 
-    def worker_view(self, worker: WorkerRecord) -> dict[str, Any]:
+    def worker_view(self, worker: WorkerRecord) -> WorkerInfo:
         return shapes.worker_view(self.worker_source(worker))
 
     def worker_source(self, worker: WorkerRecord, wall: float = 0.0) -> WorkerSource:
@@ -305,7 +306,7 @@ class FleetState:
             "labels": worker.spec.labels,
         }
 
-    def host_view(self, agent_id: str) -> dict[str, Any]:
+    def host_view(self, agent_id: str) -> HostInfo:
         return shapes.host_view(self.host_source(agent_id))
 
     def host_source(self, agent_id: str) -> HostSource:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from procguard.fleet.model.records import Record
+from procguard.fleet.store.interface import StoredRecord
 
 R = TypeVar("R", bound=Record)
 
@@ -47,5 +48,5 @@ class RecordTable(Generic[R]):
             self.insert(record)
             record.close()
 
-    def stored(self) -> dict[str, dict[str, Any]]:
+    def stored(self) -> dict[str, StoredRecord]:
         return {key: record.stored() for key, record in self._rows.items()}

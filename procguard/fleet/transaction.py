@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, Unpack
 
 from procguard.fleet.changes import ChangeBus
 from procguard.fleet.durability import Durability
-from procguard.fleet.history.events import EventLog
+from procguard.fleet.history.events import EventFields, EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import Record
-from procguard.fleet.store.interface import Change, NotDurable
+from procguard.fleet.store.interface import Change, NotDurable, StoredRecord
 from procguard.fleet.tables import RecordTable
 
 R = TypeVar("R", bound=Record)
@@ -56,11 +56,11 @@ class Transaction:
         self.actor = actor
         self._state = state
         self.wait = wait  # may be changed until the end of the block
-        self._before: dict[int, tuple[Record, dict[str, Any]]] = {}
+        self._before: dict[int, tuple[Record, dict[str, object]]] = {}
         self._added: dict[int, Record] = {}
         self._removed: list[Record] = []
         self._other: list[Change] = []
-        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._events: list[tuple[str, EventFields]] = []
         self._shown: dict[tuple[str, str], None] = {}
         self._woken: set[str] = set()
         self._after: list[Callable[[], object]] = []
@@ -106,7 +106,7 @@ class Transaction:
         finally:
             self.actor = before
 
-    def put(self, table: str, key: str, body: dict[str, Any] | None) -> None:
+    def put(self, table: str, key: str, body: StoredRecord | None) -> None:
         """Store a row of a table without records (operations, groups); None deletes it."""
         self._other.append((table, key, body))
 
@@ -116,7 +116,7 @@ class Transaction:
 
     # ------------------------------------------------------------------------------------------ events
 
-    def event(self, kind: str, **about: Any) -> None:
+    def event(self, kind: str, **about: Unpack[EventFields]) -> None:
         """Add an event with the current time and, unless `about` has another, the transaction's actor
         (history/events.py)."""
         about.setdefault("actor", self.actor)
@@ -167,7 +167,7 @@ class Transaction:
         for record in self._added.values():
             record.leave()
 
-    def _changed_records(self) -> list[tuple[Record, dict[str, Any], set[str]]]:
+    def _changed_records(self) -> list[tuple[Record, dict[str, object], set[str]]]:
         """(record, its values before, the names of those that differ)."""
         found = []
         for record, before in self._before.values():

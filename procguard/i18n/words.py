@@ -180,7 +180,7 @@ class Words:
             return reason
         return self.say(key, **values)
 
-    def _change(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+    def _change(self, event: Mapping[str, Any], values: Mapping[str, object]) -> str:
         after, cause = str(event.get("after")), str(event.get("cause") or "")
         record = self.exit_of(event)
         if after == "failed":
@@ -195,14 +195,14 @@ class Words:
             return what
         return self.joined([self.say("event.ended", ending=self.ending(record)), what])
 
-    def _disk(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+    def _disk(self, event: Mapping[str, Any], values: Mapping[str, object]) -> str:
         evidence = event.get("evidence")
         evidence = evidence if isinstance(evidence, dict) else {}
         key = f"host.disk_{evidence.get('trouble')}"
         path = str(evidence.get("path") or "procguard_home")
         return self.say(key if self.has(key) else "event.host_disk_full", path=path, **values)
 
-    def _command(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+    def _command(self, event: Mapping[str, Any], values: Mapping[str, object]) -> str:
         evidence = event.get("evidence")
         evidence = evidence if isinstance(evidence, dict) else {}
         verb, status = str(evidence.get("command") or ""), str(event.get("after"))

@@ -49,7 +49,7 @@ from procguard.manager.loops import alert_rules, log_retention, measurements, op
 from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.mutes import Mutes
-from procguard.notify.notifier import Notifier
+from procguard.notify.notifier import Notifier, TargetProgress
 from procguard.notify.routes import Routes, facts_of
 from procguard.notify.rules import AlertRules
 from procguard.portal.api.access import new_token
@@ -414,7 +414,7 @@ class Manager:
                 for name, record in moved.items():
                     tx.put("notifier", name, dict(record))
 
-    def _keep_message(self, target: str, progress: dict[str, Any]) -> None:
+    def _keep_message(self, target: str, progress: TargetProgress) -> None:
         """Store which alerts a message is about before it is sent: a later leader sends it again as the same. Where it
         cannot be stored, it is sent nevertheless."""
         with contextlib.suppress(ProcGuardError):

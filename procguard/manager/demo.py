@@ -23,9 +23,11 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import resources
+from procguard.client.types import WorkerInfo
 from procguard.console.language import VARIABLE as LANGUAGE
 from procguard.console.language import of_environment, shown
 from procguard.errors import Conflict, ProcGuardError, UsageError
+from procguard.json_types import Json
 from procguard.manager import daemon, demo_database
 
 INVENTORY = resources.path("inventory", "demo.yaml")
@@ -248,7 +250,7 @@ class Demo:
         self._print_summary()
         return True
 
-    def _workers(self) -> list[dict[str, Any]]:
+    def _workers(self) -> list[WorkerInfo | Json]:
         """The manager's view of the example workers; unknown ones count as not running."""
         known = {one["worker_id"]: one for one in self._client.workers()}
         return [

@@ -16,6 +16,7 @@ from procguard.fleet.store import leader_row
 from procguard.fleet.store.leader_row import OtherManager, Replication
 from procguard.fleet.store.postgresql import PostgresqlStore
 from procguard.manager.seat import BEAT_S, TAKEOVER_S, Seat
+from procguard.portal.api.several import Managers, OneManager, SshChecks
 
 AWAY_S = 3 * BEAT_S  # a manager not seen for this time is absent
 SETTLED_S = 5.0  # minimum time as leader before a handover
@@ -37,7 +38,7 @@ class ManagerPeers:
         seat.acknowledged = lambda: store.acknowledged
         seat.on_beat = store.compare
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> Managers:
         seat, row = self.seat, self.seat.row
         found = [self._view_of(one) for one in seat.others]
         replication, warnings = "", list[str]()
@@ -45,29 +46,30 @@ class ManagerPeers:
             replication, warnings = in_words(seat.ask(leader_row.replication))
         except OSError as exc:
             warnings = [f"the database does not answer: {exc.strerror}"]
-        return {
-            "leader": seat.leader,
-            "term": seat.term,
-            "since": iso(row.since.timestamp()) if row is not None and row.holder == seat.name else "",
-            "database": str(seat.place),
-            "replication": replication,
-            "warnings": [*warnings, *self._clock_warnings(), *_ssh_warnings(found), *_alone(found)],
-            "managers": found,
-        }
+        return Managers(
+            leader=seat.leader,
+            term=seat.term,
+            since=iso(row.since.timestamp()) or "" if row is not None and row.holder == seat.name else "",
+            database=str(seat.place),
+            replication=replication,
+            warnings=[*warnings, *self._clock_warnings(), *_ssh_warnings(found), *_alone(found)],
+            managers=found,
+        )
 
-    def _view_of(self, one: OtherManager) -> dict[str, Any]:
+    def _view_of(self, one: OtherManager) -> OneManager:
         leads = one.name == self.seat.leader
         behind = 0 if leads else max(0, self.store.acknowledged - int(one.about.get("commits", 0)))
-        return {
-            "name": one.name,
-            "role": "leader" if leads else "standby" if one.seen_s < AWAY_S else "away",
-            "urls": list(one.urls),
-            "version": str(one.about.get("version", "")),
-            "seen_s": round(one.seen_s, 1),
-            "behind": behind,
-            "clock_s": round(float(one.about.get("wall", one.seen_wall)) - one.seen_wall, 2),
-            "ssh": one.about.get("ssh"),
-        }
+        ssh = one.about.get("ssh")
+        return OneManager(
+            name=one.name,
+            role="leader" if leads else "standby" if one.seen_s < AWAY_S else "away",
+            urls=list(one.urls),
+            version=str(one.about.get("version", "")),
+            seen_s=round(one.seen_s, 1),
+            behind=behind,
+            clock_s=round(float(one.about.get("wall", one.seen_wall)) - one.seen_wall, 2),
+            ssh=SshChecks(**ssh) if ssh else None,
+        )
 
     def _clock_warnings(self) -> list[str]:
         off = {one.name: float(one.about.get("wall", one.seen_wall)) - one.seen_wall for one in self.seat.others}
@@ -123,16 +125,16 @@ def in_words(found: Replication) -> tuple[str, list[str]]:
     ]
 
 
-def _ssh_warnings(found: list[dict[str, Any]]) -> list[str]:
+def _ssh_warnings(found: list[OneManager]) -> list[str]:
     return [
-        f"{one['name']}: recovery over SSH does not work to {one['ssh']['failed']} hosts "
-        f"({'; '.join(f'{host}: {reason}' for host, reason in list(one['ssh']['reasons'].items())[:2])})"
+        f"{one.name}: recovery over SSH does not work to {one.ssh.failed} hosts "
+        f"({'; '.join(f'{host}: {reason}' for host, reason in list(one.ssh.reasons.items())[:2])})"
         for one in found
-        if one["role"] != "away" and one["ssh"] and one["ssh"]["failed"]
+        if one.role != "away" and one.ssh and one.ssh.failed
     ]
 
 
-def _alone(found: list[dict[str, Any]]) -> list[str]:
-    if any(one["role"] == "standby" for one in found):
+def _alone(found: list[OneManager]) -> list[str]:
+    if any(one.role == "standby" for one in found):
         return []
     return ["no standby: if this manager is lost, no other takes over"]

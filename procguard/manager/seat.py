@@ -19,7 +19,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -66,7 +66,7 @@ class Seat:
         grace_s: float = 0.0,
         *,
         urls: Callable[[], Sequence[str]] = list,
-        about: Callable[[], dict[str, Any]] = dict,
+        about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         self.name = name
         self.place = place

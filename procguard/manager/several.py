@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
@@ -78,7 +79,7 @@ def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent
     seat.urls, seat.about = (
         lambda: server.urls,
         lambda: {
-            "ssh": checks.view(),
+            "ssh": asdict(found) if (found := checks.view()) is not None else None,
             "asked": server.asked_by(),
         },
     )

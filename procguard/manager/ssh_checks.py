@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import gevent
 import gevent.pool
 
 from procguard.deploy.install.helper_client import SshHelper
+from procguard.fleet.model.records import SshSettings
 from procguard.fleet.store.postgresql import WarmCopy
 from procguard.i18n.reasons import Reason
+from procguard.portal.api.several import SshChecks
 
 CHECK_EVERY_S = 600.0
 FIRST_AFTER_S = 10.0
@@ -25,7 +26,7 @@ SHOWN = 5
 
 log = logging.getLogger(__name__)
 
-Host = tuple[str, dict[str, Any]]  # name and SSH settings
+Host = tuple[str, SshSettings]  # name and SSH settings
 ReportResult = Callable[[str, bool, Reason], None]  # (host, whether it works, why not)
 
 
@@ -75,16 +76,12 @@ class StandbyChecks:
 
         check_all(self._helper, chosen, note)
 
-    def view(self) -> dict[str, Any] | None:
-        """{"ok": 12, "failed": 1, "reasons": {"gpu01": "refused"}}; None while nothing was tried."""
+    def view(self) -> SshChecks | None:
+        """None while nothing was tried."""
         if not self._working:
             return None
         failed = {host: reason[:200] for host, reason in self._working.items() if reason}
-        return {
-            "ok": len(self._working) - len(failed),
-            "failed": len(failed),
-            "reasons": dict(sorted(failed.items())[:SHOWN]),
-        }
+        return SshChecks(len(self._working) - len(failed), len(failed), dict(sorted(failed.items())[:SHOWN]))
 
     def close(self) -> None:
         self._helper.close()
@@ -92,7 +89,7 @@ class StandbyChecks:
 
 def deployed_hosts(warm: WarmCopy) -> list[Host]:
     """The deployed hosts, each once, ordered by name."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, SshSettings] = {}
     for agent in warm.tables.get("agents", {}).values():
         if agent.get("kind", "deployed") == "deployed":
             found.setdefault(str(agent["host"]), dict(agent.get("ssh") or {}))

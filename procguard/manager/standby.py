@@ -25,6 +25,7 @@ from procguard.agent_api.handlers import AgentApi
 from procguard.config.schema import Config
 from procguard.fleet.leadership import NotLeading
 from procguard.fleet.model.epochs import proof_key_of
+from procguard.json_types import Json
 from procguard.manager.seat import Seat
 from procguard.portal.http import own_addresses, sockets
 from procguard.portal.http import server as http_server
@@ -106,7 +107,7 @@ class StandbyServer:
             for head, tail in self._agents_gets
         )
 
-    def _proof(self, environ: WSGIEnvironment, body: dict[str, Any]) -> dict[str, Any]:
+    def _proof(self, environ: WSGIEnvironment, body: Json) -> Json:
         """The proof by which an agent verifies that this is a manager of its fleet and trusts the list of URLs."""
         asked = parse_qs(environ.get("QUERY_STRING", "")[:MAX_QUERY_CHARS])
         agent_id, nonce, to = (asked.get(name, [""])[0] for name in ("agent", "nonce", "to"))
@@ -133,7 +134,7 @@ class StandbyServer:
 
 
 def _sent(
-    start_response: Callable[..., Any], status: str, body: dict[str, Any], headers: list[tuple[str, str]] | None = None
+    start_response: Callable[..., Any], status: str, body: Json, headers: list[tuple[str, str]] | None = None
 ) -> list[bytes]:
     start_response(status, [*_JSON, *(headers or [])])
     return [http_io.dumps(body)]

@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.model.records import AgentRecord, TunnelStatus
+from procguard.fleet.model.records import AgentRecord, TunnelState, TunnelStatus
+from procguard.fleet.shapes.parts import TunnelAnswer
 from procguard.fleet.store.interface import NotDurable
-from remote_agent.protocol import messages, reasons
+from procguard.fleet.workers import views
+from procguard.json_types import Json
+from remote_agent.protocol import reasons
 
 log = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 
 class Process(Protocol):
@@ -60,8 +61,8 @@ class Tunnels:
         if agent_id in self._kept:
             self._process.kick(agent_id)
 
-    def open(self, host: str, timeout_s: float) -> Json:
-        """Wait until the tunnel of a deployed host is up. Returns {"state", "port", "reason"}.
+    def open(self, host: str, timeout_s: float) -> TunnelAnswer:
+        """Wait until the tunnel of a deployed host is up.
 
         Raises NotFound, and Conflict for a host without a configured tunnel.
         """
@@ -89,9 +90,7 @@ class Tunnels:
             status = self._status(host)
             if status is not None and status.state == "down":
                 break  # the process retries; the deployment reports the current error
-        status = self._status(host)
-        known = messages.encode(status) if status is not None else {"state": "opening"}
-        return {**known, "port": agent.tunnel_port}
+        return views.tunnel(self._status(host), agent.tunnel_port)
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -130,9 +129,10 @@ class Tunnels:
         port = int(news.get("port") or 0)
         if port:
             self._process.moved(agent_id, port)
+        state: TunnelState = "up" if news.get("state") == "up" else "down"
         reason, code = reasons.read(news), str(news.get("code") or "")
         try:
-            self._fleet.agents.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
+            self._fleet.agents.tunnel_changed(agent_id, state, port, reason, code, clock.read())
         except NotDurable as exc:  # the port is written with the next successful commit
             log.error("%s", exc)
         self._news.setdefault(agent_id, threading.Event()).set()

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.fleet.history.query import Event
 from procguard.i18n.words import Words
+from procguard.json_types import Json
 
 Tails = Mapping[tuple[str, int], list[str]]
 Severity = Literal["critical", "warning", "info"]
@@ -311,7 +312,7 @@ def test_message(target: AlertTarget, fleet_id: str, link: str, at: str) -> Mess
     return Message("test", "info", title, lines, words.language, 1, at, at, [], fleet_id, link, test=True)
 
 
-def payload(message: Message) -> dict[str, Any]:
+def payload(message: Message) -> Json:
     """The JSON of a `webhook` target, documented in docs/notifications.md. Fields are only ever added."""
     return {
         "version": 1,

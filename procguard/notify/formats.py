@@ -15,11 +15,12 @@ from datetime import datetime, timezone
 from email.message import EmailMessage
 from email.message import Message as Headers
 from email.utils import format_datetime, make_msgid, parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from procguard.config.notifications import AlertTarget
 from procguard.fleet.model.clock import Now
 from procguard.i18n.words import Words
+from procguard.json_types import Json
 from procguard.notify.alerts import Message, payload
 
 SLACK_HEADER_CHARS = 150
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
 
 def request(target: AlertTarget, message: Message, now: Now) -> NotificationRequest:
     url = target.url.get_secret_value()
-    body: dict[str, Any]
+    body: Json
     if target.type == "slack":
         body = _slack(message)
     elif target.type == "feishu":
@@ -73,7 +74,7 @@ def _heading(message: Message) -> str:
     return f"{MARKS[message.severity]} {message.title}"
 
 
-def _slack(message: Message) -> dict[str, Any]:
+def _slack(message: Message) -> Json:
     """A Slack message: `text` is shown in notifications, the blocks in the channel."""
     section = _escaped(message.text)
     if message.link:
@@ -94,13 +95,13 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _feishu(message: Message, secret: str, now: Now) -> dict[str, Any]:
+def _feishu(message: Message, secret: str, now: Now) -> Json:
     lines: list[list[dict[str, str]]] = [[{"tag": "text", "text": message.text[:TEXT_CHARS]}]]
     if message.link:
         lines.append([{"tag": "a", "text": _open(message), "href": message.link}])
     locale = "zh_cn" if message.language == "zh" else "en_us"
     post = {locale: {"title": _heading(message), "content": lines}}
-    body: dict[str, Any] = {"msg_type": "post", "content": {"post": post}}
+    body: Json = {"msg_type": "post", "content": {"post": post}}
     if secret:
         timestamp = str(int(now.wall))
         digest = hmac.new(f"{timestamp}\n{secret}".encode(), b"", hashlib.sha256).digest()
@@ -108,7 +109,7 @@ def _feishu(message: Message, secret: str, now: Now) -> dict[str, Any]:
     return body
 
 
-def _dingtalk(message: Message) -> dict[str, Any]:
+def _dingtalk(message: Message) -> Json:
     return {"msgtype": "markdown", "markdown": {"title": message.title[:200], "text": _markdown(message)[:TEXT_CHARS]}}
 
 
@@ -121,7 +122,7 @@ def _dingtalk_signed(url: str, secret: str, now: Now) -> str:
     return f"{url}{'&' if '?' in url else '?'}timestamp={timestamp}&sign={sign}"
 
 
-def _wecom(message: Message) -> dict[str, Any]:
+def _wecom(message: Message) -> Json:
     content = _markdown(message).encode()[:WECOM_BYTES].decode("utf-8", "ignore")
     return {"msgtype": "markdown", "markdown": {"content": content}}
 

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from procguard.errors import LimitExceeded, NotFound, UsageError
 from procguard.fleet.model.clock import iso
+from procguard.fleet.store.interface import StoredRecord, Tables
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.selectors import Selector
 
@@ -48,7 +49,7 @@ class Mute:
     by: str = ""
     made: float = 0.0
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> StoredRecord:
         return asdict(self)
 
     def view(self, wall: float) -> MuteView:
@@ -119,5 +120,5 @@ class Mutes:
         active = [mute for mute, one in self._mutes.values() if mute.begins <= wall < mute.ends and one.matches(facts)]
         return max(active, key=lambda mute: mute.ends, default=None)
 
-    def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def tables(self) -> Tables:
         return {TABLE: {mute_id: mute.row() for mute_id, (mute, _) in self._mutes.items()}}

@@ -10,17 +10,18 @@ import logging
 import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import gevent.event
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from procguard.config.notifications import AlertTarget
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.history.query import Event
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import iso
+from procguard.fleet.store.interface import Tables
 from procguard.notify import alerts, transport
 from procguard.notify.alerts import Gathering, Message
 from procguard.notify.formats import Outcome
@@ -36,7 +37,15 @@ LINES_AFTER_S = 0.5  # an agent sends new output within 0.3 s, but reports the e
 log = logging.getLogger(__name__)
 
 Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
-Progress = dict[str, Any]  # progress of one target: what has been delivered, and the message being sent
+
+
+class TargetProgress(TypedDict):
+    """The progress of one target. `seq`: all earlier events were delivered or skipped. `done`: later ones that were
+    delivered, by kind. `message`: the one that is being sent: kind of its group, first and last seq."""
+
+    seq: int
+    done: NotRequired[dict[str, int]]
+    message: NotRequired[list[Any]]
 
 
 class NotificationTarget(TypedDict):
@@ -115,12 +124,15 @@ class _Loop:
         return min((self.taken_seq, *(seq - 1 for seq in waiting)))
 
     @property
-    def progress(self) -> Progress:
-        done = {kind: seq for kind, seq in self.done.items() if seq > self.cursor}
-        more = {"done": done, "message": self.message}
-        return {"seq": self.cursor, **{name: value for name, value in more.items() if value}}
+    def progress(self) -> TargetProgress:
+        made: TargetProgress = {"seq": self.cursor}
+        if done := {kind: seq for kind, seq in self.done.items() if seq > self.cursor}:
+            made["done"] = done
+        if self.message is not None:
+            made["message"] = self.message
+        return made
 
-    def resume(self, kept: Progress, events: Sequence[Event], now: float) -> None:
+    def resume(self, kept: TargetProgress, events: Sequence[Event], now: float) -> None:
         """Process `events`, those after the cursor, again. Events of a message that was being sent form that message
         again, with the same id; events of delivered messages are skipped."""
         done = {str(kind): int(seq) for kind, seq in (kept.get("done") or {}).items()}
@@ -255,7 +267,7 @@ class Notifier:
         last_lines: Callable[[str, int, int], list[str]] = lambda worker_id, attempt, most: [],
         notified_of_ends: Container[str] = (),
         routes: Sequence[Mapping[str, Any]] = (),
-        keep: Callable[[str, Progress], None] = lambda name, progress: None,
+        keep: Callable[[str, TargetProgress], None] = lambda name, progress: None,
     ) -> None:
         """`routed(event)`: names of the targets that receive it by a route. `muted(event)`: whether no target receives
         it. `keep(target, progress)`: stores the progress before a message is sent; returns once it is durable, or if
@@ -271,12 +283,12 @@ class Notifier:
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
         self._first_seq = 0  # of the first event of this run of the manager
-        self._kept: dict[str, Progress] = {}
+        self._kept: dict[str, TargetProgress] = {}
 
     def resume(self, kept: Mapping[str, Mapping[str, Any]], events: Sequence[Event], wall: float) -> None:
         """Resume the deliveries of an earlier run or leader. `events`: the newest of the history; those after each
         target's cursor are sent unless they are too old."""
-        self._kept = {name: dict(kept[name]) for name in self._loops if name in kept}
+        self._kept = {name: cast(TargetProgress, dict(kept[name])) for name in self._loops if name in kept}
         since, now = iso(wall - self.retry_for_s) or "", clock.read().monotonic
         for name in set(self._loops) - set(self._kept):  # a new target receives only events from now on
             self._loops[name].taken_seq = max((event["seq"] for event in events), default=0)
@@ -290,11 +302,11 @@ class Notifier:
             ]
             loop.resume(progress, behind, now)
 
-    def tables(self) -> dict[str, dict[str, Progress]]:
+    def tables(self) -> Tables:
         """The progress of all targets, in the form of the store's tables."""
-        return {"notifier": {name: loop.progress for name, loop in self._loops.items()}}
+        return {"notifier": {name: dict(loop.progress) for name, loop in self._loops.items()}}
 
-    def moved(self) -> dict[str, Progress]:
+    def moved(self) -> dict[str, TargetProgress]:
         """The progress of the targets for which it has changed since the previous call."""
         now = {name: loop.progress for name, loop in self._loops.items()}
         found = {name: progress for name, progress in now.items() if progress != self._kept.get(name)}

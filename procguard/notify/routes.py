@@ -16,16 +16,14 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.workers import selectors
 from procguard.notify import alerts
 
-Facts = dict[str, Any]
 
-
-def facts_of(state: FleetState, event: Event) -> Facts:
+def facts_of(state: FleetState, event: Event) -> selectors.Facts:
     """The facts of an event that selectors match: its worker as declared, with the state after the event; for an event
     of a host only its name."""
     return facts_about(state, event.get("worker_id") or "", event.get("host") or "", event.get("after") or "")
 
 
-def facts_about(state: FleetState, worker_id: str, host: str, after: str = "") -> Facts:
+def facts_about(state: FleetState, worker_id: str, host: str, after: str = "") -> selectors.Facts:
     """As `facts_of`, of a worker or, without an id, a host. `after`: "" for the worker's current state."""
     worker = state.workers_by_id.get(worker_id)
     if worker is None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from procguard.config.notifications import HOST_MEASURES, AlertRule
 from procguard.errors import ConfigError, NotFound, UsageError
@@ -23,6 +23,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import KNOWN_STATES, WorkerRecord
 from procguard.fleet.shapes import log_metrics
 from procguard.fleet.state import FleetState
+from procguard.fleet.store.interface import Tables
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.selectors import Selector
 from procguard.i18n.reasons import because
@@ -67,6 +68,14 @@ class FiringAlert(TypedDict):
     acknowledged: Acknowledged | None
 
 
+class AcknowledgedAt(TypedDict):
+    """`at`: Unix seconds."""
+
+    by: str
+    at: float
+    note: str
+
+
 class Subject(NamedTuple):
     """What a rule is evaluated for: a worker, a host or a GPU. `gpu`: its index, or None. `value`: None if it is not
     measured. `known`: whether the host is reachable."""
@@ -83,11 +92,24 @@ class Subject(NamedTuple):
         return self.worker_id or (self.agent_id if self.gpu is None else f"{self.agent_id}/{self.gpu}")
 
 
+class FiringRow(TypedDict):
+    """A firing alert as stored. `since`: Unix seconds."""
+
+    rule: str
+    measure: str
+    since: float
+    worker_id: str
+    host: str
+    agent: str
+    gpu: int | None
+    acknowledged: NotRequired[AcknowledgedAt]
+
+
 @dataclass(frozen=True)
 class _RuleChange:
     key: str
     rule: AlertRule | None
-    row: dict[str, Any]
+    row: FiringRow
     value: float | None
     begins: bool
 
@@ -102,7 +124,7 @@ class AlertRules:
             except UsageError as exc:
                 raise ConfigError(f"alerts, {rule.name}: select: {exc.message}", exc.next_step) from exc
         self._since: dict[str, float] = {}  # key -> monotonic: broken since
-        self._firing: dict[str, dict[str, Any]] = {}
+        self._firing: dict[str, FiringRow] = {}
 
     @property
     def count(self) -> int:
@@ -115,10 +137,10 @@ class AlertRules:
         return not self._rules and not self._firing
 
     def restore(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        self._firing = {key: dict(row) for key, row in rows.items()}
+        self._firing = {key: cast(FiringRow, dict(row)) for key, row in rows.items()}
 
-    def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        return {TABLE: self._firing}
+    def tables(self) -> Tables:
+        return {TABLE: {key: dict(row) for key, row in self._firing.items()}}
 
     def firing(self, state: FleetState, mutes: Mutes, wall: float) -> list[FiringAlert]:
         """The alerts that fire now, the latest first."""
@@ -131,14 +153,14 @@ class AlertRules:
         row = self._firing.get(key)
         if row is None:
             raise NotFound(f"no alert {key[:200]!r} fires", "list them: invoke notify.firing", code="unknown_alert")
-        seen = {**row, "acknowledged": {"by": actor, "at": now.wall, "note": note}}
+        seen: FiringRow = {**row, "acknowledged": {"by": actor, "at": now.wall, "note": note}}
         with state.transaction(now, actor) as tx:
-            tx.put(TABLE, key, seen)
+            tx.put(TABLE, key, dict(seen))
             self._firing[key] = seen
             tx.undo(lambda: self._firing.update({key: row}))
             tx.event(
                 "alert_acknowledged",
-                worker_id=row["worker_id"] or None,
+                worker_id=row["worker_id"],
                 host=row["host"],
                 reason=because("rule.seen", rule=row["rule"]).then(note),
                 cause=row["rule"],
@@ -176,7 +198,7 @@ class AlertRules:
         self._since = since
         self._apply(state, changes[:MAX_CHANGES], now)
 
-    def _is_gone(self, state: FleetState, row: Mapping[str, Any]) -> bool:
+    def _is_gone(self, state: FleetState, row: FiringRow) -> bool:
         """Whether the rule, the worker or the host no longer exists, or, on a reachable host, the GPU."""
         if row["rule"] not in {rule.name for rule, _ in self._rules}:
             return True
@@ -195,10 +217,10 @@ class AlertRules:
             return
         with state.transaction(now, "manager") as tx:
             for one in changes:
-                tx.put(TABLE, one.key, one.row if one.begins else None)
+                tx.put(TABLE, one.key, dict(one.row) if one.begins else None)
                 tx.event(
                     "alert_rule" if one.begins else "alert_rule_ok",
-                    worker_id=one.row["worker_id"] or None,
+                    worker_id=one.row["worker_id"],
                     host=one.row["host"],
                     reason=_reason(one, now.wall),
                     cause=one.row["rule"],
@@ -212,7 +234,7 @@ class AlertRules:
 
 
 def _firing_view(
-    state: FleetState, mutes: Mutes, key: str, row: Mapping[str, Any], rule: AlertRule | None, wall: float
+    state: FleetState, mutes: Mutes, key: str, row: FiringRow, rule: AlertRule | None, wall: float
 ) -> FiringAlert:
     seen = row.get("acknowledged")
     mute = mutes.covering(wall, facts_about(state, row.get("worker_id") or "", row.get("host") or ""))
@@ -233,7 +255,7 @@ def _firing_view(
     }
 
 
-def _value_now(state: FleetState, row: Mapping[str, Any], wall: float) -> float | None:
+def _value_now(state: FleetState, row: FiringRow, wall: float) -> float | None:
     measure = row["measure"]
     if row["worker_id"]:
         worker, observed = state.workers_by_id.get(row["worker_id"]), state.worker_status.get(row["worker_id"])
@@ -244,9 +266,16 @@ def _value_now(state: FleetState, row: Mapping[str, Any], wall: float) -> float 
     return next((value for gpu, value in values if gpu == row["gpu"]), None)
 
 
-def _row(rule: AlertRule, subject: Subject, wall: float) -> dict[str, Any]:
-    about = {"worker_id": subject.worker_id, "host": subject.host, "agent": subject.agent_id, "gpu": subject.gpu}
-    return {"rule": rule.name, "measure": rule.measure, "since": wall, **about}
+def _row(rule: AlertRule, subject: Subject, wall: float) -> FiringRow:
+    return {
+        "rule": rule.name,
+        "measure": rule.measure,
+        "since": wall,
+        "worker_id": subject.worker_id,
+        "host": subject.host,
+        "agent": subject.agent_id,
+        "gpu": subject.gpu,
+    }
 
 
 def _reason(change: _RuleChange, wall: float) -> Any:
@@ -265,7 +294,7 @@ def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else float(f"{value:.6g}")
 
 
-def _facts(state: FleetState, subject: Subject) -> dict[str, Any]:
+def _facts(state: FleetState, subject: Subject) -> selectors.Facts:
     return facts_about(state, subject.worker_id, subject.host)
 
 

@@ -24,6 +24,7 @@ from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Channel
 from procguard.agent_api.sessions import AgentSessions
 from procguard.config.schema import Config
+from procguard.deploy.install.helper_client import ManagerFacts
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
@@ -292,8 +293,8 @@ class WebMonitor:
         web = self._config.web
         return own_addresses.manager_urls(web.advertise, self._scheme, web.host, self.port)
 
-    def for_agents(self, *, local: bool) -> dict[str, Any]:
-        """The facts about this manager that an agent receives over SSH, as in a deployment's request. `local`: for an
+    def for_agents(self, *, local: bool) -> ManagerFacts:
+        """The facts about this manager that an agent receives over SSH. `local`: for an
         agent on this machine."""
         urls = [f"{self._scheme}://127.0.0.1:{self.port}"] if local else []
         pinned = self.pinned()

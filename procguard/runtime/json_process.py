@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from procguard import resources
+from procguard.json_types import Json
 
 END_S = 2.0  # time to exit after its input was closed
-
-Json = dict[str, Any]
 
 
 class JsonProcess:

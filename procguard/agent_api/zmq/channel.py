@@ -36,6 +36,7 @@ from procguard.config.limits import WebLimits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet.model import clock
+from procguard.json_types import Json
 from procguard.runtime.cooperative import yield_to_hub
 from remote_agent.protocol import messages as protocol
 
@@ -258,7 +259,7 @@ class ZmqChannel:
             status, answer = refusal(exc, peer.address)
         peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + decode.dumps(answer))
 
-    def _found(self, peer: Peer, header: dict[str, Any]) -> FoundRoute:
+    def _found(self, peer: Peer, header: Json) -> FoundRoute:
         """Parse a request; a secret in it is used for the connection from now on."""
         if "secret" in header:
             secret = header["secret"]
@@ -278,7 +279,7 @@ class ZmqChannel:
         return found
 
 
-def _header(head: bytes) -> dict[str, Any]:
+def _header(head: bytes) -> Json:
     if len(head) > MAX_HEADER_BYTES:
         raise LimitExceeded(
             f"the header is larger than {MAX_HEADER_BYTES} bytes", "shorten it", status=413, code="header_too_large"
@@ -290,7 +291,7 @@ def _header(head: bytes) -> dict[str, Any]:
     return http_io.as_object(header)
 
 
-def _request_id(header: dict[str, Any]) -> int:
+def _request_id(header: Json) -> int:
     number = header.get("id")
     if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**53:
         raise UsageError("id: expected a whole number above 0", 'e.g. {"id": 1, "method": "GET", "path": "/api/…"}')

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gevent.event
 
 from procguard.agent_api.long_poll import LongPoll
 from procguard.agent_api.routes import FoundRoute
+from procguard.json_types import Json
 
 _USUAL_START = b'{"id":'
 _ID_AT = len(_USUAL_START)
@@ -31,7 +30,7 @@ class ZmqSession:
             int, gevent.event.AsyncResult[bytes | None]
         ] = {}  # request id -> its body, requested by status 100
 
-    def remember(self, found: FoundRoute, head: bytes, header: dict[str, Any]) -> None:
+    def remember(self, found: FoundRoute, head: bytes, header: Json) -> None:
         """Remember that the header `head`, parsed as `header`, selects `found`. Held polls are not remembered, because
         their queries change."""
         if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):

@@ -9,15 +9,26 @@ import itertools
 import sys
 import threading
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from procguard.i18n.reasons import NONE, Reason, because
-from procguard.runtime.json_process import Json, JsonProcess
+from procguard.json_types import Json
+from procguard.runtime.json_process import JsonProcess
 from remote_agent.protocol import reasons
 
 ONCE = ("restart", "rollback")  # never repeated, because they would be performed twice
 MARGIN_S = 3.0  # added to the request's deadline, for the helper's start
 AgentSeen = Literal["running", "started", "absent", "frozen", "failed", "unknown"]
+
+
+class ManagerFacts(TypedDict):
+    """The manager, for an agent, as in a deployment's request to the host."""
+
+    manager_urls: list[str]
+    manager_configured: list[str]
+    manager_port: int
+    manager_ca: str
+    manager_any_name: bool
 
 
 class Result(NamedTuple):
@@ -26,8 +37,8 @@ class Result(NamedTuple):
     ok: bool
     agent: AgentSeen
     message: Reason
-    log: dict[str, Any] = {}  # noqa: RUF012 - used by `agent_log` only, never changed
-    addresses: dict[str, Any] = {}  # noqa: RUF012 - used by `ensure_agent` only, never changed
+    log: Json = {}  # noqa: RUF012 - used by `agent_log` only, never changed
+    addresses: Json = {}  # noqa: RUF012 - used by `ensure_agent` only, never changed
 
     @property
     def reason(self) -> Reason:
@@ -40,7 +51,7 @@ class _Waiting:
     def __init__(self, process: JsonProcess) -> None:
         self.process = process
         self.done = threading.Event()
-        self.answer: dict[str, Any] = {}
+        self.answer: Json = {}
 
 
 class SshHelper:
@@ -54,19 +65,19 @@ class SshHelper:
         self._waiting: dict[int, _Waiting] = {}
         self._closed = False
 
-    def check(self, host: str, ssh: dict[str, Any], deadline_s: float = 15.0) -> Result:
+    def check(self, host: str, ssh: Json, deadline_s: float = 15.0) -> Result:
         """Check whether an SSH connection to `host` can be opened from this machine."""
         return self._ask({"op": "check", "host": host, "ssh": ssh}, deadline_s)
 
     def ensure_agent(
         self,
         host: str,
-        ssh: dict[str, Any],
+        ssh: Json,
         *,
         home: str = "",
         fleet_id: str,
         replace_frozen: bool = False,
-        manager: dict[str, Any] | None = None,
+        manager: ManagerFacts | None = None,
         deadline_s: float = 30.0,
     ) -> Result:
         """Start the agent on `host` unless it runs. `replace_frozen`: also replace an agent stopped by a signal.
@@ -79,7 +90,7 @@ class SshHelper:
         self,
         op: Literal["restart", "upgrade", "rollback", "log"],
         host: str,
-        ssh: dict[str, Any],
+        ssh: Json,
         *,
         home: str = "",
         fleet_id: str,
@@ -101,7 +112,7 @@ class SshHelper:
 
     # ---------------------------------------------------------------------------------------------- inside
 
-    def _ask(self, request: dict[str, Any], deadline_s: float) -> Result:
+    def _ask(self, request: Json, deadline_s: float) -> Result:
         """Send a request and return its answer within the deadline. Repeated once if the helper dies meanwhile."""
         deadline = time.monotonic() + deadline_s
         answer = self._ask_once(request, deadline_s)
@@ -111,7 +122,7 @@ class SshHelper:
         addresses = answer.get("addresses") or {}
         return Result(bool(answer.get("ok")), agent, reasons.read(answer, "message"), log, addresses)
 
-    def _ask_once(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+    def _ask_once(self, request: Json, deadline_s: float) -> Json:
         number = next(self._numbers)
         try:
             with self._lock:

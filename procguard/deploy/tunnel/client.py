@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from procguard.i18n.reasons import because
-from procguard.runtime.json_process import Json, JsonProcess
+from procguard.json_types import Json
+from procguard.runtime.json_process import JsonProcess
 
 START_AGAIN_S = 1.0
 

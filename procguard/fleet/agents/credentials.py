@@ -6,14 +6,14 @@ Owns their lifetime and use; stores only hashes. token_scopes.py has the scopes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.state import FleetState
+from procguard.fleet.store.interface import StoredRecord
 from procguard.fleet.tables import RecordTable
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import because
@@ -37,7 +37,7 @@ class Tokens:
         self._last_uses: dict[str, tuple[float, str]] = {}  # in this run of the manager: (wall time, address)
         state.add_table(self._table)
 
-    def restore(self, table: dict[str, dict[str, Any]]) -> None:
+    def restore(self, table: Mapping[str, StoredRecord]) -> None:
         self._table.restore(TokenRecord.restored(data) for data in table.values())
 
     def all(self) -> list[TokenRecord]:

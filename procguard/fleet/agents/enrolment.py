@@ -7,7 +7,6 @@ elsewhere.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.agents.addresses import address_group
@@ -17,6 +16,7 @@ from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.leases import Leases, replace_spec
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
+from procguard.fleet.shapes.parts import PendingLauncherView
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership, views
@@ -277,10 +277,10 @@ class Enrolment:
         if pending is not None:
             self._state.bus.hosts(self._item_id(pending))
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[PendingLauncherView]:
         return [views.pending_view(pending) for pending in self._pending.values()]
 
-    def view(self, item_id: str) -> dict[str, Any] | None:
+    def view(self, item_id: str) -> PendingLauncherView | None:
         pending = self.waiting().get(item_id)
         return None if pending is None else views.pending_view(pending)
 

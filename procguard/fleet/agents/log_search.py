@@ -12,15 +12,17 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers.selectors import WorkerFacts
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
-from remote_agent.protocol import messages
-from remote_agent.protocol.reasons import fields as reason_fields
+from procguard.json_types import ReasonParams
+from remote_agent.protocol import messages, reasons
 
 MAX_AT_ONCE = 4
 RESEND_S = 3.0  # after this time the request is sent again, because the reply may have been lost
@@ -31,6 +33,19 @@ OPEN: tuple[Status, ...] = ("asked",)
 WHY_SILENT = because("search.silent")
 ANY_ATTEMPT = 2**62
 MANAGER = "manager"  # the name of the manager's own part, in place of a host's
+
+
+class HostSearched(TypedDict):
+    agent: str
+    host: str
+    status: Status
+    reason: str
+    reason_code: str
+    reason_params: ReasonParams
+    workers: int
+    found: int
+    bytes: int
+    elapsed_s: float
 
 
 @dataclass
@@ -53,12 +68,15 @@ class Part:
     elapsed_s: float = 0.0
     sent_at: float | None = None  # monotonic
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> HostSearched:
+        reason, code, params = reasons.values(self.reason)
         return {
             "agent": self.agent_id,
             "host": self.host,
             "status": self.status,
-            **reason_fields("reason", self.reason),
+            "reason": reason,
+            "reason_code": code,
+            "reason_params": params,
             "workers": len(self.worker_ids),
             "found": self.found,
             "bytes": self.bytes,

@@ -7,8 +7,10 @@ neither SSH nor HTTP. Workers are not affected: the next agent adopts their runn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
+
+from typing_extensions import TypedDict
 
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.fleet import Fleet
@@ -27,6 +29,17 @@ MaintenanceAction = Literal["restart", "upgrade"]
 Op = Literal["restart", "upgrade", "rollback", "log"]
 
 
+class AgentLogAnswer(TypedDict):
+    """`bytes`: the whole file's; `text` is its end."""
+
+    host: str
+    text: str
+    path: str
+    bytes: int
+    running: bool
+    pid: int | None
+
+
 class MaintenanceAnswer(Protocol):
     """The result. `ok`: the host was reached; `agent`: the state of its agent; `log`: only for the action "log"."""
 
@@ -40,7 +53,7 @@ class MaintenanceAnswer(Protocol):
     def message(self) -> Reason: ...
 
     @property
-    def log(self) -> dict[str, Any]: ...
+    def log(self) -> Mapping[str, Any]: ...
 
 
 class SshMaintenance(Protocol):
@@ -82,14 +95,21 @@ class AgentMaintenance:
             raise
         return seq
 
-    def log(self, host: str, max_bytes: int) -> dict[str, Any]:
+    def log(self, host: str, max_bytes: int) -> AgentLogAnswer:
         """The last `max_bytes` of the agent's own log, read from the host over SSH. Raises NotFound, Conflict."""
         agent = self._deployed(host)
         result = self._run_ssh("log", agent, LOG_DEADLINE_S, max_bytes)
         if not result.ok or not result.log:
             raise Conflict(result.message, self._by_ssh(agent), code="no_way_in")
-        keys = ("text", "path", "bytes", "running", "pid")
-        return {"host": host, **{key: result.log.get(key) for key in keys}}
+        read: Callable[[str], Any] = result.log.get
+        return {
+            "host": host,
+            "text": read("text"),
+            "path": read("path"),
+            "bytes": read("bytes"),
+            "running": read("running"),
+            "pid": read("pid"),
+        }
 
     # ---------------------------------------------------------------------------------------------- inside
 

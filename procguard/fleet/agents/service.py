@@ -6,8 +6,7 @@ join, secrets.py and rotation.py own the secrets. A method marked "durable" retu
 
 from __future__ import annotations
 
-from typing import Any
-
+from procguard.client.types import HostInfo
 from procguard.errors import Conflict
 from procguard.fleet.agents.assignments import AssignmentBuilder
 from procguard.fleet.agents.credentials import Tokens
@@ -22,7 +21,8 @@ from procguard.fleet.agents.secrets import AgentSecrets
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import RecoverySsh, TunnelStatus
+from procguard.fleet.model.records import RecoverySsh, TunnelState, TunnelStatus
+from procguard.fleet.shapes.parts import PendingLauncherView
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.placement_service import PlacementService
@@ -59,11 +59,11 @@ class AgentService:
         """Apply an agent's heartbeat, received over `channel`; durable for its events and command results."""
         return self.heartbeats.take(agent_id, beat, now, channel)
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[HostInfo | PendingLauncherView]:
         """Every agent, and the launchers that wait for approval."""
-        return self._state.hosts() + self.enrolment.views()
+        return [*self._state.hosts(), *self.enrolment.views()]
 
-    def view(self, item_id: str) -> dict[str, Any] | None:
+    def view(self, item_id: str) -> HostInfo | PendingLauncherView | None:
         """The view of one agent (by id) or of one pending launcher (by its item id); None if there is none."""
         if item_id in self._state.agents_by_id:
             return self._state.host_view(item_id)
@@ -115,7 +115,7 @@ class AgentService:
                 self._state.agent_status[agent_id].recovery_ssh = RecoverySsh(ok, reason_of(reason), iso(now.wall))
                 self._state.bus.hosts(agent_id)
 
-    def tunnel_changed(self, agent_id: str, state: str, port: int, reason: Reason, code: str, now: Now) -> None:
+    def tunnel_changed(self, agent_id: str, state: TunnelState, port: int, reason: Reason, code: str, now: Now) -> None:
         """Record that the tunnel to a host is "up" or "down". Its port is stored, because the agent there uses it."""
         agent, observed = self._state.agents_by_id[agent_id], self._state.agent_status[agent_id]
         before = observed.tunnel.state if observed.tunnel is not None else ""

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from procguard.fleet.model.records import Record, nested
 from procguard.i18n.reasons import NONE, Reason, because
+from procguard.json_types import Json
 from remote_agent.protocol import states
 from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
@@ -75,7 +76,7 @@ class GangRecord(Record):
     incident: GangFailure | None = None  # the last one
 
     @classmethod
-    def _revive(cls, values: dict[str, Any]) -> None:
+    def _revive(cls, values: Json) -> None:
         values["members"] = {key: nested(Mark, one) for key, one in values["members"].items()}
 
     @property

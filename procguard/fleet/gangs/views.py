@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import TypedDict
 
+from procguard.client.types import WorkerInfo
 from procguard.config.groups import GroupPolicy, PolicySource
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerRecord, settled
 from procguard.i18n.reasons import NONE, Reason, because
+from procguard.json_types import ReasonParams
 from remote_agent.protocol import reasons, states
 
 
@@ -22,7 +22,7 @@ class GangOfWorker(TypedDict):
     held: bool
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
 
 
 class MemberAnswer(TypedDict):
@@ -34,14 +34,14 @@ class MemberAnswer(TypedDict):
     attempt: int
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
 
 
 class GangIncident(TypedDict):
     member: str
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
     at: str | None
     ended: str | None
 
@@ -59,7 +59,7 @@ class GroupAnswer(TypedDict):
     since: str | None
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
     incident: GangIncident | None
     members: list[MemberAnswer]
 
@@ -103,7 +103,7 @@ def of_group(
     policy: GroupPolicy,
     said_by: PolicySource,
     gang: GangRecord | None,
-    members: list[dict[str, Any]],
+    members: list[WorkerInfo],
     max_attempts: int,
 ) -> GroupAnswer:
     """The view of one group. `said_by`: configuration, inventory, or "" if the group has no policy."""
@@ -143,7 +143,7 @@ def _incident(gang: GangRecord) -> GangIncident | None:
     }
 
 
-def _member(view: dict[str, Any]) -> MemberAnswer:
+def _member(view: WorkerInfo) -> MemberAnswer:
     return {
         "worker_id": view["worker_id"],
         "host": view["host"],

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
+from procguard.fleet.history.query import Evidence
 from procguard.fleet.model.records import WorkerRecord
 from procguard.i18n.reasons import Reason, because, with_head
 from remote_agent.protocol import messages, states
@@ -111,5 +111,5 @@ def of_worker_event(event: messages.WorkerEvent, worker: WorkerRecord) -> str:
     return of_exit(event.exit)
 
 
-def exit_evidence(record: messages.ExitRecord | None) -> dict[str, Any] | None:
+def exit_evidence(record: messages.ExitRecord | None) -> Evidence | None:
     return {"exit": messages.encode(record)} if record else None

@@ -11,9 +11,9 @@ import json
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Required, TypedDict
 
-from procguard.fleet.history.query import Event, EventQuery
+from procguard.fleet.history.query import Event, EventQuery, Evidence
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.store.interface import EVENTS, Line, Store
 from procguard.i18n.reasons import because
@@ -161,6 +161,22 @@ class _Newest:
             self._with_count.setdefault(after, {})[source] = None
 
 
+class EventFields(TypedDict, total=False):
+    """The arguments of `EventLog.add`."""
+
+    reason: Required[str]
+    worker_id: str
+    host: str
+    before: str
+    after: str
+    actor: str
+    attempt: int | None
+    at: float | None
+    cause: str
+    evidence: Evidence | str | None
+    source: str
+
+
 class EventLog:
     """The log of events. `source` of `add`: the agent or launcher whose message caused the event; "": people and the
     manager itself. Each source has a share of memory and disk; beyond it, its own events are dropped, so that no source
@@ -200,7 +216,7 @@ class EventLog:
         attempt: int | None = None,
         at: float | None = None,
         cause: str = "",
-        evidence: dict[str, Any] | str | None = None,
+        evidence: Evidence | str | None = None,
         source: str = "",
     ) -> Event:
         """Append one event. It is durable after the next `flush`, within the share of its `source`.
@@ -315,7 +331,7 @@ class EventLog:
                 yield event
 
 
-def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:
+def _bounded(evidence: Evidence | str | None) -> Evidence | str | None:
     if not evidence:
         return None
     text = evidence if isinstance(evidence, str) else json.dumps(evidence, ensure_ascii=False, default=str)

@@ -464,7 +464,7 @@ def _acknowledged(facts: Facts, words: Words) -> list[str]:
     if event is None:
         return []
     ago = words.ago(_unix(event["at"]), facts.now)
-    return [words.say("why.acknowledged", actor=words.actor(event["actor"]), ago=ago, note=words.reason(event))]
+    return [words.say("why.acknowledged", actor=words.actor(event["actor"] or ""), ago=ago, note=words.reason(event))]
 
 
 # In the order in which they are shown.

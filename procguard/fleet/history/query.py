@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
 from procguard.fleet.model.clock import iso
+from procguard.json_types import Json, ReasonParams
 from remote_agent.protocol.reasons import also_of
 
 _TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "after")
+
+
+Evidence = Json  # facts from which an event was concluded; each kind of event has its own
 
 
 class Event(TypedDict):
@@ -27,11 +30,11 @@ class Event(TypedDict):
     after: str | None
     reason: str
     reason_code: NotRequired[str]
-    reason_params: NotRequired[dict[str, Any]]
+    reason_params: NotRequired[ReasonParams]
     actor: str | None
     attempt: int | None
     cause: NotRequired[str | None]
-    evidence: NotRequired[dict[str, Any] | str | None]
+    evidence: NotRequired[Evidence | str | None]
 
 
 @dataclass(frozen=True)

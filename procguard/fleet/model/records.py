@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM
 from procguard.i18n.reasons import NONE, Reason, because
+from procguard.json_types import Json
 from remote_agent.protocol import messages, reasons, states
-from remote_agent.protocol.reasons import fields as reason_fields
 
 if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
     from procguard.fleet.model.settings import FleetSettings
@@ -24,6 +24,8 @@ NOT_TRIED = because("ssh.not_tried")
 # ended: a hand-started launcher whose user ended it after its worker had stopped. It is not expected to return.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
 KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # states in which its last report is current
+SshSettings = Json  # of one host, as deploy/ssh/target.py reads them
+TunnelState = Literal["opening", "up", "down"]
 CommandStatus = Literal["accepted", "delivered", "done", "failed", "expired"]
 
 
@@ -51,7 +53,7 @@ class Record:
     def key(self) -> str:
         return str(getattr(self, self.KEY))
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Json:
         body = messages.encode(self)
         for name in self.NESTED:
             body[name] = body[name] or {}
@@ -73,7 +75,7 @@ class Record:
         return record
 
     @classmethod
-    def _revive(cls, values: dict[str, Any]) -> None:
+    def _revive(cls, values: Json) -> None:
         """Replace stored plain values with the objects that they encode."""
 
     # ------------------------------------------------------------------------------------------ for transactions
@@ -212,7 +214,7 @@ class Move:
 class TunnelStatus:
     """The status of the tunnel to a host; `since`: ISO 8601."""
 
-    state: str
+    state: TunnelState
     reason: Reason = NONE
     code: str = ""
     since: str | None = None
@@ -225,10 +227,6 @@ class RecoverySsh:
     ok: bool | None = None
     reason: Reason = NOT_TRIED
     checked_at: str | None = None
-
-    def view(self) -> dict[str, Any]:
-        shown: dict[str, Any] = {"ok": self.ok, **reason_fields("reason", self.reason)}
-        return {**shown, "checked_at": self.checked_at} if self.checked_at else shown
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,7 @@ class AgentRecord(Record):
     host: str
     kind: Literal["deployed", "launcher"]
     secret_sha256: str = ""
-    ssh: dict[str, Any] = field(default_factory=dict)  # how the manager reaches the host; {} for launchers
+    ssh: SshSettings = field(default_factory=dict)  # how the manager reaches the host; {} for launchers
     procguard_home: str = ""
     release: str = ""
     process: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process whose start was recorded last
@@ -293,7 +291,7 @@ class AgentRecord(Record):
         return super().restored({"failures": data.get("ledger", ()), **data})
 
     @classmethod
-    def _revive(cls, values: dict[str, Any]) -> None:
+    def _revive(cls, values: Json) -> None:
         values["process"] = tuple(values["process"])
         values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
         values["gpu_cordons"] = {key: nested(HostCordon, one) for key, one in values["gpu_cordons"].items()}
@@ -382,7 +380,7 @@ class WorkerRecord(Record):
         self.desired, self.desired_by, self.desired_at, self.desired_cause = desired, by, now.wall, cause
 
     @classmethod
-    def _revive(cls, values: dict[str, Any]) -> None:
+    def _revive(cls, values: Json) -> None:
         values["spec"] = messages.decode(messages.WorkerSpec, values["spec"] or {})
         if values.get("started_spec"):
             values["started_spec"] = messages.decode(messages.WorkerSpec, values["started_spec"])

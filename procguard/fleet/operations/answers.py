@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import TypedDict
 
+from procguard.json_types import ReasonParams
 from remote_agent.protocol import messages
 
 
@@ -25,7 +26,7 @@ class PreviewCause(TypedDict):
     cause: str
     message: str
     message_code: str
-    message_params: dict[str, Any]
+    message_params: ReasonParams
     action: Literal["act", "pending", "skip"]
     count: int
     examples: list[str]
@@ -57,7 +58,7 @@ class OperationCause(TypedDict):
     cause: str | None
     message: str
     message_code: str
-    message_params: dict[str, Any]
+    message_params: ReasonParams
     count: int
     examples: list[str]
 
@@ -68,7 +69,7 @@ class ItemAnswer(TypedDict):
     cause: str | None
     message: str
     message_code: str
-    message_params: dict[str, Any]
+    message_params: ReasonParams
     command_id: str | None
     ended_at: str | None
 
@@ -94,7 +95,7 @@ class OperationAnswer(TypedDict):
     left: int
     note: str
     note_code: str
-    note_params: dict[str, Any]
+    note_params: ReasonParams
 
 
 class OperationWithItems(OperationAnswer):

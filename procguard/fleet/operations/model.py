@@ -21,6 +21,7 @@ from procguard.errors import UsageError
 from procguard.fleet.model.clock import iso
 from procguard.fleet.operations.answers import ItemAnswer, OperationAnswer, OperationCause
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from procguard.json_types import Json
 from remote_agent.protocol import messages, reasons, states
 from remote_agent.protocol.reasons import fields as reason_fields
 
@@ -324,17 +325,17 @@ class Operation:
 
     # ------------------------------------------------------------------------------------------ for the store
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Json:
         header = {name: getattr(self, name) for name in _HEADER}
         return {"items": len(self.items), **header, **reason_fields("note", self.note)}
 
-    def stored_chunk(self, number: int) -> dict[str, Any]:
+    def stored_chunk(self, number: int) -> Json:
         part = self.items[number * CHUNK : (number + 1) * CHUNK]
         # A single string, because ten thousand lists would be expensive in the YAML snapshot.
         return {"items": json.dumps([item.stored() for item in part], separators=(",", ":"))}
 
     @classmethod
-    def restored(cls, data: dict[str, Any], chunks: list[dict[str, Any]]) -> Operation:
+    def restored(cls, data: Json, chunks: list[Json]) -> Operation:
         items = [Item.restored(one) for chunk in chunks for one in json.loads(chunk["items"])]
         header = {name: data[name] for name in _HEADER if name in data}
         return cls(items=items, **{**header, "note": reasons.read(data, "note")})

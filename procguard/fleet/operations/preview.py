@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
+from procguard.client.types import WorkerInfo
 from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.answers import PreviewCause, PreviewCounts
 from procguard.fleet.workers.selectors import WorkerFacts
@@ -68,7 +68,7 @@ class Split:
         }
 
 
-def mentions(view: dict[str, Any], words: list[str]) -> bool:
+def mentions(view: WorkerInfo, words: list[str]) -> bool:
     """Whether a worker's view contains all words, like the portal's filter and `q=`."""
     labels = [f"{name}={value}" for name, value in (view["labels"] or {}).items()]
     parts = (

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
+from procguard.fleet.history.query import Evidence
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, SpentRecovery, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
@@ -270,7 +271,7 @@ class FailureHandler:
             with self._later(now) as tx:
                 tx.edit(agent).incident = kept
 
-    def _step(self, incident: Incident, text: Reason, now: Now, evidence: dict[str, Any] | None = None) -> None:
+    def _step(self, incident: Incident, text: Reason, now: Now, evidence: Evidence | None = None) -> None:
         incident.steps.append(IncidentStep(now.wall, reason_of(text)))
         del incident.steps[:-50]
         if incident.ended:

@@ -23,10 +23,10 @@ EVENT: tuple[ShownField[Any], ...] = (
     _field("after", "str | None", "The state after"),
     _field("reason", "str", "The reason as text", Label("Reason", "原因")),
     _field("reason_code", "str", "Code of the reason, for programs (docs/protocol.md, Reasons)", optional=True),
-    _field("reason_params", "dict[str, Any]", "Parameters of the reason", optional=True),
+    _field("reason_params", "ReasonParams", "Parameters of the reason", optional=True),
     _field("actor", "str | None", "Who did or requested it", Label("By", "由")),
     _field("attempt", "int | None", "The worker's attempt"),
     _field("cause", "str | None", "The cause, for programs (docs/protocol.md, Events)", optional=True),
-    _field("evidence", "dict[str, Any] | str | None", "Facts from which it was concluded", optional=True),
+    _field("evidence", "Json | str | None", "Facts from which it was concluded", optional=True),
     _field("logs", "str | None", "Of a failure: path of the last log lines of the failed attempt", optional=True),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import TypedDict
 
@@ -11,6 +11,7 @@ from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.telemetry.gpu_faults import gpu_key, is_fatal, meaning
 from procguard.i18n.reasons import Reason
+from procguard.json_types import ReasonParams
 from remote_agent.protocol.messages import GpuFault, GpuUsage
 
 State = Literal["free", "failed", "busy", "idle", "hung", "other", "nobody", "lost"]
@@ -31,13 +32,13 @@ class GpuFaultView(TypedDict):
     count: int
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
 
 
 class GpuCordonView(TypedDict):
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
     actor: str
     at: str | None
 

@@ -121,7 +121,7 @@ HOST: tuple[ShownField[Any], ...] = (
     Of("worker_id", "str | None", lambda h: "", "The launcher's worker", api=False, live="row"),
     Of("command", "str | None", lambda h: "", "The command that the launcher would run", api=False, live="row"),
     Of("reason_code", "str", "seen.reason.code", "Code of the reason, for programs (docs/protocol.md, Reasons)"),
-    Of("reason_params", "dict[str, Any]", "seen.reason.params", "Parameters of the reason"),
+    Of("reason_params", "ReasonParams", "seen.reason.params", "Parameters of the reason"),
     Of("reason", "str", "seen.reason", "Why the agent has this status, as text", Label("Reason", "原因"),
        live_read=lambda h: h.seen.reason.plain(),
        column=PageColumn("reason", "minmax(150px, 2.4fr)", "", usual=True),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from remote_agent.protocol.records import values_of
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from remote_agent.protocol.messages import LogMetric, WorkerReport
 
 
-def listed(report: WorkerReport | None) -> list[dict[str, Any]]:
+def listed(report: WorkerReport | None) -> list[Mapping[str, object]]:
     return [dict(values_of(one)) for one in report.metrics] if report is not None else []
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from procguard.fleet.agents import host_disks
 from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.model.records import KNOWN_STATES, AgentObserved, AgentRecord, WorkerObserved, WorkerRecord
+from procguard.fleet.shapes import parts
 from procguard.fleet.workers import views
 from procguard.i18n.reasons import Reason, reason_of
 from remote_agent.protocol import messages, states
@@ -79,8 +80,9 @@ class WorkerSource:
         return self.worker.moving.to if self.worker.moving is not None else None
 
     @property
-    def recovery(self) -> dict[str, Any] | None:
-        return views.plain(self.seen.recovery_status)
+    def recovery(self) -> parts.WorkerRecoveryStatus | None:
+        status = self.seen.recovery_status
+        return views.waiting(status) if status is not None else None
 
     @property
     def restart_pending(self) -> bool:
@@ -141,30 +143,31 @@ class HostSource:
         return self.beat.disk_path if self.beat is not None else ""
 
     @property
-    def tunnel(self) -> dict[str, Any] | None:
-        return views.tunnel(self.agent, self.seen)
+    def tunnel(self) -> parts.TunnelAnswer | None:
+        return views.tunnel(self.seen.tunnel, self.agent.tunnel_port) if self.agent.tunnel else None
 
     @property
-    def rotation(self) -> dict[str, Any] | None:
+    def rotation(self) -> parts.Rotation | None:
         return views.rotation(self.agent)
 
     @property
-    def recovery(self) -> dict[str, Any] | None:
+    def recovery(self) -> parts.HostRecovery | None:
         return views.recovery(self.agent)
 
     @property
-    def last_failure(self) -> dict[str, Any] | None:
-        return views.last_failure(self.agent)
+    def last_failure(self) -> parts.Failure | None:
+        return views.failure(self.agent.failures[-1]) if self.agent.failures else None
 
     @property
-    def newest_failure(self) -> dict[str, Any] | None:
+    def newest_failure(self) -> Mapping[str, object] | None:
         """Like `last_failure`, with the time in Unix seconds."""
-        return views.plain(self.agent.failures[-1]) if self.agent.failures else None
+        failures = self.agent.failures
+        return {**views.failure(failures[-1]), "at": failures[-1].at} if failures else None
 
     @property
-    def cordoned(self) -> dict[str, Any] | None:
-        return views.plain(self.agent.cordon)
+    def cordoned(self) -> parts.Cordon | None:
+        return views.cordoned(self.agent.cordon) if self.agent.cordon is not None else None
 
     @property
-    def recovery_ssh(self) -> dict[str, Any]:
-        return self.seen.recovery_ssh.view()
+    def recovery_ssh(self) -> parts.Checked:
+        return views.recovery_ssh(self.seen.recovery_ssh)

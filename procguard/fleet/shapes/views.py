@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from procguard.client.types import HostInfo, WorkerInfo
 from procguard.fields import ShownField
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerObserved
@@ -33,12 +34,12 @@ class Feed(NamedTuple):
     of_usage: int
 
 
-def worker_view(source: WorkerSource) -> dict[str, Any]:
-    return dict(zip(_WORKER_NAMES, _WORKER_VALUES(source), strict=True))
+def worker_view(source: WorkerSource) -> WorkerInfo:
+    return cast(WorkerInfo, dict(zip(_WORKER_NAMES, _WORKER_VALUES(source), strict=True)))
 
 
-def host_view(source: HostSource) -> dict[str, Any]:
-    return dict(zip(_HOST_NAMES, _HOST_VALUES(source), strict=True))
+def host_view(source: HostSource) -> HostInfo:
+    return cast(HostInfo, dict(zip(_HOST_NAMES, _HOST_VALUES(source), strict=True)))
 
 
 def measured(
@@ -91,7 +92,7 @@ def _live_value(field: ShownField[Any], value: str) -> str:
 def _read_all(fields: Sequence[ShownField[Any]], form: Callable[[ShownField[Any], str], str], *, live: bool) -> ReadAll:
     """Compile a function that reads the fields in order, as dataclasses do. Ten thousand rows are read often, and one
     call per field took twice the time."""
-    names: dict[str, Any] = {"iso": iso, "three_digits": three_digits}
+    names: dict[str, object] = {"iso": iso, "three_digits": three_digits}
     values = []
     for one in fields:
         read = (one.live_read if live else None) or one.read

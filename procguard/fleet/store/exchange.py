@@ -20,7 +20,7 @@ from typing import Any
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.fleet.model.clock import iso
 from procguard.fleet.store import YAML_ENDINGS, database, database_of, legacy, open_store, postgresql
-from procguard.fleet.store.interface import Line, Loaded, Tables, apply
+from procguard.fleet.store.interface import Line, Loaded, StoredRecord, Tables, apply
 from procguard.fleet.store.postgres_link import DatabasePlace
 
 VERSION = 1
@@ -39,7 +39,7 @@ def exported(tables: Tables, wall: float) -> Iterator[str]:
     yield json.dumps({"end": count, "sha256": digest.hexdigest()}, separators=(",", ":")) + "\n"
 
 
-def _records(tables: Tables) -> Iterator[dict[str, Any]]:
+def _records(tables: Tables) -> Iterator[StoredRecord]:
     for table in sorted(tables):
         for key in sorted(tables[table]):
             yield {"table": table, "key": key, "record": tables[table][key]}
@@ -154,13 +154,13 @@ def write_database(place: DatabasePlace, tables: Tables, history: Iterable[Line]
     postgresql.write_new(place, _marked(tables, _fleet_of(tables)), history)
 
 
-def _fleet_of(tables: Tables) -> dict[str, Any]:
+def _fleet_of(tables: Tables) -> StoredRecord:
     fleet = tables.get("fleet", {}).get("fleet")
     if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
         raise ProcGuardError("it does not identify its fleet (no record fleet/fleet)", "export it again")
     return fleet
 
 
-def _marked(tables: Tables, fleet: dict[str, Any]) -> Tables:
+def _marked(tables: Tables, fleet: StoredRecord) -> Tables:
     """Mark the state as possibly outdated: the first start on it begins with a resync."""
     return {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}

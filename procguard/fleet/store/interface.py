@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import Event, EventQuery
 from procguard.i18n.reasons import Reason
+from procguard.json_types import Json
 
-Record = dict[str, Any]
-Tables = dict[str, dict[str, Record]]
+StoredRecord = Json
+Tables = dict[str, dict[str, StoredRecord]]
 # (table, key, record); record None deletes.
-Change = tuple[str, str, "Record | None"]
+Change = tuple[str, str, "StoredRecord | None"]
 # (log, event): one line of the history; an event's `seq` is unique and increasing within its log.
 Line = tuple[str, Event]
 RunBlocking = Callable[[Callable[[], None]], None]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from procguard import __version__
 from procguard.fleet.store.postgres_link import Connection
 from procguard.fleet.store.postgres_schema import CELL
+from procguard.json_types import Json
 
 _COLUMNS = "term, beat, commits, purged, holder, successor, grace_s, carried_s, since, identity"
 _BEGIN_WALL = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -42,7 +43,7 @@ class OtherManager(NamedTuple):
     seen_s: float  # seconds ago, by the database's clock
     seen_wall: float  # the time by the database's clock, in Unix seconds
     urls: list[str]
-    about: dict[str, Any]
+    about: Json
 
 
 def read(connection: Connection) -> LeaderRow:
@@ -115,7 +116,7 @@ def identity(connection: Connection) -> str:
     return f"{system}/{timeline}"
 
 
-def register(connection: Connection, name: str, process: str, urls: Sequence[str], about: dict[str, Any]) -> str:
+def register(connection: Connection, name: str, process: str, urls: Sequence[str], about: Json) -> str:
     """Record that this manager is present. Returns another process that used this name within the last 3 s, or ""."""
     row = connection.execute(
         "SELECT process FROM managers WHERE name = %s AND process <> %s AND seen > clock_timestamp() - interval '3 s'",

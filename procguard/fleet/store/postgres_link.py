@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import NotDurable
+from procguard.json_types import Json
 
 if TYPE_CHECKING:
     import psycopg
@@ -155,7 +156,7 @@ class DatabaseLink:
         )
         return connection
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> Json:
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only with a shared database
 
         psycopg = driver()

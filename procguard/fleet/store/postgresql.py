@@ -20,7 +20,7 @@ from procguard.fleet.store import database as rows
 from procguard.fleet.store import leader_row, postgres_schema
 from procguard.fleet.store.database import IsFenced, Key, Row, encode
 from procguard.fleet.store.group_commit import GroupCommit
-from procguard.fleet.store.interface import Change, Fenced, Line, Loaded, Tables, apply, run_here
+from procguard.fleet.store.interface import Change, Fenced, Line, Loaded, StoredRecord, Tables, apply, run_here
 from procguard.fleet.store.leader_row import LeaderRow, Taken
 from procguard.fleet.store.postgres_link import (
     LOAD_TIMEOUT_S,
@@ -76,7 +76,7 @@ class WarmCopy:
         self.upto = leader.commits
         return leader
 
-    def record(self, kind: str, key: str) -> dict[str, Any] | None:
+    def record(self, kind: str, key: str) -> StoredRecord | None:
         return self.tables.get(kind, {}).get(key)
 
 

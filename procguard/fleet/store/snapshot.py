@@ -30,6 +30,7 @@ from typing import Any
 from procguard import resources
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Tables
+from procguard.json_types import Json
 
 FORMAT = 2
 HEADER = (
@@ -109,10 +110,10 @@ def commit_of(path: str) -> int | None:
     return None
 
 
-def as_written(lines: Iterable[str]) -> dict[str, Any] | None:
+def as_written(lines: Iterable[str]) -> Json | None:
     """Parse the output of `_text` without a YAML parser, which takes many times as long. None: not in that form."""
-    document: dict[str, Any] = {}
-    table: dict[str, Any] = {}
+    document: Json = {}
+    table: Json = {}
     try:
         for line in lines:
             if line.startswith("    "):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import TypedDict
+
+from procguard.fleet.model.records import SshSettings
 
 
 class WorkerDeployed(TypedDict):
@@ -29,7 +29,7 @@ class HostAbsent(TypedDict):
     there but are declared on other hosts. `ssh`: the SSH parameters with which the manager reaches the host."""
 
     agent_id: str
-    ssh: dict[str, Any]
+    ssh: SshSettings
     procguard_home: str
     workers: dict[str, WorkerDeployed]
     guests: list[str]

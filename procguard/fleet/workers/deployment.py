@@ -11,7 +11,7 @@ undeploying a host never affects an instance on another host.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
@@ -20,7 +20,7 @@ from procguard.errors import Conflict, UsageError
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.leases import Leases, replace_spec
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import AgentRecord, RecoverySsh, WorkerRecord
+from procguard.fleet.model.records import AgentRecord, RecoverySsh, SshSettings, WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
@@ -28,6 +28,7 @@ from procguard.fleet.workers.deployed import Declaration, HostAbsent, HostDeploy
 from procguard.fleet.workers.placement_service import PlacementService
 from procguard.fleet.workers.spec_diff import differences
 from procguard.i18n.reasons import because
+from procguard.json_types import Json
 from remote_agent.protocol import messages, states
 
 MAX_SOURCE_CHARS = 4_200  # a path, and the number of a line
@@ -47,14 +48,14 @@ class WorkerDeclared(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     worker_id: str = Field(pattern=messages.ID_PATTERN)
-    spec: dict[str, Any]
+    spec: Json
     source: Annotated[str, Field(max_length=MAX_SOURCE_CHARS), AfterValidator(_printable)] = ""
 
 
 class HostDeclared(BaseModel):
     model_config = ConfigDict(extra="forbid")
     host: str = Field(pattern=messages.ID_PATTERN)
-    ssh: dict[str, Any] = Field(default_factory=dict)
+    ssh: SshSettings = Field(default_factory=dict)
     procguard_home: str = ""
     tunnel: StrictBool = False
     spare: StrictBool | Annotated[StrictInt, Field(ge=0)] = False
@@ -102,7 +103,7 @@ class Deployment:
         leases: Leases,
         placement: PlacementService,
         gangs: Gangs,
-        request: dict[str, Any],
+        request: Json,
     ) -> None:
         self._state = state
         self._leases = leases

@@ -6,8 +6,6 @@ commanded together (fleet/gangs/controller.py). A method marked "durable" return
 
 from __future__ import annotations
 
-from typing import Any
-
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.gangs.controller import Asked, Gangs
 from procguard.fleet.leases import Leases
@@ -20,6 +18,7 @@ from procguard.fleet.workers.deployed import Declaration
 from procguard.fleet.workers.deployment import Deployment
 from procguard.fleet.workers.placement_service import PlacementService
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from procguard.json_types import Json
 from remote_agent.protocol import messages, states
 
 
@@ -30,7 +29,7 @@ class WorkerService:
         self._placement = placement
         self._gangs = gangs
 
-    def deploy(self, request: dict[str, Any], actor: str, now: Now) -> Declaration:
+    def deploy(self, request: Json, actor: str, now: Now) -> Declaration:
         """Declare hosts and their workers (deployment.py); durable."""
         return Deployment(self._state, self._leases, self._placement, self._gangs, request).carry_out(actor, now)
 

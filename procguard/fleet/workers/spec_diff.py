@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from procguard.json_types import Json
 from remote_agent.protocol import messages
 
 MAX_VALUE = 200
@@ -17,7 +18,7 @@ def differences(before: messages.WorkerSpec, after: messages.WorkerSpec) -> list
     return list(_walk("", messages.encode(before), messages.encode(after)))
 
 
-def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def declared_and_defaults(spec: messages.WorkerSpec) -> tuple[Json, Json, list[str]]:
     """Returns the keys of `spec` that differ from the defaults, the defaults of the others, and the names in its
     env."""
     given, usual = messages.encode(spec), messages.encode(messages.WorkerSpec())
@@ -60,7 +61,7 @@ def _walk(path: str, before: Any, after: Any) -> list[str]:
     return [f"{path}: {_shown(before)} -> {_shown(after)}"]
 
 
-def _hidden(where: str, key: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _hidden(where: str, key: str, before: Json, after: Json) -> list[str]:
     if key not in before:
         return [f"{where}: added"]
     if key not in after:

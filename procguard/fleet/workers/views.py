@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from procguard.fleet.history import causes
 from procguard.fleet.model.clock import iso
@@ -12,13 +14,28 @@ from procguard.fleet.model.records import (
     AgentRecord,
     CommandRecord,
     CommandStatus,
+    HostCordon,
+    HostFailure,
     PendingLauncher,
+    RecoverySsh,
+    RecoveryStatus,
+    TunnelStatus,
     WorkerObserved,
     WorkerRecord,
 )
+from procguard.fleet.shapes.parts import (
+    Checked,
+    Cordon,
+    Failure,
+    HostRecovery,
+    PendingLauncherView,
+    Rotation,
+    TunnelAnswer,
+    WorkerRecoveryStatus,
+)
 from procguard.i18n.reasons import Reason, because, reason_of
-from remote_agent.protocol import messages
-from remote_agent.protocol.reasons import fields as reason_fields
+from procguard.json_types import ReasonParams
+from remote_agent.protocol import messages, reasons
 
 
 def command_text(command: str | list[str]) -> str:
@@ -47,12 +64,52 @@ def suspicion(observed: WorkerObserved) -> Reason | None:
     return reason_of((observed.report.suspect if observed.report else "") or observed.suspect)
 
 
-def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]:
-    """A command with its actor, times, reason and result."""
+class CommandView(TypedDict):
+    """A command with its actor, time, reason and status."""
+
+    command_id: str
+    seq: int
+    worker_id: str
+    agent_id: str
+    command: messages.Verb
+    attempt: int
+    generation: int
+    actor: str
+    accepted_wall: float
+    status: CommandStatus
+    message: str
+    reason: str
+    operation_id: str
+    origin: str
+    by_manager: bool
+    finished_wall: float
+    accepted_at: str | None
+    finished_at: str | None
+    message_code: str
+    message_params: ReasonParams
+
+
+def command_view(record: CommandRecord, status: CommandStatus) -> CommandView:
+    message, code, params = reasons.values(record.message)
     return {
-        **messages.encode(record),
-        **reason_fields("message", record.message),
+        "command_id": record.command_id,
+        "seq": record.seq,
+        "worker_id": record.worker_id,
+        "agent_id": record.agent_id,
+        "command": record.command,
+        "attempt": record.attempt,
+        "generation": record.generation,
+        "actor": record.actor,
+        "accepted_wall": record.accepted_wall,
         "status": status,
+        "message": message,
+        "message_code": code,
+        "message_params": params,
+        "reason": record.reason,
+        "operation_id": record.operation_id,
+        "origin": record.origin,
+        "by_manager": record.by_manager,
+        "finished_wall": record.finished_wall,
         "accepted_at": iso(record.accepted_wall),
         "finished_at": iso(record.finished_wall),
     }
@@ -62,41 +119,77 @@ def shown_address(agent: AgentRecord, observed: AgentObserved) -> str:
     return "local" if agent.ssh.get("local") else agent.ssh.get("hostname", "") or observed.address
 
 
-def tunnel(agent: AgentRecord, observed: AgentObserved) -> dict[str, Any] | None:
-    if not agent.tunnel:
+def tunnel(status: TunnelStatus | None, port: int) -> TunnelAnswer:
+    """`status`: None until the tunnel process has reported one."""
+    if status is None:
+        return {"state": "opening", "port": port}
+    reason, code, params = reasons.values(status.reason)
+    shown: TunnelAnswer = {
+        "state": status.state,
+        "reason": reason,
+        "code": status.code,
+        "since": status.since,
+        "port": port,
+    }
+    if reason:
+        shown["reason_code"], shown["reason_params"] = code, params
+    return shown
+
+
+def rotation(agent: AgentRecord) -> Rotation | None:
+    """None: no rotation is in progress."""
+    asked = agent.rotation
+    if asked is None:
         return None
+    state: Literal["asked", "taken"] = "taken" if agent.next_sha256 else "asked"
+    return {"id": asked.id, "at": iso(asked.at), "actor": asked.actor, "state": state}
+
+
+def recovery(agent: AgentRecord) -> HostRecovery | None:
+    spent = agent.incident
+    if spent is None:
+        return None
+    reason, code, params = reasons.values(spent.reason)
     return {
-        **(messages.encode(observed.tunnel) if observed.tunnel else {"state": "opening"}),
-        "port": agent.tunnel_port,
+        "starts": spent.starts,
+        "outcome": spent.outcome,
+        "reason": reason,
+        "reason_code": code,
+        "reason_params": params,
     }
 
 
-def rotation(agent: AgentRecord) -> dict[str, Any] | None:
-    """{"id", "state": "asked" or "taken", "at", "actor"}; None: no rotation is in progress."""
-    if agent.rotation is None:
-        return None
-    asked = messages.encode(agent.rotation)
-    return {**asked, "at": iso(agent.rotation.at), "state": "taken" if agent.next_sha256 else "asked"}
+def recovery_ssh(checked: RecoverySsh) -> Checked:
+    reason, code, params = reasons.values(checked.reason)
+    shown: Checked = {"ok": checked.ok, "reason": reason, "reason_code": code, "reason_params": params}
+    if checked.checked_at:
+        shown["checked_at"] = checked.checked_at
+    return shown
 
 
-def recovery(agent: AgentRecord) -> dict[str, Any] | None:
-    spent = agent.incident
-    return (
-        {"starts": spent.starts, "outcome": spent.outcome, **reason_fields("reason", spent.reason)}
-        if spent is not None
-        else None
-    )
+def failure(found: HostFailure) -> Failure:
+    what, code, params = reasons.values(found.what)
+    return {"at": iso(found.at), "kind": found.kind, "what": what, "what_code": code, "what_params": params}
 
 
-def last_failure(agent: AgentRecord) -> dict[str, Any] | None:
-    return {**messages.encode(agent.failures[-1]), "at": iso(agent.failures[-1].at)} if agent.failures else None
+def cordoned(cordon: HostCordon) -> Cordon:
+    reason, code, params = reasons.values(cordon.reason)
+    return {
+        "reason": reason,
+        "reason_code": code,
+        "reason_params": params,
+        "actor": cordon.actor,
+        "at": cordon.at,
+    }
 
 
-def plain(value: Any) -> dict[str, Any] | None:
-    return None if value is None else messages.encode(value)
+def waiting(status: RecoveryStatus) -> WorkerRecoveryStatus:
+    reason, code, params = reasons.values(status.reason)
+    return {"state": status.state, "reason": reason, "reason_code": code, "reason_params": params}
 
 
-def pending_view(pending: PendingLauncher) -> dict[str, Any]:
+def pending_view(pending: PendingLauncher) -> PendingLauncherView:
+    by_hand, how = because("agent.by_hand"), because("agent.how_to_approve", agent=pending.agent_id)
     return {
         "host": pending.registration.host,
         "agent": pending.agent_id,
@@ -111,6 +204,13 @@ def pending_view(pending: PendingLauncher) -> dict[str, Any]:
         "usage": None,
         "facts": None,
         "workers": 0,
-        "recovery_ssh": {"ok": False, **reason_fields("reason", because("agent.by_hand"))},
-        **reason_fields("reason", because("agent.how_to_approve", agent=pending.agent_id)),
+        "recovery_ssh": {
+            "ok": False,
+            "reason": by_hand,
+            "reason_code": by_hand.code,
+            "reason_params": by_hand.params,
+        },
+        "reason": how,
+        "reason_code": how.code,
+        "reason_params": how.params,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import bottle
 from typing_extensions import TypedDict
 
@@ -14,6 +12,7 @@ from procguard.errors import Forbidden
 from procguard.fleet.model import clock
 from procguard.fleet.workers.deployed import Declaration
 from procguard.fleet.workers.deployment import DeploymentRequest
+from procguard.json_types import Json
 from procguard.portal.api.resource import Resource
 
 MAX_DEPLOYED_OBJECTS = 5_000_000  # in effect unlimited: the size of the body is the limit for operators
@@ -64,7 +63,7 @@ class DeploymentsApi(Resource):
         }
 
 
-def _deployment(request: dict[str, Any]) -> str:
+def _deployment(request: Json) -> str:
     """A summary of the unvalidated request for the audit: "2 hosts: gpu01, gpu02 (check)"."""
     hosts = request.get("hosts")
     hosts = hosts if isinstance(hosts, list) else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import quote
 
 import bottle
@@ -23,6 +23,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.recovery.incident import Incident, IncidentStep
 from procguard.fleet.shapes.events import EVENT
 from procguard.i18n import words
+from procguard.json_types import ReasonParams
 from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import Moment, Resource
 from procguard.portal.logs.query import parse_since
@@ -112,7 +113,7 @@ class StepAnswer(TypedDict):
     at: Moment
     text: str
     text_code: str
-    text_params: dict[str, Any]
+    text_params: ReasonParams
 
 
 class IncidentAnswer(TypedDict):

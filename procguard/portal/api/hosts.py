@@ -8,21 +8,23 @@ and agents.py defines the routes of agents and their secrets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
 
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import get, post, whole
 from procguard.agent_api.interface import Principal
+from procguard.client.types import HostInfo
 from procguard.errors import Conflict, NotFound
-from procguard.fleet.agents.maintenance import AgentMaintenance, MaintenanceAction
+from procguard.fleet.agents.maintenance import AgentLogAnswer, AgentMaintenance, MaintenanceAction
 from procguard.fleet.model import clock
 from procguard.fleet.shapes.hosts import HOST, OF_PENDING
+from procguard.fleet.shapes.parts import PendingLauncherView
 from procguard.i18n.reasons import NONE, because
+from procguard.json_types import ReasonParams
 from procguard.portal.api.openapi.types import answer_type
-from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
+from procguard.portal.api.resource import MAX_REASON_CHARS, RequestBody, Resource
 from remote_agent.protocol import reasons
 from remote_agent.protocol.reasons import values as reason_values
 
@@ -56,70 +58,8 @@ class UncordonRequest(RequestBody):
 # -------------------------------------------------------------------------------------------------- response types
 
 
-class Checked(TypedDict):
-    """The result of an SSH check from the manager to a host."""
-
-    ok: bool | None
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-    checked_at: NotRequired[Moment]
-
-
-class Cordon(TypedDict):
-    """A cordon: actor, time and reason. The manager places no new tasks on a cordoned host."""
-
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-    actor: str
-    at: Moment
-
-
-class HostRecovery(TypedDict):
-    """The open incident of a silent host."""
-
-    starts: int
-    outcome: str
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-
-
-class Failure(TypedDict):
-    """One entry of a host's failure history."""
-
-    at: Moment
-    kind: str
-    what: str
-    what_code: str
-    what_params: dict[str, Any]
-
-
-class TunnelAnswer(TypedDict):
-    """The tunnel from a host to the manager over the manager's SSH connection."""
-
-    state: Literal["opening", "up", "down"]
-    port: int
-    reason: NotRequired[str]
-    reason_code: NotRequired[str]
-    reason_params: NotRequired[dict[str, Any]]
-    code: NotRequired[str]
-    since: NotRequired[Moment]
-
-
-class Rotation(TypedDict):
-    """A secret rotation in progress: the agent has not created the new secret yet (`asked`) or not used it yet
-    (`taken`)."""
-
-    id: str
-    state: Literal["asked", "taken"]
-    at: Moment
-    actor: str
-
-
 if TYPE_CHECKING:
-    HostAnswer = dict[str, Any]
+    HostAnswer = HostInfo | PendingLauncherView
 else:
     _WORDS = "A host, or a launcher started by hand; one that waits for approval has `fingerprint`."
     HostAnswer = answer_type("HostAnswer", _WORDS, HOST, globals(), also=OF_PENDING)
@@ -143,7 +83,7 @@ class SshTried:
     ok: bool
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
 
 
 @dataclass(frozen=True)
@@ -155,17 +95,6 @@ class MaintenanceStarted:
     status: Literal["accepted"] = "accepted"
 
 
-class AgentLogAnswer(TypedDict):
-    """`bytes`: the whole file's; `text` is its end."""
-
-    host: str
-    text: str
-    path: str
-    bytes: int
-    running: bool
-    pid: int | None
-
-
 @dataclass(frozen=True)
 class TunnelOpened:
     """`url`: the address that its agent receives; "" while the tunnel is down."""
@@ -175,7 +104,7 @@ class TunnelOpened:
     url: str
     reason: str
     reason_code: str
-    reason_params: dict[str, Any]
+    reason_params: ReasonParams
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -190,7 +119,7 @@ class HostsApi(Resource):
         `last_failure`, `recovery` (`{"starts", "outcome", "reason"}` or null) and `tunnel` (`{"state": "opening" |
         "up" | "down", "port", "reason", "since"}` or null).
         """
-        return HostsAnswer(self.fleet.state.hosts(), _server_time())
+        return HostsAnswer([*self.fleet.state.hosts()], _server_time())
 
     @post(
         "/api/hosts/<host>/cordon", "operator", tag="hosts", zh="禁止调度新任务到该主机", body_optional=True,
@@ -272,7 +201,7 @@ class HostsApi(Resource):
         `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` if the manager has no SSH access, with
         the command that reads the log on the host.
         """
-        return cast(AgentLogAnswer, self._maintenance.log(host, query.bytes))
+        return self._maintenance.log(host, query.bytes)
 
     @post("/api/hosts/<host>/tunnel", "operator", tag="hosts", zh="建立并等待该主机的隧道", errors=(404, 409))
     def tunnel(self, host: str) -> TunnelOpened:

@@ -18,6 +18,7 @@ from procguard.fields import ShownField
 from procguard.fleet.shapes.events import EVENT
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
+from procguard.json_types import Json
 from procguard.portal.api.access import SessionAnswer, current_session
 from procguard.portal.api.resource import Resource
 from procguard.portal.http.embedding import MAX_PATHS, embedded, read_paths
@@ -37,7 +38,7 @@ class LiveRows:
     seq: int
     key: str
     slots: list[int]
-    columns: dict[str, Any]
+    columns: Json
 
 
 class LabelAnswer(TypedDict):
@@ -173,9 +174,7 @@ class LiveApi(Resource):
         for name in ("workers", "hosts"):
             rows = self.services.hub.snapshot(name) if session.role else None
             body += f',"{name}":'.encode() + (rows or b"null")
-        more = (
-            b'%s:{"etag":%s,"body":%s}' % (dumps(path), dumps(one["etag"]), one["body"]) for path, one in also.items()
-        )
+        more = (b'%s:{"etag":%s,"body":%s}' % (dumps(path), dumps(one.etag), one.body) for path, one in also.items())
         return packed(body + b',"also":{' + b",".join(more) + b"}}")
 
     @get(

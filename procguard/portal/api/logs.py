@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import bottle
-from typing_extensions import NotRequired, TypedDict
 
 from procguard import expression
 from procguard.admission.memory import ByteBudget
@@ -23,9 +21,8 @@ from procguard.portal.logs.archive.object_store import kind_of, without_place
 from procguard.portal.logs.fetch import MOST_BYTES, TAIL_BYTES, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since
-from procguard.portal.logs.reader import LogLine
+from procguard.portal.logs.reader import Line, LogLine
 from procguard.portal.logs.spool import SpooledLogStore
-from remote_agent.protocol import messages
 
 DIALECT = "RE2's dialect: docs/protocol.md#regular-expressions"
 
@@ -45,20 +42,6 @@ class LogsQuery:
     follow: bool = flag("continue with new lines; as JSON, one object per line")
     download: bool = flag("download the whole log as a file")
     resume: str = text("with `follow`: continue after these positions, e.g. `3.out.73014,3.err.20`", 512)
-
-
-class Line(TypedDict):
-    """`marker`: a message of ProcGuard about the log, not output of the worker. `partial`: the end of the line has not
-    been written yet. `offset`, `end`: bytes. `at`: Unix seconds."""
-
-    attempt: int
-    stream: messages.Stream
-    offset: int
-    end: int
-    at: float
-    text: str
-    marker: NotRequired[bool]
-    partial: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -241,7 +224,7 @@ class LogsApi(Resource):
         )
         if not as_json:
             return _as_text(found.lines)
-        target = cast(Line, found.target.as_json()) if found.target else None
+        target = found.target.as_json() if found.target else None
         return Lines(worker_id, _as_json(found.lines), None, self.store.attempts(worker_id), target)
 
     def _read(self, query: LogsQuery) -> LogQuery:
@@ -345,7 +328,7 @@ def _as_text(lines: Iterable[LogLine]) -> bottle.HTTPResponse:
 
 
 def _as_json(lines: Iterable[LogLine]) -> list[Line]:
-    return cast(list[Line], [line.as_json() for line in lines])
+    return [line.as_json() for line in lines]
 
 
 def _text_headers() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import bottle
 import gevent
@@ -12,6 +12,7 @@ import gevent.lock
 from procguard.agent_api.declaration import TEXT, get
 from procguard.errors import NotFound
 from procguard.fleet.store.interface import NotDurable
+from procguard.json_types import Json
 from procguard.portal.api.openapi import document
 from procguard.portal.api.resource import Resource, Services
 from procguard.portal.metrics.exposition import CONTENT_TYPE
@@ -84,7 +85,7 @@ class ManagerApi(Resource):
         """
         return bottle.HTTPResponse(self.services.metrics.exposition(), 200, {"Content-Type": CONTENT_TYPE})
 
-    @get("/api/openapi.json", "anyone", tag="manager", zh="本接口说明", answers={200: dict[str, Any]})
+    @get("/api/openapi.json", "anyone", tag="manager", zh="本接口说明", answers={200: Json})
     def description(self) -> bottle.HTTPResponse:
         """The OpenAPI description of this API.
 

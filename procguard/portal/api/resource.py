@@ -28,11 +28,14 @@ from procguard.config.limits import WebLimits
 from procguard.deploy.install.helper_client import Result
 from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
+from procguard.fleet.model.records import SshSettings
+from procguard.fleet.shapes.parts import TunnelAnswer
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.notify.mutes import Mutes
 from procguard.notify.notifier import NotificationTarget, Tried
 from procguard.notify.rules import AlertRules
 from procguard.portal import api
+from procguard.portal.api.several import Managers
 from procguard.portal.auth.access import CALLER, Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.sessions import BrowserSessions
@@ -52,15 +55,15 @@ Moment = str | None  # ISO 8601 in UTC; null: never, or not yet
 class Ssh(Protocol):
     """SSH checks of hosts, made outside the event loop."""
 
-    def check(self, host: str, ssh: dict[str, Any], deadline_s: float) -> Result: ...
+    def check(self, host: str, ssh: SshSettings, deadline_s: float) -> Result: ...
 
 
 class Opener(Protocol):
     """Opens tunnels (manager/tunnels.py)."""
 
-    def open(self, host: str, timeout_s: float) -> dict[str, Any]:
-        """Open the host's tunnel and wait for it, at most `timeout_s` seconds. Returns {"state", "port", "reason"};
-        raises NotFound or Conflict."""
+    def open(self, host: str, timeout_s: float) -> TunnelAnswer:
+        """Open the host's tunnel and wait for it, at most `timeout_s` seconds. Raises NotFound or
+        Conflict."""
         ...
 
 
@@ -78,7 +81,7 @@ class Notifications(Protocol):
 class ManagersService(Protocol):
     """The part of manager/several.py that the API uses."""
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> Managers:
         """The leader, the standbys, and how the database is replicated."""
 
     def promote(self, name: str) -> None:
@@ -131,7 +134,7 @@ class Resource:
 
 def _calling(route: Route, handler: Callable[..., Any]) -> Callable[..., Any]:
     def call(**names: str) -> Any:
-        arguments: dict[str, Any] = {name: _checked(name, value) for name, value in names.items()}
+        arguments: dict[str, object] = {name: _checked(name, value) for name, value in names.items()}
         if "caller" in route.filled_in:
             arguments["caller"] = Auth.admitted(bottle.request.environ)
         if "query" in route.filled_in:

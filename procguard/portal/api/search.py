@@ -9,9 +9,9 @@ search.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import bottle
 from typing_extensions import TypedDict
@@ -21,7 +21,7 @@ from procguard.agent_api import declaration, http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, flag, get, seconds, whole
 from procguard.agent_api.long_poll import LongPoll
 from procguard.errors import UsageError
-from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
+from procguard.fleet.agents.log_search import OPEN, HostSearched, Part, Question, Search
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.portal.api.logs import DIALECT
@@ -31,12 +31,9 @@ from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import Find, OwnSearch
 from procguard.portal.logs.query import parse_since
 from procguard.portal.logs.store import LogStore
-from remote_agent.protocol import messages
 
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
-
-JsonLine = dict[str, Any]  # a FoundLine as JSON
 
 
 @dataclass(frozen=True)
@@ -70,22 +67,7 @@ class FoundLine(TypedDict):
     at: float
 
 
-class HostSearched(TypedDict):
-    agent: str
-    host: str
-    status: Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-    workers: int
-    found: int
-    bytes: int
-    elapsed_s: float
-
-
-class FoundAnswer(TypedDict):
-    """`lines`: newest first; in each, `[begin, end)` is the part of `text` that matched."""
-
+class FoundTotals(TypedDict):
     search_id: str
     hosts_asked: int
     hosts_answered: int
@@ -96,6 +78,11 @@ class FoundAnswer(TypedDict):
     bytes: int
     complete: bool
     elapsed_s: float
+
+
+class FoundAnswer(FoundTotals):
+    """`lines`: newest first; in each, `[begin, end)` is the part of `text` that matched."""
+
     hosts: list[HostSearched]
     lines: list[FoundLine]
 
@@ -127,7 +114,7 @@ class SearchApi(Resource):
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
             return bottle.HTTPResponse(running, 200, headers)
         try:
-            return cast(FoundAnswer, running.whole())
+            return running.whole()
         finally:
             running.close()
 
@@ -158,7 +145,7 @@ class RunningSearch:
         self._ended = True
         return _line({"t": "end", **self._totals()})
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> FoundAnswer:
         """The whole result, once the last host has answered or the deadline has passed."""
         search = self._search
         while not self._poll.ending and (search.fresh or search.open):
@@ -181,7 +168,7 @@ class RunningSearch:
         else:
             self._poll.wait(left_s)
 
-    def _next(self) -> tuple[Part, list[JsonLine]]:
+    def _next(self) -> tuple[Part, list[FoundLine]]:
         """The next finished part, with those of its lines that are among the newest so far."""
         part, matches = self._search.fresh.popleft()
         matches = self._own.merge(part, matches)
@@ -194,14 +181,24 @@ class RunningSearch:
                 question.until is not None and at > question.until
             )
             if not outside:
-                line = {"host": part.host, **messages.encode(match), "at": round(at, 3)}
+                line: FoundLine = {
+                    "host": part.host,
+                    "worker_id": match.worker_id,
+                    "attempt": match.attempt,
+                    "stream": match.stream,
+                    "offset": match.offset,
+                    "text": match.text,
+                    "begin": match.begin,
+                    "end": match.end,
+                    "at": round(at, 3),
+                }
                 if line in self._newest:
                     part.found -= 1
                 elif self._newest.add(line):
                     kept.append(line)
         return part, kept
 
-    def _totals(self) -> dict[str, Any]:
+    def _totals(self) -> FoundTotals:
         search = self._search
         parts = search.parts.values()
         return {
@@ -224,14 +221,14 @@ class Newest:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._heap: list[tuple[float, int, JsonLine]] = []
+        self._heap: list[tuple[float, int, FoundLine]] = []
         self._positions: set[tuple[Any, ...]] = set()
         self._count = 0
 
-    def __contains__(self, line: JsonLine) -> bool:
+    def __contains__(self, line: FoundLine) -> bool:
         return _position(line) in self._positions
 
-    def add(self, line: JsonLine) -> bool:
+    def add(self, line: FoundLine) -> bool:
         """Add a line. False if it is older than all kept lines and the limit is reached."""
         self._count += 1
         entry = (line["at"], -self._count, line)
@@ -246,7 +243,7 @@ class Newest:
         self._positions.add(_position(line))
         return True
 
-    def lines(self) -> list[JsonLine]:
+    def lines(self) -> list[FoundLine]:
         """Newest first."""
         return [line for _, _, line in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
 
@@ -254,7 +251,7 @@ class Newest:
         return len(self._heap)
 
 
-def _position(line: JsonLine) -> tuple[Any, ...]:
+def _position(line: FoundLine) -> tuple[Any, ...]:
     """The identity of a line, independent of whether a host or the manager found it."""
     return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
 
@@ -292,5 +289,5 @@ def _literally(text: str) -> Callable[[str], tuple[int, int] | None]:
     return find
 
 
-def _line(message: dict[str, Any]) -> bytes:
+def _line(message: Mapping[str, object]) -> bytes:
     return http_io.dumps(message) + b"\n"

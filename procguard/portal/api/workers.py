@@ -6,30 +6,33 @@ of launchers and agents in agent_api/handlers.py.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import bottle
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import delete, get, post, several, text, whole
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Principal
+from procguard.client.types import WorkerInfo
 from procguard.errors import UsageError
 from procguard.fleet.gangs.views import GangOfWorker  # noqa: F401 -- named by a field of WORKER
 from procguard.fleet.model import clock
-from procguard.fleet.model.records import CommandRecord, WorkerRecord
+from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.spec_diff import declared_and_defaults, differences
+from procguard.fleet.workers.views import CommandView
 from procguard.i18n.reasons import written
+from procguard.json_types import Json
 from procguard.portal.api.openapi.types import answer_type
-from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
+from procguard.portal.api.resource import MAX_REASON_CHARS, Reason, RequestBody, Resource
 from remote_agent.protocol import messages
 
 MAX_PAGE = 100_000
@@ -84,17 +87,8 @@ class MoveRequest(RequestBody):
 # -------------------------------------------------------------------------------------------------- response types
 
 
-class WorkerRecoveryStatus(TypedDict):
-    """Why a worker's task waits for another host, or is not moved to one."""
-
-    state: str
-    reason: str
-    reason_code: str
-    reason_params: dict[str, Any]
-
-
 if TYPE_CHECKING:
-    WorkerAnswer = dict[str, Any]
+    WorkerAnswer = WorkerInfo
 else:
     WorkerAnswer = answer_type("WorkerAnswer", "One worker as everything shows it.", WORKER, globals())
 
@@ -117,8 +111,8 @@ class Specification:
 
     worker_id: str
     inventory: str
-    declared: dict[str, Any]
-    defaults: dict[str, Any]
+    declared: Json
+    defaults: Json
     env_names: list[str]
     source: SourceLine | None = None
     pending: list[str] = field(default_factory=list)
@@ -149,16 +143,6 @@ class Accepted:
     worker_id: str
     command: messages.Verb
     status: Literal["accepted"] = "accepted"
-
-
-@dataclass
-class CommandView(CommandRecord):
-    """A command with its actor, time, reason and status."""
-
-    accepted_at: Moment = None
-    finished_at: Moment = None
-    message_code: str = ""
-    message_params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -267,7 +251,7 @@ class WorkersApi(Resource):
         `worker=ID`: only the commands of one worker.
         """
         worker_id = checked_worker_id(query.worker) if query.worker else ""
-        return Commands(cast(list[CommandView], self.fleet.state.commands(worker_id, query.limit)))
+        return Commands(self.fleet.state.commands(worker_id, query.limit))
 
     @get("/api/commands/<command_id>", "viewer", tag="workers", zh="命令的结果", errors=(404,))
     def command_status(self, command_id: str) -> CommandView:
@@ -275,7 +259,7 @@ class WorkersApi(Resource):
 
         With actor, time, reason, message and status: `accepted`, `delivered`, `done`, `failed` or `expired`.
         """
-        return cast(CommandView, self.fleet.state.command_view(command_id))
+        return self.fleet.state.command_view(command_id)
 
 
 def _source_line(record: WorkerRecord, records: Iterable[WorkerRecord], with_folders: bool) -> SourceLine | None:
@@ -293,7 +277,7 @@ def _without_folders(inventory: str) -> str:
     return ",".join(os.path.basename(path) for path in inventory.partition(":")[2].split(",") if path)
 
 
-def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
+def _matches(view: WorkerInfo, query: WorkersQuery) -> bool:
     for name in ("state", "host", "group", "agent"):
         wanted = getattr(query, name)
         if wanted and view.get(name) not in wanted:
@@ -304,7 +288,7 @@ def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
     return not needle or any(needle in str(text).lower() for text in texts)
 
 
-def _sorted(views: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+def _sorted(views: list[WorkerInfo], field: str) -> list[WorkerInfo]:
     """The views sorted by `field`; descending for `-field`. Ties are sorted by worker id; missing values come last.
     Raises UsageError for a field that cannot be sorted by."""
     name = field.removeprefix("-")
@@ -313,4 +297,4 @@ def _sorted(views: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
     views = sorted(views, key=lambda view: str(view["worker_id"]))
     present = [view for view in views if view.get(name) is not None]
     missing = [view for view in views if view.get(name) is None]
-    return sorted(present, key=lambda view: view[name], reverse=field.startswith("-")) + missing
+    return sorted(present, key=operator.itemgetter(name), reverse=field.startswith("-")) + missing

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from procguard.fleet.store.interface import StoredRecord
+
 COOKIE = "procguard_session"
 CSRF_HEADER = "HTTP_X_PROCGUARD_CSRF"  # X-ProcGuard-CSRF, as WSGI names it
 SESSION_TTL_S = 12 * 3600.0  # since last use
@@ -51,13 +53,13 @@ class BrowserSessions:
         # role -> token hash -> ids of its sessions, least recently used first
         self._by_token: dict[Role, dict[str, OrderedDict[str, None]]] = {"operator": {}, "viewer": {}}
         self._on_closed: Callable[[str], None] = lambda handle: None
-        self._keep: Callable[[str, dict[str, Any] | None], object] = lambda _digest, _record: None
+        self._keep: Callable[[str, StoredRecord | None], object] = lambda _digest, _record: None
 
-    def keep_by(self, keep: Callable[[str, dict[str, Any] | None], object]) -> None:
+    def keep_by(self, keep: Callable[[str, StoredRecord | None], object]) -> None:
         """Call `keep(digest, record)` for each opened session; `record` is None for a closed one."""
         self._keep = keep
 
-    def kept(self) -> dict[str, dict[str, Any]]:
+    def kept(self) -> dict[str, StoredRecord]:
         """The records that `restore` accepts."""
         return {digest: _record_of(session) for digest, session in self._sessions.items()}
 
@@ -166,7 +168,7 @@ def _csrf_of(session_id: str) -> str:
     return hashlib.sha256(b"procguard-csrf\0" + session_id.encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _record_of(session: BrowserSession) -> dict[str, Any]:
+def _record_of(session: BrowserSession) -> StoredRecord:
     return {
         "token_sha256": session.token_sha256,
         "name": session.name,

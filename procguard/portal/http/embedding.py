@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 from wsgiref.types import WSGIEnvironment
 
@@ -43,8 +43,15 @@ def read_paths(text: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def embedded(environ: WSGIEnvironment, paths: Sequence[str], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Call other routes of this application. Returns {path: {"body": its JSON, "etag"}} for those that responded with
+class EmbeddedAnswer(NamedTuple):
+    """The body of a response as JSON text."""
+
+    etag: str | None
+    body: bytes
+
+
+def embedded(environ: WSGIEnvironment, paths: Sequence[str], allowed: Sequence[str]) -> dict[str, EmbeddedAnswer]:
+    """Call other routes of this application. Returns those that responded with
     status 200 in time; the client requests the others itself and sees the error. `allowed`: rules of the routes that
     may be called."""
     asked = {path: gevent.spawn(_answer, environ, path, allowed) for path in paths}
@@ -52,7 +59,7 @@ def embedded(environ: WSGIEnvironment, paths: Sequence[str], allowed: Sequence[s
     return {path: one.value for path, one in asked.items() if one.successful() and one.value is not None}
 
 
-def _answer(environ: WSGIEnvironment, path: str, allowed: Sequence[str]) -> dict[str, Any] | None:
+def _answer(environ: WSGIEnvironment, path: str, allowed: Sequence[str]) -> EmbeddedAnswer | None:
     app: bottle.Bottle = environ["bottle.app"]
     own = {name: value for name, value in environ.items() if not name.startswith("bottle.") and name not in _NOT_PASSED}
     quoted, _, own["QUERY_STRING"] = path.partition("?")
@@ -64,7 +71,7 @@ def _answer(environ: WSGIEnvironment, path: str, allowed: Sequence[str]) -> dict
         return None
     if route.rule not in allowed:
         return None
-    said: dict[str, Any] = {}
+    said: dict[str, str] = {}
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
         said.update(status=status[:3], **{name.lower(): value for name, value in headers})
@@ -77,7 +84,7 @@ def _answer(environ: WSGIEnvironment, path: str, allowed: Sequence[str]) -> dict
         getattr(result, "close", _nothing)()
     if said["status"] != "200" or said.get("content-type") != "application/json" or len(body) > MAX_BYTES:
         return None
-    return {"etag": said.get("etag"), "body": body}
+    return EmbeddedAnswer(said.get("etag"), body)
 
 
 def _nothing() -> None:

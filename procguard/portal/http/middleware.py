@@ -38,7 +38,7 @@ Counter = Callable[[str, str, int, float], None]  # (route, method, status, seco
 
 
 class RequestMiddleware:
-    def __init__(self, app: Callable[[dict[str, Any], StartResponse], Iterable[bytes]], count: Counter) -> None:
+    def __init__(self, app: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]], count: Counter) -> None:
         self._app = app
         self._count = count
 

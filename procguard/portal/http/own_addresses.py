@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -79,7 +79,7 @@ def _with_gateway(routes: str) -> set[str]:
     return found
 
 
-def _of(interfaces: dict[str, Any]) -> list[str]:
+def _of(interfaces: Mapping[str, Iterable[Any]]) -> list[str]:
     found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
     for addresses in interfaces.values():
         for entry in addresses:

@@ -6,7 +6,7 @@ seconds. Columns change with events, measurements continuously. Pure except for 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.records import PendingLauncher
@@ -84,8 +84,8 @@ class HostColumns:
 
     @staticmethod
     def _pending(pending: PendingLauncher) -> Row:
-        view = views.pending_view(pending)
-        empty: dict[str, Any] = {
+        view: Mapping[str, object] = views.pending_view(pending)
+        empty: Mapping[str, object] = {
             "cpus": None,
             "memory_bytes": None,
             "gpus": 0,

@@ -23,11 +23,13 @@ from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.query import Event
+from procguard.json_types import Json
 from procguard.portal.http import frames
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
 from procguard.portal.logs.fetch import TAIL_BYTES
+from procguard.portal.logs.reader import Line
 from procguard.portal.logs.store import LogStore
 from procguard.runtime.cooperative import Pace, yield_to_hub
 from remote_agent.protocol import messages
@@ -60,7 +62,7 @@ def _in_thread(work: Callable[..., bytes], arguments: tuple[Any, ...]) -> bytes:
     return done
 
 
-def frame(message: dict[str, Any]) -> bytes:
+def frame(message: Json) -> bytes:
     return frames.encode(frames.TEXT, http_io.dumps(message))
 
 
@@ -74,7 +76,7 @@ class Topic:
         self.left_at = float("-inf")  # monotonic time at which the last client left
         self._snapshot = snapshot
         self._key = key
-        self._changed: dict[str, Any] = {}  # item id -> its value, or None: gone
+        self._changed: Json = {}  # item id -> its value, or None: gone
         self._history: deque[tuple[int, bytes]] = deque(maxlen=HISTORY_FRAMES)
         self._snapshot_frame: tuple[int, bytes] | None = None
 
@@ -100,7 +102,7 @@ class Topic:
         for client in list(self.clients):
             client.send_frame(encoded)
 
-    def _body(self, changed: dict[str, Any]) -> dict[str, Any]:
+    def _body(self, changed: Json) -> Json:
         present = [value for value in changed.values() if value is not None]
         if self.name == "events":
             return {"add": present}
@@ -293,7 +295,7 @@ class LiveHub:
         topic = self._log_topics.setdefault(worker_id, LogTopic(worker_id))
         store = self._log_store
 
-        def snapshot() -> list[dict[str, Any]]:
+        def snapshot() -> list[Line]:
             store.fetch(worker_id, None, None, TAIL_BYTES)
             return [line.as_json() for line in store.beside(store.tail, worker_id, SNAPSHOT_LOG_LINES)]
 

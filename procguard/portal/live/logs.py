@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
+from procguard.json_types import Json
 from procguard.portal.http import frames
+from procguard.portal.logs.reader import Line
 
 MAX_LOG_FRAME_CHARS = 256 * 1024
 MAX_CREDIT_CHARS = 4 * 1024 * 1024
@@ -24,7 +26,7 @@ class LogClient(Protocol):
     def send_frame(self, frame: bytes) -> bool: ...
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def encode(message: Json) -> bytes:
     return frames.encode(frames.TEXT, http_io.dumps(message))
 
 
@@ -41,7 +43,7 @@ class LogTopic:
         self._behind: set[LogClient] = set()  # clients without credit when output arrived
         self._decoders: dict[tuple[int, str], tuple[Any, int]] = {}  # decoder, offset of its next byte
 
-    def snapshot(self, lines: list[dict[str, Any]], seq: int) -> bytes:
+    def snapshot(self, lines: list[Line], seq: int) -> bytes:
         return encode({"t": "snap", "topic": self.name, "seq": seq, "items": lines})
 
     def append(self, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
@@ -114,7 +116,7 @@ class LogTopic:
         self._credit.pop(client, None)
         self._behind.discard(client)
 
-    def begin(self, client: LogClient, read: Callable[[], list[dict[str, Any]]]) -> None:
+    def begin(self, client: LogClient, read: Callable[[], list[Line]]) -> None:
         """Send the lines that `read` finds (it may block), then the output that arrived meanwhile. Overlapping bytes
         are identified by their offsets."""
         self.clients.add(client)

@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
+from procguard.json_types import Json
 from procguard.portal.http import frames
 
 HISTORY_FRAMES = 256
@@ -267,7 +268,7 @@ class RowTopic:
                 columns[name] = column
         return self._encode(message, slots, columns)
 
-    def _encode(self, message: dict[str, Any], slots: list[int], columns: dict[str, list[Any]]) -> bytes:
+    def _encode(self, message: Json, slots: list[int], columns: dict[str, list[Any]]) -> bytes:
         """Encode a frame, yielding in between; large ones are deflated in a thread."""
         parts = [http_io.dumps({**message, "slots": differences(slots)})[:-1], b',"columns":{']
         for number, (name, values) in enumerate(columns.items()):

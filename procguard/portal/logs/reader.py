@@ -16,11 +16,14 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
+
+from typing_extensions import NotRequired, TypedDict
 
 from procguard.expression import Expression
 from procguard.portal.logs import absent
 from remote_agent.logs.grep import COLOURS, last_state
+from remote_agent.protocol import messages
 
 INDEX_RECORD = struct.Struct("<Qd")
 BLOCK_RECORDS = 64  # records of an index that are read at once
@@ -29,6 +32,20 @@ MAX_LINE_BYTES = 64 * 1024  # longer lines are truncated and marked
 MAX_SCAN_BYTES = 128 * 1024 * 1024  # per request, e.g. for a regular expression without matches
 MAX_SCAN_S = 10.0  # the same limit in seconds
 NARROWER = "narrow it down with since=, attempt= or stream="
+
+
+class Line(TypedDict):
+    """`marker`: a message of ProcGuard about the log, not output of the worker. `partial`: the end of the line has not
+    been written yet. `offset`, `end`: bytes. `at`: Unix seconds."""
+
+    attempt: int
+    stream: messages.Stream
+    offset: int
+    end: int
+    at: float
+    text: str
+    marker: NotRequired[bool]
+    partial: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -46,10 +63,10 @@ class LogLine:
     partial: bool = False
     rewinds: bool = False
 
-    def as_json(self) -> dict[str, Any]:
-        line: dict[str, Any] = {
+    def as_json(self) -> Line:
+        line: Line = {
             "attempt": self.attempt,
-            "stream": self.stream,
+            "stream": cast(messages.Stream, self.stream),
             "offset": self.offset,
             "end": self.end,
             "at": self.at,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from procguard import __version__
 from procguard.agent_api.declaration import BYTES, JSON, Route
+from procguard.json_types import Json
 from procguard.portal.api.resource import all_routes
 from remote_agent.protocol import messages as protocol
 
@@ -100,16 +101,16 @@ def path_of(rule: str) -> str:
 
 
 @functools.cache
-def document() -> dict[str, Any]:
+def document() -> Json:
     """The description of all routes. All callers share the dict and must not change it."""
     return describe(all_routes())
 
 
-def describe(routes: Iterable[Route]) -> dict[str, Any]:
+def describe(routes: Iterable[Route]) -> Json:
     """The OpenAPI document of these routes."""
     routes = tuple(routes)
     names, schemas = _schemas(routes)
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(path_of(route.path), {})[route.method.lower()] = _operation(route, names)
     return {
@@ -151,8 +152,8 @@ def statuses(route: Route) -> list[int]:
     return sorted(found)
 
 
-def _operation(route: Route, names: dict[Any, str]) -> dict[str, Any]:
-    operation: dict[str, Any] = {
+def _operation(route: Route, names: dict[Any, str]) -> Json:
+    operation: Json = {
         "operationId": _operation_id(route),
         "tags": [route.tag],
         "summary": route.summary,
@@ -177,21 +178,21 @@ def _operation_id(route: Route) -> str:
     return "_".join([route.method.lower(), *words]).replace("-", "_")
 
 
-def _path_parameters(route: Route) -> list[dict[str, Any]]:
+def _path_parameters(route: Route) -> list[Json]:
     return [
         {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS.get(name, {"type": "string"})}
         for name, _ in _SLOT.findall(route.path)
     ]
 
 
-def _query_parameters(route: Route) -> list[dict[str, Any]]:
+def _query_parameters(route: Route) -> list[Json]:
     return [
         {"name": name, "in": "query", "schema": one.schema, **({"description": one.says} if one.says else {})}
         for name, one in route.parameters.items()
     ]
 
 
-def _response(route: Route, status: int, names: dict[Any, str]) -> dict[str, Any]:
+def _response(route: Route, status: int, names: dict[Any, str]) -> Json:
     if status not in route.answers:
         return {"$ref": f"{RESPONSES}{status}"}
     content = {
@@ -201,11 +202,11 @@ def _response(route: Route, status: int, names: dict[Any, str]) -> dict[str, Any
     return {"description": route.summary, "content": content}
 
 
-def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
+def _ref(names: dict[Any, str], kind: Any) -> Json:
     return {"$ref": SCHEMAS + names[kind]} if kind in names else {"type": "object"}
 
 
-def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
+def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], Json]:
     """({type: its name}, {name: JSON Schema}) of all request and response bodies of the routes."""
     kinds = dict.fromkeys([Error, *(kind for route in routes for kind in _kinds(route))])
     adapters = [(kind, "validation", TypeAdapter(kind)) for kind in kinds]
@@ -232,7 +233,7 @@ def _kinds(route: Route) -> list[Any]:
     ]
 
 
-def _security_schemes() -> dict[str, Any]:
+def _security_schemes() -> Json:
     return {
         "token": {"type": "http", "scheme": "bearer", "description": "An operator's or viewer's: invoke token.create"},
         "secret": {"type": "http", "scheme": "bearer", "description": "An agent's own secret, from its agent.json"},

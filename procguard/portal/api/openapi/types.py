@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field as Described
 from typing_extensions import NotRequired, TypedDict
 
 from procguard.fields import ShownField
+from procguard.fleet.shapes import parts
+from procguard.json_types import Json, ReasonParams
 from remote_agent.protocol import messages
 
-_KNOWN = {"Any": Any, "Literal": Literal, "Moment": str | None, "messages": messages}
+_KNOWN: dict[str, object] = {
+    **vars(parts),
+    "Any": Any,
+    "Json": Json,
+    "Literal": Literal,
+    "Moment": str | None,
+    "ReasonParams": ReasonParams,
+    "messages": messages,
+}
 
 
 def answer_type(
-    name: str, words: str, fields: Sequence[ShownField[Any]], names: dict[str, Any], also: Sequence[str] = ()
+    name: str, words: str, fields: Sequence[ShownField[Any]], names: Mapping[str, Any], also: Sequence[str] = ()
 ) -> Any:
     """A TypedDict with these fields. `words`: its docstring. `names`: globals of the module that defines the types of
     the fields. `also`: names of fields outside the API's own that some responses have."""
-    annotations: dict[str, Any] = {}
+    annotations: dict[str, object] = {}
     for one in fields:
         if one.part_of or not (one.api or one.name in also):
             continue
@@ -33,6 +43,6 @@ def answer_type(
     return made
 
 
-def _resolved(text: str, names: dict[str, Any]) -> Any:
+def _resolved(text: str, names: Mapping[str, Any]) -> Any:
     holder = type("Holder", (), {"__annotations__": {"it": text}})
     return typing.get_type_hints(holder, {**_KNOWN, **names})["it"]

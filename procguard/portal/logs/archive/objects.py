@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from procguard.json_types import Json
 from procguard.portal.logs.archive.object_store import ObjectDamaged
 
 MAGIC = b"PGLOGS1\n"
@@ -101,7 +102,7 @@ def header_length(start: bytes) -> int:
     return int(packed)
 
 
-def read_header(start: bytes, head: bytes) -> tuple[dict[str, Any], list[Piece]]:
+def read_header(start: bytes, head: bytes) -> tuple[Json, list[Piece]]:
     """Parse the header. Returns (its fields, the pieces). Raises ObjectDamaged."""
     length = header_length(start)
     _, _, raw_length, digest = _START.unpack(start)
