@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.terminal import say
 
 if TYPE_CHECKING:
     from procguard.client.client import Client
+    from procguard.console.tables import View
 
 
 def connect() -> Client:
@@ -35,7 +36,7 @@ def context_list(output: OutputOptions = OUTPUT) -> None:
         {"name": name, "current": name == known.current, "url": one.url, "ca": one.ca, "token_file": one.token_file}
         for name, one in sorted(known.by_name.items())
     ]
-    columns: tuple[Column[dict[str, Any]], ...] = (
+    columns: tuple[Column[View], ...] = (
         Column("CURRENT", lambda view: "*" if view["current"] else ""),
         Column("NAME", lambda view: view["name"]),
         Column("MANAGER", lambda view: view["url"], long=True),

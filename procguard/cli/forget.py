@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import operator_task
@@ -12,6 +12,7 @@ from remote_agent.protocol import states
 
 if TYPE_CHECKING:
     from procguard.client.api import ManagerClient
+    from procguard.client.types import HostInfo, WorkerInfo
 
 
 @operator_task(
@@ -46,16 +47,16 @@ def forget(name: str, agent: bool = False, yes: bool = False) -> None:
     say(f"{agent_id}: forgotten" + (f", with {len(mine)} worker(s)" if mine else ""))
 
 
-def _agent(manager: ManagerClient, name: str) -> dict[str, Any] | None:
+def _agent(manager: ManagerClient, name: str) -> HostInfo | None:
     views = manager.hosts()["hosts"]
     for wanted in (name, f"launcher:{name}"):
         for view in views:
             if view.get("agent") == wanted:
-                return dict(view)
-    return next((dict(view) for view in views if view.get("host") == name), None)
+                return view
+    return next((view for view in views if view.get("host") == name), None)
 
 
-def _refuse_alive(name: str, views: list[dict[str, Any]], yes: bool) -> None:
+def _refuse_alive(name: str, views: list[WorkerInfo], yes: bool) -> None:
     """Raise UsageError if jobs of unreachable workers may still be running, unless `yes`."""
     maybe = [view for view in views if view["state"] == states.UNKNOWN and view.get("last_known_state") in states.ALIVE]
     if maybe and not yes:

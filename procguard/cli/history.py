@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from procguard import hints
 from procguard.cli.access import seconds_of
@@ -17,8 +17,28 @@ from procguard.console.language import shown
 from procguard.console.terminal import json_escaped, say, say_as_is, say_json
 from procguard.errors import PartlyFailed, UsageError
 
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+    from procguard.fleet.agents.log_search import HostSearched
+    from procguard.portal.api.search import FoundLine, FoundTotals
+
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000
+
+
+class EventFilters(TypedDict):
+    """The parameters of a request for events."""
+
+    worker: str
+    host: str
+    kind: str
+    cause: str
+    actor: str
+    q: str
+    operation: str
+    reason_code: str
+    since: str
+    until: str
 
 
 @operator_task(
@@ -61,8 +81,18 @@ def events(
 
     words = chosen(lang)
     manager = connect()
-    query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
-    query |= {"operation": operation, "reason_code": reason_code, "since": since, "until": until}
+    query: EventFilters = {
+        "worker": worker,
+        "host": host,
+        "kind": kind,
+        "cause": cause,
+        "actor": actor,
+        "q": text,
+        "operation": operation,
+        "reason_code": reason_code,
+        "since": since,
+        "until": until,
+    }
     if json_ and not limit and not follow:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in manager.export_events(**query):
@@ -116,15 +146,15 @@ def search(
     """
     query = {"text" if text else "regex": pattern, "select": select, "ignore_case": 1 if ignore_case else None}
     query |= {"since": since, "until": until, "stream": stream, "limit": limit, "timeout": timeout}
-    lines: list[dict[str, Any]] = []
-    silent: list[dict[str, Any]] = []
-    totals: dict[str, Any] = {}
+    lines: list[FoundLine] = []
+    silent: list[HostSearched] = []
+    totals: FoundTotals | None = None
     for said in connect().search_logs(**query):
         if said["t"] == "host":
             lines += said["lines"]
-            silent += [said] if said["status"] != "done" else []
+            silent += [cast("HostSearched", said)] if said["status"] != "done" else []
         elif said["t"] == "end":
-            totals = said
+            totals = cast("FoundTotals", said)
     newest = sorted(lines, key=lambda line: float(line["at"]))[-limit:]
     for line in newest:
         if json_:
@@ -132,7 +162,7 @@ def search(
         else:
             moment = datetime.fromtimestamp(line["at"]).astimezone().strftime("%m-%d %H:%M:%S") if line["at"] else "?"
             say_as_is(f"{moment} {line['worker_id']}: {line['text']}")
-    if not totals:
+    if totals is None:
         raise PartlyFailed("the search ended before all hosts had answered", "try again")
     say(
         f"{len(newest)} of {totals['found']} matching lines, {totals['hosts_answered']} of {totals['hosts_asked']} "
@@ -174,7 +204,7 @@ def notify_list(output: OutputOptions = OUTPUT) -> None:
     from procguard.cli.output.listing import listed
     from procguard.console.grid import Column
 
-    columns: tuple[Column[dict[str, Any]], ...] = (
+    columns: tuple[Column[View], ...] = (
         Column("NAME", lambda one: one["name"]),
         Column("TYPE", lambda one: one["type"]),
         Column("ADDRESS", lambda one: one["address"], 1, long=True),
@@ -248,7 +278,7 @@ def notify_firing(output: OutputOptions = OUTPUT) -> None:
     from procguard.cli.output.listing import listed
     from procguard.console.grid import Column
 
-    columns: tuple[Column[dict[str, Any]], ...] = (
+    columns: tuple[Column[View], ...] = (
         Column("ALERT", lambda one: one["alert"], long=True),
         Column("MEASURE", lambda one: one["measure"] if one["gpu"] is None else f"{one['measure']} ({one['gpu']})"),
         Column("VALUE", lambda one: _amount(one, one["value"])),
@@ -265,13 +295,13 @@ def notify_firing(output: OutputOptions = OUTPUT) -> None:
         say(f"… and {found['total'] - len(found['alerts'])} more")
 
 
-def _limit_text(alert: dict[str, Any]) -> str:
+def _limit_text(alert: View) -> str:
     if alert["above"] is not None:
         return f"> {_amount(alert, alert['above'])}"
     return "-" if alert["below"] is None else f"< {_amount(alert, alert['below'])}"
 
 
-def _amount(alert: dict[str, Any], value: float | None) -> str:
+def _amount(alert: View, value: float | None) -> str:
     from procguard.console import tables
 
     if value is None:
@@ -292,7 +322,7 @@ def notify_mutes(output: OutputOptions = OUTPUT) -> None:
     from procguard.cli.output.listing import listed
     from procguard.console.grid import Column
 
-    columns: tuple[Column[dict[str, Any]], ...] = (
+    columns: tuple[Column[View], ...] = (
         Column("ID", lambda one: one["mute_id"]),
         Column("SELECTOR", lambda one: one["select"], long=True),
         Column("BEGINS", lambda one: _local_time(one["begins"])),

@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import operator_task
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 MOST_FOLLOWED = 100  # each takes a connection and a thread
 NAME_COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
 QUEUED_LINES = 10_000
+
+
+class LogFilters(TypedDict):
+    """The parameters of a request for a log."""
+
+    tail: int
+    attempt: int | None
+    stream: str
+    since: str
+    regex: str
 
 
 @operator_task(
@@ -49,7 +59,7 @@ def logs(
     On a terminal, control sequences other than colours are removed; a file or a pipe receives the log unchanged. Lines
     of several workers are ordered by time and prefixed with the worker's name.
     """
-    query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
+    query: LogFilters = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
     manager = connect()
     names = _chosen(manager, workers)
     if len(names) > 1:
@@ -72,7 +82,7 @@ def _chosen(manager: Client, words: list[str]) -> list[str]:
     return list(names)
 
 
-def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw: bool) -> None:
+def _one(manager: Client, worker: str, query: LogFilters, follow: bool, raw: bool) -> None:
     out = terminal.raw(sys.stdout)
     pieces = manager.log_pieces(worker, **query)
     if follow:
@@ -92,13 +102,13 @@ def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw:
         out.flush()
 
 
-def _resumed(manager: Client, worker: str, query: dict[str, Any]) -> Iterator[bytes]:
+def _resumed(manager: Client, worker: str, query: LogFilters) -> Iterator[bytes]:
     """The log's complete lines; continues with the new leader after a takeover."""
     for line in manager.follow_log_lines(worker, **query):
         yield line["text"].encode(errors="replace") + b"\n"
 
 
-def _several(manager: Client, names: list[str], query: dict[str, Any], follow: bool) -> None:
+def _several(manager: Client, names: list[str], query: LogFilters, follow: bool) -> None:
     if len(names) > MOST_FOLLOWED:
         raise UsageError(
             f"{len(names)} logs at once: at most {MOST_FOLLOWED}", "narrow the selector, or: invoke search"
@@ -115,7 +125,7 @@ def _several(manager: Client, names: list[str], query: dict[str, Any], follow: b
         out.flush()
 
 
-def _tails(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _tails(manager: Client, names: list[str], query: LogFilters) -> Iterator[tuple[str, str]]:
     found: list[tuple[float, str, str]] = []
     for name in names:
         found += [(line["at"], name, line["text"]) for line in manager.iterate_logs(name, **query)]
@@ -123,7 +133,7 @@ def _tails(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator
     yield from ((name, text) for _, name, text in found)
 
 
-def _followed(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _followed(manager: Client, names: list[str], query: LogFilters) -> Iterator[tuple[str, str]]:
     """(worker id, line) in order of arrival. One thread follows each log; if the output is slow, the queue is full and
     the remaining lines wait at the manager."""
     waiting: queue.Queue[tuple[str, str] | ProcGuardError] = queue.Queue(QUEUED_LINES)

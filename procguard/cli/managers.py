@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from procguard import hints
 from procguard.cli.contexts import connect
@@ -11,7 +11,9 @@ from procguard.console.grid import Cell, Column
 from procguard.console.language import shown
 from procguard.console.terminal import say
 
-View = dict[str, Any]
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+
 _CLOCK_SHOWN_S = 0.5
 
 

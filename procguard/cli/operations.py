@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from procguard import hints
 from procguard.cli.contexts import connect
@@ -34,6 +34,7 @@ from procguard.errors import NotFound, PartlyFailed, UsageError
 if TYPE_CHECKING:
     from procguard.client.api import ManagerClient
     from procguard.client.coming_up import WaitLimit
+    from procguard.client.types import OperationInfo
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this needs confirmation
 LIVE = ("running", "cancelling", "halting")
@@ -53,14 +54,18 @@ class BatchOptions(OptionGroup):
     reason: str = option("", "reason, recorded with each command")
     yes: bool = option(False, "do not ask for confirmation")
 
-    def request(self) -> dict[str, Any]:
+    def request(self) -> dict[str, int | str]:
         """The options that are set, as fields of the body of POST /api/operations. Raises UsageError."""
         if self.concurrency < 0:
             raise UsageError(f"--concurrency {self.concurrency}: at least 1", "omit it for the manager's default")
         from procguard.fleet.operations.model import FailureLimit
 
         FailureLimit(str(self.max_failures))  # validated for a single worker as well, which does not use it
-        given = {"concurrency": self.concurrency, "max_failures": str(self.max_failures), "reason": self.reason}
+        given: dict[str, int | str] = {
+            "concurrency": self.concurrency,
+            "max_failures": str(self.max_failures),
+            "reason": self.reason,
+        }
         return {name: value for name, value in given.items() if value}
 
 
@@ -127,11 +132,11 @@ def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json
 
     waits = verb in ("start", "restart") and limit != coming_up.NO_WAIT
     try:
-        before = manager.worker(worker_id) if waits else {}
+        before = manager.worker(worker_id) if waits else None
         answer = manager.command(worker_id, verb, reason)
     except NotFound as exc:
         raise NotFound(f"no worker matches {worker_id}", "list them: invoke status", code=exc.code) from exc
-    if not waits:
+    if before is None:
         say_json(answer) if as_json else say(f"{worker_id}: {verb} accepted")
         return
     if not as_json:
@@ -162,7 +167,7 @@ def _confirm(verb: str, target: str, number: int) -> None:
         raise UsageError("not confirmed; nothing was done", f"type {number} to continue", code="not_confirmed")
 
 
-def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
+def _follow(manager: ManagerClient, view: OperationInfo, answer: AnswerOptions) -> None:
     """Show the operation's progress until it has ended, then its result; with `no_wait` return immediately. Raises
     PartlyFailed unless it is done without failures."""
     from procguard.cli.output import deployment, operations
@@ -199,7 +204,7 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
     _raise_unless_well(view)
 
 
-def _raise_unless_well(view: dict[str, Any]) -> None:
+def _raise_unless_well(view: OperationInfo) -> None:
     counts, operation_id = view["counts"], view["operation_id"]
     bad = counts.get("failed", 0) + counts.get("expired", 0)
     if bad or view["status"] != "done":

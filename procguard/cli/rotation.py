@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from procguard import hints
 from procguard.cli.output.language import chosen
@@ -17,10 +17,11 @@ from procguard.console.terminal import say, say_as_is, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.workers import selectors
 
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+
 POLL_INTERVAL_S = 0.5
 MOST_NAMED = 20
-
-View = dict[str, Any]
 
 
 def rotate(manager: ManagerClient, target: str, limit: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
@@ -67,7 +68,9 @@ def _is_meant(view: View, text: str) -> bool:
     return hit and not any(fnmatch.fnmatchcase(name, part[1:]) for name in names for part in parts if part[0] == "!")
 
 
-def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, quiet: bool) -> dict[str, Any]:
+def _followed(
+    manager: ManagerClient, found: dict[str, tuple[str, str]], timeout_s: float, quiet: bool
+) -> dict[str, tuple[str, str]]:
     """Poll until every connected agent has its new secret or the timeout has passed. Returns `found`, updated:
     {agent id: (status, message)}."""
     from procguard.cli.output import deployment
@@ -110,7 +113,7 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
     return found
 
 
-def _say(found: dict[str, Any], no_wait: bool) -> None:
+def _say(found: dict[str, tuple[str, str]], no_wait: bool) -> None:
     for agent, (status, text) in found.items():
         word = chosen().named("rotation", status)
         say_as_is(f"{agent}: {word}" + (f" ({language.shown(text)})" if text else ""))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procguard.cli.contexts import connect
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
@@ -16,7 +17,9 @@ from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.shapes.hosts import HOST
 from procguard.fleet.shapes.workers import WORKER
 
-View = dict[str, Any]
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+
 SELECT_TEXT = "selector of workers: id, glob, or group=trainers,state=running"
 SORTS = ("cpu", "memory", "restarts", "state", "name")
 POLL_INTERVAL_S = 0.5
@@ -109,7 +112,7 @@ def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0)
             live.stop()
 
 
-def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> list[str]:
+def _top(views: Sequence[View], host_views: Sequence[View], sort: str, size: Any) -> list[str]:
     from procguard.cli.output.language import chosen
     from procguard.console import grid, tables
 

@@ -11,10 +11,11 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from procguard.client.managers import NEXT_URL as _NEXT_URL
 from procguard.client.managers import ManagerUrl, ManagerUrls
+from procguard.client.types import DeploymentInfo, HostsInfo, OperationInfo, WorkerInfo
 from procguard.errors import (
     Conflict,
     ManagerUnreachable,
@@ -23,6 +24,7 @@ from procguard.errors import (
     ProcGuardError,
     Refused,
 )
+from procguard.json_types import Json
 from remote_agent.transport import tls
 
 DEFAULT_URL = "http://localhost:5000"
@@ -36,8 +38,6 @@ NO_LEADER = "no_leader"  # code of a ManagerUnreachable
 NOT_LEADING = {(421, "standby"), (503, "fenced")}  # (status, code) of a manager that does not lead and has done nothing
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 _BY_STATUS: dict[int, type[ProcGuardError]] = {401: Refused, 403: Refused, 404: NotFound, 409: Conflict}
-
-Json = dict[str, Any]
 
 
 class ManagerClient:
@@ -64,11 +64,11 @@ class ManagerClient:
 
     # ------------------------------------------------------------------------------------------------ routes
 
-    def workers(self, **query: Any) -> list[Json]:
+    def workers(self, **query: Any) -> list[WorkerInfo]:
         return list(self.call("GET", "/api/remote-workers", query=query)["workers"])
 
-    def worker(self, worker_id: str) -> Json:
-        return self.call("GET", f"/api/remote-workers/{quote(worker_id)}")
+    def worker(self, worker_id: str) -> WorkerInfo:
+        return cast(WorkerInfo, self.call("GET", f"/api/remote-workers/{quote(worker_id)}"))
 
     def command(self, worker_id: str, verb: str, reason: str = "") -> Json:
         body = {"command": verb, **({"reason": reason} if reason else {})}
@@ -81,27 +81,28 @@ class ManagerClient:
         """Preview an operation. The token in the response begins it."""
         return self.call("POST", "/api/operations/preview", {"command": verb, "selector": selector})
 
-    def begin_operation(self, request: Json) -> Json:
-        return self.call("POST", "/api/operations", request)
+    def begin_operation(self, request: Json) -> OperationInfo:
+        return cast(OperationInfo, self.call("POST", "/api/operations", request))
 
     def operations(self) -> list[Json]:
         return list(self.call("GET", "/api/operations")["operations"])
 
-    def operation(self, operation_id: str, **query: Any) -> Json:
-        return self.call("GET", f"/api/operations/{quote(operation_id)}", query=query)
+    def operation(self, operation_id: str, **query: Any) -> OperationInfo:
+        """With `items` and `items_total`."""
+        return cast(OperationInfo, self.call("GET", f"/api/operations/{quote(operation_id)}", query=query))
 
     def cancel_operation(self, operation_id: str) -> Json:
         return self.call("POST", f"/api/operations/{quote(operation_id)}/cancel", {})
 
-    def retry_operation(self, operation_id: str, rest: bool) -> Json:
-        return self.call("POST", f"/api/operations/{quote(operation_id)}/retry", {"rest": rest})
+    def retry_operation(self, operation_id: str, rest: bool) -> OperationInfo:
+        answer = self.call("POST", f"/api/operations/{quote(operation_id)}/retry", {"rest": rest})
+        return cast(OperationInfo, answer)
 
     def forget(self, worker_id: str) -> Json:
         return self.call("DELETE", f"/api/workers/{quote(worker_id)}")
 
-    def hosts(self) -> Json:
-        """{"hosts": [HostView…], "server_time": ISO 8601}"""
-        return self.call("GET", "/api/hosts")
+    def hosts(self) -> HostsInfo:
+        return cast(HostsInfo, self.call("GET", "/api/hosts"))
 
     def agents(self) -> Json:
         """{"agents": [HostView…], "version", "releases"}; the last two are missing from a manager of an earlier
@@ -171,8 +172,8 @@ class ManagerClient:
         """Every event kept on disk that matches, as JSON lines, in pieces."""
         yield from self._pieces("/api/events", {**query, "format": "jsonl"})
 
-    def deploy(self, request: Json) -> Json:
-        return self.call("POST", "/api/deployments", request, timeout_s=120.0)
+    def deploy(self, request: Json) -> DeploymentInfo:
+        return cast(DeploymentInfo, self.call("POST", "/api/deployments", request, timeout_s=120.0))
 
     def set_credentials(self, agent_id: str, secret_sha256: str) -> Json:
         return self.call("PUT", f"/api/agents/{quote(agent_id)}/credentials", {"secret_sha256": secret_sha256})

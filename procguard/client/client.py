@@ -67,14 +67,14 @@ class Client(api.ManagerClient):
 
     def list_workers(self, selector: str = "") -> list[WorkerInfo]:
         """The workers that match `selector` ("train-*", "group=trainers,state=failed"; "": all), sorted by id."""
-        return cast("list[WorkerInfo]", self.workers(select=selector))
+        return self.workers(select=selector)
 
     def get_worker(self, worker_id: str) -> WorkerInfo:
         """One worker. Raises NotFound."""
-        return cast(WorkerInfo, self.worker(worker_id))
+        return self.worker(worker_id)
 
     def list_hosts(self) -> list[HostInfo]:
-        return cast("list[HostInfo]", self.hosts()["hosts"])
+        return self.hosts()["hosts"]
 
     def explain_worker(self, worker_id: str, language: str = "en") -> ExplanationInfo:
         """Explain a worker's state in sentences. `language`: en or zh. Raises NotFound."""
@@ -107,13 +107,13 @@ class Client(api.ManagerClient):
         preview = self.preview(command, selector)
         if not preview["token"]:
             raise NotFound(f"no worker matches {selector}", "see list_workers()")
-        return cast(OperationInfo, self.begin_operation({"token": preview["token"], **how}))
+        return self.begin_operation({"token": preview["token"], **how})
 
     def follow_operation(self, operation_id: str, every_s: float = 0.3) -> Iterator[OperationInfo]:
         """The operation's state every `every_s` seconds; the last one is its state after the end."""
         while True:
             view = self.operation(operation_id, limit=1)
-            yield cast(OperationInfo, view)
+            yield view
             if view["status"] not in LIVE_OPERATIONS:
                 return
             time.sleep(every_s)

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from procguard.client.api import ManagerClient
+from procguard.client.types import WorkerInfo
 from procguard.errors import ProcGuardError, UsageError
 from remote_agent.protocol import states
 
@@ -25,9 +25,6 @@ MAX_HOST_QUERY = 2_000  # characters; for a longer list of hosts, all workers ar
 POLL_S, SLOWEST_POLL_S = 0.1, 2.0
 POLL_SHARE = 0.1  # requests take at most this share of the time
 BAD = (states.FAILED, states.BACKOFF)
-
-
-View = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,20 +64,20 @@ def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
     return WaitLimit(float(wait))
 
 
-def is_held(view: View) -> bool:
+def is_held(view: WorkerInfo) -> bool:
     """Whether the worker's gang prevents its start, for a reason other than that the gang has failed."""
     gang = view.get("gang") or {}
     return bool(gang.get("held")) and gang.get("phase") != "failed"
 
 
-def is_bad(view: View) -> bool:
+def is_bad(view: WorkerInfo) -> bool:
     """Whether the worker's desired state is running and it is failed or in backoff, and not held by its gang."""
     return view.get("desired") == "running" and view.get("state") in BAD and not is_held(view)
 
 
-def is_decided(view: View, one: Started, seen_for_s: float, limit: WaitLimit) -> bool:
+def is_decided(view: WorkerInfo, one: Started, seen_for_s: float, limit: WaitLimit) -> bool:
     """Whether there is nothing more to wait for. `seen_for_s`: seconds since the view first reflected the request."""
-    if view.get("desired") != "running" or (is_held(view) and view["gang"].get("phase") != "restarting"):
+    if view.get("desired") != "running" or (is_held(view) and (view["gang"] or {}).get("phase") != "restarting"):
         return True
     if not answers(view, one):
         return False
@@ -94,7 +91,7 @@ def is_decided(view: View, one: Started, seen_for_s: float, limit: WaitLimit) ->
     return False
 
 
-def answers(view: View, one: Started) -> bool:
+def answers(view: WorkerInfo, one: Started) -> bool:
     """Whether the view reflects the latest request. A manager of an earlier release does not send `current`, which is
     then taken as true."""
     attempt = int(view.get("attempt") or 0)
@@ -112,14 +109,14 @@ class Watcher:
         self._lock = threading.Lock()
         self._asked_at = 0.0  # monotonic
         self._pause_s = POLL_S
-        self._answer: dict[str, View] = {}
+        self._answer: dict[str, WorkerInfo] = {}
         self._hosts = ""
 
-    def views(self, age_s: float = 0.0) -> dict[str, View]:
+    def views(self, age_s: float = 0.0) -> dict[str, WorkerInfo]:
         """The views of all workers, by worker id, at most `age_s` seconds old."""
         return self._fresh(time.monotonic() - age_s, "")
 
-    def wait(self, started: Mapping[str, Started], hosts: Iterable[str] = ()) -> dict[str, View]:
+    def wait(self, started: Mapping[str, Started], hosts: Iterable[str] = ()) -> dict[str, WorkerInfo]:
         """Wait until all workers of `started` are decided or the limit has passed. `hosts`: request only the workers of
         these hosts. Returns the views by worker id."""
         names = ",".join(sorted(hosts))
@@ -131,7 +128,7 @@ class Watcher:
         while True:
             views, now = self._fresh(time.monotonic(), names), time.monotonic()
             for worker_id, one in started.items():
-                if answers(views.get(worker_id, {"current": False}), one):
+                if worker_id in views and answers(views[worker_id], one):
                     first_seen.setdefault(worker_id, now)
             undecided = [
                 worker_id
@@ -144,7 +141,7 @@ class Watcher:
                 return views
             time.sleep(min(self._pause_s, left_s))
 
-    def _fresh(self, not_before: float, hosts: str) -> dict[str, View]:
+    def _fresh(self, not_before: float, hosts: str) -> dict[str, WorkerInfo]:
         with self._lock:
             if self._asked_at <= not_before or self._hosts != hosts:
                 asked_at = time.monotonic()
@@ -155,7 +152,7 @@ class Watcher:
                 self._pause_s = min(max(POLL_S, took_s / POLL_SHARE), SLOWEST_POLL_S)
             return self._answer
 
-    def complaints(self, bad: Iterable[View]) -> dict[str, str]:
+    def complaints(self, bad: Iterable[WorkerInfo]) -> dict[str, str]:
         """A message by worker id: "in backoff: exit code 1 after 0.1 s; restart 1 of 3 in 5 s: ValueError: no data"."""
         lines, deadline = {}, time.monotonic() + LOG_TIMEOUT_S
         for number, view in enumerate(bad):
@@ -168,7 +165,7 @@ class Watcher:
             lines[str(view["worker_id"])] = printable(": ".join(word for word in words if word))
         return lines
 
-    def _error_line(self, view: View, deadline: float) -> str:
+    def _error_line(self, view: WorkerInfo, deadline: float) -> str:
         """The error line of the worker's last attempt; "" if it never ran or printed nothing."""
         last = view.get("last_exit") or {}
         if not last.get("attempt") or (last.get("code") is None and last.get("signal") is None):
@@ -220,7 +217,9 @@ UP = (states.RUNNING, states.STARTING)
 DEFAULT_GRACE_S = 10.0
 
 
-def follow(client: ManagerClient, before: View, verb: str, command_id: str, limit: WaitLimit) -> tuple[View, str]:
+def follow(
+    client: ManagerClient, before: WorkerInfo, verb: str, command_id: str, limit: WaitLimit
+) -> tuple[WorkerInfo, str]:
     """Wait for the result of a start or restart of one worker. Returns its view and what is wrong ("": nothing).
     `before`: its view before the command. Ends once the result is decided or the limit has passed, and immediately if
     the host is unreachable; an agent that the manager has not heard since its own start may still connect."""

@@ -15,10 +15,10 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from procguard.client.managers import split
 from procguard.errors import ConfigError, NotFound, UsageError
+from procguard.json_types import Json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEYS = ("url", "ca", "token_file")
@@ -112,7 +112,7 @@ def save(contexts: Contexts) -> None:
     """Write the file atomically, readable by its owner only. Raises UsageError."""
     import yaml
 
-    record: dict[str, Any] = {"current": contexts.current, "contexts": {}}
+    record: Json = {"current": contexts.current, "contexts": {}}
     for name, one in contexts.by_name.items():
         record["contexts"][name] = {key: getattr(one, key) for key in KEYS if getattr(one, key)}
         if "," in one.url:

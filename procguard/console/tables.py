@@ -17,7 +17,7 @@ from procguard.fields import ShownField
 from procguard.hints import program
 from procguard.i18n.words import Words
 
-View = dict[str, Any]
+View = Mapping[str, Any]  # a view of the API, as decoded; an earlier manager omits newer fields
 Columns = tuple[Column[View], ...]
 Fields = Sequence[ShownField[Any]]
 ENGLISH = Words("en")
@@ -323,7 +323,9 @@ def _changed(state: object, words: Words) -> str:
     return word if word != state else words.named("agent_state", state)
 
 
-def summary(worker_views: list[View], host_views: list[View], colour: bool = False, words: Words = ENGLISH) -> str:
+def summary(
+    worker_views: Sequence[View], host_views: Sequence[View], colour: bool = False, words: Words = ENGLISH
+) -> str:
     """The summary line: "workers: ● 3 running  ✖ 1 failed    agents: ● 2 connected"."""
 
     def counted(values: list[str], states: dict[str, tuple[str, str]], kind: str) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.status import Status
@@ -22,6 +22,7 @@ from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.session.session import skipped_in_words
 from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
+from procguard.json_types import Json
 
 if TYPE_CHECKING:  # these modules import Fabric, which `invoke status` does not need
     from procguard.deploy.install.doctor import DoctorStep
@@ -139,7 +140,7 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     out.print("  ".join(f"{name}={totals[name]}" for name in names))
 
 
-def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]) -> None:
+def absent(out: Console, gone: Mapping[str, Json], others: dict[str, str]) -> None:
     """Print a note for each host that the deployment left out: those no longer in the inventory, and those of other
     inventories. `gone`: results by host. `others`: inventory names by host."""
     for host, one in list(gone.items())[:MAX_NAMED]:
@@ -226,13 +227,13 @@ def step(out: Console, found: DoctorStep) -> None:
         out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
 
 
-def _recovery(answer: dict[str, Any]) -> Text:
+def _recovery(answer: Json) -> Text:
     if answer.get("ok"):
         return styled("recovery over SSH: yes")
     return styled("recovery over SSH: [yellow]no[/] ({})", answer.get("reason") or "unknown")
 
 
-def as_json(results: list[HostResult], gone: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def as_json(results: list[HostResult], gone: Mapping[str, Json] | None = None) -> Json:
     return {
         **({"absent": {host: sorted(one["workers"]) for host, one in gone.items()}} if gone else {}),
         "hosts": {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procguard.console import tables
 from procguard.console.grid import width_of
 from procguard.hints import commands
 from procguard.i18n.words import Words
 
-View = dict[str, Any]
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+
 EVENTS = 10
 
 

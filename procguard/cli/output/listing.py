@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OutputOptions
@@ -14,7 +14,8 @@ from procguard.console.grid import Column
 from procguard.console.terminal import say, say_as_is, say_json
 from procguard.hints import commands
 
-View = dict[str, Any]
+if TYPE_CHECKING:
+    from procguard.console.tables import View
 
 
 def listed(

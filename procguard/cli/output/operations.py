@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -12,7 +12,9 @@ from procguard.console.grid import Column
 from procguard.console.styled import joined, styled
 from procguard.i18n.words import Words
 
-View = dict[str, Any]
+if TYPE_CHECKING:
+    from procguard.console.tables import View
+
 RESULTS = {
     "waiting": ("…", "dim"),
     "accepted": ("▷", "cyan"),

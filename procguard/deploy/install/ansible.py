@@ -23,9 +23,9 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 from procguard.client import client
+from procguard.client.types import DeployedHostInfo
 from procguard.console import terminal
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
@@ -33,12 +33,12 @@ from procguard.deploy.install.verify import AgentVerifier
 from procguard.deploy.inventory import model, names
 from procguard.deploy.session import bundle
 from procguard.deploy.session.connector import Connector
+from procguard.deploy.session.session import HostStatus
 from procguard.deploy.sync.source import Sources
 from procguard.errors import ProcGuardError, UsageError
+from procguard.json_types import Json
 
 LEFT_OVER_S = 24 * 3600.0
-
-Json = dict[str, Any]
 
 
 class _Silent:
@@ -76,7 +76,7 @@ def begin(paths: list[str], directory: Path, action: str, check: bool, prune: bo
     return {"fleet_id": reply["fleet_id"], "hosts": sorted(reply["hosts"])}
 
 
-def plan(name: str, directory: Path, found: Json) -> Json:
+def plan(name: str, directory: Path, found: HostStatus) -> Json:
     """{"changes": list of texts, "bundle": file name, "send_bundle": whether the host lacks the bundle}"""
     _, mine = _begun(name, directory)
     release = bundle.build()
@@ -89,7 +89,7 @@ def plan(name: str, directory: Path, found: Json) -> Json:
     }
 
 
-def request(name: str, directory: Path, found: Json) -> Json:
+def request(name: str, directory: Path, found: HostStatus) -> Json:
     """The request for `install.pyz install` on host `name`; `found`: the host's response to `install.pyz status`."""
     begun, mine = _begun(name, directory)
     host = model.load(begun["inventory"]).hosts[name]
@@ -141,7 +141,7 @@ def forget(name: str, directory: Path) -> Json:
     return {"forgotten": True}
 
 
-def _begun(name: str, directory: Path) -> tuple[Json, Json]:
+def _begun(name: str, directory: Path) -> tuple[Json, DeployedHostInfo]:
     """(the content of deployment.json, this host's part of the manager's response)."""
     begun = json.loads((directory / "deployment.json").read_text("utf-8"))
     if name not in begun["reply"]["hosts"]:

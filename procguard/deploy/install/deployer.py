@@ -15,21 +15,23 @@ import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Started, WaitLimit
+from procguard.client.types import DeployedHostInfo, DeploymentInfo, WorkerInfo
 from procguard.deploy.install.readiness import WorkerReadiness
-from procguard.deploy.install.rollout import HostResult, Json, Listener, Rollout, RolloutPlan, errors_of
+from procguard.deploy.install.rollout import HostResult, Listener, Rollout, RolloutPlan, errors_of
 from procguard.deploy.install.verify import POLL_S, AgentVerifier, known_recovery
 from procguard.deploy.inventory import containers
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.session import bundle
-from procguard.deploy.session.session import Sessions
+from procguard.deploy.session.session import HostStatus, Sessions
 from procguard.deploy.ssh.target import from_dict, to_dict
 from procguard.deploy.sync.transfer import CodeSync
 from procguard.deploy.sync.wave import SyncWave
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
+from procguard.json_types import Json
 from remote_agent.protocol.messages import secret_sha256
 
 HOST_TIMEOUT_S = 120.0
@@ -75,7 +77,7 @@ class Deployer:
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
         self._reported = 0  # the number of these hosts that were reported to the manager
-        self._found: dict[str, Any] | None = None  # the workers on each host; None until they are read
+        self._found: dict[str, list[Json]] | None = None  # the workers on each host; None until they are read
         self._with_sources = True  # the manager accepts the inventory's file and line of each worker
         self._readiness = (
             WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None
@@ -106,7 +108,8 @@ class Deployer:
             Host(name, from_dict(name, one["ssh"]), home=one["procguard_home"], gone=True) for name, one in gone.items()
         ]
         action = self._check_undeploy if self._options.check else self._undeploy_host
-        return self._rollout.run(hosts, lambda wave: {"fleet_id": self._fleet_id, "hosts": gone}, action)
+        reply = cast(DeploymentInfo, {"fleet_id": self._fleet_id, "hosts": gone})
+        return self._rollout.run(hosts, lambda wave: reply, action)
 
     @property
     def _restarts(self) -> bool:
@@ -139,7 +142,7 @@ class Deployer:
         action = self._check_undeploy if self._options.check else self._undeploy_host
         return self._rollout.run(bare, self._pruned, action)
 
-    def _pruned(self, wave: list[Host]) -> Json:
+    def _pruned(self, wave: list[Host]) -> DeploymentInfo:
         """Make the manager stop the workers of `wave`, except on hosts that still run workers of other hosts."""
         guests = {view.get("agent") for view in self._client.workers() if view.get("home")}
         blocked = [host for host in wave if host.name in guests]
@@ -148,14 +151,14 @@ class Deployer:
         replies += [self._declare({**self.request(free), "prune": True})] if free else []
         return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
 
-    def _noted(self, reply: Json) -> Json:
+    def _noted(self, reply: DeploymentInfo) -> DeploymentInfo:
         """Remember the hosts in a reply that are not part of this deployment."""
         self._fleet_id = str(reply["fleet_id"])
         self.absent = dict(reply.get("absent") or {})
         self.of_other_inventories = dict(reply.get("of_other_inventories") or {})
         return reply
 
-    def _declared(self, wave: list[Host]) -> Json:
+    def _declared(self, wave: list[Host]) -> DeploymentInfo:
         """Sync the code of `wave`, then declare its hosts and workers to the manager."""
         if any(host.syncs for host in wave):
             asked = self._asked(wave)
@@ -175,12 +178,12 @@ class Deployer:
         records = {"found": self._found, "all_read": last and not self._options.limited}
         return self._noted(self._declare({**self.request(wave), **records}))
 
-    def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
+    def _read_records(self, hosts: list[Host]) -> dict[str, list[Json]]:
         """The workers on each host according to its own files, without unreadable hosts. The manager needs them after
         its state was rebuilt."""
         fleet_id = self._asked(hosts)["fleet_id"]
 
-        def read(host: Host) -> Any:
+        def read(host: Host) -> list[Json] | None:
             where = {"fleet_id": fleet_id, "host": host.name, "home": host.home, "workers": True}
             deadline = time.monotonic() + HOST_TIMEOUT_S
             self._listener.stage(host.name, "read")
@@ -194,13 +197,13 @@ class Deployer:
             found = dict(zip([host.name for host in hosts], pool.map(read, hosts), strict=True))
         return {name: workers for name, workers in found.items() if workers is not None}
 
-    def _asked(self, hosts: list[Host]) -> Json:
+    def _asked(self, hosts: list[Host]) -> DeploymentInfo:
         """The manager's response about `hosts`, without changing anything (check)."""
         asked = {**self.request(hosts), "check": True}
         asked.pop("inventory", None)
         return self._declare(asked)
 
-    def _declare(self, request: Json) -> Json:
+    def _declare(self, request: Json) -> DeploymentInfo:
         """Declare to the manager. One of an earlier release refuses the sources of workers, which only its pages would
         show; the request is then repeated without them."""
         try:
@@ -267,19 +270,19 @@ class Deployer:
         plan, failed = self._options.plan, sum(1 for result in results if result.error is not None)
         return not plan.max_fail or plan.too_many(failed, len(results))
 
-    def _views(self) -> dict[str, Json]:
+    def _views(self) -> dict[str, WorkerInfo]:
         if self._readiness:
             return self._readiness.views()
         return {str(view["worker_id"]): view for view in self._client.workers()}
 
-    def _pending(self, result: HostResult, views: dict[str, Json]) -> list[Json]:
+    def _pending(self, result: HostResult, views: dict[str, WorkerInfo]) -> list[WorkerInfo]:
         """The workers of a host that need a restart: because of this deployment, of an earlier one that did not restart
         them, or of changed code."""
         under = {name for one in result.code if one.status == "changed" for name in one.users}
         mine = [views[name] for name in sorted(views.keys() & result.workers.keys())]
         return [view for view in mine if view.get("restart_pending") or view["worker_id"] in under]
 
-    def _restart(self, result: HostResult, views: dict[str, Json]) -> None:
+    def _restart(self, result: HostResult, views: dict[str, WorkerInfo]) -> None:
         for view in self._pending(result, views):
             worker_id = str(view["worker_id"])
             self._client.command(worker_id, "restart")
@@ -296,20 +299,22 @@ class Deployer:
 
     # ------------------------------------------------------------------------------------------- one host
 
-    def _deploy_or_retract(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _deploy_or_retract(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         """Deploy. If that fails before anything is installed, the host's declaration is removed from the manager:
         otherwise workers that never existed would be shown as unreachable."""
         try:
             self._deploy_host(host, reply, result)
         except Exception:
-            mine = reply["hosts"].get(host.name) or {}
+            mine = reply["hosts"].get(host.name)
+            if mine is None or self._options.check:
+                raise
             only_new = all(one["result"] == "new" for one in (mine.get("workers") or {}).values())
-            if not self._options.check and only_new and mine and not mine.get("secret_sha256"):
+            if only_new and not mine.get("secret_sha256"):
                 with contextlib.suppress(ProcGuardError):  # it was deployed nevertheless, or was known before
                     self._client.forget_agent(mine["agent_id"], undeployed=True)
             raise
 
-    def _deploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _deploy_host(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         result.code, code_error = self._code.brought(host.name)
         if code_error is not None:
             raise code_error
@@ -395,7 +400,7 @@ class Deployer:
         self._verifier.wait_for(agent_id, time.monotonic() + VERIFY_TIMEOUT_S)
         return str(report.get("release", ""))
 
-    def _rollback_host(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _rollback_host(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         self._listener.stage(host.name, "roll back")
@@ -407,7 +412,7 @@ class Deployer:
         mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
         return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
 
-    def _check_rollback(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _check_rollback(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         found = self._describe(host, reply)
         if not found.get("installed"):
@@ -419,21 +424,23 @@ class Deployer:
             raise HostError(what, "deploy the release you want", code="no_previous")
         result.changes.append(f"would roll back from {found.get('release')} to {found['previous']}")
 
-    def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _check_undeploy(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         self._note_removed(host, reply, result)
         result.changes += [f"would stop and remove {name}" for name in result.workers]
         if self._describe(host, reply).get("installed"):
             result.changes.append("would remove the agent")
 
-    def _describe(self, host: Host, reply: Json) -> Json:
+    def _describe(self, host: Host, reply: DeploymentInfo) -> HostStatus:
         """Probe the host: the installer's report about it."""
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         deadline = time.monotonic() + HOST_TIMEOUT_S
         self._listener.stage(host.name, "connect")
         with self._sessions.session(host.target, deadline, lambda: self._listener.stage(host.name, "probe")) as session:
-            return dict(session.hello(where, deadline))
+            return session.hello(where, deadline)
 
-    def install_request(self, host: Host, reply: Json, mine: Json, release: bundle.Bundle, found: Json) -> Json:
+    def install_request(
+        self, host: Host, reply: DeploymentInfo, mine: DeployedHostInfo, release: bundle.Bundle, found: HostStatus
+    ) -> Json:
         urls = manager_candidates(host, self._client.url, reply.get("manager_urls") or [])
         tunnel = self._tunnel(host)
         return {
@@ -467,7 +474,7 @@ class Deployer:
         except ProcGuardError as exc:
             return {"reason": exc.message}
 
-    def _secret(self, host: Host, mine: Json, current_sha256: str) -> str:
+    def _secret(self, host: Host, mine: DeployedHostInfo, current_sha256: str) -> str:
         """The secret to send while the host is locked by this session: a new one, registered with the manager; "" if a
         concurrent deployment has made the host's own secret valid in the meantime."""
         may_be_good = current_sha256 and not self._options.rotate_secrets
@@ -496,7 +503,7 @@ class Deployer:
             configured = "; ".join(f"worker {name}: {message}" for name, message in refused.items())
             raise HostError(f"{host.name}: not placed here: {configured}", "", code="refused")
 
-    def _undeploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _undeploy_host(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         agent_id = reply["hosts"][host.name]["agent_id"]
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         self._note_removed(host, reply, result)
@@ -512,7 +519,7 @@ class Deployer:
         self._listener.stage(host.name, "forget")
         self.forget(agent_id)
 
-    def _note_removed(self, host: Host, reply: Json, result: HostResult) -> None:
+    def _note_removed(self, host: Host, reply: DeploymentInfo, result: HostResult) -> None:
         """Record the workers removed with the host. Raises HostError if it runs a worker that another host declares."""
         mine = reply["hosts"][host.name]
         found = [name for name, one in (mine.get("workers") or {}).items() if one["result"] == "removed"]
@@ -569,7 +576,7 @@ def manager_candidates(host: Host, client_url: str, configured: list[str]) -> li
     return list(dict.fromkeys(candidates + [url.rstrip("/") for url in configured]))
 
 
-def trust_request(reply: Json) -> Json:
+def trust_request(reply: DeploymentInfo) -> Json:
     """The part of a request with the certificates that the host must trust."""
     pinned = reply.get("tls") or {}
     return {"manager_ca": pinned.get("ca", ""), "manager_any_name": bool(pinned.get("any_name"))}
@@ -580,7 +587,7 @@ def port_of(url: str) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def would_change(found: Json, release: bundle.Bundle, mine: Json) -> list[str]:
+def would_change(found: HostStatus, release: bundle.Bundle, mine: DeployedHostInfo) -> list[str]:
     """The changes that a deployment would make on the agent, as texts, for --check."""
     if not found.get("installed"):
         return ["would install the agent"]

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from procguard.client.api import ManagerClient
+from procguard.client.types import DeploymentInfo
 from procguard.deploy.install.deployer import manager_candidates, port_of, trust_request
 from procguard.deploy.inventory import containers
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.session import bundle
-from procguard.deploy.session.session import HostSession, Sessions, skipped_in_words
+from procguard.deploy.session.session import HostSession, HostStatus, Sessions, skipped_in_words
 from procguard.deploy.ssh.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
 
@@ -41,6 +42,33 @@ class DoctorStep:
     next_step: str = ""
 
 
+class HostTunnel(NamedTuple):
+    """The manager's status of a host's tunnel. `state`: up, opening or down, or "none": it has not been reported."""
+
+    state: str
+    reason: str = ""
+    port: int = 0
+    since: str | None = None
+
+
+class ReachReport(TypedDict, total=False):
+    """Whether a host reaches the manager: the address that works, the errors of the others, and whether one of those
+    that its agent knows works."""
+
+    found: str | None
+    failures: dict[str, str]
+    known: list[str]
+    known_works: bool
+
+
+class OtherFleet(TypedDict):
+    """An agent of another fleet on a host. `workers`: ids."""
+
+    fleet_id: str
+    manager: str
+    workers: list[str]
+
+
 class Doctor:
     def __init__(self, client: ManagerClient, sessions: Sessions) -> None:
         self._client = client
@@ -52,7 +80,7 @@ class Doctor:
         yield step
         if declared:
             yield from self._archive()
-        tunnel = self._tunnel(host) if declared and host.tunnel and not host.target.local else {}
+        tunnel = self._tunnel(host) if declared and host.tunnel and not host.target.local else None
         if not host.target.local:
             reached = True
             for step in _network(host.target):
@@ -66,7 +94,11 @@ class Doctor:
             with self._sessions.session(host.target, deadline, lambda: connected.append(True)) as session:
                 yield DoctorStep("login", "ok", host.target.describe())
                 asked = time.time()
-                where = {"fleet_id": declared.get("fleet_id") or "f-none", "host": host.name, "home": host.home}
+                where = {
+                    "fleet_id": declared["fleet_id"] if declared else "f-none",
+                    "host": host.name,
+                    "home": host.home,
+                }
                 found = session.hello({**where, **containers.asked_of(host)}, deadline)
                 yield from _on_the_host(found, (asked + time.time()) / 2)
                 if containers.asked_of(host):
@@ -76,7 +108,8 @@ class Doctor:
                         yield DoctorStep(
                             "podman", "ok", f"version {found.get('podman')}, for {containers.used_by(host)}"
                         )
-                yield from _other_fleets(session.perform("others", where, deadline), where["fleet_id"], host)
+                others: list[OtherFleet] = session.perform("others", where, deadline).get("others") or []
+                yield from _other_fleets(others, where["fleet_id"], host)
                 if tunnel:
                     yield _tunnel_step(tunnel)
                 if declared and found.get("installed"):
@@ -88,8 +121,8 @@ class Doctor:
 
     # ----------------------------------------------------------------------------------------------- the manager
 
-    def _ask_manager(self, host: Host) -> tuple[dict[str, Any], DoctorStep]:
-        """(the manager's response about the host, or {} if it is unreachable; the step). Declares nothing."""
+    def _ask_manager(self, host: Host) -> tuple[DeploymentInfo | None, DoctorStep]:
+        """(the manager's response about the host, or None if there is none; the step). Declares nothing."""
         request = {
             "hosts": [
                 {
@@ -104,9 +137,9 @@ class Doctor:
         try:
             reply = self._client.deploy(request)
         except ManagerUnreachable as exc:
-            return {}, DoctorStep("manager", "bad", exc.message, exc.next_step)
+            return None, DoctorStep("manager", "bad", exc.message, exc.next_step)
         except ProcGuardError as exc:
-            return {}, DoctorStep("manager", "bad", exc.message, exc.next_step)
+            return None, DoctorStep("manager", "bad", exc.message, exc.next_step)
         return reply, DoctorStep("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
 
     def _archive(self) -> Iterator[DoctorStep]:
@@ -129,22 +162,24 @@ class Doctor:
             yield DoctorStep("log archive", "ok", f"{place}: last upload {age_s:.0f} s ago, {waiting_kb:,} KB wait, "
                              f"conditional uploads: {_IN_WORDS[view.get('conditional')]}")  # fmt: skip
 
-    def _tunnel(self, host: Host) -> dict[str, Any]:
+    def _tunnel(self, host: Host) -> HostTunnel:
         """The manager's status of the tunnel that the inventory declares."""
         try:
             views = self._client.hosts()["hosts"]
         except ProcGuardError as exc:
-            return {"state": "down", "reason": exc.message}
+            return HostTunnel("down", exc.message)
         found = next((view.get("tunnel") for view in views if view.get("host") == host.name), None)
-        return dict(found or {"state": "none", "reason": "not reported to the manager yet"})
+        if not found:
+            return HostTunnel("none", "not reported to the manager yet")
+        return HostTunnel(found["state"], found.get("reason") or "", found["port"], found.get("since"))
 
     def _reach(
         self,
         host: Host,
-        declared: dict[str, Any],
-        tunnel: dict[str, Any],
+        declared: DeploymentInfo,
+        tunnel: HostTunnel | None,
         session: HostSession,
-        where: dict[str, Any],
+        where: dict[str, str],
         deadline: float,
     ) -> Iterator[DoctorStep]:
         mine = declared["hosts"][host.name]
@@ -156,10 +191,10 @@ class Doctor:
             "manager_urls": urls,
             "manager_url_fixed": bool(host.manager_url),
             "manager_port": port_of(urls[0]) if urls else 0,
-            "tunnel_url": f"http://127.0.0.1:{tunnel['port']}" if tunnel.get("state") == "up" else "",
+            "tunnel_url": f"http://127.0.0.1:{tunnel.port}" if tunnel and tunnel.state == "up" else "",
             **trust_request(declared),
         }
-        report = session.perform("reach", request, deadline)
+        report = cast(ReachReport, session.perform("reach", request, deadline))
         if report.get("found"):
             yield DoctorStep("path to the manager", "ok", f"{report['found']} responds there and proves its identity")
             yield from _agents_addresses(report, host)
@@ -170,7 +205,7 @@ class Doctor:
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
 
-    def _verifier(self, host: Host, declared: dict[str, Any]) -> Iterator[DoctorStep]:
+    def _verifier(self, host: Host, declared: DeploymentInfo | None) -> Iterator[DoctorStep]:
         if not declared:
             return
         try:
@@ -201,8 +236,9 @@ class Doctor:
             yield DoctorStep("heartbeat", "bad", exc.message, exc.next_step)
 
 
-def _gpus(usage: dict[str, Any]) -> Iterator[DoctorStep]:
-    """Whether the agent can read the host's GPUs and their faults. Nothing for a host without GPUs."""
+def _gpus(usage: Mapping[str, Any]) -> Iterator[DoctorStep]:
+    """Whether the agent can read the host's GPUs and their faults. Nothing for a host without GPUs. `usage`: as in its
+    heartbeats (HostUsage)."""
     gpus, trouble, unread = usage.get("gpus") or [], usage.get("gpu_trouble"), usage.get("kernel_log_trouble")
     if trouble:
         yield DoctorStep("GPUs", "warn", str(trouble), "run nvidia-smi on the host: is its driver loaded?")
@@ -215,7 +251,7 @@ def _gpus(usage: dict[str, Any]) -> Iterator[DoctorStep]:
         )  # fmt: skip
 
 
-def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep]:
+def _agents_addresses(report: ReachReport, host: Host) -> Iterator[DoctorStep]:
     """A warning if none of the agent's manager addresses is this manager's."""
     known = report.get("known")
     if not known or report.get("known_works"):
@@ -227,13 +263,13 @@ def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep
     yield DoctorStep("agent's addresses", "bad", detail, then)
 
 
-def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
-    if tunnel["state"] == "up":
-        what = f"port {tunnel['port']} of the host has led to the manager since {tunnel.get('since')}"
+def _tunnel_step(tunnel: HostTunnel) -> DoctorStep:
+    if tunnel.state == "up":
+        what = f"port {tunnel.port} of the host has led to the manager since {tunnel.since}"
         return DoctorStep("tunnel", "ok", what)
-    if tunnel["state"] == "none":
-        return DoctorStep("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
-    what = f"{tunnel['state']}: {tunnel.get('reason') or 'opening'}"
+    if tunnel.state == "none":
+        return DoctorStep("tunnel", "bad", tunnel.reason, "deploy it: invoke deploy --hosts …")
+    what = f"{tunnel.state}: {tunnel.reason or 'opening'}"
     return DoctorStep("tunnel", "bad", what, "the manager opens it with its own SSH: see recovery over SSH")
 
 
@@ -264,7 +300,7 @@ def _network(target: Target) -> Iterator[DoctorStep]:
         )
 
 
-def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
+def _on_the_host(found: HostStatus, now: float) -> Iterator[DoctorStep]:
     skipped = skipped_in_words(found.get("python_skipped") or ())
     used = f"{found.get('python_version')} ({found.get('python')})"
     if skipped:
@@ -290,7 +326,7 @@ def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
     yield _agent(found)
 
 
-def _agent(found: dict[str, Any]) -> DoctorStep:
+def _agent(found: HostStatus) -> DoctorStep:
     if not found.get("installed"):
         return DoctorStep("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
     if found.get("stopped_by_hand"):
@@ -311,10 +347,10 @@ def _agent(found: dict[str, Any]) -> DoctorStep:
     return DoctorStep("agent", "ok", f"runs (pid {found.get('pid')}, release {release}, {kept})")
 
 
-def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator[DoctorStep]:
+def _other_fleets(others: list[OtherFleet], fleet_id: str, host: Host) -> Iterator[DoctorStep]:
     """Agents of other fleets on this host; bad if one of them runs a worker that this inventory declares."""
     declared = {worker.worker_id for worker in host.workers}
-    for other in report.get("others") or []:
+    for other in others:
         manager = f" (manager {other['manager']})" if other.get("manager") else ""
         named, doubled = ", ".join(other["workers"][:8]) or "nothing", sorted(declared.intersection(other["workers"]))
         detail = f"fleet {other['fleet_id']}{manager} has an agent here too and runs {named}; this one is {fleet_id}"

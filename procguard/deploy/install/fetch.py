@@ -17,6 +17,7 @@ from procguard.console import tables
 from procguard.deploy.install.rollout import HostResult, Listener, Rollout, RolloutPlan
 from procguard.deploy.session.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
+from procguard.json_types import Json
 from remote_agent.install.files import PIECE_BYTES
 from remote_agent.protocol import messages
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 HOST_TIMEOUT_S = 120.0  # to connect and to list the files
 FETCH_TIMEOUT_S = 3600.0
 PAUSE_S = 60.0  # maximum time without a byte received
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Fetcher:
         for host in hosts:
             if not messages.valid_id(host.name):
                 raise UsageError(f"{host.name!r} is not a valid folder name", "rename the host in the inventory")
-        return self._rollout.run(hosts, lambda _wave: {}, lambda host, _, result: self._one(host, wanted, result))
+        return self._rollout.run(hosts, lambda _wave: None, lambda host, _, result: self._one(host, wanted, result))
 
     def _one(self, host: Host, wanted: Wanted, result: HostResult) -> None:
         self._listener.stage(host.name, "connect")

@@ -33,6 +33,7 @@ from procguard.deploy.ssh.pool import MAX_STUCK, ConnectionPool, PoolExhausted, 
 from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from procguard.json_types import Json
 from remote_agent.protocol.messages import encode_dict as expanded
 
 MAX_DEADLINE_S = 30.0
@@ -41,8 +42,6 @@ ANSWER_MARGIN_S = 0.2  # a task that fails at the deadline reports a more precis
 MAX_LINE_BYTES = 256 * 1024
 MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # limits of a host's report of its agent's addresses
 NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be up, but the state of its agent is unknown
-
-Json = dict[str, Any]
 
 
 class Helper:

@@ -6,7 +6,8 @@ Owns the worker states in a host's result; client/coming_up.py has the criteria 
 from __future__ import annotations
 
 from procguard.client.api import ManagerClient
-from procguard.client.coming_up import View, WaitLimit, Watcher, is_bad
+from procguard.client.coming_up import WaitLimit, Watcher, is_bad
+from procguard.client.types import WorkerInfo
 from procguard.deploy.install.rollout import HostResult
 from procguard.errors import HostError
 
@@ -20,7 +21,7 @@ class WorkerReadiness:
     def __init__(self, client: ManagerClient, limit: WaitLimit) -> None:
         self._watcher = Watcher(client, limit)
 
-    def views(self) -> dict[str, View]:
+    def views(self) -> dict[str, WorkerInfo]:
         return self._watcher.views()
 
     def settle(self, results: list[HostResult]) -> None:
@@ -34,8 +35,8 @@ class WorkerReadiness:
         """Record the states of these hosts' workers without waiting."""
         self._note(results, self._watcher.views(FRESH_VIEW_S))
 
-    def _note(self, results: list[HostResult], views: dict[str, View]) -> None:
-        bad: dict[str, View] = {}
+    def _note(self, results: list[HostResult], views: dict[str, WorkerInfo]) -> None:
+        bad: dict[str, WorkerInfo] = {}
         for result in results:
             for worker_id, one in result.workers.items():
                 view = views.get(worker_id)

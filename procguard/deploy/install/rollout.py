@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from procguard.client.coming_up import Started
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
+from procguard.json_types import Json
 
+Prepared = TypeVar("Prepared")
 Status = Literal["ok", "changed", "failed", "unreachable", "skipped"]
-Json = dict[str, Any]
 
 
 @dataclass
@@ -96,8 +97,8 @@ class Rollout:
     def run(
         self,
         hosts: list[Host],
-        prepare: Callable[[list[Host]], Json],
-        action: Callable[[Host, Json, HostResult], None],
+        prepare: Callable[[list[Host]], Prepared],
+        action: Callable[[Host, Prepared, HostResult], None],
         settle: Callable[[list[HostResult]], None] = lambda results: None,
         halts: Callable[[HostResult], bool] = lambda result: False,
     ) -> list[HostResult]:
@@ -131,8 +132,8 @@ class Rollout:
     def _wave(
         self,
         wave: list[Host],
-        prepared: Json,
-        action: Callable[[Host, Json, HostResult], None],
+        prepared: Prepared,
+        action: Callable[[Host, Prepared, HostResult], None],
         settle: Callable[[list[HostResult]], None],
     ) -> list[HostResult]:
         def run(host: Host) -> HostResult:

@@ -11,14 +11,20 @@ from datetime import datetime
 from typing import Any
 
 from procguard.client.api import ManagerClient
+from procguard.client.types import HostInfo, HostsInfo
 from procguard.errors import HostError
+from procguard.json_types import Json
 
 POLL_S = 0.15
 QUICK_POLL_S = 0.02  # poll interval for a manager that answers quickly
 POLL_SHARE = 0.1  # polls take at most this share of the manager's time
 RECHECK_S = 900.0  # validity of the manager's last SSH check of an unchanged host
 
-Json = dict[str, Any]
+
+class HostSeen(HostInfo):
+    """The view of a host, with the manager's time."""
+
+    server_time: str
 
 
 class AgentVerifier:
@@ -29,26 +35,27 @@ class AgentVerifier:
         self._lock = threading.Lock()
         self._polled_at = 0.0  # monotonic time at which the newest answer was requested
         self._pause_s = POLL_S
-        self._answer: Json = {}
+        self._answer: HostsInfo = {"hosts": [], "server_time": ""}
 
     def now(self) -> datetime | None:
         """The manager's time, as `since` for `wait_for`; None if unknown."""
-        return _time(self._fresh(time.monotonic()).get("server_time"))
+        return _time(self._fresh(time.monotonic())["server_time"])
 
     def wait_for(
         self, agent_id: str, deadline: float, since: datetime | None = None, *, connected_is_enough: bool = False
-    ) -> Json:
+    ) -> HostSeen:
         """Wait for a heartbeat after `since`, by default the time of this call. Returns the host's view.
 
         Raises HostError at the deadline. Compares times of the manager's clock only: `server_time` and `last_seen`.
         """
         since = since or self.now()
         while True:
-            view = self._fresh(time.monotonic() - self._pause_s)
-            mine: Json = next((one for one in view.get("hosts", []) if one.get("agent") == agent_id), {})
-            seen = _time(mine.get("last_seen"))
-            if (seen and since and seen > since) or (connected_is_enough and mine.get("agent_state") == "connected"):
-                return {**mine, "server_time": view.get("server_time")}
+            answer = self._fresh(time.monotonic() - self._pause_s)
+            mine = next((one for one in answer["hosts"] if one.get("agent") == agent_id), None)
+            seen = _time(mine.get("last_seen")) if mine else None
+            connected = connected_is_enough and mine is not None and mine.get("agent_state") == "connected"
+            if mine is not None and ((seen and since and seen > since) or connected):
+                return {**mine, "server_time": answer["server_time"]}
             if time.monotonic() > deadline:
                 when = f"last heartbeat {seen.isoformat()}" if seen else "never sent a heartbeat"
                 raise HostError(
@@ -58,7 +65,7 @@ class AgentVerifier:
                 )
             time.sleep(self._pause_s)
 
-    def _fresh(self, not_before: float) -> Json:
+    def _fresh(self, not_before: float) -> HostsInfo:
         """A response requested after `not_before`; threads share one request."""
         with self._lock:
             if self._polled_at <= not_before:
@@ -69,7 +76,7 @@ class AgentVerifier:
             return self._answer
 
 
-def known_recovery(seen: Json) -> Json:
+def known_recovery(seen: HostSeen) -> Json:
     """{"ok", "reason"} of the manager's recent SSH check of this host; {} if there is none and it should be
     repeated."""
     known = seen.get("recovery_ssh") or {}

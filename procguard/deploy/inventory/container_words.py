@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from procguard.json_types import Json
+
 # Options without a value: ignored ones, which are the default or have no meaning for a worker; and kept ones.
 _FLAGS = frozenset({"--detach", "--rm", "--interactive", "--tty", "--replace", "--quiet", "--publish-all"})
 _SWITCHES = frozenset({"--privileged", "--init", "--read-only", "--no-healthcheck", "--oom-kill-disable"})
@@ -23,7 +25,7 @@ def declared_by(engine: str, words: Iterable[str]) -> str:
     """The arguments of `docker run` as keys of a worker: "container: {image: img, mounts: [/d:/d]}, command: [run]".
 
     Values of variables are omitted. An image of Docker's registry gets its full name, which podman requires."""
-    rest, container, more = list(words), dict[str, Any](), dict[str, Any]()
+    rest, container, more = list(words), Json(), Json()
     mounts, options, env = list[str](), list[str](), dict[str, str]()
     while rest and rest[0].startswith("-"):
         name, equals, value = rest.pop(0).partition("=")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from procguard.deploy.inventory.model import Host
+from procguard.json_types import Json
 
 OLDEST = (4, 0)  # the first version with --log-driver=passthrough
 NEXT = "install it there: apt-get install podman, or dnf install podman"
@@ -18,7 +20,7 @@ class HostLack(NamedTuple):
     next_step: str
 
 
-def asked_of(host: Host) -> dict[str, Any]:
+def asked_of(host: Host) -> Json:
     """The part of the first message to the host that asks for podman, if podman is required."""
     return {"podman": True} if _workers(host) else {}
 
@@ -28,7 +30,7 @@ def used_by(host: Host) -> str:
     return _listed([one.worker_id for one in _workers(host)])
 
 
-def findings(host: Host, found: dict[str, Any]) -> list[HostLack]:
+def findings(host: Host, found: Mapping[str, Any]) -> list[HostLack]:
     """The requirements that the host does not meet according to its report; empty if it meets all."""
     if not asked_of(host):
         return []
@@ -96,7 +98,7 @@ def _workers(host: Host) -> list[Any]:
     return [one for one in host.workers if one.spec.get("container")]
 
 
-def _is_fenced(host: Host, spec: dict[str, Any]) -> bool:
+def _is_fenced(host: Host, spec: Json) -> bool:
     policy = host.policies.get(str(spec.get("group") or ""))
     return spec.get("on_partition") == "fence" or (policy is not None and policy.restart == "gang")
 

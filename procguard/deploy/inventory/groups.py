@@ -18,6 +18,7 @@ from procguard.deploy.inventory import names, positions
 from procguard.deploy.inventory.positions import ReportMistake
 from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
+from procguard.json_types import Json
 
 EXTENSIONS = ("", ".yml", ".yaml", ".json")  # extensions of files in group_vars/ and host_vars/
 MOST_HOSTS = 100_000  # limit per inventory
@@ -28,7 +29,7 @@ PRIORITY = "ansible_group_priority"
 @dataclass
 class Group:
     name: str
-    variables: dict[str, Any] = field(default_factory=dict)
+    variables: Json = field(default_factory=dict)
     hosts: dict[str, None] = field(default_factory=dict)  # in the order in which they were named
     children: list[str] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Groups:
         self.file: Path | None = None  # the file being read
         self.directory = self.directories[0]  # the directory of the source being read
         self.by_name: dict[str, Group] = {ALL: Group(ALL), UNGROUPED: Group(UNGROUPED)}
-        self.host_variables: dict[str, dict[str, Any]] = {}
+        self.host_variables: dict[str, Json] = {}
         self._origins: dict[str, tuple[Path, Path | None]] = {}
         self._members: dict[str, list[str]] = {}
         self._groups_of: dict[str, list[Group]] = {}
@@ -55,7 +56,7 @@ class Groups:
         self._paths: dict[tuple[str, str], list[Path]] = {}  # (group_vars or host_vars, name) -> its files
         self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> the existing folder
         self._group_positions: dict[tuple[str, str], str] = {}  # (group, variable) -> its location
-        self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as read, and their location
+        self._said: dict[str, list[tuple[Json, str]]] = {}  # host -> variables as read, and their location
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
@@ -92,7 +93,7 @@ class Groups:
         else:
             self.report(where, f"{PRIORITY} of {group}: {value!r} is not a number", "write e.g. 10")
 
-    def add_hosts(self, group: str, pattern: str, variables: dict[str, Any], where: str) -> None:
+    def add_hosts(self, group: str, pattern: str, variables: Json, where: str) -> None:
         """`pattern`: a name or a range, with or without `:port`."""
         bare, port = names.split_port(pattern)
         try:
@@ -160,10 +161,10 @@ class Groups:
         """The groups of a host in the order in which their variables apply."""
         return self._groups_of[host]
 
-    def variables(self, host: str) -> dict[str, Any]:
+    def variables(self, host: str) -> Json:
         """All variables of a host by precedence, templates not rendered."""
         groups = self.groups_of(host)
-        merged: dict[str, Any] = {}
+        merged: Json = {}
         for group in groups:
             merged.update(group.variables)
         for group in groups:
@@ -191,9 +192,9 @@ class Groups:
         directory, file = self._origins[host]
         return directory.absolute(), (file or directory).absolute()
 
-    def _variables_in(self, folder: str, name: str) -> dict[str, Any]:
+    def _variables_in(self, folder: str, name: str) -> Json:
         """The variables of group_vars/<name> or host_vars/<name>: a file, or a folder of files in order."""
-        merged: dict[str, Any] = {}
+        merged: Json = {}
         for path in self._variable_files(folder, name):
             if path not in self._files:
                 self._files[path] = self._loaded(path)
@@ -237,7 +238,7 @@ def is_list(source: str) -> bool:
     return "," in source and not os.path.exists(source)
 
 
-def _place(variables: dict[str, Any], where: str, variable: str) -> str:
+def _place(variables: Json, where: str, variable: str) -> str:
     if variable not in variables:
         return ""
     return variables.where(variable) if isinstance(variables, positions.Map) else where

@@ -27,6 +27,7 @@ from procguard.deploy.inventory.workers import VARIABLE, DeclaredWorker, SpecRea
 from procguard.deploy.ssh.credentials import HostSecrets
 from procguard.deploy.ssh.target import USER_NAME, Target, parse_ssh_args
 from procguard.errors import HostUnreachable, InventoryError
+from procguard.json_types import Json
 
 MAX_MISTAKES = 20
 SERVICES = ("auto", "systemd", "cron", "none")
@@ -162,9 +163,7 @@ class _InventoryReader:
             return contained.run(lambda bounds: self._meant(groups, variables, bounds))
         return self._meant(groups, variables, None)
 
-    def _meant(
-        self, groups: Groups, variables: dict[str, dict[str, Any]], bounds: contained.Bounds | None
-    ) -> Inventory:
+    def _meant(self, groups: Groups, variables: dict[str, Json], bounds: contained.Bounds | None) -> Inventory:
         peers = HostVars(variables, lambda name: self._renderers[name])
         for name, own in variables.items():
             base = str(groups.origin(name)[0])
@@ -181,7 +180,7 @@ class _InventoryReader:
 
     # ------------------------------------------------------------------------------------------------ hosts
 
-    def _variables(self, host: str, groups: Groups) -> dict[str, Any]:
+    def _variables(self, host: str, groups: Groups) -> Json:
         """All variables of a host by precedence, including Ansible's built-in ones."""
         merged = groups.variables(host)
         _, file = groups.origin(host)
@@ -195,13 +194,13 @@ class _InventoryReader:
         )
         return merged
 
-    def _host(self, name: str, variables: dict[str, Any], inventory: Groups) -> Host:
+    def _host(self, name: str, variables: Json, inventory: Groups) -> Host:
         renderer = self._renderers[name]
         groups = [group for group in variables["group_names"] if group != UNGROUPED]
         where = f"{self._source}: host {name}"
         self._hosts[where] = (name, inventory)
         warnings = list(self._warnings)
-        values: dict[str, Any] = {}
+        values: Json = {}
         for variable in variables:
             if variable.startswith("procguard_") and variable not in PROCGUARD_VARIABLES:
                 warnings.append(
@@ -248,8 +247,8 @@ class _InventoryReader:
             inventory_name=name,
         )
 
-    def _target(self, name: str, values: dict[str, Any], where: str, warnings: list[str]) -> Target:
-        fields: dict[str, Any] = {}
+    def _target(self, name: str, values: Json, where: str, warnings: list[str]) -> Target:
+        fields: Json = {}
         for variable in ("ansible_ssh_args", "ansible_ssh_common_args", "ansible_ssh_extra_args"):
             try:
                 more, ignored = parse_ssh_args(str(values.get(variable) or ""))
@@ -303,7 +302,7 @@ class _InventoryReader:
             self._report(where, f"ansible_connection: {value} is not supported", "use ssh or local")
         return given
 
-    def _become(self, values: dict[str, Any], where: str) -> str:
+    def _become(self, values: Json, where: str) -> str:
         """The user under which the agent is installed, using sudo; "" for the login user."""
         if not self._truth("ansible_become", _first(values, "ansible_become", "ansible_sudo"), where):
             return ""
@@ -391,7 +390,7 @@ def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
     return any(_has_templates(one, seen) for one in ([*value, *value.values()] if isinstance(value, dict) else value))
 
 
-def _meant_for(variable: str, variables: dict[str, Any]) -> str:
+def _meant_for(variable: str, variables: Json) -> str:
     """The known variable that an unknown one is probably a misspelling of; "" if it is unrelated to ProcGuard."""
     if variable in PROCGUARD_VARIABLES:
         return ""
@@ -426,7 +425,7 @@ def _absolute(place: str) -> str:
     return f"{os.path.abspath(found[1])}:{found[2]}" if found and place.isprintable() else ""
 
 
-def _secrets(values: dict[str, Any]) -> HostSecrets:
+def _secrets(values: Json) -> HostSecrets:
     """The secrets in Ansible's variables; if one has several names, the first that is set."""
     return HostSecrets(
         str(_first(values, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password") or ""),
@@ -435,7 +434,7 @@ def _secrets(values: dict[str, Any]) -> HostSecrets:
     )
 
 
-def _first(values: dict[str, Any], *names: str) -> Any:
+def _first(values: Json, *names: str) -> Any:
     return next((values[name] for name in names if values.get(name) not in (None, "")), None)
 
 

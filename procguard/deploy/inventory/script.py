@@ -12,6 +12,7 @@ from typing import Any
 
 from procguard.deploy.inventory.groups import Groups
 from procguard.errors import InventoryError
+from procguard.json_types import Json
 
 TIMEOUT_S = 120.0
 MAX_BYTES = 64 * 1024 * 1024
@@ -52,7 +53,7 @@ def _take_group(groups: Groups, name: str, body: Any, path: Path) -> None:
         groups.report(str(path), f"vars of {name} must be a mapping", "fix the script")
 
 
-def _list(groups: Groups, body: dict[str, Any], key: str, name: str, path: Path) -> list[Any]:
+def _list(groups: Groups, body: Json, key: str, name: str, path: Path) -> list[Any]:
     found = body.get(key) or []
     if isinstance(found, list):
         return found
@@ -60,7 +61,7 @@ def _list(groups: Groups, body: dict[str, Any], key: str, name: str, path: Path)
     return []
 
 
-def _run(path: Path, *arguments: str) -> dict[str, Any]:
+def _run(path: Path, *arguments: str) -> Json:
     what = " ".join((str(path), *arguments))
     try:
         done = subprocess.run(

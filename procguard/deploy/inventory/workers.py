@@ -21,6 +21,7 @@ from procguard.deploy.inventory.positions import Map
 from procguard.deploy.inventory.templates.functions import TemplateMistake
 from procguard.deploy.inventory.templates.renderer import Renderer
 from procguard.deploy.inventory.vault import Encrypted
+from procguard.json_types import Json
 from remote_agent.agent.spec_file import mistakes_in
 from remote_agent.protocol import messages
 
@@ -39,7 +40,7 @@ class DeclaredWorker:
     """`spec` holds every field of protocol.WorkerSpec, so that a changed default counts as a change."""
 
     worker_id: str
-    spec: dict[str, Any]
+    spec: Json
     where: str = ""
     keeps: bool = False  # sets on_partition: keep explicitly, which is also the default
     source: str = ""  # absolute file and line of its entry, "/home/ml/inventory/prod.yaml:12"; "": unknown
@@ -121,7 +122,7 @@ class SpecReader:
             return None
         return self._checked(worker_id, spec, where)
 
-    def _checked(self, worker_id: str, spec: dict[str, Any], where: str) -> DeclaredWorker | None:
+    def _checked(self, worker_id: str, spec: Json, where: str) -> DeclaredWorker | None:
         if isinstance(spec.get("umask"), int):
             self._report(
                 where, f"worker {worker_id}: umask must be in quotes", 'write: umask: "027" (YAML reads 027 as 23)'
@@ -156,7 +157,7 @@ class SpecReader:
             self._report(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
         return None if mistakes else DeclaredWorker(worker_id, full, where, spec.get("on_partition") == "keep")
 
-    def _known_keys(self, raw: dict[str, Any], where: str) -> bool:
+    def _known_keys(self, raw: Json, where: str) -> bool:
         well = self._check_keys(raw, (*_KEYS[messages.WorkerSpec], "id", "worker_id", "replicas"), where, "")
         if isinstance(raw.get("restart"), dict):
             well = self._check_keys(raw["restart"], _KEYS[messages.RestartPolicy], where, "restart.") and well
@@ -177,7 +178,7 @@ class SpecReader:
                     well = self._check_keys(hook, _KEYS[messages.Hook], where, f"{name}.") and well
         return well
 
-    def _check_keys(self, raw: dict[str, Any], known: Any, where: str, prefix: str) -> bool:
+    def _check_keys(self, raw: Json, known: Any, where: str, prefix: str) -> bool:
         unknown = [key for key in raw if key not in known]
         for key in unknown:
             near = difflib.get_close_matches(str(key), known, 1)
@@ -203,7 +204,7 @@ def _is_branch(part: Any) -> bool:
     return isinstance(part, str) and (part in ("str", "int", "none") or part.startswith(("list[", "dict[")))
 
 
-def _plain(spec: dict[str, Any]) -> dict[str, Any]:
+def _plain(spec: Json) -> Json:
     """The specification with short forms expanded: numbers in env and labels, a single health check, `restart: always`,
     `tty: true`, a hook as one line, setup as a block of text."""
     spec = dict(spec)

@@ -10,12 +10,13 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 from procguard.deploy.ssh.credentials import BECOME_PASSWORD
 from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError
+from procguard.json_types import Json
 from remote_agent.install.__main__ import LINE_MARK
 
 MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session starts
@@ -135,6 +136,37 @@ def _no_sudo(target: Target, what: str) -> HostError:
     return HostError(f"{target.host}: {what}", next_step, code="become")
 
 
+class HostStatus(TypedDict, total=False):
+    """What an installer reports of its host (remote_agent/install/installer.py); those of earlier releases omit newer
+    fields. `python_skipped`: Pythons that do not work, with the reasons. `time`: the host's clock. The last five only
+    if they were asked for."""
+
+    installed: bool
+    running: bool
+    pid: int | None
+    frozen: bool
+    release: str
+    previous: str
+    agent_dir: str
+    keep_alive: str
+    keep_alive_reason: str
+    stopped_by_hand: bool
+    manager_urls: list[str]
+    secret_sha256: str
+    python: str
+    python_skipped: list[str]
+    python_version: str
+    magic: str
+    user: str
+    free_bytes: int | None
+    time: float
+    workers: list[Json]
+    podman: str
+    podman_user: str
+    podman_lacks: list[str]
+    podman_gpus: list[str]
+
+
 class HostSession:
     """The client of the installer on one host. Use it from one thread; close the pipe's owner when done."""
 
@@ -153,21 +185,21 @@ class HostSession:
     def open(self, deadline: float) -> None:
         self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
 
-    def hello(self, where: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def hello(self, where: Mapping[str, Any], deadline: float) -> HostStatus:
         """Begin the session. `where`: fleet_id, host, home. Returns `Installer.status`; with `workers` also the
         running workers."""
         reply = self._ask({"op": "hello", **where}, deadline)
-        return dict(reply["hello"])
+        return cast(HostStatus, dict(reply["hello"]))
 
     def install(
         self,
-        request: dict[str, Any],
+        request: Json,
         bundle: bytes,
         deadline: float,
         code: Callable[[], bytes] = bytes,
         op: Literal["install", "upgrade"] = "install",
         secret: Callable[[str], str] = lambda current_sha256: "",
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Install or upgrade the agent. The bundle, its byte code and a `secret` are sent only if the host requests
         them: see `Installer.install`."""
         reply = self._ask({"op": op, **request}, deadline)
@@ -180,12 +212,10 @@ class HostSession:
             reply = self._ask({"secret": secret(str(reply.get("secret_sha256", "")))}, deadline)
         return dict(reply["report"])
 
-    def perform(self, op: str, where: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def perform(self, op: str, where: Mapping[str, Any], deadline: float) -> Json:
         return dict(self._ask({"op": op, **where}, deadline)["report"])
 
-    def ask(
-        self, message: dict[str, Any], deadline: float, data: Iterable[bytes] = (), pause_s: float = 60.0
-    ) -> dict[str, Any]:
+    def ask(self, message: Json, deadline: float, data: Iterable[bytes] = (), pause_s: float = 60.0) -> Json:
         """Send a message to another part of the installer, followed by pieces of data, and return the response. Each
         piece may take `pause_s`."""
         self._send(message, deadline)
@@ -210,7 +240,7 @@ class HostSession:
         except ValueError as exc:
             raise self._error("bad_answer", "sent something that is not a number", "try again") from exc
 
-    def answer(self, deadline: float) -> dict[str, Any]:
+    def answer(self, deadline: float) -> Json:
         """Read the next line that the host sends without a request."""
         return self._answer(deadline)
 
@@ -221,11 +251,11 @@ class HostSession:
 
     # ---------------------------------------------------------------------------------------------- inside
 
-    def _ask(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def _ask(self, message: Json, deadline: float) -> Json:
         self._send(message, deadline)
         return self._answer(deadline)
 
-    def _send(self, message: dict[str, Any], deadline: float) -> None:
+    def _send(self, message: Json, deadline: float) -> None:
         self._put(json.dumps(message, separators=(",", ":")).encode() + b"\n", deadline)
 
     def _put(self, data: bytes, deadline: float) -> None:
@@ -251,7 +281,7 @@ class HostSession:
             self._print(self._unread)
             raise self._ended()
 
-    def _answer(self, deadline: float) -> dict[str, Any]:
+    def _answer(self, deadline: float) -> Json:
         while True:
             line = self._line(deadline)
             _, mark, answer = line.partition(_ANSWER)  # start-up files may print without a newline before it
@@ -277,7 +307,7 @@ class HostSession:
         words = " ".join((self._printed.decode("utf-8", "replace") + " " + self._pipe.errors()).split())
         return f"it printed “{words[-MAX_QUOTED_CHARS:]}”" if words else "it printed nothing"
 
-    def _checked(self, text: bytes) -> dict[str, Any]:
+    def _checked(self, text: bytes) -> Json:
         try:
             reply = json.loads(text)
         except ValueError as exc:

@@ -24,6 +24,7 @@ from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, LoginCred
 from procguard.deploy.ssh.deadline import remaining_s
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
+from procguard.json_types import Json
 from remote_agent.tunnel.mux import MuxEnded, Wire
 
 CONNECT_TIMEOUT_S = 10.0
@@ -184,7 +185,7 @@ def _parse_hop(text: str, earlier: str, known_hosts: str) -> Target:
     return Target(name, port=int(port or 0), user=user, proxy_jump=earlier, known_hosts=known_hosts)
 
 
-def known_hosts_files(target: Target, ssh_config: dict[str, Any]) -> list[str]:
+def known_hosts_files(target: Target, ssh_config: Json) -> list[str]:
     if target.known_hosts:
         own = shlex.split(target.known_hosts)
     else:

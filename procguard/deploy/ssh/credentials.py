@@ -61,7 +61,7 @@ class LoginCredentials:
         self._passphrase = _from(values, PASSPHRASE)
         self._ask = ask
         self._lock = threading.Lock()
-        self._opened: dict[str, Any] = {}  # key file -> the key; None: its passphrase is unknown
+        self._opened: dict[str, object] = {}  # key file -> the key; None: its passphrase is unknown
 
     def password(self, host: str) -> str:
         """The password for the log-in at a host of the inventory; "" if none."""

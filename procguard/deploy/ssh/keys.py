@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import paramiko
 
 from procguard.deploy.ssh.credentials import LoginCredentials
+from procguard.json_types import Json
 
 USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 
@@ -26,7 +26,7 @@ class LockedKey(paramiko.PasswordRequiredException):
         self.path = path
 
 
-def identity_files(key_filename: str, ssh_config: dict[str, Any]) -> list[str]:
+def identity_files(key_filename: str, ssh_config: Json) -> list[str]:
     """The existing key files for a log-in: those of the inventory, otherwise of ~/.ssh/config, otherwise the
     defaults."""
     named = [key_filename] if key_filename else list(ssh_config.get("identityfile", []))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.errors import HostUnreachable
+from procguard.json_types import Json
 
 USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # names that are safe as a word of a command line
 # Valid values of %h, %n and %r in a ProxyCommand or a Match exec, shell lines that contain them without quoting: no
@@ -66,7 +67,7 @@ def bad_name(host: str, what: str, text: str, key: str) -> HostUnreachable:
     return HostUnreachable(f"{shown}: {text[:64]!a} is not a valid {what}", f"correct {key}", code="bad_name")
 
 
-def to_dict(target: Target) -> dict[str, Any]:
+def to_dict(target: Target) -> Json:
     return dataclasses.asdict(target)
 
 
@@ -101,12 +102,12 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 
-def parse_ssh_args(text: str) -> tuple[dict[str, Any], list[str]]:
+def parse_ssh_args(text: str) -> tuple[dict[str, str | bool], list[str]]:
     """The fields that `ansible_ssh_common_args` sets, and the unsupported options (reported once).
 
     Raises ValueError for text that a shell could not split.
     """
-    fields: dict[str, Any] = {}
+    fields: dict[str, str | bool] = {}
     ignored: list[str] = []
     words = shlex.split(text)
     while words:

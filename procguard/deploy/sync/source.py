@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from procguard.deploy.inventory.code import VARIABLE, Sync
 from procguard.errors import UsageError
+from procguard.json_types import Json
 from remote_agent.install.project_sync.folder import BLOCK_BYTES, KEPT, MAX_ENTRIES, digest_of
 
 # Never useful on another machine: histories, byte code, environments with absolute paths.
@@ -31,7 +32,7 @@ class CodeSource:
     devices and the like."""
 
     root: str
-    manifest: dict[str, Any]
+    manifest: Json
     digest: str
     skipped: tuple[str, ...] = ()
 

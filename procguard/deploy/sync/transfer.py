@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from procguard.console import tables
 from procguard.deploy.inventory.code import Sync
@@ -20,12 +19,11 @@ from procguard.deploy.session.session import HostSession
 from procguard.deploy.sync import rsync_way
 from procguard.deploy.sync.source import CodeSource, Sources
 from procguard.errors import HostError
+from procguard.json_types import Json
 
 SYNC_TIMEOUT_S = 3600.0
 STEP_TIMEOUT_S = 300.0  # timeout of a step without content
 RSYNC_FROM_BYTES = 64 * 1024  # below this size, the open session is faster than starting rsync
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 from procguard.deploy.inventory.model import Host
-from procguard.deploy.session.session import HostSession, Sessions
+from procguard.deploy.session.session import HostSession, HostStatus, Sessions
 from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, ProcGuardError
+from procguard.json_types import Json
 
 MAX_KEPT = 64  # sessions kept open for the second stage; other hosts reconnect, because descriptors are limited
-
-Json = dict[str, Any]
 
 
 @dataclass
@@ -29,7 +27,7 @@ class _Visit:
     brought: list[Brought] = field(default_factory=list)
     error: ProcGuardError | None = None
     session: HostSession | None = None  # kept open, with the response to `hello`
-    found: Json = field(default_factory=dict)
+    found: HostStatus = field(default_factory=HostStatus)
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
@@ -78,7 +76,7 @@ class SyncWave:
         return visit.brought, visit.error
 
     @contextlib.contextmanager
-    def session(self, host: Host, where: Json, deadline: float) -> Iterator[tuple[HostSession, Json]]:
+    def session(self, host: Host, where: Json, deadline: float) -> Iterator[tuple[HostSession, HostStatus]]:
         """A session with `host` and its `hello` response: the one that synced the code, or a new one."""
         visit = self._visits.get(host.name)
         if visit is not None and visit.session is not None:

@@ -29,6 +29,7 @@ from procguard.deploy.ssh.failures import why
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
 from procguard.i18n.reasons import Reason, because, reason_of
+from procguard.json_types import Json
 from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer
 
@@ -38,8 +39,6 @@ FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
 GOOD_AFTER_S = 10.0  # after this time a tunnel is considered stable and its backoff is reset
 MAX_LINE_BYTES = 256 * 1024
 MAX_WAITING_BYTES = 256 * 1024 * 1024  # connections of all hosts to the manager's listener
-
-Json = dict[str, Any]
 
 
 def retry_delay_s(failures: int, rng: Callable[[], float] = random.random) -> float:

@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from procguard.json_types import Json
+
 MAX_FILE_BYTES = 1024 * 1024
 
 
@@ -92,7 +94,7 @@ def _yaml(value: Any, **options: Any) -> str:
 # ------------------------------------------------------------------------------------------- lists and mappings
 
 
-def dict2items(value: Any, key_name: str = "key", value_name: str = "value") -> list[dict[str, Any]]:
+def dict2items(value: Any, key_name: str = "key", value_name: str = "value") -> list[Json]:
     if not isinstance(value, Mapping):
         raise TemplateMistake(f"dict2items needs a mapping, got {type(value).__name__}")
     return [{key_name: key, value_name: one} for key, one in value.items()]
