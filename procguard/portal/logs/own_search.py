@@ -22,7 +22,8 @@ from procguard.fleet.model import clock
 from procguard.i18n.reasons import NONE, Reason, because, of_message
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
-from procguard.portal.logs.store import STEP_S, LogStore
+from procguard.portal.logs.store import LogStore
+from procguard.portal.logs.stored import STEP_S
 from procguard.runtime.cooperative import Pace
 from remote_agent.logs.grep import COLOURS, cut_out
 from remote_agent.protocol.messages import LogMatch

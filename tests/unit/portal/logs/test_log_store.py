@@ -12,7 +12,7 @@ import pytest
 
 from procguard import expression
 from procguard.agent_api.interface import LogGap
-from procguard.portal.logs import disk, retention
+from procguard.portal.logs import disk, retention, stored
 from procguard.portal.logs import index as log_index
 from procguard.portal.logs import store as logs
 from procguard.portal.logs.reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
@@ -112,8 +112,8 @@ def test_patterns_that_run_away_in_other_engines_are_quick(pattern: str) -> None
 
 def test_a_search_ends_in_time_and_says_so(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.append("w1", 1, "out", 0, b"line\n" * 1000, 10.0)
-    monkeypatch.setattr(logs, "MAX_SCAN_S", 0.0)
-    monkeypatch.setattr(logs, "STEP_S", 0.0)
+    monkeypatch.setattr(stored, "MAX_SCAN_S", 0.0)
+    monkeypatch.setattr(stored, "STEP_S", 0.0)
     assert texts(store, expression=expression.read("nothing")) == [
         "[procguard: stopped looking here after 0 s; narrow it down with since=, attempt= or stream=]"
     ]
