@@ -13,8 +13,8 @@ from procguard.cli.contexts import connect
 from procguard.cli.program.command import OptionGroup, operator_task, option
 from procguard.console.language import shown
 from procguard.console.terminal import say, say_json
+from procguard.deploy.install.deployer import DeployedInventory
 from procguard.errors import PartlyFailed, UsageError
-from procguard.json_types import Json
 
 if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host, Inventory
@@ -164,7 +164,7 @@ def deploy(
             "--prune: parts of the inventory could not be read, and what is missing in it need not be gone",
             "correct them (invoke deploy without --prune skips them)",
         )
-    named: Json = {}
+    named: DeployedInventory | None = None
     if found.identity and not found.incomplete:
         declared = {worker.worker_id: host.name for host in found.hosts.values() for worker in host.workers}
         hosts = None if among.limit else list(found.hosts)

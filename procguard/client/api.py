@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from procguard.client.managers import NEXT_URL as _NEXT_URL
 from procguard.client.managers import ManagerUrl, ManagerUrls
-from procguard.client.types import DeploymentInfo, HostsInfo, OperationInfo, WorkerInfo
+from procguard.client.types import DeploymentInfo, HostsInfo, OpenedTunnelInfo, OperationInfo, SshTriedInfo, WorkerInfo
 from procguard.errors import (
     Conflict,
     ManagerUnreachable,
@@ -191,12 +191,12 @@ class ManagerClient:
     def move(self, worker_id: str, host: str) -> Json:
         return self.call("POST", f"/api/workers/{quote(worker_id)}/move", {"host": host})
 
-    def check_ssh(self, host: str) -> Json:
-        return self.call("POST", f"/api/hosts/{quote(host)}/check-ssh", {}, timeout_s=45.0)
+    def check_ssh(self, host: str) -> SshTriedInfo:
+        return cast(SshTriedInfo, self.call("POST", f"/api/hosts/{quote(host)}/check-ssh", {}, timeout_s=45.0))
 
-    def open_tunnel(self, host: str) -> Json:
-        """{"ok", "url", "reason"}; waits until the host's tunnel is open or has failed."""
-        return self.call("POST", f"/api/hosts/{quote(host)}/tunnel", {}, timeout_s=60.0)
+    def open_tunnel(self, host: str) -> OpenedTunnelInfo:
+        """Waits until the host's tunnel is open or has failed."""
+        return cast(OpenedTunnelInfo, self.call("POST", f"/api/hosts/{quote(host)}/tunnel", {}, timeout_s=60.0))
 
     def tokens(self) -> list[Json]:
         return list(self.call("GET", "/api/tokens")["tokens"])

@@ -6,7 +6,7 @@ an earlier release omits newer ones. tests/unit/client/test_types.py compares th
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from procguard.json_types import Json, ReasonParams
 
@@ -121,6 +121,50 @@ class HostsInfo(TypedDict):
     server_time: str
 
 
+class WorkerResultInfo(TypedDict):
+    """What a deployment does with a worker. `starts`: the attempt that it starts, if any. A deployment adds the `state`
+    afterwards, and `trouble` if the worker did not come up."""
+
+    result: str
+    message: str
+    differences: NotRequired[list[str]]
+    starts: NotRequired[int | None]
+    state: NotRequired[str]
+    trouble: NotRequired[str]
+
+
+class AbsentHostInfo(TypedDict):
+    """A deployed host that the inventory no longer names. `guests`: workers that run there but are declared on other
+    hosts."""
+
+    agent_id: str
+    ssh: Json
+    procguard_home: str
+    workers: dict[str, WorkerResultInfo]
+    guests: list[str]
+
+
+class SshTriedInfo(TypedDict, total=False):
+    """Whether the manager can log in at a host."""
+
+    host: str
+    ok: bool
+    reason: str
+    reason_code: str
+    reason_params: ReasonParams
+
+
+class OpenedTunnelInfo(TypedDict, total=False):
+    """`url`: the manager's address for the host, "" while the tunnel is down."""
+
+    host: str
+    ok: bool
+    url: str
+    reason: str
+    reason_code: str
+    reason_params: ReasonParams
+
+
 class DeployedHostInfo(TypedDict):
     """A declared host. `workers`: results by worker id."""
 
@@ -128,7 +172,7 @@ class DeployedHostInfo(TypedDict):
     proof_key: str
     secret_sha256: str
     last_heartbeat_at: str | None
-    workers: dict[str, Json]
+    workers: dict[str, WorkerResultInfo]
 
 
 class DeploymentInfo(TypedDict):
@@ -137,7 +181,7 @@ class DeploymentInfo(TypedDict):
 
     fleet_id: str
     hosts: dict[str, DeployedHostInfo]
-    absent: dict[str, Json]
+    absent: dict[str, AbsentHostInfo]
     of_other_inventories: dict[str, str]
     manager_urls: list[str]
     manager_configured: list[str]

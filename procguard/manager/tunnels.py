@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
+from procguard.deploy.tunnel.client import TunnelSpec
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.model.records import AgentRecord, TunnelState, TunnelStatus
+from procguard.fleet.model.records import AgentRecord, SshSettings, TunnelState, TunnelStatus
 from procguard.fleet.shapes.parts import TunnelAnswer
 from procguard.fleet.store.interface import NotDurable
 from procguard.fleet.workers import views
-from procguard.json_types import Json
 from remote_agent.protocol import reasons
 
 log = logging.getLogger(__name__)
 
 
+class TunnelWay(NamedTuple):
+    ssh: SshSettings
+    home: str
+
+
 class Process(Protocol):
     """The interface of `deploy.tunnel_client.TunnelProcess`, replaced by a fake in tests."""
 
-    def keep(self, spec: Json) -> None: ...
+    def keep(self, spec: TunnelSpec) -> None: ...
 
     def drop(self, agent_id: str) -> None: ...
 
@@ -40,11 +45,11 @@ class Process(Protocol):
 class Tunnels:
     """Keeps tunnels open: `start` opens those of the fleet's hosts and follows changes."""
 
-    def __init__(self, fleet: Fleet, process: Callable[[Callable[[Json], None]], Process]) -> None:
+    def __init__(self, fleet: Fleet, process: Callable[[Callable[[Mapping[str, Any]], None]], Process]) -> None:
         self._fleet = fleet
         self._process = process(self._verifier)
         self._to_port = 0
-        self._kept: dict[str, Json] = {}  # agent -> the settings sent to the process, without the port on the host
+        self._kept: dict[str, TunnelWay] = {}  # agent -> the settings sent to the process, without the port on the host
         self._news: dict[str, threading.Event] = {}  # wakes callers that wait for a tunnel
 
     def start(self, to_port: int) -> None:
@@ -109,12 +114,13 @@ class Tunnels:
                 self._fleet.agents.tunnel_dropped(agent_id)
 
     def _keep(self, agent: AgentRecord, may_move: bool) -> None:
-        self._kept[agent.agent_id] = _way(agent)
+        way = self._kept[agent.agent_id] = _way(agent)
         self._fleet.agents.tunnel_dropped(agent.agent_id)
         self._process.keep(
             {
                 "agent_id": agent.agent_id,
-                **_way(agent),
+                "ssh": way.ssh,
+                "home": way.home,
                 "fleet_id": self._fleet.state.fleet_id,
                 "port": agent.tunnel_port,
                 "may_move": may_move or not agent.tunnel_port,
@@ -122,7 +128,7 @@ class Tunnels:
             }
         )
 
-    def _verifier(self, news: Json) -> None:
+    def _verifier(self, news: Mapping[str, Any]) -> None:
         agent_id = str(news.get("agent_id"))
         if agent_id not in self._kept:
             return
@@ -142,5 +148,5 @@ def _wanted(agent: AgentRecord) -> bool:
     return agent.tunnel and agent.kind == "deployed" and not agent.ssh.get("local")
 
 
-def _way(agent: AgentRecord) -> Json:
-    return {"ssh": agent.ssh, "home": agent.procguard_home}
+def _way(agent: AgentRecord) -> TunnelWay:
+    return TunnelWay(agent.ssh, agent.procguard_home)

@@ -26,9 +26,9 @@ JSON_AT_THE_EDGE = {
     """,
     "OpenAPI": "portal/api/openapi/document portal/api/openapi/types",
     "messages between processes and from hosts": """
-        runtime/json_process deploy/tunnel/client deploy/tunnel/process manager/tunnels deploy/session/session
+        runtime/json_process deploy/tunnel/client deploy/tunnel/process deploy/session/session
         deploy/install/ansible deploy/install/deployer deploy/install/fetch deploy/install/helper
-        deploy/install/helper_client deploy/install/rollout deploy/install/verify
+        deploy/install/helper_client deploy/install/rollout
         deploy/sync/source deploy/sync/transfer deploy/sync/wave
     """,
     "stored records, and the evidence of events": """
@@ -36,7 +36,7 @@ JSON_AT_THE_EDGE = {
         fleet/store/interface fleet/store/leader_row fleet/store/snapshot portal/logs/archive/objects
     """,
     "YAML and other files of users; specifications by their keys": """
-        cli/deploy client/contexts config/schema deploy/inventory/container_words deploy/inventory/containers
+        client/contexts config/schema deploy/inventory/container_words deploy/inventory/containers
         deploy/inventory/groups deploy/inventory/model deploy/inventory/script deploy/inventory/templates/functions
         deploy/inventory/workers deploy/ssh/keys deploy/ssh/target fleet/workers/spec_diff portal/api/workers
     """,

@@ -15,6 +15,7 @@ from rich.status import Status
 from rich.text import Text
 
 from procguard.cli.output.language import chosen
+from procguard.client.types import AbsentHostInfo, SshTriedInfo
 from procguard.console import grid, language, tables
 from procguard.console.styled import console as console  # noqa: PLC0414 - re-exported for the commands
 from procguard.console.styled import joined, styled
@@ -140,7 +141,7 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     out.print("  ".join(f"{name}={totals[name]}" for name in names))
 
 
-def absent(out: Console, gone: Mapping[str, Json], others: dict[str, str]) -> None:
+def absent(out: Console, gone: Mapping[str, AbsentHostInfo], others: dict[str, str]) -> None:
     """Print a note for each host that the deployment left out: those no longer in the inventory, and those of other
     inventories. `gone`: results by host. `others`: inventory names by host."""
     for host, one in list(gone.items())[:MAX_NAMED]:
@@ -227,13 +228,13 @@ def step(out: Console, found: DoctorStep) -> None:
         out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
 
 
-def _recovery(answer: Json) -> Text:
+def _recovery(answer: SshTriedInfo) -> Text:
     if answer.get("ok"):
         return styled("recovery over SSH: yes")
     return styled("recovery over SSH: [yellow]no[/] ({})", answer.get("reason") or "unknown")
 
 
-def as_json(results: list[HostResult], gone: Mapping[str, Json] | None = None) -> Json:
+def as_json(results: list[HostResult], gone: Mapping[str, AbsentHostInfo] | None = None) -> Json:
     return {
         **({"absent": {host: sorted(one["workers"]) for host, one in gone.items()}} if gone else {}),
         "hosts": {

@@ -15,11 +15,19 @@ import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypedDict, cast
 
 from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Started, WaitLimit
-from procguard.client.types import DeployedHostInfo, DeploymentInfo, WorkerInfo
+from procguard.client.types import (
+    AbsentHostInfo,
+    DeployedHostInfo,
+    DeploymentInfo,
+    OpenedTunnelInfo,
+    SshTriedInfo,
+    WorkerInfo,
+    WorkerResultInfo,
+)
 from procguard.deploy.install.readiness import WorkerReadiness
 from procguard.deploy.install.rollout import HostResult, Listener, Rollout, RolloutPlan, errors_of
 from procguard.deploy.install.verify import POLL_S, AgentVerifier, known_recovery
@@ -38,6 +46,15 @@ HOST_TIMEOUT_S = 120.0
 VERIFY_TIMEOUT_S = 30.0
 REMOVAL_TIMEOUT_S = 60.0
 WORKER_CHANGES = ("new", "changed", "removed", "moved")
+
+
+class DeployedInventory(TypedDict):
+    """The deployed inventory. `hosts`: all that it names; None if only some of them were selected. `workers`: the host
+    of each."""
+
+    name: str
+    hosts: list[str] | None
+    workers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class DeployOptions:
     limited: bool = False
     wait_limit: WaitLimit | None = None
     another_fleet: bool = False
-    inventory: Json = field(default_factory=dict)  # the deployed inventory: fleet.deployment.InventoryNamed
+    inventory: DeployedInventory | None = None
 
 
 class Deployer:
@@ -71,7 +88,7 @@ class Deployer:
         self._options = options
         self._verifier = AgentVerifier(client)
         self._fleet_id = ""
-        self.absent: dict[str, Json] = {}  # hosts that are deployed but no longer in the inventory
+        self.absent: dict[str, AbsentHostInfo] = {}  # hosts that are deployed but no longer in the inventory
         self.of_other_inventories: dict[str, str] = {}
         self._specs: dict[str, Json] = {}  # specifications of all declared workers
         self._rollout = Rollout(options.plan, listener)
@@ -407,7 +424,7 @@ class Deployer:
         release = self._roll_back(host, where, reply["hosts"][host.name]["agent_id"])
         result.changes.append(f"rolled back to {release}")
 
-    def _as_they_are(self, agent_id: str) -> dict[str, Json]:
+    def _as_they_are(self, agent_id: str) -> dict[str, WorkerResultInfo]:
         """The agent's workers with their current states as results, because nothing was declared."""
         mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
         return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
@@ -464,7 +481,7 @@ class Deployer:
             "tunnel_failure": str(tunnel.get("reason", "")),
         }
 
-    def _tunnel(self, host: Host) -> Json:
+    def _tunnel(self, host: Host) -> OpenedTunnelInfo:
         """The tunnel through the manager's SSH, if the inventory declares one. The host determines whether it is
         needed, and reports why there is none."""
         if not host.tunnel or host.target.local:
@@ -488,7 +505,7 @@ class Deployer:
         self._client.set_credentials(agent_id, secret_sha256(secret))
         return secret
 
-    def _check_recovery(self, host: Host) -> Json:
+    def _check_recovery(self, host: Host) -> SshTriedInfo:
         """Check whether the manager can reach the host over SSH. A failure is reported but does not fail the
         deployment."""
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 from procguard.client.coming_up import Started
+from procguard.client.types import SshTriedInfo, WorkerResultInfo
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
@@ -32,12 +33,12 @@ class HostResult:
     status: Status = "ok"
     changes: list[str] = field(default_factory=list)
     error: ProcGuardError | None = None
-    workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences", "state", …}
+    workers: dict[str, WorkerResultInfo] = field(default_factory=dict)  # by id
     started: dict[str, Started] = field(default_factory=dict)  # expected to start; emptied once checked
     notes: list[str] = field(default_factory=list)  # shown in the recap; no changes
     report: Json = field(default_factory=dict)  # as install/__main__.py reports it
     code: list[Brought] = field(default_factory=list)  # the folders that procguard_sync copied
-    recovery_ssh: Json = field(default_factory=dict)  # {"ok", "reason"}
+    recovery_ssh: SshTriedInfo = field(default_factory=SshTriedInfo)  # empty: not tried
     seconds: float = 0.0
 
 

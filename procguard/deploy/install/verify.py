@@ -11,9 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from procguard.client.api import ManagerClient
-from procguard.client.types import HostInfo, HostsInfo
+from procguard.client.types import HostInfo, HostsInfo, SshTriedInfo
 from procguard.errors import HostError
-from procguard.json_types import Json
 
 POLL_S = 0.15
 QUICK_POLL_S = 0.02  # poll interval for a manager that answers quickly
@@ -76,8 +75,8 @@ class AgentVerifier:
             return self._answer
 
 
-def known_recovery(seen: HostSeen) -> Json:
-    """{"ok", "reason"} of the manager's recent SSH check of this host; {} if there is none and it should be
+def known_recovery(seen: HostSeen) -> SshTriedInfo:
+    """The manager's recent SSH check of this host; {} if there is none and it should be
     repeated."""
     known = seen.get("recovery_ssh") or {}
     then, now = _time(known.get("checked_at")), _time(seen.get("server_time"))

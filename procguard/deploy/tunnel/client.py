@@ -9,12 +9,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TypedDict
 
 from procguard.i18n.reasons import because
 from procguard.json_types import Json
 from procguard.runtime.json_process import JsonProcess
 
 START_AGAIN_S = 1.0
+
+
+class TunnelSpec(TypedDict):
+    """A tunnel to keep. `port`: on the host; 0 for any. `to`: the manager's port."""
+
+    agent_id: str
+    ssh: Json
+    home: str
+    fleet_id: str
+    port: int
+    may_move: bool
+    to: int
 
 
 class TunnelProcess:
@@ -24,11 +37,11 @@ class TunnelProcess:
         self._on_news = on_news
         self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel.process"]
         self._lock = threading.Lock()
-        self._specs: dict[str, Json] = {}
+        self._specs: dict[str, TunnelSpec] = {}
         self._process: JsonProcess | None = None
         self._closed = False
 
-    def keep(self, spec: Json) -> None:
+    def keep(self, spec: TunnelSpec) -> None:
         """Keep a tunnel to `spec["agent_id"]`; replaces an earlier specification."""
         with self._lock:
             self._specs[spec["agent_id"]] = spec
@@ -52,7 +65,7 @@ class TunnelProcess:
         """Stores the port on the host; the next process requests the same one."""
         with self._lock:
             if agent_id in self._specs:
-                self._specs[agent_id].update(port=port, may_move=False)
+                self._specs[agent_id] = {**self._specs[agent_id], "port": port, "may_move": False}
 
     def close(self) -> None:
         with self._lock:
