@@ -27,7 +27,8 @@ from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerRepo
 from remote_agent.protocol.records import field, record
 from remote_agent.system import memory, paths
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, retry_delay_s
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown, retry_delay_s
 from remote_agent.transport.tls import Trust, is_untrusted
 
 TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - a name

@@ -18,16 +18,8 @@ from remote_agent.protocol import messages, states
 from remote_agent.protocol.hints import Callable, Optional
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.runner.restart import needs_runner
-from remote_agent.transport.client import (
-    AgentCredentials,
-    Connection,
-    LinkDown,
-    Outcome,
-    Reply,
-    Unknown,
-    UnknownToken,
-    retry_delay_s,
-)
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown, Outcome, Reply, Unknown, UnknownToken, retry_delay_s
 
 PENDING_AGAIN_S = 2.0
 PENDING_STATUS = 202

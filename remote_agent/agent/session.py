@@ -9,21 +9,10 @@ from __future__ import annotations
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentReply, WireError, decode
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import (
-    LAST_RETRY_S,
-    AgentCredentials,
-    Caller,
-    Connection,
-    LinkDown,
-    NotLeader,
-    Outcome,
-    Reply,
-    Unknown,
-    heartbeat,
-    poll,
-    retry_delay_s,
-)
+from remote_agent.transport.caller import Caller, heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.negotiation import Channels
+from remote_agent.transport.outcomes import LAST_RETRY_S, LinkDown, NotLeader, Outcome, Reply, Unknown, retry_delay_s
 
 SHORTEST_INTERVAL_S = 0.2
 COALESCE_S = 0.02  # changes within this time are sent in one heartbeat

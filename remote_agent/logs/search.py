@@ -17,8 +17,9 @@ from collections import deque
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
 from remote_agent.protocol.reasons import because
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.http import quote
+from remote_agent.transport.outcomes import LinkDown
 
 GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
 MAX_WAITING = 4

@@ -17,8 +17,9 @@ from remote_agent.logs import retention
 from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES, LogRange
-from remote_agent.transport.client import LOG_TIMEOUT_S, Connection, LinkDown, Reply, retry_delay_s
+from remote_agent.transport.client import LOG_TIMEOUT_S, Connection
 from remote_agent.transport.http import quote
+from remote_agent.transport.outcomes import LinkDown, Reply, retry_delay_s
 
 CHUNK_BYTES = 1024 * 1024
 LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # used if at least this many bytes wait

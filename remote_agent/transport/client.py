@@ -8,110 +8,39 @@ carry MACs under a key derived from it (protocol/session.py), and no request is 
 from __future__ import annotations
 
 import json
-import os
-import queue
 import socket
-import threading
 
 from remote_agent.protocol import leadership, session
 from remote_agent.protocol.digests import same
-from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Optional, Union
-from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Optional
+from remote_agent.protocol.messages import ZmqOffer, secret_sha256
 from remote_agent.protocol.records import field, record
 from remote_agent.runner.leases import boottime_ns
 from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.http import HttpAnswer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.negotiation import Channels
+from remote_agent.transport.outcomes import (
+    EXTRA_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    LinkDown,
+    NotLeader,
+    Reply,
+    Unknown,
+    UnknownToken,
+    UnprovenManager,
+    extra_timeout_s,
+    of_all,
+    stands_by,
+)
 from remote_agent.transport.tls import explain
 from remote_agent.tunnel import port_owner
 
 if TYPE_CHECKING:  # pyzmq is loaded only if zmq is offered
     from remote_agent.transport.zmq import ZmqWire
 
-REQUEST_TIMEOUT_S = 5.0
-EXTRA_TIMEOUT_S = 10.0  # in addition, for a manager that has received the request: it is overloaded
 LOG_TIMEOUT_S = 15.0  # the manager may delay log bytes until it has space
 SLOWEST_BYTES_PER_S = 16 * 1024  # the timeout of a body assumes this rate, in addition to the time for the response
 MAX_REPLY_BYTES = 16 * 1024 * 1024
-FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
-RETRY_GROWS = 3.0  # with a bound that all agents reach soon, they reconnect evenly after an outage of the manager
-FIRST_REFUSED_S, LAST_REFUSED_S = 2.0, 30.0
-
-
-class LinkDown(Exception):
-    """No usable response; the text names the address and the cause."""
-
-
-class UnprovenManager(LinkDown):
-    """The server at the address cannot prove that it is this fleet's manager. The secret was not sent."""
-
-
-class Unknown(UnprovenManager):
-    """A manager of this fleet that does not know this agent (its state was lost, or the agent was removed)."""
-
-
-class NotLeader(LinkDown):
-    """The manager at this address does not lead: it is a standby or has been replaced. `retry_s`: seconds that a
-    standby asks agents to wait before the next attempt; 0 if not given."""
-
-    def __init__(self, text: str, retry_s: float = 0.0) -> None:
-        super().__init__(text)
-        self.retry_s = retry_s
-
-
-class UnknownToken(UnprovenManager):
-    """The manager does not know this enrolment token. The token was not sent."""
-
-
-@record
-class Reply:
-    """An HTTP response. `data`: its JSON object, {} if there is none. `asked_ns`: the time just before the first byte
-    of the request was sent, on CLOCK_BOOTTIME; the response was created later."""
-
-    status: int
-    data: dict[str, Any] = field(default_factory=dict)
-    asked_ns: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def refused(self) -> bool:
-        return self.status in (401, 403)
-
-    @property
-    def why(self) -> str:
-        """The manager's error message as one line."""
-        error = self.data.get("error")
-        if not isinstance(error, dict):
-            return f"HTTP {self.status}"
-        message, step = str(error.get("message", "")), str(error.get("next", ""))
-        return f"HTTP {self.status}: {message}; {step}" if step else f"HTTP {self.status}: {message}"
-
-
-Outcome = Union[Reply, LinkDown]  # the result of a request
-
-
-def _chance() -> float:
-    """Uniform in [0, 1), from the system's generator: the module `random` would cost 100 KB of memory."""
-    return int.from_bytes(os.urandom(4), "big") / 2.0**32
-
-
-def retry_delay_s(
-    failures: int, refused: bool = False, rng: Callable[[], float] = _chance, *, most_s: float = LAST_RETRY_S
-) -> float:
-    """Full jitter: uniform between (almost) 0 and a bound that grows with each consecutive failure (1 = the first), up
-    to `most_s`."""
-    first, last = (FIRST_REFUSED_S, LAST_REFUSED_S) if refused else (FIRST_RETRY_S, most_s)
-    bound: float = min(last, first * RETRY_GROWS ** min(max(0, failures - 1), 20))
-    return max(0.02, bound * rng())
-
-
-def extra_timeout_s(timeouts: int) -> float:
-    """The extra time of a request after consecutive timeouts, where another manager may lead. Grows, because agents
-    that give up before an overloaded manager has reached their request never get a response."""
-    return min(EXTRA_TIMEOUT_S, timeouts * REQUEST_TIMEOUT_S)
 
 
 @record
@@ -202,7 +131,7 @@ class Connection:
                     continue
                 if len(tried) == 1:
                     raise
-                raise _of_all(list(tried.values())) from exc.__cause__
+                raise of_all(list(tried.values())) from exc.__cause__
 
     def anonymous(
         self,
@@ -219,7 +148,7 @@ class Connection:
         def ask() -> Reply:
             reply = self._exchange(method, path, body, headers, timeout_s, prove=False)
             self._refuse_replaced(reply)
-            if _stands_by(reply):
+            if stands_by(reply):
                 self.disconnect()
                 if not self._credentials.proof_key:  # otherwise any server there could register this launcher
                     self._learn(reply)
@@ -350,7 +279,7 @@ class Connection:
         if reply.status >= 500 or reply.status == 429:
             self._give_up_on_address()
             raise LinkDown(f"{self._url}: {reply.why}")
-        if _stands_by(reply):
+        if stands_by(reply):
             proven = leadership.proves_standby(reply.data, mine.proof_key, mine.agent_id, nonce, self._url)
             if proven or mine.agent_id.startswith(session.TOKEN_PREFIX):  # the leader proves that it knows the token
                 self._learn(reply)
@@ -459,7 +388,7 @@ class Connection:
         seen before; such a reply has no effect."""
         self._refuse_replaced(reply)
         self._learn(reply)
-        if _stands_by(reply):
+        if stands_by(reply):
             raise self._elsewhere(reply)
         self._timeouts = 0
         if reply.status == 503 and len(self._addresses.urls()) > 1:  # its term may have ended
@@ -488,72 +417,6 @@ class Connection:
         """The error for an unsigned response, with its status only: a restarted or overloaded manager cannot sign."""
         self.disconnect()
         return LinkDown(f"{self._url}: a response without the manager's proof is not accepted (HTTP {answer.status})")
-
-
-class Caller(threading.Thread):
-    """A thread that sends one request at a time for the main loop and passes the outcome to `deliver`.
-
-    `deliver(tag, outcome)` is called on this thread; outcome is a Reply or a LinkDown.
-    """
-
-    def __init__(self, name: str, connection: Connection, deliver: Callable[[str, Outcome], None]) -> None:
-        super().__init__(name=f"procguard-{name}", daemon=True)
-        self._connection = connection
-        self._deliver = deliver
-        self._jobs: queue.SimpleQueue[Optional[tuple[str, Callable[[Connection], Reply]]]] = queue.SimpleQueue()
-        self.busy = False  # written by the main loop only: a request is in progress or its outcome is not yet handled
-
-    def submit(self, tag: str, job: Callable[[Connection], Reply]) -> None:
-        assert not self.busy, "one request at a time"
-        self.busy = True
-        self._jobs.put((tag, job))
-
-    def end(self) -> None:
-        self._jobs.put(None)
-        self._connection.close()
-
-    def run(self) -> None:
-        while True:
-            item = self._jobs.get()
-            if item is None:
-                return
-            tag, job = item
-            try:
-                outcome: Outcome = job(self._connection)
-            except LinkDown as exc:
-                outcome = exc
-            except Exception as exc:  # a bug here must not end the thread, and the link with it
-                self._connection.disconnect()
-                outcome = LinkDown(f"{type(exc).__name__}: {exc}")
-            self._deliver(tag, outcome)
-
-
-def heartbeat(agent_id: str, payload: dict[str, Any]) -> Callable[[Connection], Reply]:
-    body = json.dumps(payload, separators=(",", ":")).encode()
-    path = f"/api/agents/{quote(agent_id)}/heartbeat"
-    return lambda connection: connection.request("POST", path, body)
-
-
-def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
-    """The long poll for commands; the manager responds within MAX_WAIT_S."""
-    path = f"/api/agents/{quote(agent_id)}/commands?wait={MAX_WAIT_S:g}&rev={quote(rev)}&seq={seq}"
-    return lambda connection: connection.request("GET", path, timeout_s=MAX_WAIT_S + REQUEST_TIMEOUT_S)
-
-
-def _stands_by(reply: Reply) -> bool:
-    error = reply.data.get("error")
-    code = error.get("code") if isinstance(error, dict) else ""
-    return reply.status == leadership.STANDBY_STATUS and code == leadership.STANDBY
-
-
-def _of_all(failures: list[LinkDown]) -> LinkDown:
-    """The error that represents the failures at several addresses. `Unknown` counts only if every address reports it,
-    because the leader may be the one that does not respond."""
-    if all(isinstance(one, UnprovenManager) for one in failures):
-        return failures[0]
-    text = "; ".join(dict.fromkeys(str(one) for one in failures[:4]))
-    standby = next((one for one in failures if isinstance(one, NotLeader)), None)
-    return NotLeader(text, standby.retry_s) if standby is not None else LinkDown(text)
 
 
 def _check_tunnel(url: str, port: int) -> None:

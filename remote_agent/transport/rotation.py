@@ -19,8 +19,9 @@ import threading
 from remote_agent.protocol import messages
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.system import locks, paths
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.http import quote
+from remote_agent.transport.outcomes import LinkDown
 
 LOCK_WITHIN_S = 5.0  # a deployment in progress holds the lock; the manager then asks again
 NOT_ASKED = 409

@@ -17,17 +17,17 @@ from typing import Any
 from remote_agent.agent.session import COALESCE_S, ManagerSession
 from remote_agent.protocol import leadership, messages, session
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import (
+from remote_agent.transport.client import AgentCredentials
+from remote_agent.transport.http import quote
+from remote_agent.transport.outcomes import (
     EXTRA_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
-    AgentCredentials,
     LinkDown,
     Reply,
     Unknown,
     UnprovenManager,
     extra_timeout_s,
 )
-from remote_agent.transport.http import quote
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop, Wire
 from scripts.swarm.tally import Tally
@@ -44,7 +44,7 @@ Job = Callable[[Any], Any]
 
 
 class WireCaller:
-    """Replaces `remote_agent.transport.client.Caller` for the session, without a thread: sends one request at a time
+    """Replaces `remote_agent.transport.caller.Caller` for the session, without a thread: sends one request at a time
     over a keep-alive connection, on which the manager must first prove its identity. The rules are those of
     link.Connection: a keep-alive connection that turns out to be closed is opened once more, and a failed proof is
     reported as UnprovenManager."""

@@ -31,7 +31,9 @@ from procguard.tls.launcher_trust import trust_for
 from remote_agent.protocol.messages import AgentHeartbeat, encode
 from remote_agent.system import paths
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, heartbeat, poll
+from remote_agent.transport.caller import heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown
 from remote_agent.transport.tls import Trust, fingerprint
 from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer

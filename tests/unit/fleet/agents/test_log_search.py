@@ -23,7 +23,8 @@ from remote_agent.logs import grep
 from remote_agent.logs import search as log_search
 from remote_agent.logs.search import LogSearcher, run_search
 from remote_agent.protocol import messages
-from remote_agent.transport.client import AgentCredentials, LinkDown, Reply
+from remote_agent.transport.client import AgentCredentials
+from remote_agent.transport.outcomes import LinkDown, Reply
 from scripts.swarm import Swarm
 from tests.server_process import ROOT, RunningServer
 from tests.unit.fleet_world import World

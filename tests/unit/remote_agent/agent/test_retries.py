@@ -9,7 +9,8 @@ import pytest
 
 from remote_agent.agent.session import ManagerSession
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, LinkDown, NotLeader, Reply
+from remote_agent.transport.client import AgentCredentials
+from remote_agent.transport.outcomes import LinkDown, NotLeader, Reply
 
 TERM = 28_000_000
 GONE = LinkDown("http://10.0.0.5:5000: connection refused")

@@ -16,7 +16,8 @@ from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.system import paths
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

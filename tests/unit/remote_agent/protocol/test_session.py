@@ -19,14 +19,9 @@ from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
 from remote_agent.protocol import messages, session
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import (
-    AgentCredentials,
-    Connection,
-    LinkDown,
-    UnprovenManager,
-    heartbeat,
-    poll,
-)
+from remote_agent.transport.caller import heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown, UnprovenManager
 from remote_agent.tunnel import port_owner
 from tests.relay_in_between import Relay
 from tests.server_process import RunningServer

@@ -19,8 +19,10 @@ from remote_agent.protocol import messages
 from remote_agent.system import paths
 from remote_agent.transport import zmq as zmq_wire
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, heartbeat, poll
+from remote_agent.transport.caller import heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.negotiation import AGAIN_LAST_S, Channels
+from remote_agent.transport.outcomes import LinkDown
 from tests.ports import free_ports
 from tests.server_process import ROOT
 from tests.unit.channel_links import World

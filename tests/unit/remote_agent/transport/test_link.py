@@ -9,17 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import (
-    AgentCredentials,
-    Caller,
-    Connection,
-    LinkDown,
-    Reply,
-    Unknown,
-    UnprovenManager,
-    heartbeat,
-    retry_delay_s,
-)
+from remote_agent.transport.caller import Caller, heartbeat
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown, Reply, Unknown, UnprovenManager, retry_delay_s
 from remote_agent.tunnel.port_owner import is_own_listener
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

@@ -15,7 +15,9 @@ from remote_agent.protocol import messages
 from remote_agent.system import paths
 from remote_agent.transport import rotation
 from remote_agent.transport.addresses import Addresses
-from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, heartbeat
+from remote_agent.transport.caller import heartbeat
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown
 from remote_agent.transport.rotation import SecretRotation
 from tests.server_process import RunningServer
 

@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 
 from remote_agent.protocol import leadership
 from remote_agent.transport.addresses import Addresses, ManagersFile
-from remote_agent.transport.client import (
-    AgentCredentials,
-    Connection,
-    LinkDown,
-    NotLeader,
-    extra_timeout_s,
-    heartbeat,
-    poll,
-)
+from remote_agent.transport.caller import heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection
+from remote_agent.transport.outcomes import LinkDown, NotLeader, extra_timeout_s
 from remote_agent.transport.tls import Trust
 from tests.fake_manager import FakeManager
 from tests.waiting import Stopwatch, wait_until
