@@ -167,7 +167,8 @@ function metricsPattern(worker, length) {
 function workerCell() {
   const name = h('a.strong');
   const marks = h('span.marks');
-  const cell = h('span.worker-name', {}, name, marks);
+  const cell = h('span', {}, name, marks);
+  cell.isCell = true;
   const writeName = textWriter(name);
   const writeMarks = textWriter(marks);
   const [writeTitle, writeMarksTitle] = [name, marks].map((node) => attrWriter(node, 'title'));
