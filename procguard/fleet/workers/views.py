@@ -131,8 +131,10 @@ def tunnel(status: TunnelStatus | None, port: int) -> TunnelAnswer:
         "since": status.since,
         "port": port,
     }
-    if reason:
-        shown["reason_code"], shown["reason_params"] = code, params
+    if code:
+        shown["reason_code"] = code
+    if params:
+        shown["reason_params"] = params
     return shown
 
 

@@ -33,6 +33,13 @@ def host(server: RunningServer, name: str) -> dict[str, Any]:
     return next(one for one in server.ask("GET", "/api/hosts").json["hosts"] if one["host"] == name)
 
 
+def test_a_cordon_without_a_reason_of_its_own_has_every_declared_field(server: RunningServer) -> None:
+    assert server.ask("POST", "/api/hosts/beta/cordon", b"{}").status == 200
+    cordon = host(server, "beta")["cordoned"]
+    assert server.ask("POST", "/api/hosts/beta/uncordon").status == 200
+    assert (cordon["reason_code"], cordon["reason_params"]) == ("host.cordoned", {})
+
+
 def test_a_host_is_cordoned_with_its_reason_and_uncordoned(server: RunningServer) -> None:
     answer = server.ask("POST", "/api/hosts/beta/cordon", b'{"reason": "fan is loud"}')
     assert (answer.status, answer.json["status"]) == (200, "cordoned")
