@@ -253,6 +253,28 @@ def test_no_name_number_or_state_is_cut_in_a_list(fleet: ManagerRig, visitor: Vi
     assert cut == {}, "\n".join(f"{where}: {one}" for where, found in cut.items() for one in found)
 
 
+# How far a text reaches out of the first cell of a column.
+TOO_LONG = """([column, text]) => {
+  const cell = document.querySelector(`.workers-table .table-body .col-${column}`);
+  cell.textContent = text;
+  return cell.scrollWidth - cell.clientWidth;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("locale", "longest"),
+    [("en", "59 min 59 s"), ("en", "23 h 59 min"), ("zh-CN", "59 分钟 59 秒"), ("zh-CN", "23 小时 59 分钟")],
+)
+def test_the_time_in_a_state_fits_its_column(fleet: ManagerRig, visitor: Visitor, locale: str, longest: str) -> None:
+    page = visitor.open(f"{fleet.url}/#/workers", locale=locale)
+    settled(page)
+    page.evaluate(LAID_OUT)
+    for width in (1440, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(LAID_OUT)
+        assert page.evaluate(TOO_LONG, ["since", longest]) <= 0
+
+
 # Times whose zone is on the next line.
 APART = """() => {
   const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);

@@ -33,7 +33,7 @@ const FITS = {
   host: { text: (worker) => worker.host || '' },
   gpu: { text: (worker, length) => (worker.usage && worker.usage.gpus && 2 * worker.usage.gpus.length + 7 > length ? gpuWords(worker.usage.gpus, '100 %') : '') },
   metrics: { text: metricsPattern },
-  since: { pattern: () => formatDuration(3599) },
+  since: { pattern: () => formatDuration(86399) }, // the longest in both languages
   progress: { pattern: () => t('workers.left', { percent: '100 %', d: formatDuration(59 * 60, 1) }) },
 };
 const BY_UNIT = {
