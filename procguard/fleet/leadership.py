@@ -7,11 +7,10 @@ itself (store/postgresql.py). Knows no database and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from procguard.errors import ProcGuardError
-from procguard.json_types import Json
 
 HTTP_MISDIRECTED = 421
 
@@ -62,4 +61,4 @@ class NotLeading(ProcGuardError):
     def __init__(self, leadership: Leadership) -> None:
         urls = list(leadership.manager_urls())
         super().__init__("this manager does not lead the fleet", f"ask the leader: {urls[0]}" if urls else "try again")
-        self.extra: Json = {"managers": urls, "term": leadership.term}
+        self.extra: Mapping[str, object] = {"managers": urls, "term": leadership.term}

@@ -20,14 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from procguard import resources
-from procguard.client.types import WorkerInfo
 from procguard.console.language import VARIABLE as LANGUAGE
 from procguard.console.language import of_environment, shown
 from procguard.errors import Conflict, ProcGuardError, UsageError
-from procguard.json_types import Json
 from procguard.manager import daemon, demo_database
 
 INVENTORY = resources.path("inventory", "demo.yaml")
@@ -77,6 +75,13 @@ def run(args_port: int | None, args_host: str | None, managers: int = 1) -> int:
 def default_folder() -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "procguard-demo")
+
+
+class ExampleWorker(NamedTuple):
+    worker_id: str
+    state: str
+    reason: str
+    pid: int | None = None
 
 
 class DemoEnding:
@@ -238,8 +243,8 @@ class Demo:
         from procguard.client.api import ManagerClient  # noqa: PLC0415 - the manager starts before it is loaded
 
         self._client = ManagerClient(",".join(self._urls))
-        if not self._wait(lambda: all(one["state"] == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
-            states = "\n".join(f"{one['worker_id']}: {one['state']} ({one['reason']})" for one in self._workers())
+        if not self._wait(lambda: all(one.state == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
+            states = "\n".join(f"{one.worker_id}: {one.state} ({one.reason})" for one in self._workers())
             return self._failed("not all example workers are running", states)
         return True
 
@@ -250,12 +255,13 @@ class Demo:
         self._print_summary()
         return True
 
-    def _workers(self) -> list[WorkerInfo | Json]:
+    def _workers(self) -> list[ExampleWorker]:
         """The manager's view of the example workers; unknown ones count as not running."""
-        known = {one["worker_id"]: one for one in self._client.workers()}
-        return [
-            known.get(name, {"worker_id": name, "state": "unknown", "reason": "not heard yet"}) for name in WHAT_THEY_DO
-        ]
+        known = {
+            one["worker_id"]: ExampleWorker(one["worker_id"], one["state"], one["reason"], one["pid"])
+            for one in self._client.workers()
+        }
+        return [known.get(name, ExampleWorker(name, "unknown", "not heard yet")) for name in WHAT_THEY_DO]
 
     def _print_summary(self) -> None:
         _say(f"\nProcGuard demo: {self._urls[0]}\n")
@@ -265,9 +271,9 @@ class Demo:
                 _say(f"  manager {_name(number)} {role:9} pid {process.pid:<8} {self._urls[number]}")
             _say("")
         for one in self._workers():
-            what = shown(WHAT_THEY_DO[one["worker_id"]])
-            _say(f"  {one['worker_id']:11} {_state(one['state']):8} pid {one['pid']:<8} {what}")
-        _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
+            what = shown(WHAT_THEY_DO[one.worker_id])
+            _say(f"  {one.worker_id:11} {_state(one.state):8} pid {one.pid or '':<8} {what}")
+        _say(f"\nTry: kill -9 {self._workers()[0].pid}   and watch it come back in the portal")
         if self._count > 1:
             _say(f"     kill -9 {self._managers[0].pid}   and watch {_name(1)} take over; {_name(0)} is started again")
         _say(f"     curl {self._urls[0]}/api/remote-workers/train-tiny/logs")

@@ -20,9 +20,9 @@ PACKAGES = sorted({path.parent for path in FILES})
 JSON_AT_THE_EDGE = {
     "requests and responses": """
         agent_api/declaration agent_api/handlers agent_api/http_io agent_api/zmq/channel agent_api/zmq/session
-        client/api client/types fleet/leadership fleet/workers/deployment fleet/workers/service manager/standby
+        client/api client/types fleet/workers/deployment fleet/workers/service manager/standby
         portal/api/deployments portal/api/live portal/api/manager portal/live/hub portal/live/logs portal/live/tables
-        cli/output/deployment manager/demo notify/alerts notify/formats
+        cli/output/deployment notify/alerts notify/formats
     """,
     "OpenAPI": "portal/api/openapi/document portal/api/openapi/types",
     "messages between processes and from hosts": """

@@ -4,6 +4,7 @@ shown."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from procguard.json_types import Json
@@ -61,7 +62,7 @@ def _walk(path: str, before: Any, after: Any) -> list[str]:
     return [f"{path}: {_shown(before)} -> {_shown(after)}"]
 
 
-def _hidden(where: str, key: str, before: Json, after: Json) -> list[str]:
+def _hidden(where: str, key: str, before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     if key not in before:
         return [f"{where}: added"]
     if key not in after:
