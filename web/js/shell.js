@@ -63,7 +63,7 @@ export class Shell {
     const current = PARENTS[name] || name;
     for (const [page, node] of this.links) setAttr(node, 'aria-current', page === current ? 'page' : null);
     this.current = this.links.get(current) || null;
-    this.showCurrent();
+    requestAnimationFrame(() => this.showCurrent()); // at once, it would lay out the page without its content
   }
 
   /** On a phone the bar is wider than the screen. */
