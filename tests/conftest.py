@@ -22,6 +22,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, settings
 
 from scripts.leftovers import control_groups
@@ -164,6 +165,17 @@ def _too_dear(item: pytest.Item, report: Any) -> str:
     if took_s < QUICK_TEST_CPU_S:
         return ""
     return f"{item.nodeid} took {took_s:.1f} s of processor time: make it cheaper, or mark it slow"
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """In `invoke check`, one of the processes side by side sends the first one only what that shows: how a test ended,
+    and a set-up or clean-up that failed. All messages of thousands of tests take seconds of processor time."""
+    if not QUICK or not hasattr(item.config, "workerinput") or item.config.getoption("costs"):
+        return None  # as usual
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
