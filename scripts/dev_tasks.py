@@ -41,11 +41,11 @@ def _tool(name: str) -> list[str]:
     return [sys.executable, *modules.get(name, ["-m", name])]
 
 
-# The unit tests in parallel, without those that start processes, wait or measure. One process more than the two cores
-# of the reference machine, because some tests wait for a process or a socket; no more, because each process imports
+# The unit tests in parallel, without those that start processes, wait or measure. Two processes more than the two cores
+# of the reference machine, because many tests wait for a process or a socket; no more, because each process imports
 # everything.
 QUICK_TESTS = [
-    sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "-n", "3", "--dist=loadfile",
+    sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "-n", "4", "--dist=loadfile",
 ]  # fmt: skip
 
 # What `check` runs before the unit tests: name -> command.
