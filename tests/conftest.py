@@ -67,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("timeout"):  # a run of the suite
         config.pluginmanager.register(stuck.Watch(config))
     costs.register(config)
+    costs_or_worker = config.getoption("costs") or hasattr(config, "workerinput")
+    if QUICK and config.getoption("numprocesses", None) and not costs_or_worker:
+        forked.share()
+        config.add_cleanup(forked.unshare)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

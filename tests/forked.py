@@ -1,11 +1,11 @@
 """Starts the tests' managers and commands by forking a process that has already imported their modules, which saves the
 time of the imports.
 
-`start` and `run` ask a fork server, `python -m tests.forked NAME`, for a process that runs `main` of a program. Each
-process of pytest has its own fork servers, from their first use to the end of the session. They have no threads and no
-event loop, so that what is forked from them begins as a new interpreter would; they wait for their children, so that
-their processor time counts as that of the tests. If the tests die, the fork servers and everything forked from them end
-too.
+`start` and `run` ask a fork server, `python -m tests.forked NAME`, for a process that runs `main` of a program. A
+process of pytest has its own fork servers, from their first use to the end of the session; processes side by side share
+those of the first of them (`share`). They have no threads and no event loop, so that what is forked from them begins as
+a new interpreter would; they wait for their children, so that their processor time counts as that of the tests. If a
+process of the tests dies, everything that was forked for it ends, and if the first one does, so do the fork servers.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ COMMAND = "procguard.cli.app"
 INVOKE = "invoke"  # the same commands in the words of a checkout: what tasks.py does with them
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 END = b"end"  # to a fork server: the session ends in good order
+SHARED = "TESTS_FORK_SERVERS"  # the folder with the sockets of those that are shared
 IMPORTED = {  # by each fork server
     "manager": (
         "encodings.idna",
@@ -126,13 +128,10 @@ class Process:
 
 
 class _ForkServer:
-    def __init__(self, name: str) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [sys.executable, "-m", "tests.forked", name, str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=AT_START, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
+    """A connection to a fork server."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._ours = connected
 
     def start(self, request: dict[str, Any], stdin: int, stdout: int | None, stderr: int) -> Process:
         ours, child_out = os.pipe() if stdout is None else (None, os.dup(stdout))
@@ -145,9 +144,24 @@ class _ForkServer:
         return Process(report, None if ours is None else os.fdopen(ours, "rb"))
 
     def close(self) -> None:
+        self._ours.close()
+
+
+class _OwnForkServer(_ForkServer):
+    """`listening`: where other processes of the tests connect."""
+
+    def __init__(self, name: str, listening: socket.socket | None = None) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(ours)
+        with theirs:
+            given = [one.fileno() for one in (theirs, listening) if one is not None]
+            command = [sys.executable, "-m", "tests.forked", name, *map(str, given)]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=AT_START, stdin=subprocess.DEVNULL, pass_fds=given)
+
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             self._ours.send(END)
-        self._ours.close()
+        super().close()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:  # a test has left its server behind
@@ -203,21 +217,61 @@ def _start(
     with _lock:
         server = _servers.get((os.getpid(), name))
         if server is None:
-            server = _servers[os.getpid(), name] = _ForkServer(name)
+            server = _servers[os.getpid(), name] = _connected(name)
         return server.start(request, stdin, stdout, stderr)
+
+
+def _connected(name: str) -> _ForkServer:
+    folder = os.environ.get(SHARED)
+    if not folder:
+        return _OwnForkServer(name)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connected.connect(os.path.join(folder, name))
+    return _ForkServer(connected)
+
+
+def share() -> None:
+    """Share fork servers with the processes of pytest that this one will start. Nobody else can enter their folder."""
+    folder = os.environ[SHARED] = tempfile.mkdtemp(prefix="fork")
+    by_socket = {}
+    for name in IMPORTED:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listening.bind(os.path.join(folder, name))
+        listening.listen(64)
+        by_socket[listening] = name
+    threading.Thread(target=_start_when_asked, args=(by_socket,), daemon=True).start()
+
+
+def _start_when_asked(by_socket: dict[socket.socket, str]) -> None:
+    while by_socket:
+        for listening in select.select(list(by_socket), [], [])[0]:
+            name = by_socket.pop(listening)
+            with _lock, listening:
+                _servers[os.getpid(), name] = _OwnForkServer(name, listening)
+
+
+def pids() -> set[int]:
+    """Of this process's own fork servers."""
+    return {one.process.pid for one in list(_servers.values()) if isinstance(one, _OwnForkServer)}
 
 
 def close() -> None:
     """The session ends."""
-    for key in [key for key in _servers if key[0] == os.getpid()]:
+    for key in [key for key in list(_servers) if key[0] == os.getpid()]:
         _servers.pop(key).close()
+
+
+def unshare() -> None:
+    """The session of all processes ends, in the one that shares its fork servers."""
+    close()
+    shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------- in the fork server
 
 
-def serve(name: str, number: int) -> None:
-    import _socket
+def serve(name: str, owner: int, listening: int | None = None) -> None:
+    """`owner`: the socket of the process that has started this one; `listening`: for further ones."""
     import gc
 
     for module in IMPORTED[name]:
@@ -225,33 +279,62 @@ def serve(name: str, number: int) -> None:
     importlib.import_module("procguard.i18n.messages.catalogue").catalogue()  # kept for those who speak Chinese
     if name == "manager":
         _read_routes()
-    fork, waitpid = os.fork, os.waitpid
+    fork, waitpid, wait_for = os.fork, os.waitpid, select.select
     if name == "manager":
         from gevent import monkey
         from gevent._hub_local import get_hub_if_exists
 
         fork, waitpid = monkey.get_original("os", ["fork", "waitpid"])
+        wait_for = monkey.get_original("select", "select")
         assert get_hub_if_exists() is None, "a fork would have its event loop"
     assert threading.active_count() == 1, "a fork would lack its threads"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    asked = _socket.socket(fileno=number)  # not gevent's: there is no event loop
+    clients = {owner: _ours(owner)}
+    if listening is not None:
+        clients[listening] = _ours(listening)
+    watching: dict[int, int] = {}  # pid of who watches a process -> the client that it was forked for
     while True:
-        request, given = _received(asked)
-        if request == END:
-            break
-        if not request:  # the tests were killed
-            os._exit(1)
-        if not fork():
-            _end_with_parent()
-            asked.close()
-            _watch(json.loads(request), given, fork, waitpid)
-        for one in given:
-            os.close(one)
+        for number in wait_for(list(clients), [], [])[0]:
+            if number == listening:
+                accepted, _address = clients[number]._accept()
+                clients[accepted] = _ours(accepted)
+                continue
+            request, given = _received(clients[number])
+            if request == END or (not request and number == owner):
+                if not request:  # the tests were killed
+                    os._exit(1)
+                _wait_for_all(waitpid)
+                return
+            if not request:  # one of several processes has ended
+                clients.pop(number).close()
+                for pid in [pid for pid, client in watching.items() if client == number]:
+                    os.kill(pid, signal.SIGKILL)
+                    watching[pid] = -1  # its number may be another client's before it is waited for
+                continue
+            pid = fork()
+            if not pid:
+                _end_with_parent()
+                for one in clients.values():
+                    one.close()
+                _watch(json.loads(request), given, fork, waitpid)
+            watching[pid] = number
+            for one in given:
+                os.close(one)
         with contextlib.suppress(ChildProcessError):
-            while waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while ended := waitpid(-1, os.WNOHANG)[0]:
+                watching.pop(ended, None)
+
+
+def _ours(number: int) -> Any:
+    """Not gevent's socket: there is no event loop."""
+    import _socket
+
+    return _socket.socket(fileno=number)
+
+
+def _wait_for_all(waitpid: Any) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             waitpid(-1, 0)
@@ -353,4 +436,4 @@ def _main(program: str, words: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], *map(int, sys.argv[2:]))

@@ -19,6 +19,8 @@ from collections.abc import Generator
 import psutil
 import pytest
 
+from tests import forked
+
 GRACE_S = 60.0  # beyond the time limit of a test
 SILENT_S = 600.0  # longer than the limit of any test that is not marked long
 
@@ -66,6 +68,8 @@ class Watch:
                 continue
             self._reported = time.monotonic()
             for one in psutil.Process().children():
+                if one.pid in forked.pids():
+                    continue
                 with contextlib.suppress(psutil.NoSuchProcess):
                     message = f"\nnothing reported for {SILENT_S:.0f} s: ending {one.pid} ({one.status()})\n"
                     os.write(self._stderr, message.encode())

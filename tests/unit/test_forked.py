@@ -62,6 +62,40 @@ def test_servers_end_when_the_tests_are_killed(tmp_path: Path) -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10, "its server has ended with it")
 
 
+ONE_OF_SEVERAL = """
+import pathlib, sys
+from tests.server_process import RunningServer
+print(RunningServer(pathlib.Path(sys.argv[1])).process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow  # starts a fork server of its own
+def test_processes_side_by_side_share_a_fork_server_and_what_is_one_s_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "_servers", {})
+    monkeypatch.setenv(forked.SHARED, "")  # put back afterwards, as it was
+    forked.share()
+    clients = []
+    try:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            command = [sys.executable, "-c", ONE_OF_SEVERAL, str(tmp_path / name)]
+            clients.append(subprocess.Popen(command, cwd=forked.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        first, second = (int(one.stdout.readline()) for one in clients if one.stdout)
+        assert len(forked.pids()) == 1
+        clients[0].kill()
+        wait_until(lambda: not os.path.exists(f"/proc/{first}"), 10, "its server has ended with it")
+        assert os.path.exists(f"/proc/{second}")
+    finally:
+        for one in clients:
+            one.kill()
+            one.communicate()
+        forked.unshare()
+    wait_until(lambda: not os.path.exists(f"/proc/{second}"), 10, "nothing of them is left")
+
+
 def test_a_command_in_the_words_of_a_checkout_is_what_invoke_would_do() -> None:
     wrong = forked.run(["nonsense-of-agents"], os.environ, program=forked.INVOKE)
     assert wrong.returncode == 1 and "a developer's task" in wrong.stderr
