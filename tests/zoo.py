@@ -182,8 +182,12 @@ ATTACKS: dict[str, Attack] = {
 }  # fmt: skip
 
 
+LATE_S = 10.0
+
+
 class Attacker:
-    """One connection at a time, which does what `attack` says until `seconds` are over."""
+    """One connection at a time, which does what `attack` says until `seconds` are over; on a busy machine until it has
+    sent anything at all, LATE_S longer at most."""
 
     def __init__(self, port: int, seconds: float, attack: Attack, token: str = "") -> None:
         self.port = port
@@ -205,7 +209,8 @@ class Attacker:
 
     @property
     def going_on(self) -> bool:
-        return time.monotonic() < self.until
+        late_s = 0.0 if self.counts.get("sent") or not self.block else LATE_S
+        return time.monotonic() < self.until + late_s
 
     def run(self) -> Counter[str]:
         held: list[socket.socket] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -56,12 +55,12 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
 
 
 @contextlib.contextmanager
-def attacked(zoo: Zoo, attack: Attack, seconds: float) -> Iterator[Counter[str]]:
+def attacked(zoo: Zoo, attack: Attack, seconds: float) -> Iterator[Attacker]:
     attacker = Attacker(zoo.server.port, seconds, attack, zoo.token(attack))
     thread = threading.Thread(target=attacker.run)
     thread.start()
     try:
-        yield attacker.counts
+        yield attacker
     finally:
         thread.join()
 
@@ -81,12 +80,13 @@ def longest_turn_ms(zoo: Zoo, attack: Attack) -> float:
     answered = 0
     seconds = AGENTS_SECONDS if attack.who == "agent" else SECONDS
     zoo.server.longest_turn_ms()
-    with attacked(zoo, attack, seconds) as counts:
+    with attacked(zoo, attack, seconds) as attacker:
         ends = time.monotonic() + seconds
-        while time.monotonic() < ends or not answered:
+        while time.monotonic() < ends or not answered or attacker.going_on:
             assert zoo.server.ask("GET", "/healthz", timeout_s=30).status == 200
             answered += 1
             time.sleep(0.02)
+    counts = attacker.counts
     assert counts["connections"] and (counts.get("sent") or not attack.block), counts
     assert not [reported for reported in counts if reported.startswith("told_5")], counts
     return zoo.server.longest_turn_ms()
