@@ -2,7 +2,8 @@
 
     log       an event and an alert for each fault (the default)
     cordon    a fatal fault also cordons its GPU, or the whole host if it belongs to no GPU: no worker is placed on it
-    move      as cordon, and the workers that run on it are moved to a spare; a gang is restarted as a whole
+    move      as cordon, and the workers that run on it are moved to a spare; a gang is restarted as a whole. If the
+              worker has already ended, it is moved unless the host has another GPU for it
 
 The known faults of an agent are stored with it, so that neither a restart nor another leader repeats an event, and a
 cordon that an operator removed is not set again for the same fault. Heartbeats only record which agents report faults.
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from procguard.errors import Conflict
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import AgentRecord, HostCordon
+from procguard.fleet.model.records import AgentRecord, HostCordon, WorkerRecord
 from procguard.fleet.telemetry.gpu_faults import ON_HOST, gpu_key, is_fatal, words
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import of_message
+from remote_agent.protocol import states
 from remote_agent.protocol.messages import GpuFault
 
 ACTOR = "failure handler"
@@ -95,7 +97,7 @@ class GpuFailures:
             tx.event("gpu_cordoned", host=agent.host, reason=cordon.reason, evidence={"gpu": fault.gpu, "uuid": key})
 
     def _move(self, agent: AgentRecord, fault: GpuFault, now: Now) -> None:
-        for worker_id in sorted(self._on(agent.agent_id, fault)):
+        for worker_id in sorted(self._on(agent.agent_id, fault) or self._without_gpu(agent, fault)):
             worker = self._state.workers_by_id.get(worker_id)
             if worker is None or worker.agent_id != agent.agent_id or worker.desired != "running":
                 continue
@@ -120,3 +122,25 @@ class GpuFailures:
             if key in (ON_HOST, gpu_key(gpu.uuid, gpu.index)):
                 found |= {gpu.worker_id, *(one.worker_id for one in gpu.processes)}
         return found - {""}
+
+    def _without_gpu(self, agent: AgentRecord, fault: GpuFault) -> set[str]:
+        """The worker that waits to be started again and for which the host has no GPU any more; for a fault of the
+        host, all that wait. The fault often ends its job before it is reported, and the GPU is free by then."""
+        of_agent = [one for one in self._state.workers_of(agent.agent_id) if one.desired == "running" and one.spec.gpus]
+        waiting = [one.worker_id for one in of_agent if self._waits(one)]
+        if gpu_key(fault.uuid, fault.gpu) == ON_HOST:
+            return set(waiting)
+        usable = self._placement.usable_gpus(agent.agent_id)
+        short = usable is not None and sum(one.spec.gpus for one in of_agent) > len(usable)
+        return set(sorted(waiting)[:1]) if short else set()
+
+    def _waits(self, worker: WorkerRecord) -> bool:
+        """Whether it has no process and is to be started again, by its agent or with its gang."""
+        report = self._state.worker_status[worker.worker_id].report
+        if report is None or report.state in states.ALIVE:
+            return False
+        if not worker.gang:
+            return report.state == states.BACKOFF
+        gang = self._state.gang_records.get(worker.spec.group)
+        phase = gang.phase if gang is not None else ""
+        return phase == "restarting" or (phase == "running" and report.state != states.EXITED)

@@ -20,6 +20,7 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import failure_history, ownership, placement
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from remote_agent.protocol.messages import GpuUsage
 
 UNREPORTED_ATTEMPTS = 10  # upper bound of the starts that a host can make unreported within a lease of one minute
 
@@ -91,19 +92,25 @@ class PlacementService:
     def _gpus_free(self, agent_id: str, workers: Sequence[WorkerRecord], coming: Sequence[WorkerRecord]) -> int | None:
         """The number of GPUs that the last heartbeat reports as neither allocated nor in use, minus those promised
         since."""
-        beat = self._state.agent_status[agent_id].heartbeat
-        if beat is None or beat.usage is None:
+        usable = self.usable_gpus(agent_id)
+        if usable is None:
             return None
-        cordoned = self._state.agents_by_id[agent_id].gpu_cordons
-        usable = [
-            gpu
-            for gpu in beat.usage.gpus
-            if not gpu.trouble and gpu.uuid not in cordoned and f"#{gpu.index}" not in cordoned
-        ]
         free = sum(1 for gpu in usable if not gpu.worker_id and not gpu.processes)
         wanted = sum(worker.spec.gpus for worker in coming if worker.moving is not None and worker.moving.run)
         promised = sum(worker.spec.gpus for worker in workers if worker.desired == "running")
         return max(0, min(free, len(usable) - promised) - wanted)
+
+    def usable_gpus(self, agent_id: str) -> list[GpuUsage] | None:
+        """The GPUs of the last heartbeat that work and are not cordoned, allocated or not; None: not reported."""
+        beat = self._state.agent_status[agent_id].heartbeat
+        if beat is None or beat.usage is None:
+            return None
+        cordoned = self._state.agents_by_id[agent_id].gpu_cordons
+        return [
+            gpu
+            for gpu in beat.usage.gpus
+            if not gpu.trouble and gpu.uuid not in cordoned and f"#{gpu.index}" not in cordoned
+        ]
 
     # ------------------------------------------------------------------------------------------ changing hands
 

@@ -15,6 +15,7 @@ from procguard.fleet.telemetry import gpu_faults
 from procguard.notify.alerts import classified
 from remote_agent.protocol.messages import GpuFault, GpuUsage, HostUsage
 from tests.unit.fleet_world import World
+from tests.unit.gang_world import GangWorld
 
 LOST = GpuFault("xid", 79, 1, "GPU-b", at=1000.0, detail="GPU has fallen off the bus.")
 OF_JOB = GpuFault("xid", 31, 0, "GPU-a", at=1000.0)
@@ -146,6 +147,48 @@ def test_only_the_workers_of_a_lost_gpu_move_although_its_index_is_unknown(tmp_p
     fleet.world.beat("h1", *reports, usage=replace(usage, gpu_faults=[lost]), boot_id="boot-1")
     fleet.failures.tick(fleet.world.now)
     assert [name for name in ("w1", "w2") if state.workers_by_id[name].moving is not None] == ["w2"]
+
+
+@pytest.mark.parametrize(
+    ("state", "gpus_left", "moves"),
+    [("backoff", 0, True), ("backoff", 1, False), ("exited", 0, False), ("failed", 0, False)],
+)
+def test_a_worker_that_ended_before_the_fault_is_known_moves_if_its_host_has_no_gpu_left_for_it(
+    tmp_path: Path, state: str, gpus_left: int, moves: bool
+) -> None:
+    fleet = Fleet(tmp_path, "move")
+    world = fleet.world
+    with world.fleet.state.transaction(world.now, "manager") as tx:
+        tx.edit(world.fleet.state.agents_by_id["h2"]).spare = True
+    others = [GpuUsage(2 + number, f"GPU-{number}") for number in range(gpus_left)]
+    usage = HostUsage(gpus=[GpuUsage(1, "GPU-b"), *others], gpu_faults=[LOST])
+    world.beat("h1", world.report("w1", state), usage=usage, boot_id="boot-1")
+    fleet.failures.tick(world.now)
+    moving = world.fleet.state.workers_by_id["w1"].moving
+    assert (moving.to if moving is not None else "") == ("h2" if moves else "")
+
+
+def test_a_member_that_ended_before_the_fault_is_known_moves_before_its_gang_starts_again(tmp_path: Path) -> None:
+    """Otherwise it waits for a GPU that its host no longer has, and the gang with it."""
+    world = GangWorld(tmp_path)
+    world.deploy({f"h{n}": {f"w{n}": world.spec(gpus=1)} for n in (1, 2, 3)})
+    state = world.fleet.state
+    state.settings = replace(state.settings, gpu_failures="move")
+    world.add_spare()
+    world.go_on(1)
+    with state.transaction(world.now, "manager") as tx:
+        tx.edit(state.agents_by_id["h4"]).spare = True
+    free = HostUsage(gpus=[GpuUsage(1, "GPU-b")])
+    world.fleet.agents.heartbeat("h4", replace(world.hosts["h4"].heartbeat(), usage=free), world.now)
+    world.hosts["h1"].fails("w1")
+    usage = replace(free, gpu_faults=[LOST])
+    world.fleet.agents.heartbeat("h1", replace(world.hosts["h1"].heartbeat(), usage=usage), world.now)
+    GpuFailures(world.fleet).tick(world.now)
+    for _ in range(20):
+        world.go_on(2)
+        world.fleet.placement.moved(world.now)
+    assert state.workers_by_id["w1"].agent_id == "h4"
+    assert world.running() == ["w1", "w2", "w3"] and world.gang.phase == "running"
 
 
 def test_a_host_that_names_ever_new_gpus_is_cordoned_itself(tmp_path: Path) -> None:
